@@ -1,0 +1,75 @@
+"""raysweep finds a language model's critical layers and proves it.
+
+    import raysweep as rs
+    rs.run("configs/demo.yaml")                        # a whole run from a config
+    rs.sweep_windows(base, tuned, examples, windows)   # losses with windows of layers put back
+    rs.capture(model, examples)                        # states [L, N, D] of every layer
+    rs.cka_matrix(X), rs.local_dynamics(S)             # arithmetic on plain arrays
+    rs.critical_layers(model, examples)                # the one-model answer
+    rs.load_examples(source, format, tokenizer)        # records to token sequences with a label mask
+
+Nothing heavy is imported until one of these is used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from raysweep.api import Run, open_run, run
+    from raysweep.data.examples import Example, load_examples
+    from raysweep.errors import InputError, RaysweepError, StoreError
+    from raysweep.models.adapter import Adapter
+    from raysweep.numerics.similarity import cka_matrix, local_dynamics
+    from raysweep.studies.capture import capture
+    from raysweep.studies.similarity import critical_layers
+    from raysweep.studies.substitution import sweep_windows
+
+__all__ = [
+    "Adapter",
+    "Example",
+    "InputError",
+    "RaysweepError",
+    "Run",
+    "StoreError",
+    "capture",
+    "cka_matrix",
+    "critical_layers",
+    "load_examples",
+    "local_dynamics",
+    "open_run",
+    "run",
+    "sweep_windows",
+]
+
+_HOMES = {
+    "Adapter": "models.adapter",
+    "Example": "data.examples",
+    "InputError": "errors",
+    "RaysweepError": "errors",
+    "Run": "api",
+    "StoreError": "errors",
+    "capture": "studies.capture",
+    "cka_matrix": "numerics.similarity",
+    "critical_layers": "studies.similarity",
+    "load_examples": "data.examples",
+    "local_dynamics": "numerics.similarity",
+    "open_run": "api",
+    "run": "api",
+    "sweep_windows": "studies.substitution",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(f"raysweep.{_HOMES[name]}"), name)
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("raysweep")
+    raise AttributeError(f"module 'raysweep' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

@@ -1,0 +1,237 @@
+"""The calls behind the command line and `import raysweep`: run a config, open a run, draw its report."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from raysweep.config import Config, load_config, parse_config
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from raysweep.engine.events import Listener
+    from raysweep.engine.folder import RunFolder
+    from raysweep.studies.measured import Correlated
+
+_SHOWN = 10
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder and what is in it. `tables` are data frames by name (substitution, similarity, dynamics, …)."""
+
+    folder: Path
+    tables: Mapping[str, pd.DataFrame]
+    report: Path
+    failed: Mapping[str, str] = field(default_factory=dict)
+
+    def __getattr__(self, name: str) -> pd.DataFrame:
+        try:
+            return self.tables[name]
+        except KeyError:
+            raise AttributeError(f"this run has no table '{name}'; it has {', '.join(self.tables)}") from None
+
+    def summary(self) -> list[str]:
+        """The answer in a few lines: ρ of every cell, or the costliest windows where nothing was correlated."""
+        if "correlation" in self.tables:
+            return [
+                f"{row.model} on {row.dataset}: Spearman {row.spearman:+.3f} [{row.ci_low:+.3f}, {row.ci_high:+.3f}] "
+                f"between {row.metric} dynamics and the loss after substitution, over {row.n_layers} windows of width {row.width}"
+                for row in self.tables["correlation"].itertuples()
+            ]
+        if "substitution" not in self.tables:
+            return []
+        losses = self.tables["substitution"]
+        windows = losses[losses["centre"].notna() & (losses["layers"] != "")]
+        mean = windows.groupby(["model", "dataset", "layers"])["loss"].mean()
+        return [
+            f"{model} on {dataset}: layers {group.idxmax()[2]} put back cost most, loss {group.max():.4f}"
+            for (model, dataset), group in mean.groupby(level=["model", "dataset"])
+        ]
+
+
+def run(
+    config: Config | Mapping[str, Any] | str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    fresh: bool = False,
+    listener: Listener | None = None,
+) -> Run:
+    """Run a config (a file, plain values or a Config) to its end and draw the report; what is whole is not done again.
+
+    `overrides` are texts like `execution.chunk=16`. Raises InputError before anything runs.
+    """
+    from raysweep.engine.driver import drive
+
+    if isinstance(config, (str, Path)):
+        config = load_config(config, overrides)
+    elif not isinstance(config, Config):
+        config = parse_config(dict(config), overrides=overrides)
+    done = drive(config, fresh=fresh, listener=listener)
+    return _reported(done.folder, done.failed)
+
+
+def open_run(folder: str | Path) -> Run:
+    """A run's tables joined again from what is committed, and its report drawn again. Raises InputError for no run folder."""
+    from raysweep.engine.folder import RunFolder
+
+    found = RunFolder(Path(folder).expanduser())
+    found.require_run()
+    return _reported(found, {})
+
+
+def _reported(folder: RunFolder, failed: Mapping[str, str]) -> Run:
+    from raysweep.report.page import write_report
+    from raysweep.report.provenance import provenance
+    from raysweep.report.tables import collect_tables, write_tables
+
+    graph, about = folder.read_plan()
+    tables = collect_tables(folder, graph)
+    write_tables(folder, tables)
+    page = write_report(tables, provenance(folder, graph, about, tables), folder.report)
+    return Run(folder.root, tables, page, failed)
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where a run stands: tasks by kind (done, all), parts committed, failures of the last start, and whether it ended."""
+
+    tasks: Mapping[str, tuple[int, int]]
+    parts: tuple[int, int]
+    failures: Mapping[str, str]
+    state: str
+    unfinished: Sequence[str]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            "state": self.state,
+            "tasks": {kind: {"done": done, "all": n} for kind, (done, n) in self.tasks.items()},
+            "parts": {"done": self.parts[0], "all": self.parts[1]},
+            "failures": dict(self.failures),
+            "unfinished": list(self.unfinished),
+        }
+
+    def to_text(self) -> str:
+        """A few lines for a terminal."""
+        lines = [f"{self.state}; {self.parts[0]} of {self.parts[1]} parts committed"]
+        lines += [f"  {kind:<12} {done} of {n} tasks done" for kind, (done, n) in self.tasks.items()]
+        lines += [f"  failed: {task}: {error.splitlines()[0]}" for task, error in self.failures.items()]
+        lines += [f"  not done: {name}" for name in self.unfinished[:_SHOWN]]
+        if len(self.unfinished) > _SHOWN:
+            lines.append(f"  … and {len(self.unfinished) - _SHOWN} more")
+        return "\n".join(lines)
+
+
+def status(folder: str | Path) -> Standing:
+    """Where the run in this folder stands, from its plan, its commits and its events."""
+    from raysweep.engine import events
+    from raysweep.engine.folder import RunFolder
+
+    found = RunFolder(Path(folder).expanduser())
+    found.require_run()
+    graph, _ = found.read_plan()
+    done = found.committed()
+    tasks: dict[str, tuple[int, int]] = defaultdict(lambda: (0, 0))
+    unfinished = []
+    for task in graph.tasks:
+        whole = all(key in done for key in task.keys)
+        before = tasks[task.kind]
+        tasks[task.kind] = (before[0] + whole, before[1] + 1)
+        if not whole:
+            unfinished.append(task.name)
+    keys = {key for task in graph.tasks for key in task.keys}
+    failures: dict[str, str] = {}
+    state = "running, or killed"
+    for event in events.read_events(found.events):
+        if event["event"] == events.RUN_STARTED:
+            failures, state = {}, "running, or killed"
+        elif event["event"] == events.CALL_FAILED:
+            failures |= dict.fromkeys(event["tasks"], event["error"])
+        elif event["event"] == events.RUN_FINISHED:
+            state = "finished"
+        elif event["event"] == events.RUN_INTERRUPTED:
+            state = "interrupted"
+    return Standing(dict(tasks), (len(keys & done.keys()), len(keys)), failures, state, unfinished)
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What a run would do: tasks by kind (done, all), and the cost of what is not done."""
+
+    tasks: Mapping[str, tuple[int, int]]
+    names: Sequence[str]
+    layer_applications: int
+    bytes_to_read: int
+    memory: int
+    seconds: float
+    device: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {**asdict(self), "tasks": {kind: {"done": done, "all": n} for kind, (done, n) in self.tasks.items()}}
+
+    def to_text(self) -> str:
+        """A few lines for a terminal."""
+        lines = [f"{kind:<12} {n} tasks, {done} done" for kind, (done, n) in self.tasks.items()]
+        lines += [
+            f"to read      {_size(self.bytes_to_read)} of checkpoints",
+            f"to compute   {self.layer_applications:,} layer applications, each on a whole data set",
+            f"memory       about {_size(self.memory)} for weights and states, on {self.device}",
+            f"time         about {_duration(self.seconds)}, from a matrix product timed just now; overheads come on top",
+        ]
+        return "\n".join(lines)
+
+
+def plan_run(config: Config | str | Path, overrides: Sequence[str] = ()) -> Planned:
+    """What `run` would do with this config; reads and checks everything it names, and runs and writes nothing."""
+    from raysweep.engine.driver import prepare
+    from raysweep.engine.plan import cost
+    from raysweep.engine.rates import seconds_for
+
+    if not isinstance(config, Config):
+        config = load_config(config, overrides)
+    facts, graph, folder = prepare(config)
+    done = folder.committed() if folder.is_run else {}
+    tasks: dict[str, tuple[int, int]] = defaultdict(lambda: (0, 0))
+    for task in graph.tasks:
+        before = tasks[task.kind]
+        tasks[task.kind] = (before[0] + all(key in done for key in task.keys), before[1] + 1)
+    needed = cost(config, facts, graph, done)
+    return Planned(
+        dict(tasks),
+        [task.name for task in graph.tasks],
+        needed.layer_applications,
+        needed.bytes_to_read,
+        needed.memory,
+        seconds_for(config, facts, needed),
+        facts.device,
+    )
+
+
+def correlate_files(dynamics: str | Path, losses: str | Path, neighbourhood: int = 3) -> Correlated:
+    """Correlate δ and losses measured elsewhere; see studies/measured.py for the files it reads."""
+    from raysweep.errors import InputError
+    from raysweep.studies.measured import correlate_measured, read_dynamics, read_losses
+
+    if neighbourhood < 1 or neighbourhood % 2 == 0:
+        raise InputError(f"--neighbourhood {neighbourhood}: it has a layer in its middle, so it is odd")
+    return correlate_measured(read_dynamics(dynamics, neighbourhood), read_losses(losses))
+
+
+def _size(n: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if n < 1000:
+            return f"{n:.3g} {unit}"
+        n /= 1000
+    return f"{n:.3g} TB"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.2g} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,183 @@
+"""The command line: each command parses, makes one call, and turns the outcome into an exit code.
+
+0 done; 1 some task failed (the rest is done and kept); 2 bad usage or input, before anything ran; 130 interrupted.
+Progress goes to standard error, results to standard output.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from raysweep.errors import RaysweepError
+
+if TYPE_CHECKING:
+    from raysweep.api import Run
+
+app = typer.Typer(
+    help="Find a language model's critical layers, and prove it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Overrides = Annotated[list[str] | None, typer.Option("--set", help="Override a key: --set execution.chunk=16")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Forget what is committed and compute everything again.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@app.command()
+def demo(out: Annotated[Path, typer.Option(help="The run folder.")] = Path("runs/demo"), fresh: Fresh = False) -> None:
+    """Run the whole study on the embedded laboratory: no network, no GPU, no download."""
+    from raysweep.recipes import demo_config
+
+    _run(demo_config(str(out)), fresh=fresh)
+
+
+@app.command()
+def sweep(
+    base: Annotated[str, typer.Argument(help="Base checkpoint: folder, hub id or lab:// name.")],
+    tuned: Annotated[str, typer.Argument(help="The checkpoint fine-tuned from it, or a PEFT adapter.")],
+    data: Annotated[str, typer.Argument(help="Test records: file, folder, hub id or lab:// name.")],
+    format: Annotated[str | None, typer.Option(help="Record format; found from the first record by default.")] = None,
+    wording: Annotated[str, typer.Option(help="Prompt wording: chat or llama2.")] = "chat",
+    width: Annotated[list[int] | None, typer.Option(help="Window width; may be given several times.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Use the first so many records.")] = None,
+    split: Annotated[str | None, typer.Option(help="Split of a hub data set.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="Prompt column or template (format columns).")] = None,
+    response: Annotated[str | None, typer.Option(help="Response column or template (format columns).")] = None,
+    out: Annotated[Path | None, typer.Option(help="The run folder.")] = None,
+    overrides: Overrides = None,
+    fresh: Fresh = False,
+) -> None:
+    """Run the whole study of one pair; the config it makes is kept in the run folder."""
+    from raysweep.recipes import sweep_config
+
+    config = sweep_config(
+        base,
+        tuned,
+        data,
+        format=format,
+        wording=wording,
+        widths=width or [5],
+        limit=limit,
+        split=split,
+        prompt=prompt,
+        response=response,
+        storage=None if out is None else str(out),
+    )
+    _run(config, overrides or [], fresh=fresh)
+
+
+@app.command()
+def init(path: Annotated[Path, typer.Argument(help="Where to write it.")] = Path("raysweep.yaml")) -> None:
+    """Write a commented config to start from."""
+    from raysweep.config import TEMPLATE
+    from raysweep.errors import InputError
+
+    if path.exists():
+        raise InputError(f"'{path}' exists already; give another name or delete it")
+    path.write_text(TEMPLATE, encoding="utf-8")
+    typer.echo(f"wrote {path}; now: raysweep plan {path}")
+
+
+@app.command()
+def plan(
+    config: Annotated[Path, typer.Argument(help="The config.")], overrides: Overrides = None, as_json: AsJson = False
+) -> None:
+    """Print what a run would do and cost; run nothing."""
+    from raysweep.api import plan_run
+
+    planned = plan_run(config, overrides or [])
+    typer.echo(json.dumps(planned.to_json(), indent=1) if as_json else planned.to_text())
+
+
+@app.command()
+def run(
+    config: Annotated[Path, typer.Argument(help="The config.")],
+    overrides: Overrides = None,
+    executor: Annotated[str | None, typer.Option(help="The same as --set execution.executor=…")] = None,
+    fresh: Fresh = False,
+) -> None:
+    """Run a config; what is whole is not done again."""
+    chosen = list(overrides or [])
+    if executor is not None:
+        chosen.append(f"execution.executor={executor}")
+    _run(str(config), chosen, fresh=fresh)
+
+
+@app.command()
+def status(folder: Annotated[Path, typer.Argument(help="A run folder.")], as_json: AsJson = False) -> None:
+    """Tell where a run stands."""
+    from raysweep.api import status as standing_of
+
+    standing = standing_of(folder)
+    typer.echo(json.dumps(standing.to_json(), indent=1) if as_json else standing.to_text())
+
+
+@app.command()
+def report(folder: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
+    """Draw a run's tables, figures and page again."""
+    from raysweep.api import open_run
+
+    typer.echo(f"report: {open_run(folder).report}")
+
+
+@app.command()
+def correlate(
+    dynamics: Annotated[
+        Path, typer.Option(help="δ by layer: CSV or Parquet (layer, delta), or an L × L matrix (.pt).")
+    ],
+    losses: Annotated[
+        Path, typer.Option(help="Loss by centre: CSV or Parquet (centre, loss), or a folder of prune_*.jsonl.")
+    ],
+    neighbourhood: Annotated[int, typer.Option(help="Layers that δ of a .pt matrix is the mean over; odd.")] = 3,
+    as_json: AsJson = False,
+) -> None:
+    """Correlate figures measured elsewhere."""
+    from raysweep.api import correlate_files
+
+    found = correlate_files(dynamics, losses, neighbourhood)
+    typer.echo(json.dumps(found.to_json(), indent=1) if as_json else found.to_text())
+
+
+def _run(config: Any, overrides: list[str] | None = None, *, fresh: bool) -> None:
+    from raysweep.api import run as run_config
+    from raysweep.progress import Progress
+
+    try:
+        with Progress() as progress:
+            done = run_config(config, overrides or [], fresh=fresh, listener=progress)
+    except KeyboardInterrupt:
+        typer.echo("interrupted; what is committed is kept, and running again resumes it", err=True)
+        raise typer.Exit(130) from None
+    _conclude(done)
+
+
+def _conclude(done: Run) -> None:
+    """Print the answer and where the report is; exit 1 where a task failed."""
+    for line in done.summary():
+        typer.echo(line)
+    for task, error in done.failed.items():
+        typer.echo(f"failed: {task}: {error.splitlines()[0]}", err=True)
+    typer.echo(f"report: {done.report}")
+    if done.failed:
+        raise typer.Exit(1)
+
+
+def main() -> None:
+    """Entry point: commands, with raysweep's own errors told in words."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    try:
+        app()
+    except RaysweepError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(2)

@@ -1,0 +1,287 @@
+"""The config of a run: YAML in, typed and checked values out.
+
+Only what can be checked without touching a checkpoint or a record is checked here; the rest is the engine's inspection,
+which also happens before anything runs. Every key has its meaning beside it, and `raysweep init` prints them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
+
+from raysweep.errors import InputError, nearest
+
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
+Positive = Annotated[int, Field(ge=1)]
+Metric = Literal["cka_linear", "cka_linear_debiased", "cka_rbf"]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelConfig(_Section):
+    """A base checkpoint and the checkpoints fine-tuned from it (data set → checkpoint or PEFT adapter)."""
+
+    name: Name
+    base: str
+    tuned: dict[Name, str] = {}
+    wording: str = "chat"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+
+
+class DatasetConfig(_Section):
+    """Records to measure on; `prompt` and `response` belong to the format `columns`."""
+
+    name: Name
+    path: str
+    format: str
+    split: str | None = None
+    limit: Positive | None = None
+    max_tokens: Positive | None = None
+    prompt: str | None = None
+    response: str | None = None
+
+
+class GenerationConfig(_Section):
+    """Text generated under each window: for the first `examples` of a data set, `tokens` new tokens each."""
+
+    examples: Positive = 3
+    tokens: Positive = 32
+
+
+class SubstitutionConfig(_Section):
+    """Every window of each width is put back to the base model's, and the test loss measured."""
+
+    widths: Annotated[list[Positive], Field(min_length=1)] = [5]
+    generate: GenerationConfig | None = None
+
+
+class SimilarityConfig(_Section):
+    """Similarity of the base model's layers on every data set, and the dynamics δ that follows from it."""
+
+    metrics: Annotated[list[Metric], Field(min_length=1)] = ["cka_linear"]
+    pooling: Literal["last", "mean"] = "last"
+    neighbourhood: Positive = 3
+
+    @field_validator("neighbourhood")
+    @classmethod
+    def _odd(cls, value: int) -> int:
+        if value % 2 == 0:
+            raise ValueError(f"a neighbourhood has a layer in its middle, so it is odd; {value} is even")
+        return value
+
+
+class CorrelationConfig(_Section):
+    """Rank correlation of δ with the loss after substitution; `drop_ends` leaves so many centres out at each end."""
+
+    resamples: Positive = 1000
+    seed: int = 0
+    drop_ends: Annotated[int, Field(ge=0)] = 0
+
+
+class StudiesConfig(_Section):
+    """What to measure; a study that is left out is not run. Correlation needs the other two."""
+
+    substitution: SubstitutionConfig | None = None
+    similarity: SimilarityConfig | None = None
+    correlation: CorrelationConfig | None = None
+
+    @model_validator(mode="after")
+    def _whole(self) -> StudiesConfig:
+        if not (self.substitution or self.similarity):
+            raise ValueError("asks for no study; give substitution, similarity or both (an empty one is written {})")
+        if self.correlation and not (self.substitution and self.similarity):
+            raise ValueError("correlation needs both substitution and similarity; add the missing one")
+        return self
+
+
+class ExecutionConfig(_Section):
+    """How to compute it; nothing here changes a result beyond rounding, except `chunk`, which decides what is committed together."""
+
+    executor: Literal["local"] = "local"
+    device: str = "auto"
+    device_map: str | dict[str, Any] | None = None
+    batch_tokens: Positive | Literal["auto"] = "auto"
+    chunk: Positive = 32
+    fuse: bool = True
+
+    @field_validator("device")
+    @classmethod
+    def _known_device(cls, value: str) -> str:
+        if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", value):
+            raise ValueError(f"'{value}' is no device; give auto, cpu, mps, cuda or cuda:N")
+        return value
+
+
+class Config(_Section):
+    """A whole run."""
+
+    name: Name
+    models: Annotated[list[ModelConfig], Field(min_length=1)]
+    datasets: Annotated[list[DatasetConfig], Field(min_length=1)]
+    studies: StudiesConfig
+    execution: ExecutionConfig = ExecutionConfig()
+    storage: str
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Config:
+        for what, named in (("models", self.models), ("datasets", self.datasets)):
+            names = [item.name for item in named]
+            doubled = sorted({name for name in names if names.count(name) > 1})
+            if doubled:
+                raise ValueError(f"two {what} are named '{doubled[0]}'; give each its own name")
+        known = {dataset.name for dataset in self.datasets}
+        for model in self.models:
+            for name in model.tuned:
+                if name not in known:
+                    raise ValueError(
+                        f"model '{model.name}' has a checkpoint tuned on '{name}', which is no data set here; {nearest(name, known)}"
+                    )
+        if self.studies.substitution and not any(model.tuned for model in self.models):
+            raise ValueError("substitution needs a tuned checkpoint; give models[].tuned: {data set: checkpoint}")
+        return self
+
+    def to_yaml(self) -> str:
+        """The config as YAML, defaults spelled out."""
+        return yaml.safe_dump(self.model_dump(exclude_none=True), sort_keys=False, allow_unicode=True)
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read and check a YAML config; `overrides` are `a.b=c` texts, the value read as YAML.
+
+    Raises InputError naming the file, the key, and the nearest known key for a misspelt one.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise InputError(f"config '{path}' does not exist; `raysweep init` writes one to start from")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"config '{path}' is not YAML: {' '.join(str(error).split())}") from error
+    return parse_config(values, where=str(path), overrides=overrides)
+
+
+def parse_config(values: Any, *, where: str = "config", overrides: Sequence[str] = ()) -> Config:
+    """A checked config from plain values (as YAML gives them). Raises InputError as load_config does."""
+    if not isinstance(values, dict):
+        raise InputError(f"{where}: a config is a mapping of keys, not {type(values).__name__}")
+    for override in overrides:
+        values = _overridden(values, override)
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        problems = [_problem(dict(problem), values) for problem in error.errors()]
+        raise InputError("\n".join(f"{where}: {problem}" for problem in problems)) from error
+
+
+def _overridden(values: dict[str, Any], override: str) -> dict[str, Any]:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise InputError(f"--set {override}: write it as key=value, for example execution.chunk=16")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"--set {override}: the value is not YAML: {' '.join(str(error).split())}") from error
+    return _with(values, key.split("."), value, override)
+
+
+def _with(node: Any, path: list[str], value: Any, override: str) -> Any:
+    if not path:
+        return value
+    head, rest = path[0], path[1:]
+    if isinstance(node, list):
+        if not head.isdigit() or int(head) >= len(node):
+            raise InputError(f"--set {override}: '{head}' is no place in a list of {len(node)}; count from 0")
+        return [_with(item, rest, value, override) if i == int(head) else item for i, item in enumerate(node)]
+    if node is None:
+        node = {}
+    if not isinstance(node, dict):
+        raise InputError(f"--set {override}: '{head}' lies under a plain value")
+    return {**node, head: _with(node.get(head), rest, value, override)}
+
+
+def _problem(problem: dict[str, Any], values: Any) -> str:
+    """One validation problem in words, with the key's place and, for an unknown key, the nearest known one."""
+    location = tuple(problem["loc"])
+    place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
+    if problem["type"] == "extra_forbidden":
+        known = _fields_at(location[:-1])
+        return f"unknown key '{place}'; {nearest(str(location[-1]), known)}"
+    if problem["type"] == "missing":
+        return f"key '{place}' is missing"
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    message = message[0].lower() + message[1:]
+    if problem["type"] == "value_error" and not isinstance(problem.get("input"), (str, int, float)):
+        return f"{place}: {message}" if place else message
+    return (
+        f"key '{place}': {message}, not {problem.get('input')!r}"
+        if problem["type"] != "value_error"
+        else f"key '{place}': {message}"
+    )
+
+
+def _fields_at(location: tuple[str | int, ...]) -> list[str]:
+    node: type[BaseModel] = Config
+    for part in location:
+        if isinstance(part, str) and part in node.model_fields:
+            inner = _section_in(node.model_fields[part].annotation)
+            node = inner or node
+    return list(node.model_fields)
+
+
+def _section_in(annotation: Any) -> type[BaseModel] | None:
+    """The section class inside an annotation such as list[X] or X | None."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for inner in getattr(annotation, "__args__", ()):
+        found = _section_in(inner)
+        if found:
+            return found
+    return None
+
+
+TEMPLATE = """\
+# A raysweep run. `raysweep plan FILE` shows what it would do, `raysweep run FILE` does it and resumes by itself.
+name: tiny
+
+models:
+  - name: tiny
+    base: lab://tiny                 # a folder written by save_pretrained, a hub id, or the laboratory's
+    tuned:                           # data set -> fine-tuned checkpoint, or PEFT adapter on the base
+      sums: lab://tiny/sums
+    wording: chat                    # chat: the tokenizer's own template; or llama2
+    dtype: auto                      # the checkpoint's own on a GPU, float32 on a CPU
+
+datasets:
+  - name: sums
+    path: lab://sums/test            # .jsonl, .json, .parquet, .csv, a save_to_disk folder, or a hub data set (with split)
+    format: gsm8k                    # dolly, alpaca, gsm8k, boolq, openbookqa, messages, or columns
+    limit: 300                       # the first so many records
+    max_tokens: 512                  # longer examples are cut here (and counted)
+  # - {name: mine, path: my.jsonl, format: columns, prompt: question, response: "{{ answer }}"}
+
+studies:
+  substitution:
+    widths: [5]                      # every window of so many layers is put back to the base model's
+    # generate: {examples: 3, tokens: 32}   # text produced under each window
+  similarity:
+    metrics: [cka_linear]            # cka_linear, cka_linear_debiased, cka_rbf
+    pooling: last                    # the last prompt token, or mean over the prompt
+    neighbourhood: 3                 # layers that δ is the mean over
+  correlation:
+    resamples: 1000                  # half-samples of the examples behind each interval
+
+execution:
+  executor: local
+  device: auto                       # cuda where there is one, else cpu
+  batch_tokens: auto                 # padded tokens of one block call: 8192 on a GPU, 1024 on a CPU, or a number
+  chunk: 32                          # examples committed together
+
+storage: runs/tiny
+"""

@@ -1,0 +1,1 @@
+"""Records to token batches: formats, wordings, label masks, padding. Knows nothing of models."""

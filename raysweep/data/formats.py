@@ -1,0 +1,241 @@
+"""Record formats: which fields a record must have, and the question and the response they make.
+
+The table is the whole knowledge; `columns` is the user's own format. Texts are Jinja over the record's fields. What
+stands around the question (chat turns, instruction headers) is wording.py's, where records come from records.py's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from types import UnionType
+from typing import Any
+
+import jinja2
+from jinja2.sandbox import SandboxedEnvironment
+
+from raysweep.errors import InputError, nearest
+
+Record = Mapping[str, Any]
+Turns = list[dict[str, str]]
+
+
+@jinja2.pass_context
+def _field(context: jinja2.runtime.Context, name: str) -> Any:
+    """Filter `'a name' | field`: the only way to a field whose name is no Jinja identifier."""
+    return context.resolve(name)
+
+
+def _printed(value: Any) -> Any:
+    if value is None:
+        raise jinja2.UndefinedError("a value it prints is null")
+    return value
+
+
+_JINJA = SandboxedEnvironment(
+    keep_trailing_newline=True, undefined=jinja2.StrictUndefined, autoescape=False, finalize=_printed
+)
+_JINJA.filters["field"] = _field
+
+
+@lru_cache(maxsize=256)
+def template(text: str) -> jinja2.Template:
+    """A compiled, sandboxed Jinja template; printing an unknown or null field is an error, not an empty string.
+
+    Raises InputError where the template does not parse.
+    """
+    try:
+        return _JINJA.from_string(text)
+    except jinja2.TemplateSyntaxError as error:
+        raise InputError(f"template {text!r} does not parse: {error.message}; mend its Jinja") from error
+
+
+def render(text: str, values: Record) -> str:
+    """The Jinja template `text` filled in; InputError where it uses what `values` lacks, or fails on them."""
+    try:
+        return template(text).render(values)
+    except InputError:
+        raise
+    except Exception as error:  # a template can raise whatever its expressions can
+        raise InputError(f"template {text!r} fails: {error}; the record's fields are {_names(values)}") from error
+
+
+def _names(record: Record) -> str:
+    return ", ".join(record) or "none"
+
+
+def _type_name(kind: type | UnionType) -> str:
+    return kind.__name__ if isinstance(kind, type) else str(kind)
+
+
+def _fits(_: Record) -> None:
+    """The check of a format whose fields do not depend on each other."""
+
+
+@dataclass(frozen=True)
+class Format:
+    """One record format.
+
+    `fields` are those every record must have (name → type), `question` and `response` are Jinja, and `check` says in
+    words what is wrong between or inside fields of the right types, or None.
+    """
+
+    name: str
+    fields: Mapping[str, type | UnionType]
+    question: str
+    response: str
+    check: Callable[[Record], str | None] = field(default=_fits, repr=False)
+
+    def problem(self, record: Record) -> str | None:
+        """What is wrong with the record, in words that follow "this record …", or None."""
+        for name, kind in self.fields.items():
+            if name not in record:
+                return f"has no field '{name}', which format '{self.name}' needs; its fields are {_names(record)}"
+            value = record[name]
+            if value is None:
+                return f"has a null field '{name}', which format '{self.name}' needs"
+            if not isinstance(value, kind):
+                found, needed = type(value).__name__, _type_name(kind)
+                return f"has a field '{name}' of type {found}, where format '{self.name}' needs {needed}"
+        return self.check(record)
+
+    def texts(self, record: Record) -> tuple[str, str]:
+        """Question and response of a record without a problem; InputError where a template of the user's fails."""
+        return render(self.question, record), render(self.response, record)
+
+    def turns(self, record: Record) -> Turns:
+        """The record as a conversation: all its turns (`messages`), or the question and the response as two."""
+        if self.name == "messages":
+            return [{"role": turn["role"], "content": turn["content"]} for turn in record["messages"]]
+        question, response = self.texts(record)
+        return [{"role": "user", "content": question}, {"role": "assistant", "content": response}]
+
+
+def _check_answer(record: Record) -> str | None:
+    answer = record["answer"]
+    if isinstance(answer, str) and answer.lower() not in ("true", "false"):
+        return f"has an answer {answer!r}, where format 'boolq' needs true or false"
+    return None
+
+
+def _check_choices(record: Record) -> str | None:
+    lists = {}
+    for name in ("label", "text"):
+        values = record["choices"].get(name)
+        if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+            return f"has choices whose '{name}' is no list of texts; format 'openbookqa' needs choices {{label, text}}"
+        lists[name] = values
+    labels, texts = lists["label"], lists["text"]
+    if len(labels) != len(texts):
+        return (
+            f"has choices with {len(labels)} labels and {len(texts)} texts; format 'openbookqa' needs as many of each"
+        )
+    if record["answerKey"] not in labels:
+        return f"has an answerKey {record['answerKey']!r} that is none of its labels {', '.join(labels) or '(none)'}"
+    return None
+
+
+def _check_messages(record: Record) -> str | None:
+    turns = record["messages"]
+    for at, turn in enumerate(turns):
+        if not isinstance(turn, Mapping) or not all(isinstance(turn.get(key), str) for key in ("role", "content")):
+            return f"has a message {at} (counted from 0) that is no {{role, content}} of two texts"
+    roles = [turn["role"] for turn in turns]
+    if not roles or roles[-1] != "assistant":
+        last = f"is the {roles[-1]}'s" if roles else "is missing"
+        return f"has messages whose last {last}; format 'messages' needs the assistant's there"
+    if "user" not in roles:
+        return "has messages with no user's before the assistant's last; format 'messages' needs one"
+    return None
+
+
+_CHOICES = "{% for label in choices.label %}{{ '\\n' }}{{ label }}: {{ choices.text[loop.index0] }}{% endfor %}"
+_CHOSEN = "{{ choices.text[choices.label.index(answerKey)] }}"
+
+FORMATS: dict[str, Format] = {
+    f.name: f
+    for f in (
+        Format(
+            "dolly",
+            {"instruction": str, "context": str, "response": str},
+            "{{ instruction }}{% if context %}\n\n{{ context }}{% endif %}",
+            "{{ response }}",
+        ),
+        Format(
+            "alpaca",
+            {"instruction": str, "input": str, "output": str},
+            "{{ instruction }}{% if input %}\n\n{{ input }}{% endif %}",
+            "{{ output }}",
+        ),
+        Format("gsm8k", {"question": str, "answer": str}, "{{ question }}", "{{ answer }}"),
+        Format(
+            "boolq",
+            # A CSV file has no types, so that `answer` comes from it as text.
+            {"question": str, "passage": str, "answer": bool | str},
+            "{{ question }}",
+            "{{ 'True' if answer | lower == 'true' else 'False' }}. {{ passage }}",
+            _check_answer,
+        ),
+        Format(
+            "openbookqa",
+            {"question_stem": str, "choices": dict, "answerKey": str, "fact1": str},
+            "{{ question_stem }}" + _CHOICES,
+            "{{ answerKey }} " + _CHOSEN + ". {{ fact1 }}",
+            _check_choices,
+        ),
+        Format(
+            "messages",
+            {"messages": list},
+            "{{ (messages | selectattr('role', 'equalto', 'user') | list)[-1].content }}",
+            "{{ messages[-1].content }}",
+            _check_messages,
+        ),
+    )
+}
+
+
+def columns_format(prompt: str, response: str) -> Format:
+    """A format of the user's own: each of the two is a column's name, or (where it holds `{{` or `{%`) Jinja over columns.
+
+    A column named alone must hold text or a number. Raises InputError where a template does not parse.
+    """
+    fields: dict[str, type | UnionType] = {}
+    texts = []
+    for text in (prompt, response):
+        if "{{" in text or "{%" in text:
+            template(text)
+            texts.append(text)
+        else:
+            fields[text] = str | int | float
+            texts.append(f"{{{{ {text!r} | field }}}}")
+    return Format("columns", fields, texts[0], texts[1])
+
+
+def find_format(name: str, prompt: str | None = None, response: str | None = None) -> Format:
+    """The format of that name; `prompt` and `response` belong to `columns`, which needs both.
+
+    Raises InputError for an unknown name (with the nearest), and for texts that are missing or have no use.
+    """
+    if name == "columns":
+        if prompt is None or response is None:
+            lacking = " and ".join(k for k, v in (("prompt", prompt), ("response", response)) if v is None)
+            raise InputError(f"format 'columns' lacks {lacking}: give a column's name or a Jinja template over columns")
+        return columns_format(prompt, response)
+    if name not in FORMATS:
+        raise InputError(f"unknown format '{name}': {nearest(name, [*FORMATS, 'columns'])}")
+    if prompt is not None or response is not None:
+        raise InputError(f"format '{name}' makes its own texts: leave prompt and response out, or use format 'columns'")
+    return FORMATS[name]
+
+
+def detect_format(record: Record) -> str:
+    """The one known format that the record fits. Raises InputError where none or several do."""
+    fitting = [form.name for form in FORMATS.values() if form.problem(record) is None]
+    if len(fitting) != 1:
+        found = f"fits {' and '.join(fitting)}" if fitting else "fits no known format"
+        raise InputError(
+            f"the first record, with the fields {_names(record)}, {found}; name the format: {', '.join(FORMATS)}, "
+            "or columns with a prompt and a response"
+        )
+    return fitting[0]

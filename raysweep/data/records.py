@@ -1,0 +1,247 @@
+"""Records from where they lie: JSONL, JSON, CSV, Parquet, a folder of Hugging Face `datasets`, or its hub.
+
+Every record knows its place, so that what is wrong with it can be named. Which fields it should have is formats.py's.
+Text files are read here and not by `datasets`, which would guess types (an answer `007` becomes 7) and lose line numbers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import json
+import logging
+import re
+import tempfile
+import warnings
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from raysweep import lab
+from raysweep.data.formats import Record
+from raysweep.errors import InputError, nearest
+
+# The line a record begins on (None where its source has none), and the record.
+Numbered = Generator[tuple[int | None, Record], None, None]
+
+# What `save_to_disk` leaves at a folder's top: of one data set, of several splits.
+_SAVED = ("state.json", "dataset_dict.json")
+_HUB_NAME = re.compile(r"(?P<name>[\w.-]+(/[\w.-]+)?)(:(?P<config>[\w.-]+))?")
+
+
+@dataclass(frozen=True)
+class Records:
+    """Records in their source's order; `lines` are those they begin on (from 1), None for sources without lines."""
+
+    source: str
+    records: list[Record]
+    lines: list[int] | None
+
+    def place(self, index: int) -> str:
+        """Where record `index` (from 0) stands, for messages."""
+        if self.lines is not None:
+            return f"{self.source}, line {self.lines[index]}"
+        return f"{self.source}, record {index} (counted from 0)"
+
+
+def read_records(source: str, *, split: str | None = None, limit: int | None = None) -> Records:
+    """The first `limit` (all by default) records of `source`.
+
+    `source` is a laboratory name (`lab://<set>/test`), a file (.jsonl, .json with one list of objects, .csv with a header, .parquet), a folder that
+    `datasets` wrote (`save_to_disk`) or can load, or a hub data set: `name`, `owner/name` or, where it has several
+    configurations, `owner/name:configuration`. `split` is for folders and the hub; one of a single split needs none.
+    Hub data are streamed and not kept (its client keeps the data set's card); reading stops at the limit.
+
+    Raises InputError for a source that is missing, empty, not readable as its kind, or without that split.
+    """
+    path = Path(lab.resolve(source)).expanduser()
+    where = str(path)
+    if path.is_dir():
+        numbered = _read_datasets(where, None, split)
+    elif path.suffix in _READERS or path.is_file():
+        numbered = _read_file(path, split)
+    else:
+        numbered = _read_datasets(*_hub_name(where), split)
+    try:
+        with contextlib.closing(numbered):
+            rows = list(islice(numbered, limit))
+    except OSError as error:
+        raise InputError(f"{where} cannot be read: {error.strerror or error}") from error
+    if not rows:
+        raise InputError(f"{where} is empty: it holds no record")
+    lines = [line for line, _ in rows if line is not None]
+    return Records(where, [record for _, record in rows], lines or None)
+
+
+def _read_file(path: Path, split: str | None) -> Numbered:
+    if not path.exists():
+        raise InputError(f"there is no file {path}: check the path")
+    if path.suffix not in _READERS:
+        raise InputError(f"{path} is of no known kind: give a {', '.join(_READERS)} file, or a folder of `datasets`")
+    if split is not None:
+        raise InputError(f"{path} is one file, without splits: leave out split '{split}'")
+    return _READERS[path.suffix](path)
+
+
+def _text_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Numbered lines (from 1), decoded one by one so that a wrong byte's line is known; a byte-order mark is skipped."""
+    with path.open("rb") as file:
+        for number, raw in enumerate(file, start=1):
+            try:
+                yield number, raw.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                byte = raw[error.start]
+                raise InputError(f"{path}, line {number} is not UTF-8 (byte 0x{byte:02x}): convert the file") from error
+
+
+def _read_jsonl(path: Path) -> Numbered:
+    for number, text in _text_lines(path):
+        if not text.strip():
+            continue
+        try:
+            record = json.loads(text.rstrip("\r\n"))  # else a torn line's column is the next one's
+        except json.JSONDecodeError as error:
+            raise InputError(
+                f"{path}, line {number} is no whole JSON object ({error.msg}, column {error.colno}): "
+                "mend the line; JSONL has one object a line"
+            ) from error
+        if not isinstance(record, dict):
+            raise InputError(f"{path}, line {number} is {_json_kind(record)}, where JSONL has one object a line")
+        yield number, record
+
+
+def _read_json(path: Path) -> Numbered:
+    text = "".join(line for _, line in _text_lines(path))
+    if not text.strip():
+        return
+    try:
+        records = json.loads(text)
+    except json.JSONDecodeError as error:
+        mend = "name it .jsonl if it has one object a line" if error.msg == "Extra data" else "mend the file"
+        raise InputError(
+            f"{path}, line {error.lineno} is no JSON ({error.msg}, column {error.colno}): {mend}"
+        ) from error
+    if not isinstance(records, list):
+        raise InputError(f"{path} is {_json_kind(records)}, where a .json file has one list of objects")
+    for index, record in enumerate(records):
+        if not isinstance(record, dict):
+            raise InputError(
+                f"{path}, record {index} (counted from 0) is {_json_kind(record)}, where an object is needed"
+            )
+        yield None, record
+
+
+def _json_kind(value: Any) -> str:
+    kinds = {dict: "an object", list: "a list", str: "a string", bool: "a truth value", type(None): "null"}
+    return kinds.get(type(value), "a number")
+
+
+def _read_csv(path: Path) -> Numbered:
+    """Every value is text, as written: CSV has no types."""
+    rows = csv.reader((line for _, line in _text_lines(path)), strict=True)
+    line = 1
+    try:
+        header = next(rows, [])
+        if len(set(header)) < len(header):
+            raise InputError(f"{path}, line 1 names a column twice: {', '.join(header)}")
+        line = rows.line_num + 1
+        for row in rows:
+            if row and len(row) != len(header):
+                raise InputError(f"{path}, line {line} has {len(row)} values, where the header has {len(header)}")
+            if row:
+                yield line, dict(zip(header, row, strict=True))
+            line = rows.line_num + 1
+    except csv.Error as error:
+        raise InputError(f"{path}, line {line} is no CSV ({error}): mend the file, or give JSONL") from error
+
+
+def _read_parquet(path: Path) -> Numbered:
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        with parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=1024):
+                for record in batch.to_pylist():
+                    yield None, record
+    except pyarrow.ArrowException as error:
+        raise InputError(f"{path} is no whole Parquet file: {error}") from error
+
+
+_READERS: dict[str, Callable[[Path], Numbered]] = {
+    ".jsonl": _read_jsonl,
+    ".json": _read_json,
+    ".csv": _read_csv,
+    ".parquet": _read_parquet,
+}
+
+
+def _hub_name(source: str) -> tuple[str, str | None]:
+    """(name, configuration) of a hub data set; InputError where the source can only mean a path, for nothing is there."""
+    match = _HUB_NAME.fullmatch(source)
+    parent = Path(source).parent
+    if match is None or (str(parent) != "." and parent.is_dir()):
+        raise InputError(f"there is no file or folder {source}: check the path")
+    return match["name"], match["config"]
+
+
+def _read_datasets(name: str, config: str | None, split: str | None) -> Numbered:
+    """Records of a folder or of the hub's data set `name`, streamed."""
+    import datasets
+
+    with _quiet(), tempfile.TemporaryDirectory() as cache:
+        try:
+            if any((Path(name) / mark).is_file() for mark in _SAVED):
+                data = datasets.load_from_disk(name)
+            else:
+                data = datasets.load_dataset(name, config, streaming=True, cache_dir=cache)
+            for record in _one_split(name, data, split).with_format(None):
+                yield None, record
+        except InputError:
+            raise
+        except Exception as error:  # `datasets` raises whatever its readers and the network raise
+            told = " ".join(f"{type(error).__name__}: {error}".split())
+            raise InputError(
+                f"'{name}' is no data set that `datasets` can load ({told}): check the name, its configuration "
+                "(owner/name:configuration) and the network, or give a file or a folder"
+            ) from error
+
+
+def _one_split(where: str, data: Any, split: str | None) -> Any:
+    if not isinstance(data, dict):
+        if split is not None:
+            raise InputError(f"{where} is one data set, without splits: leave out split '{split}'")
+        return data
+    if split is None and len(data) == 1:
+        return next(iter(data.values()))
+    if split is None:
+        raise InputError(f"{where} has several splits: name one of {', '.join(data)}")
+    if split not in data:
+        raise InputError(f"{where} has no split '{split}': {nearest(split, data)}")
+    return data[split]
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Nothing on standard error from `datasets` and the hub's client: what fails is told by an exception."""
+    import datasets.utils
+    import huggingface_hub.utils
+
+    loggers = [logging.getLogger(name) for name in ("datasets", "huggingface_hub")]
+    levels = [logger.level for logger in loggers]
+    bars = [u for u in (datasets.utils, huggingface_hub.utils) if not u.are_progress_bars_disabled()]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            for logger in loggers:
+                logger.setLevel(logging.CRITICAL)
+            for utils in bars:
+                utils.disable_progress_bars()
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
+            for utils in bars:
+                utils.enable_progress_bars()

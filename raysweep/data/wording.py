@@ -1,0 +1,176 @@
+"""Wordings: the text around a record's question and response, its tokens, and which of them carry loss.
+
+The wordings are one table. `chat` is the tokenizer's own chat template; the others are the texts that published
+checkpoints were tuned with, format by format. What a format's question and response are is formats.py's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from itertools import takewhile
+from typing import TYPE_CHECKING
+
+import jinja2
+import numpy as np
+from numpy.typing import NDArray
+
+from raysweep.data.formats import Format, Record, render
+from raysweep.errors import InputError, nearest
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Texts = tuple[str, str]  # the prompt, which carries no loss, and the response, which does
+Encoded = tuple[NDArray[np.int64], int]  # tokens [T] of both, and how many leading ones carry no loss
+
+
+@dataclass(frozen=True)
+class ChatWording:
+    """The tokenizer's own chat template: everything before the last assistant's tokens carries no loss."""
+
+    name: str
+
+    def check(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """InputError where the tokenizer has no chat template."""
+        if not tokenizer.chat_template:
+            raise InputError(
+                f"tokenizer '{tokenizer.name_or_path}' has no chat template, and wording '{self.name}' is that template: "
+                f"give the tokenizer one, or choose another wording ({', '.join(w for w in WORDINGS if w != self.name)})"
+            )
+
+    def texts(self, record_format: Format, record: Record, tokenizer: PreTrainedTokenizerBase) -> Texts:
+        """Prompt (with the template's opening of the assistant's turn) and response (with its close).
+
+        White space that the template puts after the close is left out: nothing is generated there. Raises InputError
+        where the template refuses the turns, or a whole conversation does not begin with its own prompt.
+        """
+        turns = record_format.turns(record)
+        try:
+            prompt = tokenizer.apply_chat_template(turns[:-1], add_generation_prompt=True, tokenize=False)
+            whole = tokenizer.apply_chat_template(turns, tokenize=False)
+        except jinja2.TemplateError as error:
+            roles = ", ".join(turn["role"] for turn in turns)
+            raise InputError(
+                f"the tokenizer's chat template refuses the turns {roles} ({error}): mend them, or choose another wording"
+            ) from error
+        if not whole.startswith(prompt):
+            raise InputError(
+                "the tokenizer's chat template does not continue its own generation prompt, so that the response's "
+                f"tokens cannot be told (prompt ends {prompt[-30:]!r}): choose another wording"
+            )
+        rest, said = whole[len(prompt) :], turns[-1]["content"]
+        n_said = len(said) if rest.startswith(said) else 0  # white space of the response itself stays
+        return prompt, rest[:n_said] + rest[n_said:].rstrip()
+
+    def encode(self, texts: Texts, tokenizer: PreTrainedTokenizerBase) -> Encoded:
+        """Tokens of the whole; where a merge crosses the border, labels start at the first token that differs."""
+        prompt, whole = _ids(texts[0], tokenizer), _ids("".join(texts), tokenizer)
+        n_prompt = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(prompt, whole, strict=False)))
+        return np.array(whole, dtype=np.int64), n_prompt
+
+
+@dataclass(frozen=True)
+class TextWording:
+    """Fixed texts: for each format the Jinja of its prompt and its response, after the begin-of-sequence token.
+
+    The Jinja sees the record's fields, `question` and `response` (the format's two texts) and `eos_token`.
+    """
+
+    name: str
+    by_format: Mapping[str, Texts] = field(repr=False)
+
+    def check(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """InputError where the tokenizer has no begin- or no end-of-sequence token."""
+        for role in ("bos_token", "eos_token"):
+            if getattr(tokenizer, role) is None:
+                raise InputError(
+                    f"tokenizer '{tokenizer.name_or_path}' has no {role}, which wording '{self.name}' writes: "
+                    "choose wording 'chat'"
+                )
+
+    def texts(self, record_format: Format, record: Record, tokenizer: PreTrainedTokenizerBase) -> Texts:
+        """Prompt and response, without the begin-of-sequence token; InputError for turns the wording has no text for."""
+        if record_format.name == "messages":
+            roles = [turn["role"] for turn in record["messages"]]
+            if roles != ["user", "assistant"]:
+                raise InputError(
+                    f"wording '{self.name}' writes one user's turn and the assistant's, and the record has "
+                    f"{', '.join(roles)}: choose wording 'chat'"
+                )
+        question, response = record_format.texts(record)
+        values = {**record, "question": question, "response": response, "eos_token": tokenizer.eos_token}
+        before, after = self.by_format[record_format.name]
+        return render(before, values), render(after, values)
+
+    def encode(self, texts: Texts, tokenizer: PreTrainedTokenizerBase) -> Encoded:
+        """Tokens of the whole; as many leading ones as the prompt alone has carry no loss (at most all)."""
+        prompt, whole = _ids(texts[0], tokenizer), _ids("".join(texts), tokenizer)
+        tokens = np.array([tokenizer.bos_token_id, *whole], dtype=np.int64)
+        return tokens, min(1 + len(prompt), len(tokens))
+
+
+Wording = ChatWording | TextWording
+
+
+def _ids(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    return ids
+
+
+def _llama2(body: str, system: str) -> str:
+    return f"[INST] <<SYS>>\n{system}\n<</SYS>>\n\n{body} [/INST]"
+
+
+_TASK = "Below is an instruction that describes a task"
+_REQUEST = "Write a response that appropriately completes the request."
+_ASKED = f"{_TASK}. {_REQUEST}"
+_ASKED_WITH_INPUT = f"{_TASK}, paired with an input that provides further context. {_REQUEST}"
+_ANSWER = " {{ response }} {{ eos_token }}"
+
+# Every blank and every missing one is as the published checkpoints saw it.
+_LLAMA2_QUESTION = (_llama2("### Instruction:\n {{ question }} \n \n### Response:", _ASKED), _ANSWER)
+_LLAMA2 = {
+    "dolly": (
+        _llama2(
+            "### Instruction:\n {{ instruction }} \n \n"
+            "{% if context %}Input: \n{{ context }} \n \n{% endif %}### Response:",
+            _ASKED,
+        ),
+        _ANSWER,
+    ),
+    "alpaca": (
+        _llama2(
+            "### Instruction:\n{{ instruction }}\n\n{% if input %}### Input:\n{{ input }}\n\n{% endif %}### Response:\n",
+            f"{{% if input %}}{_ASKED_WITH_INPUT}{{% else %}}{_ASKED}{{% endif %}}",
+        ),
+        _ANSWER,
+    ),
+    "gsm8k": _LLAMA2_QUESTION,
+    "boolq": _LLAMA2_QUESTION,
+    "openbookqa": (
+        _llama2(
+            "### Instruction:\n {{ question_stem }}{% for label in choices.label %}{{ label }}: "
+            "{{ choices.text[loop.index0] }}{% if not loop.last %}{{ '\\n' }}{% endif %}{% endfor %} \n \n### Response:",
+            _ASKED,
+        ),
+        " {{ answerKey }} {{ choices.text[choices.label.index(answerKey)] }}.{{ fact1 }} {{ eos_token }}",
+    ),
+    "messages": (
+        _llama2(
+            "{{ question }}",
+            "You are a helpful assistant. Make sure you always execute users' instructions.",
+        ),
+        _ANSWER,
+    ),
+    "columns": _LLAMA2_QUESTION,
+}
+
+WORDINGS: dict[str, Wording] = {w.name: w for w in (ChatWording("chat"), TextWording("llama2", _LLAMA2))}
+
+
+def find_wording(name: str) -> Wording:
+    """The wording of that name; InputError for an unknown one, with the nearest."""
+    if name not in WORDINGS:
+        raise InputError(f"unknown wording '{name}': {nearest(name, WORDINGS)}")
+    return WORDINGS[name]

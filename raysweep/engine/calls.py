@@ -1,0 +1,295 @@
+"""Calls: what a worker is handed, and what it hands back.
+
+A call fuses the parts of all tasks that share checkpoints and a chunk. It carries names, paths, tokens and keys, never a
+model. Which calls a graph still needs is decided here, by pure functions; running them is work.py's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from raysweep.config import Config
+from raysweep.data.examples import Example
+from raysweep.engine.graph import Graph, Task
+from raysweep.engine.inspection import Cell, Facts
+from raysweep.engine.plan import window_names
+from raysweep.fingerprint import fingerprint
+from raysweep.models.checkpoint import Checkpoint
+from raysweep.store.artifacts import FileEntry
+from raysweep.studies.windows import Window
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+@dataclass(frozen=True)
+class Loading:
+    """How a call's models are loaded, and the padded tokens of one block call."""
+
+    dtype: str
+    device: str
+    device_map: str | Mapping[str, Any] | None
+    batch_tokens: int
+
+
+@dataclass(frozen=True)
+class Call:
+    """One unit for a worker. `tasks` are the names of the tasks it works on."""
+
+    name: str
+    model: str
+    dataset: str
+    tasks: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ModelCall(Call):
+    """A call that runs a model over examples."""
+
+    base: Checkpoint
+    loading: Loading
+    examples: tuple[Example, ...]
+
+
+@dataclass(frozen=True)
+class SubstituteCall(ModelCall):
+    """One pass over one chunk for all `windows`; `keys` has a part key a window."""
+
+    tuned: Checkpoint
+    windows: tuple[Window, ...]
+    keys: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class GenerateCall(ModelCall):
+    """Text of a few examples under each of the windows."""
+
+    tuned: Checkpoint
+    windows: tuple[Window, ...]
+    keys: tuple[str, ...]
+    new_tokens: int
+
+
+@dataclass(frozen=True)
+class CaptureCall(ModelCall):
+    """Activations of one chunk, written to the store under the name `part`."""
+
+    key: str
+    part: str
+    pooling: str
+
+
+@dataclass(frozen=True)
+class SimilarityCall(Call):
+    """Similarity, dynamics and health of all captured chunks of a cell."""
+
+    parts: tuple[str, ...]
+    results: Mapping[str, str]
+    metrics: tuple[str, ...]
+    neighbourhood: int
+    pooling: str
+    resamples: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class CorrelateCall(Call):
+    """Correlation of a cell's dynamics with its losses; both are read from what is committed."""
+
+    key: str
+    parts: tuple[str, ...]
+    pooling: str
+    losses: Mapping[Window, tuple[str, ...]]
+    metrics: tuple[str, ...]
+    neighbourhood: int
+    resamples: int
+    seed: int
+    drop_ends: int
+
+
+@dataclass(frozen=True)
+class Commit:
+    """Rows (with a column `part`) and files to commit together, and the keys that this makes done."""
+
+    name: str
+    keys: tuple[str, ...]
+    table: pa.Table | None
+    files: tuple[FileEntry, ...] = ()
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a call: commits, or an error with its traceback; `measured` has seconds and counts."""
+
+    call: Call
+    commits: tuple[Commit, ...] = ()
+    measured: Mapping[str, float] = field(default_factory=dict)
+    error: str | None = None
+    traceback: str | None = None
+
+
+def commit_name(kind: str, model: str, dataset: str, keys: Sequence[str]) -> str:
+    """A file name for a commit: readable, and unique for the set of keys."""
+    return f"{kind}-{model[:40]}-{dataset[:40]}-{fingerprint(sorted(keys))[:16]}"
+
+
+def batch_budget(asked: int | Literal["auto"], device: str) -> int:
+    """Padded tokens of one block call.
+
+    `auto` is 8192 on an accelerator; on a CPU 1024, where products are as fast as they get and states stay in its caches.
+    """
+    if asked == "auto":
+        return 1024 if device == "cpu" else 8192
+    return asked
+
+
+def model_calls(config: Config, facts: Facts, graph: Graph, done: Collection[str]) -> Iterator[ModelCall]:
+    """The calls for all parts that are not done, those that share checkpoints one after the other."""
+    budget = batch_budget(config.execution.batch_tokens, facts.device)
+    for model in config.models:
+        of_model = facts.models[model.name]
+        loading = Loading(of_model.dtype, facts.device, config.execution.device_map, budget)
+        cells = [cell for (name, _), cell in facts.cells.items() if name == model.name]
+        for cell in cells:
+            for task in graph.cell("similarity", model.name, cell.dataset):
+                yield from _captures(config, cell, task, of_model.base, loading, done)
+        for cell in cells:
+            if cell.dataset in of_model.tuned:
+                pair = (of_model.base, of_model.tuned[cell.dataset])
+                yield from _substitutions(config, cell, graph, pair, loading, done)
+                yield from _generations(config, cell, graph, pair, loading, done)
+
+
+def _captures(
+    config: Config, cell: Cell, task: Task, base: Checkpoint, loading: Loading, done: Collection[str]
+) -> Iterator[CaptureCall]:
+    assert config.studies.similarity is not None
+    for index, (chunk, key) in enumerate(zip(cell.chunks, task.parts, strict=True)):
+        if key not in done:
+            yield CaptureCall(
+                f"capture {cell.model}/{cell.dataset} chunk {index}",
+                cell.model,
+                cell.dataset,
+                (task.name,),
+                base,
+                loading,
+                chunk,
+                key,
+                f"{index:05d}-{key[:12]}",
+                config.studies.similarity.pooling,
+            )
+
+
+def _groups(tasks: list[Task], fuse: bool) -> list[list[Task]]:
+    return [tasks] if fuse else [[task] for task in tasks]
+
+
+def _substitutions(
+    config: Config,
+    cell: Cell,
+    graph: Graph,
+    pair: tuple[Checkpoint, Checkpoint],
+    loading: Loading,
+    done: Collection[str],
+) -> Iterator[SubstituteCall]:
+    tasks = graph.cell("substitute", cell.model, cell.dataset)
+    for index, chunk in enumerate(cell.chunks):
+        missing = [task for task in tasks if task.parts[index] not in done]
+        for group in _groups(missing, config.execution.fuse):
+            if group:
+                windows = tuple(task.window for task in group if task.window is not None)
+                yield SubstituteCall(
+                    f"substitute {cell.model}/{cell.dataset} {window_names(windows)} chunk {index}",
+                    cell.model,
+                    cell.dataset,
+                    tuple(task.name for task in group),
+                    pair[0],
+                    loading,
+                    chunk,
+                    pair[1],
+                    windows,
+                    tuple(task.parts[index] for task in group),
+                )
+
+
+def _generations(
+    config: Config,
+    cell: Cell,
+    graph: Graph,
+    pair: tuple[Checkpoint, Checkpoint],
+    loading: Loading,
+    done: Collection[str],
+) -> Iterator[GenerateCall]:
+    tasks = [t for t in graph.cell("generate", cell.model, cell.dataset) if t.results["generation"] not in done]
+    if not tasks:
+        return
+    assert config.studies.substitution is not None
+    asked = config.studies.substitution.generate
+    assert asked is not None
+    for group in _groups(tasks, config.execution.fuse):
+        windows = tuple(task.window for task in group if task.window is not None)
+        yield GenerateCall(
+            f"generate {cell.model}/{cell.dataset} {window_names(windows)}",
+            cell.model,
+            cell.dataset,
+            tuple(task.name for task in group),
+            pair[0],
+            loading,
+            tuple(cell.examples[: asked.examples]),
+            pair[1],
+            windows,
+            tuple(task.results["generation"] for task in group),
+            asked.tokens,
+        )
+
+
+def result_call(config: Config, graph: Graph, task: Task) -> SimilarityCall | CorrelateCall:
+    """The call that makes a task's tables out of what is committed."""
+    similarity = config.studies.similarity
+    assert similarity is not None
+    correlation = config.studies.correlation
+    resamples, seed = (correlation.resamples, correlation.seed) if correlation else (1000, 0)
+    if task.kind == "similarity":
+        return SimilarityCall(
+            task.name,
+            task.model,
+            task.dataset,
+            (task.name,),
+            task.parts,
+            task.results,
+            tuple(similarity.metrics),
+            similarity.neighbourhood,
+            similarity.pooling,
+            resamples,
+            seed,
+        )
+    assert correlation is not None
+    losses = {t.window: t.parts for t in graph.cell("substitute", task.model, task.dataset) if t.window is not None}
+    return CorrelateCall(
+        task.name,
+        task.model,
+        task.dataset,
+        (task.name,),
+        task.results["correlation"],
+        graph.cell("similarity", task.model, task.dataset)[0].parts,
+        similarity.pooling,
+        losses,
+        tuple(similarity.metrics),
+        similarity.neighbourhood,
+        resamples,
+        seed,
+        correlation.drop_ends,
+    )
+
+
+def is_ready(graph: Graph, task: Task, done: Collection[str]) -> bool:
+    """Whether a task's tables can be made now: they are not there yet, and everything they are made from is."""
+    if not task.results or task.kind == "generate" or all(key in done for key in task.results.values()):
+        return False
+    by_name = {t.name: t for t in graph.tasks}
+    return all(key in done for key in task.parts) and all(
+        key in done for name in task.needs for key in by_name[name].keys
+    )

@@ -1,0 +1,89 @@
+"""The run folder: where each thing lies, and whether a folder is one.
+
+config.yaml  plan.json  events.jsonl
+chunks/                                 what is committed, by key
+activations/<model>/<dataset>/          captured states
+results/*.parquet  report/              made from the above
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from raysweep.engine.graph import Graph, Task
+from raysweep.errors import InputError, StoreError
+from raysweep.store.artifacts import ChunkStore, Manifest, check_file, publish_bytes, publish_json
+
+
+class RunFolder:
+    """The places in a run folder; nothing is made by naming them."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.config = root / "config.yaml"
+        self.plan = root / "plan.json"
+        self.events = root / "events.jsonl"
+        self.results = root / "results"
+        self.report = root / "report"
+        self.chunks = ChunkStore(root / "chunks")
+
+    def activations(self, model: str, dataset: str) -> Path:
+        """The activation store of one cell."""
+        return self.root / "activations" / model / dataset
+
+    def committed(self) -> dict[str, Manifest]:
+        """The chunk that holds each key; a chunk whose activation files are gone or cut is not counted, so it is made again."""
+        intact = {}
+        for manifest in self.chunks.manifests():
+            root = self.root / manifest.extra.get("folder", "")
+            try:
+                for entry in manifest.files:
+                    check_file(root, entry, remedy="run again")
+            except StoreError:
+                self.chunks.forget(manifest)
+                continue
+            for key in manifest.parts:
+                intact.setdefault(key, manifest)
+        return intact
+
+    @property
+    def is_run(self) -> bool:
+        """Whether raysweep has run here."""
+        return self.events.is_file()
+
+    def check_usable(self) -> None:
+        """Raise InputError unless the folder is a run folder, is empty, or can be made."""
+        if self.root.exists() and not self.root.is_dir():
+            raise InputError(f"storage '{self.root}' is a file; give a folder")
+        if self.root.is_dir() and not self.is_run:
+            found = next(self.root.iterdir(), None)
+            if found is not None:
+                raise InputError(
+                    f"storage '{self.root}' is neither empty nor a run folder (it has '{found.name}'); give another folder"
+                )
+
+    def require_run(self) -> None:
+        """Raise InputError unless raysweep has run here."""
+        if not self.root.is_dir():
+            raise InputError(f"run folder '{self.root}' does not exist")
+        if not self.is_run or not self.plan.is_file():
+            raise InputError(f"'{self.root}' is no run folder (it has no events.jsonl and plan.json)")
+
+    def clear(self) -> None:
+        """Remove everything committed and made, so that a run starts afresh."""
+        for path in (self.root / "chunks", self.root / "activations", self.results, self.report):
+            shutil.rmtree(path, ignore_errors=True)
+        self.events.unlink(missing_ok=True)
+
+    def write_plan(self, config_yaml: str, graph: Graph, about: dict[str, Any]) -> None:
+        """Keep what this run is asked to do; `about` is what reports say of checkpoints, data and versions."""
+        publish_bytes(self.config, config_yaml.encode())
+        publish_json(self.plan, {"about": about, "tasks": [task.to_json() for task in graph.tasks]})
+
+    def read_plan(self) -> tuple[Graph, dict[str, Any]]:
+        """The graph and the `about` of the latest run."""
+        data = json.loads(self.plan.read_text(encoding="utf-8"))
+        return Graph(tuple(Task.from_json(task) for task in data["tasks"])), data["about"]

@@ -1,0 +1,80 @@
+"""The graph: tasks as frozen values, with the keys under which their parts are committed.
+
+A task is made of one part a chunk of examples; a task with `results` also makes tables out of all its parts (and of the
+tasks it needs) once they are committed. Keys are fingerprints of everything that decides the part's figures, so equal work is found
+again whatever it was called. Nothing here does I/O.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from raysweep.studies.windows import Window
+
+Kind = Literal["substitute", "generate", "similarity", "correlate"]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One node: what is measured, on which cell, under which keys.
+
+    `parts` has a key a chunk; `results` maps a table's name to the key of the rows made from all parts; `needs` names tasks.
+    """
+
+    kind: Kind
+    model: str
+    dataset: str
+    parts: tuple[str, ...] = ()
+    window: Window | None = None
+    results: Mapping[str, str] = field(default_factory=dict)
+    needs: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The task's name in the plan, the status and the events, such as `substitute tiny/sums 8-12`."""
+        layers = "" if self.window is None else f" {self.window.layers or 'none'}"
+        return f"{self.kind} {self.model}/{self.dataset}{layers}"
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Every key that must be committed for the task to be done."""
+        return (*self.parts, *self.results.values())
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, as plan.json holds them."""
+        return {**asdict(self), "name": self.name, "results": dict(self.results)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Task:
+        """The task that `to_json` wrote."""
+        window = data["window"]
+        return cls(
+            data["kind"],
+            data["model"],
+            data["dataset"],
+            tuple(data["parts"]),
+            None if window is None else Window(*window),
+            dict(data["results"]),
+            tuple(data["needs"]),
+        )
+
+
+@dataclass(frozen=True)
+class Graph:
+    """All tasks of a run, in the order in which reports show them."""
+
+    tasks: tuple[Task, ...]
+
+    def of_kind(self, kind: Kind) -> Iterator[Task]:
+        """The tasks of one kind."""
+        return (task for task in self.tasks if task.kind == kind)
+
+    def cell(self, kind: Kind, model: str, dataset: str) -> list[Task]:
+        """The tasks of one kind on one model and data set."""
+        return [t for t in self.of_kind(kind) if (t.model, t.dataset) == (model, dataset)]
+
+    def counts(self, done: Collection[str]) -> tuple[int, int]:
+        """How many tasks are done, and how many there are."""
+        return sum(all(key in done for key in task.keys) for task in self.tasks), len(self.tasks)

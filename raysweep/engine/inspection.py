@@ -1,0 +1,144 @@
+"""Inspection: everything a plan needs to know of the world, read once, before anything runs.
+
+Checkpoints are described and compared, tokenizers loaded, records read, worded and tokenised; bad input is refused here.
+What to do with it is plan.py's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+
+import numpy as np
+
+from raysweep.config import Config, DatasetConfig, ModelConfig
+from raysweep.data.examples import Example, Loaded, load_examples
+from raysweep.errors import InputError
+from raysweep.fingerprint import fingerprint
+from raysweep.models.checkpoint import Checkpoint, check_pair, describe, load_tokenizer, resolve_dtype
+from raysweep.studies.windows import windows_of_widths
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One model on one data set: its examples, cut into chunks in their source's order."""
+
+    model: str
+    dataset: str
+    chunks: tuple[tuple[Example, ...], ...]
+    n_cut: int
+    n_unusable: int
+
+    @property
+    def examples(self) -> list[Example]:
+        """All examples, in order."""
+        return [example for chunk in self.chunks for example in chunk]
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """A model's checkpoints and the dtype it is computed in."""
+
+    base: Checkpoint
+    tuned: Mapping[str, Checkpoint]
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What inspection found."""
+
+    models: Mapping[str, ModelFacts]
+    cells: Mapping[tuple[str, str], Cell]
+    device: str
+    libraries: Mapping[str, str]
+
+
+def libraries() -> dict[str, str]:
+    """Versions of the libraries that decide figures."""
+    return {name: version(name) for name in ("raysweep", "torch", "transformers", "tokenizers", "numpy", "scipy")}
+
+
+def resolve_device(asked: str) -> str:
+    """The device to compute on: `auto` is a CUDA device where there is one, else the CPU.
+
+    Raises InputError for a device that this machine does not have.
+    """
+    import torch
+
+    if asked == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    kind, _, index = asked.partition(":")
+    if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
+        raise InputError(
+            f"execution.device asks for {asked}, and this machine shows {torch.cuda.device_count()} CUDA devices; use auto or cpu"
+        )
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise InputError("execution.device asks for mps, which this machine does not have; use auto or cpu")
+    return asked
+
+
+def inspect(config: Config) -> Facts:
+    """Read and check everything the config names. Raises InputError for the first thing that cannot be used."""
+    device = resolve_device(config.execution.device)
+    described: dict[str, Checkpoint] = {}
+
+    def described_once(source: str) -> Checkpoint:
+        if source not in described:
+            described[source] = describe(source)
+        return described[source]
+
+    models: dict[str, ModelFacts] = {}
+    for model in config.models:
+        base = described_once(model.base)
+        tuned = {name: described_once(source) for name, source in model.tuned.items()}
+        for checkpoint in tuned.values():
+            check_pair(base, checkpoint)
+        models[model.name] = ModelFacts(base, tuned, resolve_dtype(model.dtype, base.dtype, device))
+        if config.studies.substitution:
+            windows_of_widths(base.n_layers, config.studies.substitution.widths, f" of model '{model.name}'")
+    cells: dict[tuple[str, str], Cell] = {}
+    for model in config.models:
+        wanted = [d for d in config.datasets if config.studies.similarity or d.name in model.tuned]
+        tokenizer = load_tokenizer(models[model.name].base)
+        for dataset in wanted:
+            loaded = _examples(model, dataset, tokenizer)
+            cells[model.name, dataset.name] = _cell(model.name, dataset.name, loaded, config.execution.chunk)
+    return Facts(models, cells, device, libraries())
+
+
+def _examples(model: ModelConfig, dataset: DatasetConfig, tokenizer: object) -> Loaded:
+    return load_examples(
+        dataset.path,
+        dataset.format,
+        tokenizer,
+        wording=model.wording,
+        split=dataset.split,
+        limit=dataset.limit,
+        max_tokens=dataset.max_tokens,
+        prompt=dataset.prompt,
+        response=dataset.response,
+    )
+
+
+def _cell(model: str, dataset: str, loaded: Loaded, size: int) -> Cell:
+    """Chunks are runs of `size` records of the source, so an unusable record shifts no other example's chunk."""
+    chunks: dict[int, list[Example]] = {}
+    for example in loaded.examples:
+        chunks.setdefault(example.id // size, []).append(example)
+    return Cell(model, dataset, tuple(tuple(chunks[i]) for i in sorted(chunks)), loaded.n_cut, loaded.n_unusable)
+
+
+def chunk_fingerprint(examples: tuple[Example, ...], *, prompts_only: bool) -> str:
+    """Identity of a chunk's contents: which records, their tokens, and where the response starts.
+
+    With `prompts_only` the response does not count: capture does not see it.
+    """
+
+    def plain(tokens: np.ndarray) -> list[int]:
+        return [int(t) for t in tokens]
+
+    if prompts_only:
+        return fingerprint([[e.id, plain(e.tokens[: e.n_prompt])] for e in examples])
+    return fingerprint([[e.id, e.n_prompt, plain(e.tokens)] for e in examples])

@@ -1,0 +1,221 @@
+"""Config and facts to a graph of tasks, and what the graph will cost. Pure: no I/O, nothing loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from raysweep.config import Config
+from raysweep.engine.graph import Graph, Task
+from raysweep.engine.inspection import Cell, Facts, ModelFacts, chunk_fingerprint
+from raysweep.fingerprint import fingerprint
+from raysweep.studies.windows import Window, layer_applications, windows_of_widths
+
+_CALCULATION = 1  # raised when a study's arithmetic changes, so that old results are not taken for new ones
+
+
+def plan(config: Config, facts: Facts) -> Graph:
+    """Every task that the config asks for, with the keys of its parts and results."""
+    tasks: list[Task] = []
+    for model in config.models:
+        of_model = facts.models[model.name]
+        for dataset in config.datasets:
+            cell = facts.cells.get((model.name, dataset.name))
+            if cell is None:
+                continue
+            tasks += _cell_tasks(config, facts, of_model, cell, dataset.name in model.tuned)
+    return Graph(tuple(tasks))
+
+
+def _cell_tasks(config: Config, facts: Facts, model: ModelFacts, cell: Cell, is_tuned: bool) -> list[Task]:
+    studies = config.studies
+    substitutions = _substitutions(config, facts, model, cell) if studies.substitution and is_tuned else []
+    tasks = list(substitutions)
+    if studies.substitution and studies.substitution.generate and is_tuned:
+        tasks += _generations(config, facts, model, cell)
+    if studies.similarity:
+        similarity = _similarity(config, facts, model, cell)
+        tasks.append(similarity)
+        if studies.correlation and substitutions:
+            tasks.append(_correlation(config, cell, similarity, substitutions))
+    return tasks
+
+
+def _computed(facts: Facts, model: ModelFacts) -> dict[str, Any]:
+    """What decides figures beside checkpoints and records: the arithmetic, the dtype, and the libraries' major versions."""
+    releases = {name: ".".join(facts.libraries[name].split(".")[:2]) for name in ("torch", "transformers")}
+    return {"calculation": _CALCULATION, "dtype": model.dtype, "libraries": releases}
+
+
+def _substitutions(config: Config, facts: Facts, model: ModelFacts, cell: Cell) -> list[Task]:
+    assert config.studies.substitution is not None
+    chunks = [chunk_fingerprint(chunk, prompts_only=False) for chunk in cell.chunks]
+    same = {
+        "study": "substitution",
+        "base": model.base.fingerprint,
+        "tuned": model.tuned[cell.dataset].fingerprint,
+        **_computed(facts, model),
+    }
+    return [
+        Task(
+            "substitute",
+            cell.model,
+            cell.dataset,
+            tuple(fingerprint({**same, "window": list(window), "chunk": chunk}) for chunk in chunks),
+            window,
+        )
+        for window in windows_of_widths(model.base.n_layers, config.studies.substitution.widths)
+    ]
+
+
+def _generations(config: Config, facts: Facts, model: ModelFacts, cell: Cell) -> list[Task]:
+    assert config.studies.substitution is not None
+    asked = config.studies.substitution.generate
+    assert asked is not None
+    same = {
+        "study": "generation",
+        "base": model.base.fingerprint,
+        "tuned": model.tuned[cell.dataset].fingerprint,
+        "examples": chunk_fingerprint(tuple(cell.examples[: asked.examples]), prompts_only=False),
+        "tokens": asked.tokens,
+        **_computed(facts, model),
+    }
+    return [
+        Task(
+            "generate",
+            cell.model,
+            cell.dataset,
+            window=window,
+            results={"generation": fingerprint({**same, "window": list(window)})},
+        )
+        for window in windows_of_widths(model.base.n_layers, config.studies.substitution.widths)
+    ]
+
+
+def _similarity(config: Config, facts: Facts, model: ModelFacts, cell: Cell) -> Task:
+    asked = config.studies.similarity
+    assert asked is not None
+    same = {
+        "study": "capture",
+        "base": model.base.fingerprint,
+        "folder": [cell.model, cell.dataset],  # activations lie under these names
+        "pooling": asked.pooling,
+        **_computed(facts, model),
+    }
+    parts = tuple(fingerprint({**same, "chunk": chunk_fingerprint(chunk, prompts_only=True)}) for chunk in cell.chunks)
+    made_from = {
+        "study": "similarity",
+        "calculation": _CALCULATION,
+        "parts": parts,
+        "metrics": list(asked.metrics),
+        "neighbourhood": asked.neighbourhood,
+        "resampling": _resampling(config),
+    }
+    results = {table: fingerprint({**made_from, "table": table}) for table in ("similarity", "dynamics", "health")}
+    return Task("similarity", cell.model, cell.dataset, parts, results=results)
+
+
+def _resampling(config: Config) -> dict[str, int]:
+    correlation = config.studies.correlation
+    return (
+        {"resamples": correlation.resamples, "seed": correlation.seed}
+        if correlation
+        else {"resamples": 1000, "seed": 0}
+    )
+
+
+def _correlation(config: Config, cell: Cell, similarity: Task, substitutions: list[Task]) -> Task:
+    assert config.studies.correlation is not None
+    made_from = {
+        "study": "correlation",
+        "calculation": _CALCULATION,
+        "similarity": similarity.results["similarity"],
+        "substitution": [task.parts for task in substitutions],
+        "resampling": _resampling(config),
+        "drop_ends": config.studies.correlation.drop_ends,
+    }
+    needs = (similarity.name, *(task.name for task in substitutions))
+    return Task("correlate", cell.model, cell.dataset, results={"correlation": fingerprint(made_from)}, needs=needs)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What is still to do: layer applications (counted for a whole data set each), their floating point operations,
+    bytes of checkpoints to read, and the largest memory that states and weights need together, in bytes."""
+
+    layer_applications: int
+    token_applications: int
+    flops: float
+    bytes_to_read: int
+    memory: int
+
+
+def cost(config: Config, facts: Facts, graph: Graph, done: Collection[str]) -> Cost:
+    """Cost of what is not done yet. A layer application is counted once a data set and shared where windows share it."""
+    applications = token_applications = 0
+    flops = 0.0
+    read: dict[str, int] = {}
+    memory = 0
+    for (model_name, dataset), cell in facts.cells.items():
+        model = facts.models[model_name]
+        layers, per_layer = model.base.n_layers, _layer_parameters(model)
+        size = {"float32": 4, "bfloat16": 2, "float16": 2}[model.dtype]
+        lengths = [[len(e.tokens) for e in chunk] for chunk in cell.chunks]
+        prompts = [[e.n_prompt for e in chunk] for chunk in cell.chunks]
+        most = 0
+        tasks = graph.cell("substitute", model_name, dataset)
+        for index, chunk in enumerate(lengths):
+            missing = [t.window for t in tasks if t.window is not None and t.parts[index] not in done]
+            if missing:
+                needed = layer_applications(layers, missing)
+                most = max(most, needed)
+                token_applications += needed * sum(chunk)
+                flops += 2.0 * per_layer * needed * sum(chunk)
+                read |= {
+                    model.base.fingerprint: model.base.bytes,
+                    model.tuned[dataset].fingerprint: model.tuned[dataset].bytes,
+                }
+                memory = max(memory, _memory(model, dataset, size, len(missing), max(chunk), sum(chunk)))
+        applications += most
+        for task in graph.cell("similarity", model_name, dataset):
+            missing_chunks = [index for index, key in enumerate(task.parts) if key not in done]
+            if missing_chunks:
+                applications += layers
+                tokens = sum(sum(prompts[index]) for index in missing_chunks)
+                token_applications += layers * tokens
+                flops += 2.0 * per_layer * layers * tokens
+                read |= {model.base.fingerprint: model.base.bytes}
+    return Cost(applications, token_applications, flops, sum(read.values()), memory)
+
+
+def _layer_parameters(model: ModelFacts) -> float:
+    """Parameters of one decoder layer, as an average: the tensors that carry a layer's number, over the layers."""
+    total = 0
+    for name, shape in model.base.shapes.items():
+        if any(part.isdigit() for part in name.split(".")):
+            size = 1
+            for n in shape:
+                size *= n
+            total += size
+    return total / model.base.n_layers
+
+
+def _memory(model: ModelFacts, dataset: str, size: int, windows: int, longest: int, tokens: int) -> int:
+    parameters = model.base.n_parameters + model.tuned[dataset].n_parameters
+    width = int(hidden_size(model.base.config))
+    return parameters * size + (windows + 2) * max(longest, tokens) * width * size
+
+
+def hidden_size(config: Mapping[str, Any]) -> int:
+    """Width of the states."""
+    text = config.get("text_config") or config
+    return int(text.get("hidden_size") or text.get("n_embd") or 0)
+
+
+def window_names(windows: Collection[Window]) -> str:
+    """A short text for the windows of one fused call: the range of layers they cover."""
+    real = [window for window in windows if window.width]
+    if not real:
+        return "none"
+    return Window(min(w.start for w in real), max(w.stop for w in real)).layers

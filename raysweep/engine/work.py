@@ -1,0 +1,197 @@
+"""The worker: runs calls, keeping the checkpoints it used last in memory.
+
+It calls a study with explicit inputs and turns the table into commits. It writes activations itself (they are large) and
+hands everything else back; making commits visible is the driver's.
+"""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections import OrderedDict
+from functools import singledispatchmethod
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+
+from raysweep.engine.calls import (
+    Call,
+    CaptureCall,
+    Commit,
+    CorrelateCall,
+    GenerateCall,
+    Loading,
+    Outcome,
+    SimilarityCall,
+    SubstituteCall,
+    commit_name,
+)
+from raysweep.engine.folder import RunFolder
+from raysweep.errors import RaysweepError
+from raysweep.models.adapter import Adapter
+from raysweep.models.checkpoint import Checkpoint, load_model, load_tokenizer
+from raysweep.store.activations import Activations, open_activations, publish_manifest, write_part
+from raysweep.studies.capture import capture_states
+from raysweep.studies.correlation import correlate_cell
+from raysweep.studies.similarity import similarity_tables
+from raysweep.studies.substitution import Pair, Work, generate_text, loss_table, sweep_losses
+
+RESIDENT = 2  # a pair
+
+
+class Worker:
+    """Runs calls on one device (or one device map), for one run folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = RunFolder(folder)
+        self._resident: OrderedDict[str, Adapter] = OrderedDict()
+
+    def attempt(self, call: Call) -> Outcome:
+        """Run the call; whatever it raises becomes an outcome with the traceback."""
+        started = time.monotonic()
+        try:
+            commits, measured = self._run(call)
+        except Exception as error:
+            kind = "" if isinstance(error, RaysweepError) else f"{type(error).__name__}: "
+            return Outcome(call, error=f"{kind}{error}", traceback=traceback.format_exc())
+        return Outcome(call, tuple(commits), {**measured, "seconds": round(time.monotonic() - started, 4)})
+
+    def unload(self) -> None:
+        """Let go of all models."""
+        self._resident.clear()
+
+    def _adapter(self, checkpoint: Checkpoint, loading: Loading, base: Checkpoint | None = None) -> Adapter:
+        """The loaded model, the least recently used one making room."""
+        key = checkpoint.fingerprint
+        if key not in self._resident:
+            while len(self._resident) >= RESIDENT:
+                self._resident.popitem(last=False)
+            self._resident[key] = Adapter(
+                load_model(
+                    checkpoint, dtype=loading.dtype, device=loading.device, device_map=loading.device_map, base=base
+                )
+            )
+        self._resident.move_to_end(key)
+        return self._resident[key]
+
+    def _pair(self, call: SubstituteCall | GenerateCall) -> Pair:
+        base = self._adapter(call.base, call.loading)
+        return Pair(base, self._adapter(call.tuned, call.loading, base=call.base))
+
+    @singledispatchmethod
+    def _run(self, call: Call) -> tuple[list[Commit], dict[str, float]]:
+        raise TypeError(f"no way to run a {type(call).__name__}")
+
+    @_run.register
+    def _(self, call: SubstituteCall) -> tuple[list[Commit], dict[str, float]]:
+        loading = time.monotonic()
+        pair, work = self._pair(call), Work()
+        loaded = time.monotonic()
+        losses = sweep_losses(pair, call.examples, call.windows, batch_tokens=call.loading.batch_tokens, work=work)
+        rows = loss_table(losses, call.windows, call.examples)
+        rows["part"] = [key for key in call.keys for _ in call.examples]
+        measured = {
+            "layer_applications": work.applications,
+            "token_applications": work.token_applications,
+            "load_seconds": round(loaded - loading, 4),
+        }
+        return [_commit("substitute", call, call.keys, rows)], measured
+
+    @_run.register
+    def _(self, call: GenerateCall) -> tuple[list[Commit], dict[str, float]]:
+        pair, tokenizer = self._pair(call), load_tokenizer(call.base)
+        rows = pd.concat(
+            [
+                pd.DataFrame(
+                    {
+                        "example_id": [e.id for e in call.examples],
+                        "intervention": f"window {window.layers}" if window.width else "none",
+                        "prompt": [e.prompt for e in call.examples],
+                        "reference": [e.response for e in call.examples],
+                        "text": generate_text(pair, tokenizer, call.examples, window, new_tokens=call.new_tokens),
+                        "part": key,
+                    }
+                )
+                for window, key in zip(call.windows, call.keys, strict=True)
+            ],
+            ignore_index=True,
+        )
+        return [_commit("generate", call, call.keys, rows)], {}
+
+    @_run.register
+    def _(self, call: CaptureCall) -> tuple[list[Commit], dict[str, float]]:
+        adapter = self._adapter(call.base, call.loading)
+        captured = capture_states(adapter, call.examples, pooling=call.pooling, batch_tokens=call.loading.batch_tokens)  # type: ignore[arg-type]
+        folder = self.folder.activations(call.model, call.dataset)
+        files = write_part(
+            folder, call.part, captured.states, captured.example_ids, captured.token_pos, captured.token_ids
+        )
+        layers, _, width = captured.states.shape
+        extra = {
+            "part": call.part,
+            "folder": folder.relative_to(self.folder.root).as_posix(),
+            "layers": layers,
+            "width": width,
+            "torch_dtype": str(captured.states.dtype).removeprefix("torch."),
+        }
+        commit = Commit(
+            commit_name("capture", call.model, call.dataset, [call.key]), (call.key,), None, tuple(files), extra
+        )
+        return [commit], {"layer_applications": layers}
+
+    @_run.register
+    def _(self, call: SimilarityCall) -> tuple[list[Commit], dict[str, float]]:
+        tables = similarity_tables(
+            self._activations(call).states(),
+            metrics=call.metrics,
+            neighbourhood=call.neighbourhood,
+            resamples=call.resamples,
+            seed=call.seed,
+        )
+        commits = []
+        for name, key in call.results.items():
+            rows = tables[name].assign(part=key)
+            commits.append(_commit(name, call, (key,), rows))
+        return commits, {}
+
+    @_run.register
+    def _(self, call: CorrelateCall) -> tuple[list[Commit], dict[str, float]]:
+        chunks = self.folder.chunks
+        losses = chunks.read_parts([key for keys in call.losses.values() for key in keys]).to_pandas()
+        activations = self._activations(call)
+        rows = correlate_cell(
+            activations.states(),
+            activations.example_ids,
+            losses,
+            metrics=call.metrics,
+            neighbourhood=call.neighbourhood,
+            resamples=call.resamples,
+            seed=call.seed,
+            drop_ends=call.drop_ends,
+        ).assign(part=call.key)
+        return [_commit("correlation", call, (call.key,), rows)], {}
+
+    def _activations(self, call: SimilarityCall | CorrelateCall) -> Activations:
+        """The cell's captured chunks as one store; its manifest is published anew, for an earlier config may have had others."""
+        chunks = self.folder.committed()
+        manifests = [chunks[key] for key in call.parts]
+        first = manifests[0].extra
+        folder = self.folder.activations(call.model, call.dataset)
+        publish_manifest(
+            folder,
+            [m.extra["part"] for m in manifests],
+            [entry for m in manifests for entry in m.files],
+            layers=first["layers"],
+            width=first["width"],
+            torch_dtype=first["torch_dtype"],
+            pooling=call.pooling,
+            model=call.model,
+            dataset=call.dataset,
+        )
+        return open_activations(folder)
+
+
+def _commit(kind: str, call: Call, keys: tuple[str, ...], rows: pd.DataFrame) -> Commit:
+    table = pa.Table.from_pandas(rows, preserve_index=False)
+    return Commit(commit_name(kind, call.model, call.dataset, keys), keys, table)

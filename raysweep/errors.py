@@ -1,0 +1,28 @@
+"""The errors raysweep raises on purpose, and the wording helpers they share.
+
+Every message says what was wrong, where, and what to do; the command line prints it without a traceback.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class RaysweepError(Exception):
+    """Something the user can mend; its message is meant to be read alone."""
+
+
+class InputError(RaysweepError):
+    """Bad input (config, path, record, checkpoint), found before anything ran: exit code 2."""
+
+
+class StoreError(RaysweepError):
+    """A run folder or artifact that is missing, foreign, or does not match its manifest."""
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """The hint that ends an "unknown name" message: the nearest known name, or all of them."""
+    names = sorted(known)
+    close = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
+    return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(names)}"

@@ -1,0 +1,42 @@
+"""Fingerprints: the identity of a value, the same in every process and on every machine.
+
+A value is written canonically (JSON, sorted keys) and hashed. What cannot be written canonically is refused, never
+guessed: a default repr with an address in it would make every run look new.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+LENGTH = 32
+
+
+def canonical(value: Any) -> Any:
+    """The value made of JSON's own types only; tuples become lists.
+
+    Raises TypeError for any other type and for keys that are not text, ValueError for a float that is not finite.
+    """
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise ValueError(f"cannot fingerprint {value}: only finite numbers have one writing")
+        return value
+    if isinstance(value, (list, tuple)):
+        return [canonical(item) for item in value]
+    if isinstance(value, Mapping):
+        for key in value:
+            if not isinstance(key, str):
+                raise TypeError(f"cannot fingerprint a key of type {type(key).__name__} ({key!r}); use text")
+        return {key: canonical(item) for key, item in value.items()}
+    raise TypeError(f"cannot fingerprint a {type(value).__name__} ({value!r}); give its plain values")
+
+
+def fingerprint(value: Any) -> str:
+    """The first 32 hexadecimal digits of the SHA-256 of the canonical writing."""
+    text = json.dumps(canonical(value), sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:LENGTH]

@@ -1,0 +1,305 @@
+"""Checkpoints on disk: finding them, describing them without loading weights, checking pairs, loading.
+
+A checkpoint is a folder as `save_pretrained` writes it, a hub id, or a `lab://` name; a PEFT adapter folder may stand for
+a tuned checkpoint and is merged onto its base. Calling the loaded model's layers is adapter.py's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from raysweep import lab
+from raysweep.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Shape = tuple[int, ...]
+WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "adapter_model.bin")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+_ROTARY = ("rope_parameters", "rope_theta", "rope_scaling", "max_position_embeddings", "partial_rotary_factor")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint's identity, read from its config and tensor headers only.
+
+    `shapes` (tensor → shape) is empty for `.bin` weights, whose header cannot be read without loading them.
+    """
+
+    source: str
+    folder: Path
+    config: Mapping[str, Any]
+    shapes: Mapping[str, Shape]
+    bytes: int
+    adapter: bool
+    fingerprint: str
+
+    @property
+    def n_layers(self) -> int:
+        """Number of decoder layers."""
+        return int(text_config(self.config)["num_hidden_layers"])
+
+    @property
+    def dtype(self) -> str:
+        """The dtype that the checkpoint says it is stored in."""
+        return str(self.config.get("dtype") or self.config.get("torch_dtype") or "float32")
+
+    @property
+    def n_parameters(self) -> int:
+        """Number of stored parameters (0 where headers cannot be read)."""
+        return sum(_product(shape) for shape in self.shapes.values())
+
+
+def _product(shape: Shape) -> int:
+    size = 1
+    for n in shape:
+        size *= n
+    return size
+
+
+def find(source: str) -> Path:
+    """The local folder of a checkpoint; a hub id is downloaded (configs, tokenizer and safetensors only).
+
+    Raises InputError where there is no such folder, laboratory name or hub repository.
+    """
+    folder = Path(lab.resolve(source)).expanduser()
+    if folder.is_dir():
+        return folder
+    looks_like_path = source.startswith((".", "/", "~", lab.SCHEME)) or source.count("/") != 1 or folder.exists()
+    if looks_like_path:
+        kind = "is a file, not a checkpoint folder" if folder.exists() else "does not exist"
+        raise InputError(
+            f"checkpoint '{source}' {kind}; give a folder written by save_pretrained, or a hub id (owner/name)"
+        )
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(
+            snapshot_download(source, allow_patterns=["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"])
+        )
+    except Exception as error:  # the hub client raises many types; every one means the same to the user
+        raise InputError(
+            f"checkpoint '{source}' is no folder here, and the hub did not give it ({type(error).__name__}: {error}); "
+            "check the name, the network and your access"
+        ) from error
+
+
+def describe(source: str) -> Checkpoint:
+    """Read a checkpoint's config, tensor shapes and fingerprint; no tensor is built.
+
+    Raises InputError for a folder without config or weights, or with an unreadable one.
+    """
+    folder = find(source)
+    adapter = (folder / "adapter_config.json").exists()
+    config_path = folder / ("adapter_config.json" if adapter else "config.json")
+    if not config_path.exists():
+        raise InputError(
+            f"checkpoint '{source}' has no config.json ({folder}); is it the folder that save_pretrained wrote?"
+        )
+    try:
+        config = json.loads(config_path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{config_path} is not JSON: {error}; write the checkpoint again") from error
+    files = sorted({path for pattern in WEIGHTS for path in folder.glob(pattern)})
+    if any(path.suffix == ".safetensors" for path in files):
+        files = [path for path in files if path.suffix == ".safetensors"]
+    if not files:
+        raise InputError(f"checkpoint '{source}' has no weights (*.safetensors) in {folder}")
+    shapes: dict[str, Shape] = {}
+    for path in files:
+        shapes |= _shapes(path)
+    if not adapter and "num_hidden_layers" not in text_config(config):
+        config = _standard_names(folder)
+    return Checkpoint(
+        source,
+        folder,
+        config,
+        shapes,
+        sum(p.stat().st_size for p in files),
+        adapter,
+        _fingerprint([config_path, *files]),
+    )
+
+
+def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The part of a config that describes the language model."""
+    return config.get("text_config") or config
+
+
+def _standard_names(folder: Path) -> Mapping[str, Any]:
+    """The config under transformers' standard names (GPT-2 and others name their sizes differently)."""
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except (ValueError, OSError, KeyError) as error:
+        raise InputError(f"{folder / 'config.json'} is no config that transformers knows: {error}") from error
+    text = config.get_text_config()
+    sizes = {
+        "num_hidden_layers": text.num_hidden_layers,
+        "hidden_size": text.hidden_size,
+        "vocab_size": text.vocab_size,
+    }
+    return {**config.to_dict(), **sizes}
+
+
+def _shapes(path: Path) -> dict[str, Shape]:
+    if path.suffix != ".safetensors":
+        return {}
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        prefix = file.read(8)
+        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else size + 1
+        if length > size - 8:
+            raise InputError(f"{path} is no whole safetensors file ({size} bytes); copy or write the checkpoint again")
+        try:
+            header = json.loads(file.read(length))
+        except ValueError as error:
+            raise InputError(
+                f"{path} has an unreadable safetensors header: {error}; copy the checkpoint again"
+            ) from error
+    header.pop("__metadata__", None)
+    end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
+    if 8 + length + end != size:
+        raise InputError(
+            f"{path} has {size} bytes where its header tells {8 + length + end}; copy the checkpoint again"
+        )
+    return {name: tuple(entry["shape"]) for name, entry in header.items()}
+
+
+def _fingerprint(files: list[Path]) -> str:
+    """SHA-256 over the names and whole contents of the files, read side by side."""
+
+    def digest(path: Path) -> str:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    with ThreadPoolExecutor(4) as pool:
+        digests = list(pool.map(digest, files))
+    return hashlib.sha256(json.dumps([[p.name, d] for p, d in zip(files, digests, strict=True)]).encode()).hexdigest()
+
+
+def check_pair(base: Checkpoint, tuned: Checkpoint) -> None:
+    """Refuse (InputError) two checkpoints that are not the same architecture, depth, shapes, vocabulary and rotary setting.
+
+    Names the first tensor that differs, with both shapes. A PEFT adapter is checked when it is merged.
+    """
+    where = f"base '{base.source}' and tuned '{tuned.source}'"
+    if base.adapter:
+        raise InputError(f"base '{base.source}' is a PEFT adapter; give the full checkpoint that it was trained on")
+    if tuned.adapter:
+        return
+    if base.config.get("model_type") != tuned.config.get("model_type"):
+        raise InputError(
+            f"{where} are different architectures: {base.config.get('model_type')} and {tuned.config.get('model_type')}; "
+            "a pair must be one model before and after fine-tuning"
+        )
+    for name in sorted(base.shapes.keys() & tuned.shapes.keys()):
+        if base.shapes[name] != tuned.shapes[name]:
+            raise InputError(
+                f"{where} differ in tensor {name}: {list(base.shapes[name])} and {list(tuned.shapes[name])}; "
+                "a pair must have the same width and vocabulary"
+            )
+    if base.n_layers != tuned.n_layers:
+        only = _only_in_one(base, tuned)
+        raise InputError(f"{where} differ in depth: {base.n_layers} and {tuned.n_layers} decoder layers{only}")
+    for key in ("hidden_size", "vocab_size", "num_attention_heads", "num_key_value_heads", "intermediate_size"):
+        ours, theirs = text_config(base.config).get(key), text_config(tuned.config).get(key)
+        if ours != theirs:
+            raise InputError(f"{where} differ in {key}: {ours} and {theirs}")
+    for key in _ROTARY:
+        ours, theirs = text_config(base.config).get(key), text_config(tuned.config).get(key)
+        if ours != theirs:
+            raise InputError(
+                f"{where} differ in {key}: {ours} and {theirs}; a layer put back would see the other model's rotary tables"
+            )
+
+
+def _only_in_one(base: Checkpoint, tuned: Checkpoint) -> str:
+    deeper, shallower = (base, tuned) if base.n_layers > tuned.n_layers else (tuned, base)
+    extra = sorted(deeper.shapes.keys() - shallower.shapes.keys())
+    if not extra:
+        return ""
+    return f" (tensor {extra[0]}: {list(deeper.shapes[extra[0]])} and none)"
+
+
+def resolve_dtype(asked: str, stored: str, device: str) -> str:
+    """The dtype to compute in: `auto` is the checkpoint's own on an accelerator, float32 on a CPU."""
+    if asked != "auto":
+        return asked
+    return "float32" if device == "cpu" else stored
+
+
+def load_model(
+    checkpoint: Checkpoint,
+    *,
+    dtype: str = "float32",
+    device: str = "cpu",
+    device_map: str | Mapping[str, Any] | None = None,
+    base: Checkpoint | None = None,
+) -> PreTrainedModel:
+    """Load a causal language model for measurement (eval mode, no gradients).
+
+    With `device_map` ("auto", or a map as accelerate takes it) the model is spread over devices; else it goes to
+    `device`. A PEFT adapter needs `base` and is merged onto it. Raises InputError where loading fails or where weights are
+    missing.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    if checkpoint.adapter:
+        if base is None:
+            raise InputError(f"'{checkpoint.source}' is a PEFT adapter; name the base checkpoint it belongs to")
+        return _merge_adapter(checkpoint, base, dtype=dtype, device=device, device_map=device_map)
+    placed: dict[str, Any] = {"device_map": device_map if device_map is not None else {"": device}}
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(
+            checkpoint.folder,
+            dtype=getattr(torch, dtype),
+            trust_remote_code=False,
+            output_loading_info=True,
+            **placed,
+        )
+    except (ValueError, OSError, RuntimeError, KeyError) as error:
+        raise InputError(f"checkpoint '{checkpoint.source}' could not be loaded: {error}") from error
+    if info["missing_keys"]:
+        raise InputError(
+            f"checkpoint '{checkpoint.source}' lacks {len(info['missing_keys'])} weights, "
+            f"{sorted(info['missing_keys'])[0]} among them; it would run on random values"
+        )
+    return model.eval().requires_grad_(False)
+
+
+def _merge_adapter(
+    adapter: Checkpoint, base: Checkpoint, *, dtype: str, device: str, device_map: str | Mapping[str, Any] | None
+) -> PreTrainedModel:
+    from peft import PeftModel
+
+    model = load_model(base, dtype=dtype, device=device, device_map=device_map)
+    try:
+        return (
+            PeftModel.from_pretrained(model, adapter.folder)
+            .merge_and_unload(safe_merge=True)
+            .eval()
+            .requires_grad_(False)
+        )
+    except (ValueError, RuntimeError, KeyError) as error:
+        raise InputError(f"PEFT adapter '{adapter.source}' does not fit its base '{base.source}': {error}") from error
+
+
+def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
+    """The checkpoint's tokenizer. Raises InputError where it has none that transformers can read."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(checkpoint.folder, trust_remote_code=False)
+    except (ValueError, OSError, KeyError) as error:
+        raise InputError(f"checkpoint '{checkpoint.source}' has no usable tokenizer: {error}") from error

@@ -1,0 +1,1 @@
+"""Pure functions of arrays: similarity, dynamics, correlation, resampling. No config, no I/O, no logging."""

@@ -1,0 +1,89 @@
+"""How sure a figure is: subsets of the examples, and intervals from what is computed on them.
+
+What is computed on the subsets is left to the caller.
+
+Shape suffixes: N examples, R resamples.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+
+
+def half_samples(n: int, resamples: int, seed: int) -> NDArray[np.bool_]:
+    """Random halves of n examples [R, N]: each row is True for exactly n // 2 of them, drawn without replacement.
+
+    Why halves: the mean over m of n examples has variance (s²/n)(n/m − 1) over the subsets, which at m = n/2 is s²/n,
+    the squared standard error of the mean over all n. So, to first order, a statistic spreads over halves as its
+    estimate does over samples of n, and intervals need no rescaling (for odd n they are wider by about 1/n).
+    Why not the bootstrap: it repeats examples, and a repeated row's similarity to itself biases Gram statistics upward.
+
+    Deterministic in `seed`. Raises ValueError for fewer than 8 examples, which have too few halves, or no resamples.
+    """
+    if n < 8:
+        raise ValueError(f"half-samples need at least 8 examples, got {n}")
+    if resamples < 1:
+        raise ValueError(f"resamples must be at least 1, got {resamples}")
+    first_half_N = np.arange(n) < n // 2
+    return np.random.default_rng(seed).permuted(np.tile(first_half_N, (resamples, 1)), axis=1)
+
+
+def percentile_interval(values_R: ArrayLike, level: float = 0.95) -> tuple[float, float]:
+    """The central interval (low, high) that holds `level` of the values, by linear interpolation between them.
+
+    If any value is NaN so are both ends: leaving out the resamples on which a statistic is undefined would describe
+    another sample. Raises ValueError for no values, infinite values, or a level outside (0, 1).
+    """
+    values_R = _vector(values_R)
+    tail = _tail(level)
+    if not len(values_R):
+        raise ValueError("an interval needs at least one value")
+    if np.isnan(values_R).any():
+        return np.nan, np.nan
+    low, high = np.quantile(values_R, [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def recentred_interval(estimate: float, values_R: ArrayLike, level: float = 0.95) -> tuple[float, float]:
+    """The percentile interval of the resamples, shifted so that their mean falls on the estimate from all examples.
+
+    For statistics whose level depends on the number of examples, as biased CKA's does: on half the examples it is
+    higher throughout, and the resamples' own percentiles may leave the estimate out altogether. Nothing is clamped:
+    near the edge of a statistic's range an end may lie beyond it. NaN and errors as in `percentile_interval`.
+    """
+    values_R = _vector(values_R)
+    low, high = percentile_interval(values_R, level)
+    shift = estimate - float(values_R.mean())
+    return low + shift, high + shift
+
+
+def mean_interval(values_N: ArrayLike, level: float = 0.95) -> tuple[float, float]:
+    """Student's t interval (low, high) of the mean over independent examples; NaN values are left out.
+
+    (nan, nan) where fewer than two values are left. Raises ValueError for infinite values or a level outside (0, 1).
+    """
+    values_N = _vector(values_N)
+    tail = _tail(level)
+    values_N = values_N[~np.isnan(values_N)]
+    if len(values_N) < 2:
+        return np.nan, np.nan
+    mean = float(values_N.mean())
+    half_width = float(stats.t.ppf(1 - tail, len(values_N) - 1) * values_N.std(ddof=1) / np.sqrt(len(values_N)))
+    return mean - half_width, mean + half_width
+
+
+def _vector(values: ArrayLike) -> NDArray[np.float64]:
+    values = np.asarray(values, dtype=np.float64)
+    if values.ndim != 1:
+        raise ValueError(f"expected a vector of values; got shape {values.shape}")
+    if np.isinf(values).any():
+        raise ValueError("values must not be infinite")
+    return values
+
+
+def _tail(level: float) -> float:
+    if not 0 < level < 1:
+        raise ValueError(f"level must be between 0 and 1, got {level}")
+    return (1 - level) / 2

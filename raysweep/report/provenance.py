@@ -1,0 +1,91 @@
+"""How a run was made, from its folder: the plan's facts, the events' timings and failures, the tables' warnings."""
+
+from __future__ import annotations
+
+import sys
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from raysweep.engine import events
+from raysweep.report.page import Provenance
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from raysweep.engine.folder import RunFolder
+    from raysweep.engine.graph import Graph
+
+
+def provenance(
+    folder: RunFolder, graph: Graph, about: Mapping[str, Any], tables: Mapping[str, pd.DataFrame]
+) -> Provenance:
+    """Everything the page says of the run's making."""
+    log = list(events.read_events(folder.events))
+    starts = [event for event in log if event["event"] == events.RUN_STARTED]
+    ends = [event for event in log if event["event"] == events.RUN_FINISHED]
+    return Provenance(
+        name=about["name"],
+        created=starts[-1]["time"] if starts else "",
+        command=about.get("command"),
+        duration_s=ends[-1]["seconds"] if ends else None,
+        versions=about["versions"],
+        checkpoints=about["checkpoints"],
+        datasets=about["datasets"],
+        timings=_timings(folder, graph),
+        warnings=_warnings(about, tables),
+        failures=_failures(log),
+        config_yaml=folder.config.read_text(encoding="utf-8"),
+    )
+
+
+def command_line() -> str:
+    """The command that started this process, as a user would type it."""
+    return " ".join(["raysweep", *sys.argv[1:]])
+
+
+def _timings(folder: RunFolder, graph: Graph) -> list[dict[str, str]]:
+    """Seconds of computation by kind of work, summed over the commits that this plan uses."""
+    keys = {key for task in graph.tasks for key in task.keys}
+    chunks = {manifest.name: manifest for key, manifest in folder.committed().items() if key in keys}
+    seconds: dict[str, float] = defaultdict(float)
+    applications: dict[str, float] = defaultdict(float)
+    commits: dict[str, int] = defaultdict(int)
+    for manifest in chunks.values():
+        kind = manifest.name.split("-")[0]
+        measured = manifest.extra.get("measured", {})
+        if kind in ("dynamics", "health"):  # made by the same call as the similarity table
+            continue
+        seconds[kind] += measured.get("seconds", 0.0)
+        applications[kind] += measured.get("layer_applications", 0.0)
+        commits[kind] += 1
+    return [
+        {
+            "what": kind,
+            "seconds": f"{seconds[kind]:.2f}",
+            "detail": f"{commits[kind]} commits"
+            + (f", {applications[kind]:,.0f} layer applications on batches" if applications[kind] else ""),
+        }
+        for kind in seconds
+    ]
+
+
+def _warnings(about: Mapping[str, Any], tables: Mapping[str, pd.DataFrame]) -> list[str]:
+    warnings = []
+    for row in about["datasets"]:
+        where = f"{row['dataset']} (for {row['model']})"
+        if row["left_out"] != "0":
+            warnings.append(f"{where}: {row['left_out']} records left out for having no response token")
+        if row["cut"] != "0":
+            warnings.append(f"{where}: {row['cut']} examples cut to max_tokens")
+    losses = tables.get("substitution")
+    if losses is not None:
+        for (model, dataset), n in losses["loss"].isna().groupby([losses["model"], losses["dataset"]]).sum().items():
+            if n:
+                warnings.append(f"{dataset} on {model}: {n} losses are NaN and left out of every mean")
+    return warnings
+
+
+def _failures(log: list[dict[str, Any]]) -> list[str]:
+    latest = max((i for i, event in enumerate(log) if event["event"] == events.RUN_STARTED), default=0)
+    return [f"{e['call']}: {e['error']}" for e in log[latest:] if e["event"] == events.CALL_FAILED]

@@ -1,0 +1,99 @@
+"""Correlation: does the dynamics δ of the base model tell where putting layers back hurts the tuned one?
+
+Joins δ at window centres with losses after substitution, over layers; the sampling is over examples, both sides together.
+The statistics are numerics/correlation.py's. Shapes: L layers, N examples, R resamples, C centres.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+
+from raysweep.numerics.correlation import (
+    circular_shift_p,
+    delta_at,
+    kendall,
+    partial_depth,
+    precision_at_k,
+    spearman,
+    spearman_rows,
+)
+from raysweep.numerics.resampling import half_samples, percentile_interval
+from raysweep.numerics.similarity import local_dynamics
+from raysweep.studies.similarity import dynamics_halves, similarity_matrix
+
+_FEWEST_TO_RESAMPLE = 8
+
+
+def correlate_curves(delta: np.ndarray, loss: np.ndarray) -> dict[str, float]:
+    """All figures of δ [C] against loss [C] at the same centres, without an interval.
+
+    `p_shift` is never below 1/C; `precision_at_k` takes a fifth of the centres.
+    """
+    return {
+        "n_layers": len(delta),
+        "spearman": spearman(delta, loss),
+        "p_shift": circular_shift_p(delta, loss),
+        "partial_depth": partial_depth(delta, loss),
+        "kendall": kendall(delta, loss),
+        "precision_at_k": precision_at_k(delta, loss),
+    }
+
+
+def correlate_cell(
+    states: torch.Tensor,
+    example_ids: np.ndarray,
+    losses: pd.DataFrame,
+    *,
+    metrics: Sequence[str],
+    neighbourhood: int,
+    resamples: int,
+    seed: int,
+    drop_ends: int = 0,
+) -> pd.DataFrame:
+    """One row a metric and width: δ of states [L, N, D] against the mean loss of each window, with a 95 % interval of ρ.
+
+    `losses` are rows of the substitution table of one model and data set. The interval is that of ρ over half-samples of
+    the examples that have both a state and a finite loss under every window, both sides recomputed together; NaN with
+    fewer than 8 such examples. `drop_ends` centres are left out at each end.
+    """
+    rows = []
+    for width in sorted(int(w) for w in losses["width"].unique() if 0 < w < len(states)):
+        of_width = losses[losses["width"] == width].pivot_table(
+            index="centre", columns="example_id", values="loss", dropna=False
+        )
+        of_width = of_width.iloc[drop_ends : len(of_width) - drop_ends]
+        if len(of_width) < 3:
+            continue
+        centres = of_width.index.to_numpy(dtype=float)
+        finite = of_width.columns[np.isfinite(of_width.to_numpy()).all(axis=0)]
+        common = np.intersect1d(example_ids, finite)
+        loss_CN = of_width[common].to_numpy()
+        chosen = states[:, np.searchsorted(example_ids, common)]
+        keep = half_samples(len(common), resamples, seed) if len(common) >= _FEWEST_TO_RESAMPLE else None
+        for metric in metrics:
+            delta = delta_at(local_dynamics(similarity_matrix(states, metric), neighbourhood), centres)
+            interval = (np.nan, np.nan)
+            halves = None if keep is None else dynamics_halves(chosen, metric, neighbourhood, keep)
+            if keep is not None and halves is not None:
+                loss_RC = keep @ loss_CN.T / keep.sum(axis=1, keepdims=True)
+                delta_RC = np.stack([delta_at(delta_L, centres) for delta_L in halves])
+                interval = percentile_interval(spearman_rows(delta_RC, loss_RC))
+            mean_loss = np.nanmean(of_width.to_numpy(), axis=1)
+            figures = correlate_curves(delta, mean_loss)
+            rows.append(
+                {
+                    "metric": metric,
+                    "width": width,
+                    "neighbourhood": neighbourhood,
+                    **figures,
+                    "ci_low": interval[0],
+                    "ci_high": interval[1],
+                }
+            )
+    columns = ["metric", "width", "neighbourhood", "n_layers", "spearman", "ci_low", "ci_high"]
+    columns += ["p_shift", "partial_depth", "kendall", "precision_at_k"]
+    return pd.DataFrame(rows, columns=columns)

@@ -1,0 +1,227 @@
+"""Substitution: the test loss of the tuned model after a window of its layers is put back to the base model's.
+
+All windows go through the layers together, in one pass (windows.py has the order): at each layer the tuned model's own
+states and the windows that have ended take the tuned layer, the open ones take the base layer. States are stacked on the
+batch axis up to a token budget. Nothing here knows of tasks or files.
+
+Shapes: B examples of a batch, T tokens, D width, M labelled tokens, W windows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import nn
+
+from raysweep.data.batches import labelled_positions, make_batches, pad
+from raysweep.data.examples import Example
+from raysweep.errors import InputError
+from raysweep.models.adapter import Adapter, Recording, apply_block
+from raysweep.models.surgery import substitute
+from raysweep.studies.windows import UNTOUCHED, Window, check_windows, schedule
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_LOGIT_BYTES = 64 * 2**20
+
+
+@dataclass
+class Work:
+    """What a sweep did: layer applications (one decoder layer on the tokens of one batch), and token applications."""
+
+    applications: int = 0
+    token_applications: int = 0
+    heads: int = 0
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A base and a tuned model, both loaded, with the same decoder shape."""
+
+    base: Adapter
+    tuned: Adapter
+
+    def __post_init__(self) -> None:
+        if self.base.n_layers != self.tuned.n_layers:
+            raise InputError(
+                f"base has {self.base.n_layers} decoder layers and tuned {self.tuned.n_layers}; a pair has the same"
+            )
+
+    @property
+    def n_layers(self) -> int:
+        """Number of decoder layers."""
+        return self.tuned.n_layers
+
+
+@dataclass
+class _Batch:
+    """One batch on its way through the layers; `recordings` holds the block calls for k stacked copies of it."""
+
+    pair: Pair
+    tokens: torch.Tensor
+    stack: int
+    work: Work
+    recordings: dict[int, Recording] = field(default_factory=dict)
+
+    def recording(self, copies: int) -> Recording:
+        if copies not in self.recordings:
+            self.recordings[copies] = self.pair.tuned.record(self.tokens.repeat(copies, 1))
+        return self.recordings[copies]
+
+    def apply(self, block: nn.Module, layer: int, states: list[torch.Tensor]) -> list[torch.Tensor]:
+        """The block's output for each of the states [B, T, D], at most `stack` of them in one call."""
+        out: list[torch.Tensor] = []
+        for first in range(0, len(states), self.stack):
+            slab = states[first : first + self.stack]
+            together = slab[0] if len(slab) == 1 else torch.cat(slab)
+            out += apply_block(block, together, self.recording(len(slab)).calls[layer]).split(len(self.tokens))
+        self.work.applications += len(states)
+        self.work.token_applications += len(states) * self.tokens.numel()
+        return out
+
+
+@torch.no_grad()
+def _run_layers(batch: _Batch, windows: Sequence[Window]) -> dict[Window, torch.Tensor]:
+    """States [B, T, D] behind the last layer for each window."""
+    pair = batch.pair
+    trunk = batch.recording(1).states
+    branches: dict[int, torch.Tensor] = {}
+    tails: dict[Window, torch.Tensor] = {}
+    for step in schedule(pair.n_layers, windows):
+        branches |= dict.fromkeys(step.forks, trunk)
+        open_states = batch.apply(pair.base.blocks[step.layer], step.layer, [branches[start] for start in step.open])
+        tuned_states = [tails[window] for window in step.tails] + [trunk] * step.trunk
+        tuned_states = batch.apply(pair.tuned.blocks[step.layer], step.layer, tuned_states)
+        trunk = tuned_states.pop() if step.trunk else trunk
+        tails = dict(zip(step.tails, tuned_states, strict=True))
+        branches = dict(zip(step.open, open_states, strict=True))
+        tails |= {window: branches[window.start] for window in step.closes}
+    return {window: tails[window] if window.width else trunk for window in windows}
+
+
+@torch.no_grad()
+def _losses(adapter: Adapter, states: torch.Tensor, examples: Sequence[Example], work: Work) -> np.ndarray:
+    """Mean negative log likelihood in nats over each example's response tokens, float64 [B], from states [B, T, D]."""
+    rows, cols, targets = (torch.from_numpy(a).to(states.device) for a in labelled_positions(examples))
+    chosen = states[rows, cols]
+    vocabulary = adapter.model.config.get_text_config().vocab_size
+    step = max(1, _LOGIT_BYTES // (4 * vocabulary))
+    nll = torch.cat(
+        [
+            nn.functional.cross_entropy(logits.float(), target.to(logits.device), reduction="none")
+            .double()
+            .to(rows.device)
+            for part, target in zip(chosen.split(step), targets.split(step), strict=True)
+            for logits in [adapter.logits(part)]
+        ]
+    )
+    work.heads += 1
+    sums = torch.zeros(len(examples), dtype=torch.float64, device=rows.device).index_add_(0, rows, nll)
+    counts = torch.bincount(rows, minlength=len(examples))
+    return (sums / counts).cpu().numpy()
+
+
+def sweep_losses(
+    pair: Pair,
+    examples: Sequence[Example],
+    windows: Sequence[Window],
+    *,
+    batch_tokens: int = 8192,
+    work: Work | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> np.ndarray:
+    """Loss of every example under every window, float64 [W, N], in nats; windows and examples in the order given.
+
+    `batch_tokens` bounds the padded tokens of one block call (a single longer example goes alone); it does not change the
+    result beyond rounding. `progress` is called with the number of examples done after each batch.
+    """
+    work = work if work is not None else Work()
+    losses = np.full((len(windows), len(examples)), np.nan)
+    for indices in make_batches([len(e.tokens) for e in examples], batch_tokens):
+        chosen = [examples[i] for i in indices]
+        tokens = torch.from_numpy(pad([e.tokens for e in chosen]))
+        batch = _Batch(pair, tokens, max(1, batch_tokens // tokens.numel()), work)
+        for window, states in _run_layers(batch, windows).items():
+            losses[windows.index(window), indices] = _losses(pair.tuned, states, chosen, work)
+        if progress:
+            progress(len(chosen))
+    return losses
+
+
+def loss_table(losses: np.ndarray, windows: Sequence[Window], examples: Sequence[Example]) -> pd.DataFrame:
+    """Losses [W, N] as rows of the substitution table, windows outermost (without model and dataset)."""
+    import pandas as pd
+
+    n, ids = len(examples), [e.id for e in examples]
+    return pd.concat(
+        [
+            pd.DataFrame(
+                {
+                    "kind": "window",
+                    "layers": window.layers,
+                    "start": window.start,
+                    "stop": window.stop,
+                    "width": window.width,
+                    "centre": np.full(n, np.nan if window.centre is None else window.centre),
+                    "coefficient": 1.0,
+                    "estimator": "exact",
+                    "example_id": np.array(ids, dtype=np.int64),
+                    "n_tokens": np.array([e.n_tokens for e in examples], dtype=np.int64),
+                    "loss": losses[row],
+                }
+            )
+            for row, window in enumerate(windows)
+        ],
+        ignore_index=True,
+    )
+
+
+def sweep_windows(
+    base: PreTrainedModel | Adapter,
+    tuned: PreTrainedModel | Adapter,
+    examples: Sequence[Example],
+    windows: Sequence[tuple[int, int]],
+    *,
+    batch_tokens: int = 8192,
+) -> pd.DataFrame:
+    """Per-example losses with each window [start, stop) of the tuned model put back to the base model's.
+
+    Both models are loaded causal language models on the same device, in the same dtype. The untouched tuned model (0, 0)
+    and all layers (0, L) are always among the rows. Raises InputError for a window that does not fit.
+    """
+    pair = Pair(_adapter(base), _adapter(tuned))
+    chosen = check_windows([UNTOUCHED, *(Window(*w) for w in windows), Window(0, pair.n_layers)], pair.n_layers)
+    return loss_table(sweep_losses(pair, examples, chosen, batch_tokens=batch_tokens), chosen, examples)
+
+
+def _adapter(model: PreTrainedModel | Adapter) -> Adapter:
+    return model if isinstance(model, Adapter) else Adapter(model)
+
+
+def generate_text(
+    pair: Pair, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], window: Window, *, new_tokens: int = 32
+) -> list[str]:
+    """Greedy continuation of each example's prompt by the tuned model with the window put back, special tokens left out.
+
+    The blocks are really swapped for the base model's and the model's own `generate` runs, one example at a time.
+    """
+    model = pair.tuned.model
+    texts = []
+    with substitute(pair.tuned.blocks, pair.base.blocks, range(window.start, window.stop)):
+        for example in examples:
+            prompt = torch.from_numpy(example.tokens[: example.n_prompt])[None].to(pair.tuned.device)
+            out = model.generate(
+                prompt,
+                attention_mask=torch.ones_like(prompt),
+                max_new_tokens=new_tokens,
+                do_sample=False,
+                pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
+            )
+            texts.append(tokenizer.decode(out[0, prompt.shape[1] :], skip_special_tokens=True))
+    return texts

@@ -1,0 +1,131 @@
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from transformers import PreTrainedTokenizerFast
+
+from raysweep.data.examples import load_examples
+from raysweep.errors import InputError
+
+# Digits are one token each, so that lengths can be counted by eye:
+# <s> <user> question <end> <assistant> | answer <end>
+SHORT = {"question": "12", "answer": "3"}  # 6 + 2
+LONG = {"question": "1234", "answer": "5678"}  # 8 + 5
+WORDY = {"question": "123456789", "answer": "0"}  # 13 + 2
+
+Write = Callable[..., str]
+
+
+def refusal(*arguments: Any, **named: Any) -> str:
+    with pytest.raises(InputError) as error:
+        load_examples(*arguments, **named)
+    return str(error.value)
+
+
+def test_examples_in_source_order(jsonl: Write, tokenizer: PreTrainedTokenizerFast) -> None:
+    loaded = load_examples(jsonl(WORDY, SHORT, LONG), "gsm8k", tokenizer)
+    assert [(e.id, e.n_prompt, e.n_tokens, e.length) for e in loaded.examples] == [
+        (0, 13, 2, 15),
+        (1, 6, 2, 8),
+        (2, 8, 5, 13),
+    ]
+    assert (loaded.n_cut, loaded.n_unusable) == (0, 0)
+    short = loaded.examples[1]
+    assert (short.prompt, short.response) == ("<s><user>12<end><assistant>", "3<end>")
+    assert tokenizer.convert_ids_to_tokens(short.tokens) == [
+        "<s>",
+        "<user>",
+        "1",
+        "2",
+        "<end>",
+        "<assistant>",
+        "3",
+        "<end>",
+    ]
+    assert tokenizer.convert_ids_to_tokens(short.targets) == ["3", "<end>"]
+    assert short.tokens.dtype == np.int64
+
+
+def test_wording_is_the_named_one(jsonl: Write, tokenizer: PreTrainedTokenizerFast) -> None:
+    example = load_examples(jsonl(SHORT), "gsm8k", tokenizer, wording="llama2").examples[0]
+    assert example.prompt.startswith("[INST] <<SYS>>\nBelow")
+    assert tokenizer.decode(example.tokens) == f"<s>{example.prompt} 3 <end>"
+    assert tokenizer.decode(example.targets) == example.response == " 3 <end>"
+
+
+def test_limit_counts_records(jsonl: Write, tokenizer: PreTrainedTokenizerFast) -> None:
+    loaded = load_examples(jsonl(WORDY, SHORT, LONG), "gsm8k", tokenizer, limit=2, max_tokens=8)
+    assert [e.id for e in loaded.examples] == [1]
+    assert loaded.n_unusable == 1
+
+
+@pytest.mark.parametrize(
+    ("max_tokens", "lengths", "n_cut", "n_unusable"),
+    [
+        (15, [(0, 13, 2), (1, 6, 2), (2, 8, 5)], 0, 0),
+        (14, [(0, 13, 1), (1, 6, 2), (2, 8, 5)], 1, 0),
+        (13, [(1, 6, 2), (2, 8, 5)], 0, 1),
+        (9, [(1, 6, 2), (2, 8, 1)], 1, 1),
+        (8, [(1, 6, 2)], 0, 2),
+        (7, [(1, 6, 1)], 1, 2),
+    ],
+)
+def test_cutting(
+    max_tokens: int,
+    lengths: list[tuple[int, int, int]],
+    n_cut: int,
+    n_unusable: int,
+    jsonl: Write,
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    loaded = load_examples(jsonl(WORDY, SHORT, LONG), "gsm8k", tokenizer, max_tokens=max_tokens)
+    assert [(e.id, e.n_prompt, e.n_tokens) for e in loaded.examples] == lengths
+    assert (loaded.n_cut, loaded.n_unusable) == (n_cut, n_unusable)
+
+
+def test_an_example_without_prompt_or_response_tokens_is_unusable(
+    jsonl: Write, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    path = jsonl({"q": "", "a": "12"}, {"q": "12", "a": ""}, {"q": "1", "a": 2})
+    loaded = load_examples(path, "columns", tokenizer, prompt="q", response="a")
+    assert [(e.id, e.n_prompt, e.n_tokens) for e in loaded.examples] == [(2, 1, 1)]
+    assert (loaded.n_cut, loaded.n_unusable) == (0, 2)
+
+
+def test_no_usable_example(jsonl: Write, tokenizer: PreTrainedTokenizerFast) -> None:
+    path = jsonl(SHORT, LONG)
+    assert refusal(path, "gsm8k", tokenizer, max_tokens=6) == (
+        f"{path} has no usable response tokens: none of its 2 records has a prompt token and a response token after "
+        "cutting to max_tokens 6; check the format, the texts and max_tokens"
+    )
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    path = jsonl({"question": "12", "answer": ""})
+    assert refusal(path, "gsm8k", tokenizer) == (
+        f"{path} has no usable response tokens: none of its 1 records has a prompt token and a response token; "
+        "check the format, the texts and max_tokens"
+    )
+
+
+def test_a_record_that_does_not_fit_is_named_by_its_line(jsonl: Write, tokenizer: PreTrainedTokenizerFast) -> None:
+    path = jsonl(SHORT, SHORT, {"question": "12", "anwser": "3"})
+    assert refusal(path, "gsm8k", tokenizer) == (
+        f"{path}, line 3: has no field 'answer', which format 'gsm8k' needs; its fields are question, anwser"
+    )
+    assert refusal(path, "columns", tokenizer, prompt="{{ question }}", response="{{ answer }}") == (
+        f"{path}, line 3: template '{{{{ answer }}}}' fails: 'answer' is undefined; the record's fields are question, anwser"
+    )
+    turns = [{"role": role, "content": "x"} for role in ("system", "user", "assistant")]
+    assert refusal(jsonl({"messages": turns}), "messages", tokenizer, wording="llama2") == (
+        f"{path}, line 1: wording 'llama2' writes one user's turn and the assistant's, and the record has "
+        "system, user, assistant: choose wording 'chat'"
+    )
+
+
+def test_unknown_names_are_refused_before_anything_is_read(tokenizer: PreTrainedTokenizerFast) -> None:
+    assert refusal("no.jsonl", "gsm", tokenizer) == "unknown format 'gsm': did you mean 'gsm8k'?"
+    assert refusal("no.jsonl", "gsm8k", tokenizer, wording="chatt") == "unknown wording 'chatt': did you mean 'chat'?"
+    assert refusal("no.jsonl", "gsm8k", tokenizer) == "there is no file no.jsonl: check the path"
+    tokenizer.chat_template = None
+    assert "has no chat template" in refusal("no.jsonl", "gsm8k", tokenizer)

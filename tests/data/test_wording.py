@@ -1,0 +1,254 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from transformers import PreTrainedTokenizerFast
+
+from raysweep.data.formats import FORMATS, find_format
+from raysweep.data.wording import WORDINGS, TextWording, find_wording
+from raysweep.errors import InputError
+
+GOLDENS = json.loads((Path(__file__).parent / "llama2_goldens.json").read_text(encoding="utf-8"))
+CHAT, LLAMA2 = find_wording("chat"), find_wording("llama2")
+GSM8K = FORMATS["gsm8k"]
+RECORD = {"question": "Name a red fruit.", "answer": "A cherry."}
+
+
+def refusal(call: Any, *arguments: Any) -> str:
+    with pytest.raises(InputError) as error:
+        call(*arguments)
+    return str(error.value)
+
+
+def plain_ids(tokenizer: PreTrainedTokenizerFast, *pieces: str) -> list[int]:
+    """Special tokens by name, the rest tokenised piece by piece: right where special tokens stand between pieces."""
+    special = tokenizer.get_added_vocab()
+    return [i for p in pieces for i in ([special[p]] if p in special else tokenizer.backend_tokenizer.encode(p).ids)]
+
+
+# llama2 ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("golden", GOLDENS, ids=lambda g: g["format"])
+def test_llama2_equals_the_golden(golden: dict[str, Any], tokenizer: PreTrainedTokenizerFast) -> None:
+    tokenizer.eos_token = "</s>"
+    record_format = FORMATS[golden["format"]]
+    assert record_format.problem(golden["record"]) is None
+    assert LLAMA2.texts(record_format, golden["record"], tokenizer) == (golden["prompt"], golden["response"])
+
+
+def test_every_format_has_a_llama2_golden_and_text() -> None:
+    assert isinstance(LLAMA2, TextWording)
+    assert {g["format"] for g in GOLDENS} == set(FORMATS)
+    assert set(LLAMA2.by_format) == {*FORMATS, "columns"}
+
+
+def test_llama2_of_columns_is_that_of_a_question(tokenizer: PreTrainedTokenizerFast) -> None:
+    golden = next(g for g in GOLDENS if g["format"] == "gsm8k")
+    tokenizer.eos_token = "</s>"
+    record = {"question": "not this", "asked": golden["record"]["question"], "said": golden["record"]["answer"]}
+    texts = LLAMA2.texts(find_format("columns", "asked", "{{ said }}"), record, tokenizer)
+    assert texts == (golden["prompt"], golden["response"])
+
+
+def test_llama2_tokens_begin_with_bos_end_with_eos_and_label_what_follows_the_prompt(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    texts = LLAMA2.texts(GSM8K, RECORD, tokenizer)
+    tokens, n_prompt = LLAMA2.encode(texts, tokenizer)
+    assert texts[1] == " A cherry. <end>"
+    assert tokens.dtype == np.int64
+    assert tokens.tolist() == plain_ids(tokenizer, "<s>", texts[0] + " A cherry. ", "<end>")
+    assert n_prompt == len(plain_ids(tokenizer, "<s>", texts[0]))
+    assert tokenizer.decode(tokens[n_prompt:]) == texts[1]
+
+
+def test_llama2_counts_the_prompts_tokens_even_where_the_border_is_merged(tokenizer: PreTrainedTokenizerFast) -> None:
+    tokens, n_prompt = LLAMA2.encode(("A: ", "cherry"), tokenizer)
+    assert tokenizer.convert_ids_to_tokens(tokens) == ["<s>", "A", ":", "Ġcherry"]
+    assert n_prompt == 4  # <s> A : Ġ, though Ġ has no place of its own in the whole
+    assert LLAMA2.encode(("A: ", ""), tokenizer)[1] == 4
+
+
+@pytest.mark.parametrize(
+    "roles", [["system", "user", "assistant"], ["user", "assistant", "user", "assistant"]], ids=["system", "two rounds"]
+)
+def test_llama2_refuses_turns_it_has_no_text_for(roles: list[str], tokenizer: PreTrainedTokenizerFast) -> None:
+    record = {"messages": [{"role": role, "content": "x"} for role in roles]}
+    assert refusal(LLAMA2.texts, FORMATS["messages"], record, tokenizer) == (
+        f"wording 'llama2' writes one user's turn and the assistant's, and the record has {', '.join(roles)}: "
+        "choose wording 'chat'"
+    )
+
+
+@pytest.mark.parametrize("role", ["bos_token", "eos_token"])
+def test_llama2_needs_both_ends_of_a_sequence(role: str, tokenizer: PreTrainedTokenizerFast) -> None:
+    LLAMA2.check(tokenizer)
+    setattr(tokenizer, role, None)
+    tokenizer.name_or_path = "mine"
+    assert refusal(LLAMA2.check, tokenizer) == (
+        f"tokenizer 'mine' has no {role}, which wording 'llama2' writes: choose wording 'chat'"
+    )
+
+
+# chat -----------------------------------------------------------------------------------------------------------
+
+USER, ASSISTANT, SYSTEM = (
+    {"role": role, "content": text} for role, text in (("user", "Hi"), ("assistant", "Hello"), ("system", "Be short."))
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "record", "pieces", "response"),
+    [
+        (
+            "dolly",
+            {"instruction": "Which is red?", "context": "Limes are green.", "response": "None. "},
+            ["<s>", "<user>", "Which is red?\n\nLimes are green.", "<end>", "<assistant>"],
+            "None. ",
+        ),
+        (
+            "alpaca",
+            {"instruction": "Name a red fruit.", "input": "", "output": "A cherry."},
+            ["<s>", "<user>", "Name a red fruit.", "<end>", "<assistant>"],
+            "A cherry.",
+        ),
+        (
+            "gsm8k",
+            {"question": "2 + 3?", "answer": "2 + 3 = 5\n#### 5"},
+            ["<s>", "<user>", "2 + 3?", "<end>", "<assistant>"],
+            "2 + 3 = 5\n#### 5",
+        ),
+        (
+            "boolq",
+            {"question": "is a lime red", "passage": "Limes are green.", "answer": False},
+            ["<s>", "<user>", "is a lime red", "<end>", "<assistant>"],
+            "False. Limes are green.",
+        ),
+        (
+            "openbookqa",
+            {
+                "question_stem": "A ripe cherry is",
+                "choices": {"label": ["A", "B"], "text": ["green", "red"]},
+                "answerKey": "B",
+                "fact1": "cherries are red",
+            },
+            ["<s>", "<user>", "A ripe cherry is\nA: green\nB: red", "<end>", "<assistant>"],
+            "B red. cherries are red",
+        ),
+        (
+            "messages",
+            {"messages": [SYSTEM, USER, ASSISTANT, USER, {"role": "assistant", "content": "Bye"}]},
+            [
+                *("<s>", "<system>", "Be short.", "<end>", "<user>", "Hi", "<end>"),
+                *("<assistant>", "Hello", "<end>", "<user>", "Hi", "<end>", "<assistant>"),
+            ],
+            "Bye",
+        ),
+        (
+            "columns",
+            {"the question": "2 + 3?", "n": 5},
+            ["<s>", "<user>", "2 + 3?", "<end>", "<assistant>"],
+            "It is 5.",
+        ),
+    ],
+)
+def test_chat(
+    name: str, record: dict[str, Any], pieces: list[str], response: str, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    record_format = find_format(name, *(("the question", "It is {{ n }}.") if name == "columns" else ()))
+    texts = CHAT.texts(record_format, record, tokenizer)
+    assert texts == ("".join(pieces), f"{response}<end>")
+    tokens, n_prompt = CHAT.encode(texts, tokenizer)
+    assert tokens.dtype == np.int64
+    assert tokens.tolist() == plain_ids(tokenizer, *pieces, response, "<end>")
+    assert n_prompt == len(plain_ids(tokenizer, *pieces))
+
+
+CHATML = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}<end>\n{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("template", "answer", "texts"),
+    [
+        (CHATML, "A cherry.", ("<user>Q<end>\n<assistant>", "A cherry.<end>")),
+        (CHATML, "A cherry. \n", ("<user>Q<end>\n<assistant>", "A cherry. \n<end>")),
+        (
+            "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+            "{% if add_generation_prompt %}assistant: {% endif %}",
+            "A cherry. ",
+            ("user: Q\nassistant: ", "A cherry. "),
+        ),
+        (
+            "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+            "{% if add_generation_prompt %}assistant: {% endif %}",
+            "",
+            ("user: Q\nassistant: ", ""),
+        ),
+        (
+            CHATML.replace("m.content", "m.content | trim"),
+            " A cherry. ",
+            ("<user>Q<end>\n<assistant>", "A cherry.<end>"),
+        ),
+    ],
+)
+def test_chat_leaves_out_white_space_behind_the_templates_end_only(
+    template: str, answer: str, texts: tuple[str, str], tokenizer: PreTrainedTokenizerFast
+) -> None:
+    tokenizer.chat_template = template
+    assert CHAT.texts(GSM8K, {"question": "Q", "answer": answer}, tokenizer) == texts
+
+
+def test_chat_labels_start_at_the_first_token_that_differs(tokenizer: PreTrainedTokenizerFast) -> None:
+    tokens, n_prompt = CHAT.encode(("A: ", "cherry"), tokenizer)
+    assert tokenizer.convert_ids_to_tokens(tokens) == ["A", ":", "Ġcherry"]
+    assert n_prompt == 2
+
+
+def test_chat_encodes_texts_beyond_the_models_length_quietly(
+    tokenizer: PreTrainedTokenizerFast, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    tokenizer.model_max_length = 4
+    tokens, n_prompt = CHAT.encode(("<user>", "2" * 50), tokenizer)
+    assert (len(tokens), n_prompt) == (51, 1)
+    assert (caplog.text, *capfd.readouterr()) == ("", "", "")
+
+
+def test_a_template_that_does_not_continue_its_generation_prompt(tokenizer: PreTrainedTokenizerFast) -> None:
+    tokenizer.chat_template = CHATML.replace("<assistant>{% endif", "<assistant><think>{% endif")
+    assert refusal(CHAT.texts, GSM8K, RECORD, tokenizer) == (
+        "the tokenizer's chat template does not continue its own generation prompt, so that the response's tokens "
+        "cannot be told (prompt ends 'fruit.<end>\\n<assistant><think>'): choose another wording"
+    )
+
+
+def test_a_template_that_refuses_the_turns(tokenizer: PreTrainedTokenizerFast) -> None:
+    tokenizer.chat_template = (
+        "{% if messages[0].role == 'system' %}{{ raise_exception('no system turn') }}{% endif %}" + CHATML
+    )
+    record = {"messages": [SYSTEM, USER, ASSISTANT]}
+    assert refusal(CHAT.texts, FORMATS["messages"], record, tokenizer) == (
+        "the tokenizer's chat template refuses the turns system, user, assistant (no system turn): mend them, or choose "
+        "another wording"
+    )
+
+
+def test_a_tokenizer_without_a_chat_template(tokenizer: PreTrainedTokenizerFast) -> None:
+    CHAT.check(tokenizer)
+    tokenizer.chat_template, tokenizer.name_or_path = None, "mine"
+    assert refusal(CHAT.check, tokenizer) == (
+        "tokenizer 'mine' has no chat template, and wording 'chat' is that template: give the tokenizer one, or choose "
+        "another wording (llama2)"
+    )
+
+
+def test_an_unknown_wording() -> None:
+    assert refusal(find_wording, "lama2") == "unknown wording 'lama2': did you mean 'llama2'?"
+    assert refusal(find_wording, "llama3") == "unknown wording 'llama3': did you mean 'llama2'?"
+    assert refusal(find_wording, "x") == "unknown wording 'x': known: chat, llama2"
+    assert list(WORDINGS) == ["chat", "llama2"]

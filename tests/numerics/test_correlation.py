@@ -1,0 +1,165 @@
+"""Rank correlations against scipy and the textbook formulas; the shift test against its own definition and by simulation."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from raysweep.numerics.correlation import (
+    circular_shift_p,
+    delta_at,
+    kendall,
+    partial_depth,
+    precision_at_k,
+    spearman,
+    spearman_rows,
+)
+
+MEASURES = (spearman, kendall, partial_depth, circular_shift_p, precision_at_k)
+few = settings(max_examples=40, deadline=None)
+# Few distinct values, so that ties are common.
+tied_pairs = st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=4, max_size=30)
+
+
+def columns(pairs):
+    x_N, y_N = np.array(pairs, dtype=float).T
+    assume(np.ptp(x_N) > 0)
+    assume(np.ptp(y_N) > 0)
+    return x_N, y_N
+
+
+@few
+@given(tied_pairs)
+def test_rank_correlations_equal_scipys(pairs):
+    x_N, y_N = columns(pairs)
+    assert spearman(x_N, y_N) == pytest.approx(stats.spearmanr(x_N, y_N).statistic, abs=1e-12)
+    assert kendall(x_N, y_N) == pytest.approx(stats.kendalltau(x_N, y_N).statistic, abs=1e-12)
+
+
+def test_kendall_by_counting():
+    """Pairs of (1, 1), (2, 3), (3, 2), (3, 4): four concordant, one discordant, one tied in x."""
+    assert kendall([1, 2, 3, 3], [1, 3, 2, 4]) == pytest.approx((4 - 1) / math.sqrt(5 * 6))
+
+
+def test_spearman_row_by_row():
+    rng = np.random.default_rng(0)
+    X_RN, Y_RN = rng.integers(0, 9, (2, 50, 13)).astype(float)
+    X_RN[3], Y_RN[5], X_RN[7, 2] = 1.0, 2.0, np.nan
+    rho_R = spearman_rows(X_RN, Y_RN)
+    for row in range(50):
+        expected = np.nan if row in (3, 5, 7) else stats.spearmanr(X_RN[row], Y_RN[row]).statistic
+        assert rho_R[row] == pytest.approx(expected, abs=1e-12, nan_ok=True)
+
+
+@few
+@given(tied_pairs)
+def test_partial_depth_is_the_textbook_formula(pairs):
+    x_N, y_N = columns(pairs)
+    depth_N = np.arange(len(x_N))
+    xy, xz, yz = (stats.spearmanr(a, b).statistic for a, b in ((x_N, y_N), (x_N, depth_N), (y_N, depth_N)))
+    assume(max(abs(xz), abs(yz)) < 1 - 1e-9)
+    expected = (xy - xz * yz) / math.sqrt((1 - xz**2) * (1 - yz**2))
+    assert partial_depth(x_N, y_N) == pytest.approx(expected, abs=1e-9)
+
+
+def plain_shift_p(x_N, y_N):
+    def residuals(values_N):
+        ranks_N = stats.rankdata(values_N)
+        depth_N = np.arange(len(ranks_N))
+        return ranks_N - np.polyval(np.polyfit(depth_N, ranks_N, 1), depth_N)
+
+    x_N, y_N = residuals(x_N), residuals(y_N)
+    associations = [abs((x_N * np.roll(y_N, shift)).sum()) for shift in range(len(x_N))]
+    return np.mean([association >= associations[0] - 1e-6 for association in associations])
+
+
+@few
+@given(st.integers(0, 2**32 - 1), st.integers(9, 30))
+def test_shift_p_is_its_definition(seed, n):
+    x_N, y_N = np.random.default_rng(seed).standard_normal((2, n))
+    assert circular_shift_p(x_N, y_N) == plain_shift_p(x_N, y_N)
+    assert circular_shift_p(x_N, y_N) >= 1 / n
+
+
+def test_shift_p_of_a_perfect_tie_is_the_least_possible():
+    x_N = np.random.default_rng(0).standard_normal(25)
+    assert circular_shift_p(x_N, x_N) == 1 / 25
+    assert circular_shift_p(x_N, -x_N) == 1 / 25
+
+
+def test_shift_p_keeps_its_level_under_a_common_trend():
+    """Two independent AR(1) series with φ = 0.7 on a common trend: 5 % should be rejected at the 5 % level."""
+    rng = np.random.default_rng(0)
+    n, pairs = 28, 400
+    noise = rng.standard_normal((pairs, 2, n + 50))
+    for place in range(1, n + 50):
+        noise[..., place] += 0.7 * noise[..., place - 1]
+    series = noise[..., 50:] + np.linspace(-4, 4, n)
+    rejected = np.mean([circular_shift_p(x_N, y_N) <= 0.05 for x_N, y_N in series])
+
+    def plain_p(x_N, y_N):
+        x_N, y_N = stats.zscore(stats.rankdata(x_N)), stats.zscore(stats.rankdata(y_N))
+        associations = np.array([abs(x_N @ np.roll(y_N, shift)) for shift in range(n)])
+        return np.mean(associations >= associations[0] - 1e-9)
+
+    assert rejected < 0.1
+    assert np.mean([plain_p(x_N, y_N) <= 0.05 for x_N, y_N in series[:100]]) > 0.35
+
+
+@pytest.mark.parametrize("measure", [partial_depth, circular_shift_p])
+def test_nothing_is_left_of_a_straight_line_in_depth(measure):
+    y_N = np.random.default_rng(0).standard_normal(17)
+    assert np.isnan(measure(np.arange(17) ** 3, y_N))
+    assert np.isnan(measure(y_N, -np.arange(17)))
+
+
+@pytest.mark.parametrize("measure", [spearman, kendall, partial_depth, circular_shift_p])
+def test_a_constant_side_is_nan_without_a_warning(measure):
+    assert np.isnan(measure([2.0] * 6, [1.0, 5.0, 2.0, 3.0, 9.0, 4.0]))
+    assert np.isnan(measure([1.0], [1.0]))
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+def test_nan_gives_nan_and_misuse_an_error(measure):
+    assert np.isnan(measure([1.0, np.nan, 2.0, 0.0, 5.0], [1.0, 2.0, 4.0, 3.0, 0.0]))
+    assert np.isnan(measure([1.0, 2.0, 4.0, 3.0, 0.0], [1.0, np.nan, 2.0, 0.0, 5.0]))
+    with pytest.raises(ValueError, match=r"one length; got shapes \(3,\) and \(2,\)"):
+        measure([1.0, 2.0, 3.0], [1.0, 2.0])
+    with pytest.raises(ValueError, match=r"one length; got shapes \(0,\)"):
+        measure([], [])
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+def test_an_infinite_loss_is_the_largest(measure):
+    delta, loss = [3.0, 1.0, 2.0, 5.0, 4.0, 0.0], [1.0, 4.0, 2.0, 0.0, 1.0, 7.0]
+    assert measure(delta, [*loss[:-1], np.inf]) == measure(delta, loss)
+
+
+def test_spearman_rows_refuses_shapes_that_differ():
+    with pytest.raises(ValueError, match=r"one shape \[R, N\]; got \(2, 3\) and \(1, 3\)"):
+        spearman_rows(np.zeros((2, 3)), np.zeros((1, 3)))
+
+
+def test_precision_at_k_by_hand():
+    delta = [0.9, 0.2, 0.1, 0.8, 0.3]
+    loss = [1.0, 5.0, 2.0, 4.0, 3.0]
+    assert precision_at_k(delta, loss) == 0  # layer 2 against layer 1
+    assert precision_at_k(delta, loss, 2) == 1 / 2
+    assert precision_at_k(delta, loss, 3) == 2 / 3
+    assert precision_at_k(delta, loss, 5) == 1
+    with pytest.raises(ValueError, match="got 6"):
+        precision_at_k(delta, loss, 6)
+
+
+def test_delta_at_whole_and_half_centres():
+    np.testing.assert_allclose(delta_at([1.0, 2.0, 4.0], [0, 0.5, 1, 1.5, 2]), [1, 1.5, 2, 3, 4])
+    assert np.isnan(delta_at([1.0, np.nan, 4.0], [0.5]))
+
+
+@pytest.mark.parametrize("centre", [-0.5, 2.5, 0.25, np.nan, np.inf])
+def test_delta_at_refuses_other_centres(centre):
+    with pytest.raises(ValueError, match=f"centre {centre} is no multiple of 0.5 from 0 to 2"):
+        delta_at([1.0, 2.0, 4.0], [1, centre])

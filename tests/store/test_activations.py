@@ -1,0 +1,480 @@
+"""The activation store: bits, layout and damage, checked with plain pyarrow and numpy."""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import json
+import os
+import resource
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from raysweep.errors import StoreError
+from raysweep.store import activations as store
+from raysweep.store.activations import Activations, open_activations, publish_manifest, write_part
+from raysweep.store.artifacts import FileEntry
+
+DTYPES = ["bfloat16", "float16", "float32"]
+ARROW = {"bfloat16": pa.uint16(), "float16": pa.float16(), "float32": pa.float32()}
+LABELS = {"pooling": "last", "model": "tiny", "dataset": "sums"}
+
+
+def random_bits(dtype: str, shape: tuple[int, ...], seed: int = 0) -> tuple[np.ndarray, torch.Tensor]:
+    """Random bit patterns (infinities, subnormals and NaNs with payloads among them), and the tensor they are."""
+    unsigned = np.uint32 if dtype == "float32" else np.uint16
+    bits = np.random.default_rng(seed).integers(0, np.iinfo(unsigned).max, shape, unsigned, endpoint=True)
+    return bits, torch.from_numpy(bits.copy()).view(getattr(torch, dtype))
+
+
+def bits_of(tensor: torch.Tensor) -> np.ndarray:
+    return tensor.view(torch.uint32 if tensor.element_size() == 4 else torch.uint16).numpy()
+
+
+def write(folder: Path, states_LND: torch.Tensor, rows_of: list[int] | None = None, **changes: Any) -> list[FileEntry]:
+    """A whole store of parts with the given numbers of rows; ids tell rows apart."""
+    n_layers, rows, width = states_LND.shape
+    entries, parts, start = [], [], 0
+    for number, count in enumerate(rows_of or [rows]):
+        ids = np.arange(start, start + count)
+        parts.append(f"{number:04d}")
+        entries += write_part(folder, parts[-1], states_LND[:, start : start + count], ids + 100, ids % 7, ids * 2**33)
+        start += count
+    dtype = str(states_LND.dtype).removeprefix("torch.")
+    facts = {"parts": parts, "files": entries, "layers": n_layers, "width": width, "torch_dtype": dtype} | LABELS
+    publish_manifest(folder, **(facts | changes))
+    return entries
+
+
+def read_plainly(path: Path) -> pa.Table:
+    with pa.memory_map(str(path)) as source:
+        return pa.ipc.open_file(source).read_all()
+
+
+# --- bits and layout ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_every_16_bit_pattern_survives(tmp_path: Path, dtype: str) -> None:
+    bits = np.arange(2**16, dtype=np.uint16).reshape(1, 512, 128)
+    states = torch.from_numpy(bits.copy()).view(getattr(torch, dtype))
+    assert torch.isnan(states).sum() > 100  # NaN payloads are among them
+    write(tmp_path, states)
+    result = open_activations(tmp_path).layer(0)
+    assert result.dtype == states.dtype
+    np.testing.assert_array_equal(bits_of(result), bits[0])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rows_of", [[11], [4, 0, 6, 1]])
+@pytest.mark.parametrize("batch_bytes", [1, 3 * (5 * 4 + 20), 2**26])
+def test_round_trip_is_bit_exact(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, rows_of: list[int], batch_bytes: int
+) -> None:
+    monkeypatch.setattr(store, "BATCH_BYTES", batch_bytes)
+    bits_LND, states_LND = random_bits(dtype, (3, 11, 5))
+    write(tmp_path, states_LND, rows_of)
+    opened = open_activations(tmp_path)
+    assert (opened.n_layers, opened.rows, opened.width, opened.dtype) == (3, 11, 5, states_LND.dtype)
+    assert opened.states().shape == (3, 11, 5)
+    assert opened.states().dtype == states_LND.dtype
+    np.testing.assert_array_equal(bits_of(opened.states()), bits_LND)
+    for layer in range(3):
+        np.testing.assert_array_equal(bits_of(opened.layer(layer)), bits_LND[layer])
+    np.testing.assert_array_equal(opened.example_ids, np.arange(11) + 100)
+    np.testing.assert_array_equal(opened.token_pos, np.arange(11) % 7)
+    np.testing.assert_array_equal(opened.token_ids, np.arange(11) * 2**33)
+    assert [ids.dtype for ids in (opened.example_ids, opened.token_pos, opened.token_ids)] == ["i8", "i4", "i8"]
+    opened.verify()
+
+
+def test_only_views_of_the_states_are_needed(tmp_path: Path) -> None:
+    """States come as slices, transposes and with gradients."""
+    bits_NLD, states_NLD = random_bits("float32", (6, 2, 8))
+    states_LND = states_NLD.transpose(0, 1).requires_grad_()[:, ::2, 1:5]
+    write(tmp_path, states_LND)
+    np.testing.assert_array_equal(bits_of(open_activations(tmp_path).states()), bits_NLD.swapaxes(0, 1)[:, ::2, 1:5])
+
+
+def test_no_rows_at_all(tmp_path: Path) -> None:
+    write(tmp_path, torch.zeros(2, 0, 4, dtype=torch.bfloat16))
+    opened = open_activations(tmp_path)
+    assert opened.layer(1).shape == (0, 4)
+    assert opened.states().shape == (2, 0, 4)
+    assert opened.token_ids.shape == (0,)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_files_are_as_documented_to_any_arrow_reader(tmp_path: Path, dtype: str) -> None:
+    bits_LND, states_LND = random_bits(dtype, (2, 5, 3))
+    entries = write(tmp_path, states_LND, [3, 2])
+    on_disk = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
+    assert on_disk == {
+        "layer=000/part-0000.arrow",
+        "layer=000/part-0001.arrow",
+        "layer=001/part-0000.arrow",
+        "layer=001/part-0001.arrow",
+        "manifest.json",
+    }
+    table = read_plainly(tmp_path / "layer=001/part-0001.arrow")
+    assert [(field.name, field.type) for field in table.schema] == [
+        ("example_id", pa.int64()),
+        ("token_pos", pa.int32()),
+        ("token_id", pa.int64()),
+        ("vector", pa.fixed_shape_tensor(ARROW[dtype], [3])),
+    ]
+    assert table.schema.field("vector").metadata == {b"torch_dtype": dtype.encode()}
+    assert table.drop(["vector"]).to_pylist() == [
+        {"example_id": 103, "token_pos": 3, "token_id": 3 * 2**33},
+        {"example_id": 104, "token_pos": 4, "token_id": 4 * 2**33},
+    ]
+    vectors = table["vector"].combine_chunks().storage.flatten().to_numpy().reshape(2, 3)
+    np.testing.assert_array_equal(vectors.view(bits_LND.dtype), bits_LND[1, 3:])
+
+    for entry in entries:
+        content = (tmp_path / entry.path).read_bytes()
+        assert (entry.bytes, entry.sha256) == (len(content), hashlib.sha256(content).hexdigest())
+    assert [entry.rows for entry in entries] == [3, 3, 2, 2]
+
+
+def test_manifest_says_what_the_store_is(tmp_path: Path) -> None:
+    entries = write(tmp_path, torch.zeros(2, 5, 3, dtype=torch.bfloat16), extra={"fingerprint": "f00"})
+    assert json.loads((tmp_path / "manifest.json").read_text()) == {
+        "model": "tiny",
+        "dataset": "sums",
+        "pooling": "last",
+        "torch_dtype": "bfloat16",
+        "layers": 2,
+        "rows": 5,
+        "width": 3,
+        "parts": ["0000"],
+        "files": [{"path": e.path, "rows": e.rows, "bytes": e.bytes, "sha256": e.sha256} for e in entries],
+        "extra": {"fingerprint": "f00"},
+    }
+    opened = open_activations(tmp_path)
+    assert (opened.model, opened.dataset, opened.pooling, opened.torch_dtype) == ("tiny", "sums", "last", "bfloat16")
+    assert (opened.parts, opened.files, opened.extra) == (("0000",), tuple(entries), {"fingerprint": "f00"})
+
+
+def test_record_batches_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "BATCH_BYTES", 1000)
+    write(tmp_path, torch.zeros(1, 100, 16, dtype=torch.bfloat16))
+    with pa.memory_map(str(tmp_path / "layer=000/part-0000.arrow")) as source:
+        reader = pa.ipc.open_file(source)
+        batches = [reader.get_batch(index) for index in range(reader.num_record_batches)]
+        assert [batch.num_rows for batch in batches] == [19] * 5 + [5]  # 16 * 2 + 8 + 4 + 8 = 52 bytes a row
+        assert max(batch.nbytes for batch in batches) <= 1000
+
+
+# --- reading without a copy ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/maps")
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_single_part_lies_in_the_memory_map(tmp_path: Path, dtype: str) -> None:
+    def maps(path: Path) -> list[tuple[int, int]]:
+        lines = [line.split() for line in Path("/proc/self/maps").read_text().splitlines()]
+        ranges = [line[0].split("-") for line in lines if line[-1] == str(path)]
+        return [(int(start, 16), int(stop, 16)) for start, stop in ranges]
+
+    bits_LND, states_LND = random_bits(dtype, (2, 300, 16))
+    write(tmp_path, states_LND)
+    path = tmp_path / "layer=001/part-0000.arrow"
+    opened = open_activations(tmp_path)
+    assert maps(path) == []
+    before = pa.total_allocated_bytes()
+    states_ND = opened.layer(1)
+    assert pa.total_allocated_bytes() - before < 1000  # 300 * 16 states are 9,600 bytes or more
+    end = states_ND.data_ptr() + states_ND.nbytes
+    assert any(start <= states_ND.data_ptr() and end <= stop for start, stop in maps(path))
+
+    del opened
+    gc.collect()
+    np.testing.assert_array_equal(bits_of(states_ND), bits_LND[1])  # the tensor keeps the map alive
+    del states_ND
+    assert maps(path) == []
+
+
+def test_writing_to_a_layer_changes_nothing_else(tmp_path: Path) -> None:
+    bits_LND, states_LND = random_bits("bfloat16", (1, 4, 8))
+    write(tmp_path, states_LND)
+    opened = open_activations(tmp_path)
+    changed, other = opened.layer(0), opened.layer(0)
+    changed.zero_()
+    assert not changed.any()
+    for states_ND in (other, opened.layer(0)):
+        np.testing.assert_array_equal(bits_of(states_ND), bits_LND[0])
+    opened.verify()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts /proc/self/fd")
+def test_more_parts_than_open_files_are_allowed(tmp_path: Path) -> None:
+    bits_LND, states_LND = random_bits("float32", (1, 60, 2))
+    write(tmp_path, states_LND, [1] * 60)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    highest = max(int(name) for name in os.listdir("/proc/self/fd"))  # noqa: PTH208
+    resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 20, hard))
+    try:
+        opened = open_activations(tmp_path)
+        results = [opened.layer(0), opened.states()[0]]
+        assert len(opened.example_ids) == 60
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    for states_ND in results:
+        np.testing.assert_array_equal(bits_of(states_ND), bits_LND[0])
+
+
+# --- the manifest alone is trusted --------------------------------------------------------------------------------
+
+
+def test_parts_without_a_manifest_are_no_store(tmp_path: Path) -> None:
+    write_part(tmp_path, "0000", torch.zeros(2, 1, 3), np.zeros(1, int), np.zeros(1, int), np.zeros(1, int))
+    with pytest.raises(StoreError) as caught:
+        open_activations(tmp_path)
+    assert str(caught.value) == (
+        f"{tmp_path / 'manifest.json'}: no such file, so no whole activations are stored here; finish the capture"
+    )
+
+
+def test_files_the_manifest_does_not_name_are_not_read(tmp_path: Path) -> None:
+    bits_LND, states_LND = random_bits("bfloat16", (2, 3, 4))
+    write(tmp_path, states_LND)
+    write_part(tmp_path, "0001", states_LND, np.zeros(3, int), np.zeros(3, int), np.zeros(3, int))
+    (tmp_path / "layer=000" / "part-0002.arrow").write_bytes(b"half")
+    np.testing.assert_array_equal(bits_of(open_activations(tmp_path).states()), bits_LND)
+
+
+def test_rows_follow_the_order_of_the_manifest_s_parts(tmp_path: Path) -> None:
+    states_LND = torch.arange(8.0).reshape(2, 4, 1)
+    write(tmp_path, states_LND, [1, 3], parts=["0001", "0000"])
+    opened = open_activations(tmp_path)
+    assert opened.states().squeeze(-1).tolist() == [[1, 2, 3, 0], [5, 6, 7, 4]]
+    assert opened.example_ids.tolist() == [101, 102, 103, 100]
+
+
+@pytest.mark.parametrize("failing_rename", [1, 2, 3])
+def test_exception_while_writing_leaves_the_earlier_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing_rename: int
+) -> None:
+    old_bits, old_states = random_bits("bfloat16", (2, 3, 4))
+    write(tmp_path, old_states)
+    _, states = random_bits("bfloat16", (2, 3, 4), seed=1)
+    calls, real = [], os.replace
+
+    def replace(source: Path, target: Path) -> None:
+        calls.append(target.name)
+        if len(calls) == failing_rename:
+            raise KeyboardInterrupt
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", replace)
+
+    def capture() -> None:
+        ids = np.zeros(3, int)
+        files = write_part(tmp_path, "new", states, ids, ids, ids)
+        publish_manifest(tmp_path, ["new"], files, layers=2, width=4, torch_dtype="bfloat16", **LABELS)
+
+    with pytest.raises(KeyboardInterrupt):
+        capture()
+    assert calls == ["part-new.arrow", "part-new.arrow", "manifest.json"][:failing_rename]
+    assert not list(tmp_path.rglob(".tmp*"))
+    opened = open_activations(tmp_path)
+    opened.verify()
+    np.testing.assert_array_equal(bits_of(opened.states()), old_bits)
+
+
+# --- damage -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def damaged(tmp_path: Path) -> tuple[Path, FileEntry, Path]:
+    """A whole store, and the entry and path of the file to damage."""
+    entries = write(tmp_path, random_bits("bfloat16", (2, 6, 4))[1], [4, 2])
+    return tmp_path, entries[1], tmp_path / entries[1].path
+
+
+def test_missing_and_cut_files_are_named_at_once(damaged: tuple[Path, FileEntry, Path]) -> None:
+    folder, entry, path = damaged
+    opened = open_activations(folder)
+    remedy = f"delete {folder} to have these activations captured again"
+
+    def messages() -> set[str]:
+        found = set()
+        calls = (lambda: open_activations(folder), lambda: opened.layer(1), opened.states, opened.verify)
+        for call in calls:
+            with pytest.raises(StoreError) as caught:
+                call()
+            found.add(str(caught.value))
+        return found
+
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    assert messages() == {f"{path}: expected {entry.bytes} bytes, found {len(content) // 2}; {remedy}"}
+    path.write_bytes(content + b"\0")
+    assert messages() == {f"{path}: expected {entry.bytes} bytes, found {entry.bytes + 1}; {remedy}"}
+    path.unlink()
+    assert messages() == {f"{path}: expected {entry.bytes} bytes, found no file; {remedy}"}
+
+
+def test_changed_bytes_are_named_by_verify(damaged: tuple[Path, FileEntry, Path]) -> None:
+    folder, entry, path = damaged
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(StoreError) as caught:
+        open_activations(folder).verify()
+    assert str(caught.value) == (
+        f"{path}: expected sha256 {entry.sha256}, found {hashlib.sha256(content).hexdigest()}; "
+        f"delete {folder} to have these activations captured again"
+    )
+
+
+def test_a_file_that_is_no_arrow_file_is_named(damaged: tuple[Path, FileEntry, Path]) -> None:
+    folder, entry, path = damaged
+    path.write_bytes(b"\0" * entry.bytes)
+    with pytest.raises(StoreError) as caught:
+        open_activations(folder).layer(1)
+    assert str(caught.value).startswith(f"{path}: not a readable Arrow file (")
+
+
+def rewrite(folder: Path, change: Any) -> Path:
+    path = folder / "manifest.json"
+    data = json.loads(path.read_text())
+    change(data)
+    path.write_text(json.dumps(data))
+    return path
+
+
+def test_a_file_of_another_dtype_is_not_taken_for_the_store_s(tmp_path: Path) -> None:
+    write(tmp_path, torch.zeros(1, 2, 3, dtype=torch.bfloat16))
+    rewrite(tmp_path, lambda data: data.update(torch_dtype="float16"))
+    with pytest.raises(StoreError) as caught:
+        open_activations(tmp_path).layer(0)
+    message = str(caught.value)
+    assert message.startswith(f"{tmp_path / 'layer=000/part-0000.arrow'}: expected columns example_id int64, token_pos")
+    assert "(torch_dtype" not in message  # the values, not the keys
+    assert message.index("(float16)") < message.index(", found ") < message.index("(bfloat16)")
+
+
+def test_bits_without_the_name_of_their_dtype_are_not_read(tmp_path: Path) -> None:
+    write(tmp_path, torch.zeros(1, 2, 3, dtype=torch.bfloat16))
+    path = tmp_path / "layer=000/part-0000.arrow"
+    table = read_plainly(path)
+    unnamed = pa.schema([field.remove_metadata() for field in table.schema])
+    with pa.ipc.new_file(str(path), unnamed) as writer:
+        writer.write_table(table.cast(unnamed))
+    rewrite(tmp_path, lambda data: data["files"][0].update(bytes=path.stat().st_size))
+    with pytest.raises(
+        StoreError, match=r"part-0000\.arrow: expected columns .*\(bfloat16\), found .*shape=\[3\]\]>; delete"
+    ):
+        open_activations(tmp_path).layer(0)
+
+
+def test_a_file_of_other_rows_is_named(tmp_path: Path) -> None:
+    write(tmp_path, torch.zeros(1, 2, 3))
+    rewrite(tmp_path, lambda data: (data["files"][0].update(rows=3), data.update(rows=3)))
+    with pytest.raises(StoreError, match=r"part-0000\.arrow: expected 3 rows, found 2; delete"):
+        open_activations(tmp_path).layer(0)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda data: data.pop("pooling"), "KeyError: 'pooling'"),
+        (lambda data: data.update(torch_dtype="bfloat"), "cannot be stored as 'bfloat'; did you mean 'bfloat16'?"),
+        (lambda data: data.update(rows=9), "it says 9 rows, its files have 2"),
+        (lambda data: data["files"].pop(1), "the files lack layer=001/part-0000.arrow (1 of 2 are missing)"),
+        (lambda data: data["files"][0].update(bytes=None), "does not describe a file"),
+        (lambda data: data["files"][0].update(path="../part-0000.arrow"), "the files lack layer=000/part-0000.arrow"),
+        (lambda data: data.update(layers="2"), "TypeError"),
+    ],
+)
+def test_a_damaged_manifest_is_named(tmp_path: Path, change: Any, message: str) -> None:
+    write(tmp_path, torch.zeros(2, 2, 3))
+    path = rewrite(tmp_path, change)
+    with pytest.raises(StoreError) as caught:
+        open_activations(tmp_path)
+    assert str(caught.value).startswith(f"{path}: not a manifest of activations (")
+    assert message in str(caught.value)
+    assert str(caught.value).endswith(f"; delete {tmp_path} to have these activations captured again")
+
+
+def test_half_a_manifest_is_named(tmp_path: Path) -> None:
+    write(tmp_path, torch.zeros(2, 2, 3))
+    path = tmp_path / "manifest.json"
+    path.write_text(path.read_text()[:50])
+    with pytest.raises(StoreError) as caught:
+        open_activations(tmp_path)
+    assert str(caught.value).startswith(f"{path}: not a whole manifest (")
+
+
+# --- misuse -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("part", "states", "ids", "message"),
+    [
+        ("../x", torch.zeros(1, 2, 3), [2, 2, 2], "part '../x' is not a safe file name"),
+        ("x", torch.zeros(2, 3), [2, 2, 2], r"states must be \[layers, rows, width\], found shape \(2, 3\)"),
+        ("x", torch.zeros(1, 2, 3, dtype=torch.float64), [2, 2, 2], "cannot be stored as 'float64'; did you mean"),
+        ("x", torch.zeros(1, 2, 3), [3, 2, 2], r"example_id must be \[2\], one for each row .*, found \[3\]"),
+        ("x", torch.zeros(1, 2, 3), [2, 2, 1], r"token_id must be \[2\], one for each row .*, found \[1\]"),
+    ],
+)
+def test_write_part_refuses_what_it_cannot_store(
+    tmp_path: Path, part: str, states: torch.Tensor, ids: list[int], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        write_part(tmp_path, part, states, *(np.zeros(count, int) for count in ids))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_positions_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    one = np.ones(1, int)
+    with pytest.raises(ValueError, match="2147483648 not in range"):
+        write_part(tmp_path, "x", torch.zeros(1, 1, 3), one, one * 2**31, one)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"parts": ["0000"]}, "layer=000/part-0001.arrow is a file of no layer below 2 and none of the 1 parts"),
+        ({"parts": ["0000", "0001", "0002"]}, "the files lack layer=000/part-0002.arrow (2 of 6 are missing)"),
+        ({"parts": ["0000", "0001", "0000"]}, "a part is named twice"),
+        ({"layers": 3}, "the files lack layer=002/part-0000.arrow (2 of 6 are missing)"),
+        ({"torch_dtype": "torch.bfloat16"}, "cannot be stored as 'torch.bfloat16'; did you mean 'bfloat16'?"),
+    ],
+)
+def test_manifest_of_other_files_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 - the message is compared below
+        write(tmp_path, torch.zeros(2, 5, 3), [3, 2], **changes)
+    assert message in str(caught.value)
+    assert not (tmp_path / "manifest.json").exists()
+
+
+def test_manifest_of_uneven_or_damaged_files_is_refused(tmp_path: Path) -> None:
+    facts = {"layers": 2, "width": 3, "torch_dtype": "float32"} | LABELS
+    ids = np.zeros(4, int)
+    first, second = write_part(tmp_path, "x", torch.zeros(2, 4, 3), ids, ids, ids)
+    uneven = FileEntry(second.path, 5, second.bytes, second.sha256)
+    with pytest.raises(ValueError, match=r"layer=001/part-x\.arrow has 5 rows, layer=000/part-x\.arrow has 4"):
+        publish_manifest(tmp_path, ["x"], [first, uneven], **facts)
+    (tmp_path / second.path).unlink()
+    with pytest.raises(StoreError, match=r"layer=001/part-x\.arrow: expected \d+ bytes, found no file"):
+        publish_manifest(tmp_path, ["x"], [first, second], **facts)
+    assert not (tmp_path / "manifest.json").exists()
+
+
+@pytest.mark.parametrize("layer", [-1, 2])
+def test_layers_count_from_0(tmp_path: Path, layer: int) -> None:
+    write(tmp_path, torch.zeros(2, 1, 3))
+    opened: Activations = open_activations(tmp_path)
+    with pytest.raises(IndexError, match=rf"layer {layer} is not among the 2 layers \(0 to 1\)"):
+        opened.layer(layer)

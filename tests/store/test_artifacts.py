@@ -1,0 +1,513 @@
+"""Publishing and chunk commits, checked with hashlib, json and pyarrow alone, and under kill -9."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from raysweep.errors import StoreError
+from raysweep.store.artifacts import (
+    ChunkStore,
+    FileEntry,
+    Manifest,
+    check_file,
+    publish,
+    publish_bytes,
+    publish_file,
+    publish_json,
+    sha256_file,
+    sweep_temporaries,
+)
+
+
+def rows(*pairs: tuple[str, float]) -> pa.Table:
+    return pa.table({"part": [part for part, _ in pairs], "loss": [loss for _, loss in pairs]})
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+# --- publishing ---------------------------------------------------------------------------------------------------
+
+
+def test_publish_makes_folders_and_replaces_in_one_step(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "b" / "x.txt"
+    publish_bytes(path, b"old")
+    seen_while_writing = []
+
+    def write(temporary: Path) -> None:
+        temporary.write_bytes(b"new")
+        seen_while_writing.append((temporary.parent, temporary.suffix, path.read_bytes()))
+
+    publish(path, write)
+    assert seen_while_writing == [(path.parent, ".txt", b"old")]
+    assert path.read_bytes() == b"new"
+    assert names(path.parent) == {"x.txt"}
+
+
+def test_file_is_on_the_disk_before_its_name_and_the_name_before_the_return(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+    real_fsync, real_replace = os.fsync, os.replace
+
+    def fsync(descriptor: int) -> None:
+        calls.append("folder" if Path(f"/dev/fd/{descriptor}").is_dir() else "file")
+        real_fsync(descriptor)
+
+    def replace(source: Path, target: Path) -> None:
+        calls.append("rename")
+        real_replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "replace", replace)
+    publish_bytes(tmp_path / "x", b"1")
+    assert calls == ["file", "rename", "folder"]
+
+
+@pytest.mark.parametrize("kind", [ValueError, KeyboardInterrupt, SystemExit])
+@pytest.mark.parametrize("before", [None, b"old"])
+def test_exception_while_writing_leaves_what_was_there(
+    tmp_path: Path, kind: type[BaseException], before: bytes | None
+) -> None:
+    path = tmp_path / "x.bin"
+    if before is not None:
+        path.write_bytes(before)
+
+    def write(temporary: Path) -> None:
+        temporary.write_bytes(b"half")
+        raise kind("stop")
+
+    with pytest.raises(kind, match="stop"):
+        publish(path, write)
+    assert names(tmp_path) == (set() if before is None else {"x.bin"})
+    assert before is None or path.read_bytes() == before
+
+
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+def test_failing_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+    def fail(*_: object) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(os, step, fail)
+    with pytest.raises(OSError, match="no space left"):
+        publish_bytes(tmp_path / "x", b"1")
+    assert names(tmp_path) == set()
+
+
+def test_concurrent_publishers_never_mix(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    contents = [bytes([letter]) * 100_000 for letter in b"abc"]
+    publish_bytes(path, contents[0])
+
+    def write(content: bytes) -> None:
+        for _ in range(20):
+            publish_bytes(path, content)
+
+    threads = [threading.Thread(target=write, args=(content,)) for content in contents]
+    for thread in threads:
+        thread.start()
+    seen = set()
+    while any(thread.is_alive() for thread in threads):
+        seen.add(path.read_bytes())
+    assert seen <= set(contents)
+    assert names(tmp_path) == {"x"}
+
+
+def test_publish_json_is_plain_utf8_json(tmp_path: Path) -> None:
+    data = {"name": "Zürich", "n": [1, 2.5, None, True]}
+    publish_json(tmp_path / "x.json", data)
+    text = (tmp_path / "x.json").read_text(encoding="utf-8")
+    assert json.loads(text) == data
+    assert "Zürich" in text
+    for bad in (float("nan"), {1, 2}):
+        with pytest.raises((TypeError, ValueError)):
+            publish_json(tmp_path / "bad.json", {"value": bad})
+    assert names(tmp_path) == {"x.json"}
+
+
+def test_sha256_of_the_empty_file_and_of_a_large_one(tmp_path: Path) -> None:
+    empty, large = tmp_path / "empty", tmp_path / "large"
+    empty.write_bytes(b"")
+    large.write_bytes(b"0123456789" * 100_000)
+    assert sha256_file(empty) == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"  # FIPS 180-4
+    assert sha256_file(large) == hashlib.sha256(b"0123456789" * 100_000).hexdigest()
+
+
+def test_publish_file_measures_what_it_published(tmp_path: Path) -> None:
+    entry = publish_file(tmp_path, "layer=000/x.bin", lambda path: path.write_bytes(b"abc"), rows=7)
+    assert entry == FileEntry("layer=000/x.bin", 7, 3, hashlib.sha256(b"abc").hexdigest())
+    assert (tmp_path / entry.path).read_bytes() == b"abc"
+
+
+def test_check_file_names_the_file_and_both_values(tmp_path: Path) -> None:
+    entry = publish_file(tmp_path, "x.bin", lambda path: path.write_bytes(b"abc"), rows=1)
+    path = tmp_path / "x.bin"
+
+    def message(**options: Any) -> str:
+        with pytest.raises(StoreError) as caught:
+            check_file(tmp_path, entry, remedy="do this", **options)
+        return str(caught.value)
+
+    check_file(tmp_path, entry, remedy="", checksum=True)
+    path.write_bytes(b"abd")
+    check_file(tmp_path, entry, remedy="")  # the size is right
+    found = hashlib.sha256(b"abd").hexdigest()
+    assert message(checksum=True) == f"{path}: expected sha256 {entry.sha256}, found {found}; do this"
+    path.write_bytes(b"ab")
+    assert message() == f"{path}: expected 3 bytes, found 2; do this"
+    path.unlink()
+    assert message() == f"{path}: expected 3 bytes, found no file; do this"
+
+
+# --- temporary files of killed writers ----------------------------------------------------------------------------
+
+
+def test_sweep_removes_only_what_dead_processes_of_this_host_left(tmp_path: Path) -> None:
+    with subprocess.Popen(["true"]) as process:
+        dead = process.pid
+    here, token = socket.gethostname(), "0123456789abcdef"
+    folder = tmp_path / "layer=000"
+    folder.mkdir()
+    gone = [tmp_path / f".tmp-{here}-{dead}-{token}.json", folder / f".tmp-{here}-{dead}-{token}"]
+    kept = [
+        tmp_path / f".tmp-{here}-{os.getpid()}-{token}.json",  # alive
+        tmp_path / f".tmp-other-{here}-{dead}-{token}.json",  # another host's
+        tmp_path / f".tmp-{here}-{dead}-short.json",  # not ours
+        tmp_path / "x.json",
+    ]
+    for path in gone + kept:
+        path.write_bytes(b"half")
+    assert set(sweep_temporaries(tmp_path)) == set(gone)
+    assert {path for path in tmp_path.rglob("*") if path.is_file()} == set(kept)
+
+
+# --- chunks -------------------------------------------------------------------------------------------------------
+
+
+def test_a_commit_is_a_parquet_file_and_a_json_manifest(tmp_path: Path) -> None:
+    folder = tmp_path / "chunks"
+    table = rows(("b", 2.0), ("a", 1.0), ("b", 2.5))
+    beside = FileEntry("activations/x.arrow", 3, 10, "00")
+    manifest = ChunkStore(folder).commit("c-0", table, parts={"a": {"rows": 1}, "b": 2}, files=[beside], extra={"n": 1})
+
+    assert names(folder) == {"c-0.parquet", "c-0.json"}
+    content = (folder / "c-0.parquet").read_bytes()
+    assert pq.read_table(folder / "c-0.parquet").equals(table)
+    assert json.loads((folder / "c-0.json").read_text()) == {
+        "name": "c-0",
+        "rows": 3,
+        "bytes": len(content),
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "files": [{"path": "activations/x.arrow", "rows": 3, "bytes": 10, "sha256": "00"}],
+        "extra": {"n": 1},
+        "parts": {"a": {"rows": 1}, "b": 2},
+    }
+    assert manifest == Manifest(
+        name="c-0",
+        parts={"a": {"rows": 1}, "b": 2},
+        rows=3,
+        bytes=len(content),
+        sha256=hashlib.sha256(content).hexdigest(),
+        files=(beside,),
+        extra={"n": 1},
+    )
+
+
+def test_manifests_done_and_read_in_another_process_s_place(tmp_path: Path) -> None:
+    writer, reader = ChunkStore(tmp_path), ChunkStore(tmp_path)
+    second = writer.commit("c1", rows(("x", 3.0)), parts={"x": None, "empty": None})
+    first = writer.commit("c0", None, parts={"captured": None})
+    assert reader.manifests() == [first, second]
+    assert reader.done() == {"captured": first, "x": second, "empty": second}
+    assert reader.read(second).equals(rows(("x", 3.0)))
+    assert (first.rows, first.bytes, first.sha256, first.table) == (0, 0, None, None)
+    with pytest.raises(ValueError, match="chunk 'c0' has no table"):
+        reader.read(first)
+
+
+def test_a_folder_that_does_not_exist_holds_nothing(tmp_path: Path) -> None:
+    store = ChunkStore(tmp_path / "chunks")
+    assert store.manifests() == []
+    assert store.done() == {}
+    assert store.sweep_temporaries() == []
+    assert store.read_parts([]).num_rows == 0
+
+
+def test_read_parts_keeps_key_order_and_row_order(tmp_path: Path) -> None:
+    store = ChunkStore(tmp_path)
+    store.commit("c0", rows(("a", 1.0), ("b", 10.0), ("a", 2.0), ("z", -1.0), ("a", 0.0)), parts=dict.fromkeys("abz"))
+    store.commit("c1", rows(("d", 5.0), ("c", 7.0), ("d", 4.0)), parts=dict.fromkeys("cd"))
+    store.commit("c2", None, parts={"e": None})
+    result = store.read_parts(["d", "a", "e", "c", "b"])
+    assert result["part"].to_pylist() == ["d", "d", "a", "a", "a", "c", "b"]
+    assert result["loss"].to_pylist() == [5.0, 4.0, 1.0, 2.0, 0.0, 7.0, 10.0]
+
+
+def test_read_parts_reads_thousands_of_parts_with_one_read_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, generator = ChunkStore(tmp_path), random.Random(0)
+    expected = {}
+    for chunk in range(5):
+        keys = [f"{chunk}/{part}" for part in range(600)]
+        pairs = [(key, generator.random()) for key in keys for _ in range(3)]
+        generator.shuffle(pairs)
+        expected.update({key: [loss for other, loss in pairs if other == key] for key in keys})
+        store.commit(f"c{chunk}", rows(*pairs), parts=dict.fromkeys(keys))
+    opened: list[Path] = []
+    real = pq.ParquetFile
+    monkeypatch.setattr(pq, "ParquetFile", lambda path: opened.append(path) or real(path))
+    wanted = list(expected)
+    generator.shuffle(wanted)
+    result = store.read_parts(wanted)
+    assert result["loss"].to_pylist() == [loss for key in wanted for loss in expected[key]]
+    assert len(opened) == len(set(opened)) == 5
+
+
+def test_rows_of_a_part_committed_twice_are_counted_once(tmp_path: Path) -> None:
+    store = ChunkStore(tmp_path)
+    store.commit("late", rows(("a", 1.0), ("b", 3.0)), parts=dict.fromkeys("ab"))
+    store.commit("early", rows(("a", 1.0)), parts={"a": None})
+    assert store.read_parts(["b", "a"]).to_pylist() == [{"part": "b", "loss": 3.0}, {"part": "a", "loss": 1.0}]
+    assert store.done()["a"].name == "early"
+
+
+def test_chunks_may_lack_columns_but_not_disagree(tmp_path: Path) -> None:
+    store = ChunkStore(tmp_path)
+    store.commit("c0", rows(("a", 1.0)), parts={"a": None})
+    store.commit("c1", pa.table({"part": ["b"], "value": [2]}), parts={"b": None})
+    assert store.read_parts(["a", "b"]).to_pylist() == [
+        {"part": "a", "loss": 1.0, "value": None},
+        {"part": "b", "loss": None, "value": 2},
+    ]
+    store.commit("c2", pa.table({"part": ["c"], "loss": ["high"]}), parts={"c": None})
+    with pytest.raises(StoreError, match=r"c2\.parquet: its columns differ .*double.*string.*; delete .*c2\.json"):
+        store.read_parts(["a", "c"])
+
+
+def test_large_strings_from_pandas_are_parts_too(tmp_path: Path) -> None:
+    import pandas as pd
+
+    store = ChunkStore(tmp_path)
+    table = pa.Table.from_pandas(pd.DataFrame({"part": ["b", "a"], "loss": [1.0, 2.0]}), preserve_index=False)
+    store.commit("c0", table, parts=dict.fromkeys("ab"))
+    assert store.read_parts(["a", "b"]).to_pandas()["loss"].tolist() == [2.0, 1.0]
+
+
+def test_asking_for_an_uncommitted_part_or_twice_for_one(tmp_path: Path) -> None:
+    store = ChunkStore(tmp_path)
+    store.commit("c0", rows(("a", 1.0)), parts={"a": None})
+    with pytest.raises(StoreError, match=r"2 of 3 parts are not committed, the first is 'x'; run again"):
+        store.read_parts(["a", "x", "y"])
+    with pytest.raises(ValueError, match="twice"):
+        store.read_parts(["a", "a"])
+
+
+@pytest.mark.parametrize(
+    ("name", "table", "options", "message"),
+    [
+        ("../c", None, {"parts": {}}, "chunk name '../c' is not a safe file name"),
+        (".c", None, {"parts": {}}, "is not a safe file name"),
+        ("", None, {"parts": {}}, "is not a safe file name"),
+        ("c", rows(("a", 1.0)), {"parts": {"b": None}}, "chunk 'c': the table has rows of part 'a'"),
+        ("c", pa.table({"part": [None, "b"]}), {"parts": {"b": None}}, "the table has rows of part None"),
+        ("c", pa.table({"loss": [1.0]}), {"parts": {"b": None}}, "needs a column 'part' of strings, found None"),
+        ("c", pa.table({"part": [1]}), {"parts": {"b": None}}, "needs a column 'part' of strings, found int64"),
+        ("c", rows(("b", 1.0)), {"parts": {"b": {1}}}, "chunk 'c': parts and extra must be JSON"),
+        ("c", rows(("b", 1.0)), {"parts": {"b": 1}, "extra": {"x": float("inf")}}, "parts and extra must be JSON"),
+    ],
+)
+def test_commit_refuses_before_anything_is_written(
+    tmp_path: Path, name: str, table: pa.Table | None, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        ChunkStore(tmp_path).commit(name, table, **options)
+    assert names(tmp_path) == set()
+
+
+def test_a_committed_name_is_not_used_again(tmp_path: Path) -> None:
+    store = ChunkStore(tmp_path)
+    kept = store.commit("c0", rows(("a", 1.0)), parts={"a": None})
+    with pytest.raises(StoreError, match=r"c0\.json: this chunk is committed already; commit under another name"):
+        store.commit("c0", rows(("a", 2.0)), parts={"a": None})
+    assert store.read(kept)["loss"].to_pylist() == [1.0]
+
+
+@pytest.mark.parametrize("failing_rename", [1, 2])
+def test_exception_in_a_commit_leaves_no_chunk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing_rename: int
+) -> None:
+    store, calls = ChunkStore(tmp_path), []
+    real = os.replace
+
+    def replace(source: Path, target: Path) -> None:
+        calls.append(target.name)
+        if len(calls) == failing_rename:
+            raise KeyboardInterrupt
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", replace)
+    with pytest.raises(KeyboardInterrupt):
+        store.commit("c0", rows(("a", 1.0)), parts={"a": None})
+    assert calls == ["c0.parquet", "c0.json"][:failing_rename]  # the manifest is the last to appear
+    assert store.manifests() == []
+    assert not [name for name in names(tmp_path) if name.startswith(".tmp")]
+    monkeypatch.undo()
+    store.commit("c0", rows(("a", 2.0)), parts={"a": None})  # a table without a manifest is in nobody's way
+    assert store.read_parts(["a"])["loss"].to_pylist() == [2.0]
+
+
+def damaged_store(folder: Path) -> tuple[ChunkStore, Manifest]:
+    store = ChunkStore(folder)
+    store.commit("c0", rows(("a", 1.0)), parts={"a": None})
+    return store, store.commit("c1", rows(("b", 2.0), ("b", 3.0)), parts={"b": None})
+
+
+def test_missing_and_cut_tables_are_named_with_what_to_do(tmp_path: Path) -> None:
+    store, manifest = damaged_store(tmp_path)
+    path = tmp_path / "c1.parquet"
+    remedy = f"delete {tmp_path / 'c1.json'} to have the chunk recomputed"
+
+    path.write_bytes(path.read_bytes()[:-1])
+    for call in (store.manifests, store.done, lambda: store.read(manifest), lambda: store.read_parts(["a"])):
+        with pytest.raises(StoreError) as caught:
+            call()
+        assert str(caught.value) == f"{path}: expected {manifest.bytes} bytes, found {manifest.bytes - 1}; {remedy}"
+    path.unlink()
+    with pytest.raises(StoreError) as caught:
+        store.manifests()
+    assert str(caught.value) == f"{path}: expected {manifest.bytes} bytes, found no file; {remedy}"
+
+    (tmp_path / "c1.json").unlink()  # the advice works
+    assert [kept.name for kept in store.manifests()] == ["c0"]
+
+
+def test_changed_byte_is_found_when_the_chunk_is_read(tmp_path: Path) -> None:
+    store, manifest = damaged_store(tmp_path)
+    path = tmp_path / "c1.parquet"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    assert [kept.name for kept in store.manifests()] == ["c0", "c1"]
+    with pytest.raises(StoreError) as caught:
+        store.read(manifest)
+    assert str(caught.value) == (
+        f"{path}: expected sha256 {manifest.sha256}, found {hashlib.sha256(content).hexdigest()}; "
+        f"delete {tmp_path / 'c1.json'} to have the chunk recomputed"
+    )
+    assert store.read_parts(["a"]).num_rows == 1  # other chunks are untouched
+    with pytest.raises(StoreError, match="expected sha256"):
+        store.read_parts(["b"])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda text: text[:20], "not a whole manifest (JSONDecodeError"),
+        (lambda text: "", "not a whole manifest (JSONDecodeError"),
+        (lambda text: "[]", "not a whole manifest (TypeError"),
+        (lambda text: text.replace('"parts"', '"prats"'), "not a whole manifest (KeyError: 'parts')"),
+        (lambda text: text.replace('"rows": 2', '"rows": "2"'), "not a whole manifest (TypeError"),
+        (lambda text: text.replace('"c1"', '"c7"'), "expected the manifest of chunk 'c1', found 'c7'"),
+    ],
+)
+def test_damaged_manifest_is_named_with_what_to_do(tmp_path: Path, change: Any, message: str) -> None:
+    store, _ = damaged_store(tmp_path)
+    path = tmp_path / "c1.json"
+    path.write_text(change(path.read_text()))
+    with pytest.raises(StoreError) as caught:
+        store.manifests()
+    assert str(caught.value).startswith(f"{path}: {message}")
+    assert str(caught.value).endswith(f"; delete {path} to have the chunk recomputed")
+
+
+# --- kill -9 ------------------------------------------------------------------------------------------------------
+
+WRITER = """
+import os, signal, sys
+from pathlib import Path
+import pyarrow as pa
+from raysweep.store.artifacts import ChunkStore
+
+def write(folder, kill_at=None):
+    count = 0
+
+    def counted(call):  # kills this process just before its kill_at-th flush or rename
+        def run(*arguments):
+            nonlocal count
+            count += 1
+            if count == kill_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return call(*arguments)
+        return run
+
+    os.fsync, os.replace = counted(os.fsync), counted(os.replace)
+    first = len(list(folder.glob("c*.json")))
+    for number in range(first, first + 2000):  # an end, should nobody kill it
+        table = pa.table({"part": [f"p{number}"] * 1000, "value": list(range(number, number + 1000))})
+        ChunkStore(folder).commit(f"c{number:06d}", table, parts={f"p{number}": {"chunk": number}})
+
+folder, *steps = sys.argv[1:]
+if not steps:
+    write(Path(folder))
+for step in steps:
+    if os.fork() == 0:
+        write(Path(folder, step), int(step))
+    assert os.waitstatus_to_exitcode(os.wait()[1]) == -signal.SIGKILL
+"""
+
+
+def whole_commits(folder: Path) -> int:
+    """How many commits there are, having checked each against what the writer was to write."""
+    store = ChunkStore(folder)
+    for number, manifest in enumerate(store.manifests()):
+        assert manifest.name == f"c{number:06d}"
+        assert dict(manifest.parts) == {f"p{number}": {"chunk": number}}
+        table = store.read(manifest)
+        assert table["value"].to_pylist() == list(range(number, number + 1000))
+    return len(store.manifests())
+
+
+def test_killed_at_random_moments_only_whole_commits_remain(tmp_path: Path) -> None:
+    generator, before = random.Random(), 0
+    for _ in range(3):
+        with subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path)]) as writer:
+            while not (tmp_path / f"c{before:06d}.json").exists() and writer.poll() is None:
+                time.sleep(0.002)
+            time.sleep(generator.uniform(0, 0.05))
+            writer.send_signal(signal.SIGKILL)
+        assert writer.returncode == -signal.SIGKILL
+        after = whole_commits(tmp_path)
+        assert after > before  # each writer goes on where the last one was killed
+        before = after
+    ChunkStore(tmp_path).sweep_temporaries()
+    assert not list(tmp_path.glob(".tmp*"))
+
+
+def test_killed_before_each_step_of_a_commit(tmp_path: Path) -> None:
+    """A commit has six steps (flush, rename, flush of the folder; twice): its chunk exists once the fifth is done."""
+    steps = range(7, 13)  # those of the second commit
+    folders = {step: tmp_path / str(step) for step in steps}
+    for folder in folders.values():
+        folder.mkdir()
+    subprocess.run([sys.executable, "-c", WRITER, str(tmp_path), *map(str, steps)], check=True)
+    assert {step: whole_commits(folder) for step, folder in folders.items()} == {7: 1, 8: 1, 9: 1, 10: 1, 11: 1, 12: 2}
+    swept = {step: len(sweep_temporaries(folder)) for step, folder in folders.items()}
+    assert swept == {7: 1, 8: 1, 9: 0, 10: 1, 11: 1, 12: 0}
+    assert not list(tmp_path.rglob(".tmp*"))
