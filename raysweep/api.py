@@ -39,18 +39,20 @@ class Run:
         """The answer in a few lines: ρ of every cell, or the costliest windows where nothing was correlated."""
         if "correlation" in self.tables:
             return [
-                f"{row.model} on {row.dataset}: Spearman {row.spearman:+.3f} [{row.ci_low:+.3f}, {row.ci_high:+.3f}] "
-                f"between {row.metric} dynamics and the loss after substitution, over {row.n_layers} windows of width {row.width}"
-                for row in self.tables["correlation"].itertuples()
+                f"{row['model']} on {row['dataset']}: Spearman {row['spearman']:+.3f} "
+                f"[{row['ci_low']:+.3f}, {row['ci_high']:+.3f}] between {row['metric']} dynamics and the loss after "
+                f"substitution, over {row['n_layers']} windows of width {row['width']}"
+                for row in self.tables["correlation"].to_dict("records")
             ]
         if "substitution" not in self.tables:
             return []
         losses = self.tables["substitution"]
-        windows = losses[losses["centre"].notna() & (losses["layers"] != "")]
-        mean = windows.groupby(["model", "dataset", "layers"])["loss"].mean()
+        windows = losses[losses["centre"].notna()]
+        mean = windows.groupby(["model", "dataset", "layers"], as_index=False)["loss"].mean()
+        costliest = mean.loc[mean.groupby(["model", "dataset"])["loss"].idxmax()]
         return [
-            f"{model} on {dataset}: layers {group.idxmax()[2]} put back cost most, loss {group.max():.4f}"
-            for (model, dataset), group in mean.groupby(level=["model", "dataset"])
+            f"{row['model']} on {row['dataset']}: layers {row['layers']} put back cost most, loss {row['loss']:.4f}"
+            for row in costliest.to_dict("records")
         ]
 
 

@@ -7,7 +7,7 @@ which also happens before anything runs. Every key has its meaning beside it, an
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from raysweep.errors import InputError, nearest
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
-Positive = Annotated[int, Field(ge=1)]
+Positive = Annotated[int, Field(ge=1, strict=True)]
 Metric = Literal["cka_linear", "cka_linear_debiased", "cka_rbf"]
 
 
@@ -111,6 +111,20 @@ class ExecutionConfig(_Section):
     chunk: Positive = 32
     fuse: bool = True
 
+    @field_validator("batch_tokens", mode="before")
+    @classmethod
+    def _budget(cls, value: object) -> object:
+        if value != "auto" and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+            raise ValueError(f"give auto or a number of tokens, 1 or more, not {value!r}")
+        return value
+
+    @field_validator("device_map", mode="before")
+    @classmethod
+    def _map(cls, value: object) -> object:
+        if not (value is None or isinstance(value, (str, dict))):
+            raise ValueError(f"give auto, or a mapping of modules to devices, not {value!r}")
+        return value
+
     @field_validator("device")
     @classmethod
     def _known_device(cls, value: str) -> str:
@@ -128,6 +142,13 @@ class Config(_Section):
     studies: StudiesConfig
     execution: ExecutionConfig = ExecutionConfig()
     storage: str
+
+    @field_validator("storage")
+    @classmethod
+    def _folder(cls, value: str) -> str:
+        if not value or "://" in value:
+            raise ValueError(f"give a folder, not {value!r}; a run is stored in this machine's file system")
+        return value
 
     @model_validator(mode="after")
     def _consistent(self) -> Config:
@@ -180,7 +201,7 @@ def parse_config(values: Any, *, where: str = "config", overrides: Sequence[str]
         raise InputError("\n".join(f"{where}: {problem}" for problem in problems)) from error
 
 
-def _overridden(values: dict[str, Any], override: str) -> dict[str, Any]:
+def _overridden(values: Any, override: str) -> Any:
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise InputError(f"--set {override}: write it as key=value, for example execution.chunk=16")
@@ -196,7 +217,7 @@ def _with(node: Any, path: list[str], value: Any, override: str) -> Any:
         return value
     head, rest = path[0], path[1:]
     if isinstance(node, list):
-        if not head.isdigit() or int(head) >= len(node):
+        if not head.isdecimal() or int(head) >= len(node):
             raise InputError(f"--set {override}: '{head}' is no place in a list of {len(node)}; count from 0")
         return [_with(item, rest, value, override) if i == int(head) else item for i, item in enumerate(node)]
     if node is None:
@@ -215,15 +236,40 @@ def _problem(problem: dict[str, Any], values: Any) -> str:
         return f"unknown key '{place}'; {nearest(str(location[-1]), known)}"
     if problem["type"] == "missing":
         return f"key '{place}' is missing"
-    message = str(problem["msg"]).removeprefix("Value error, ")
-    message = message[0].lower() + message[1:]
-    if problem["type"] == "value_error" and not isinstance(problem.get("input"), (str, int, float)):
-        return f"{place}: {message}" if place else message
-    return (
-        f"key '{place}': {message}, not {problem.get('input')!r}"
-        if problem["type"] != "value_error"
-        else f"key '{place}': {message}"
-    )
+    if problem["type"] == "value_error":
+        message = str(problem["msg"]).removeprefix("Value error, ")
+        if isinstance(problem["input"], Mapping):  # between the keys of a section, or of the whole
+            return f"{place}: {message}" if place else message
+        return f"key '{place}': {message}"
+    return f"key '{place.removesuffix('.[key]')}': {_wanted(problem)}"
+
+
+def _wanted(problem: dict[str, Any]) -> str:
+    """What belongs where pydantic found another value."""
+    kind, found, context = problem["type"], problem["input"], problem.get("ctx", {})
+    shown = "nothing" if found is None else repr(found)
+    if kind == "literal_error":
+        choices = re.findall(r"'([^']*)'", context["expected"])
+        return f"{shown} is none of its values; {nearest(str(found), choices)}"
+    if kind == "string_pattern_mismatch":
+        return f"{shown} is no name; use letters, digits and . _ -, a letter or digit first"
+    if kind == "too_short":
+        return "give at least one item"
+    if kind == "greater_than_equal":
+        return f"give {context['ge']} or more, not {shown}"
+    if kind in _BELONGS:
+        return f"{_BELONGS[kind]} belongs here, not {shown}"
+    message = str(problem["msg"])
+    return f"{message[0].lower()}{message[1:]}, not {shown}"
+
+
+_BELONGS = {
+    "model_type": "a mapping of keys",
+    "dict_type": "a mapping of keys",
+    "list_type": "a list",
+    "string_type": "text",
+    "int_type": "a whole number",
+}
 
 
 def _fields_at(location: tuple[str | int, ...]) -> list[str]:

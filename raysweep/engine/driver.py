@@ -162,7 +162,7 @@ class _Run:
 
     def _ready(self) -> list[Call]:
         """Calls whose tables can be made now and have not been tried."""
-        ready = []
+        ready: list[Call] = []
         for task in self.graph.tasks:
             if (
                 task.name not in self.failed

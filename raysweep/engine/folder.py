@@ -36,7 +36,7 @@ class RunFolder:
 
     def committed(self) -> dict[str, Manifest]:
         """The chunk that holds each key; a chunk whose activation files are gone or cut is not counted, so it is made again."""
-        intact = {}
+        intact: dict[str, Manifest] = {}
         for manifest in self.chunks.manifests():
             root = self.root / manifest.extra.get("folder", "")
             try:

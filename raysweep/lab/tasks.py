@@ -97,7 +97,7 @@ def _facts(rng: random.Random) -> Record:
 
 def _quiz(rng: random.Random) -> Record:
     fact = rng.choice(world.FACTS)
-    options = rng.sample([v for v in fact.relation.values if v != fact.value], 3) + [fact.value]
+    options = [*rng.sample([v for v in fact.relation.values if v != fact.value], 3), fact.value]
     rng.shuffle(options)
     labels = ["A", "B", "C", "D"]
     return {

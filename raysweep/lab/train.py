@@ -14,7 +14,7 @@ import math
 import random
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -48,17 +48,25 @@ class Shape:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How long and how fast to train; `batch` rows of ROW tokens a step."""
+    """How long and how fast to train; `batch` rows of ROW tokens a step.
+
+    The learning rate falls on a cosine over `horizon` steps (`steps` where it is 0) to a tenth.
+    """
 
     steps: int
     learning_rate: float
+    horizon: int = 0
     batch: int = 32
     warmup: int = 60
     weight_decay: float = 0.05
     seed: int = 0
 
 
-BASE_RECIPE = Recipe(steps=4000, learning_rate=5e-3)
+# Two stages, each with a fresh optimizer and its own documents: long at a high rate, then down.
+BASE_RECIPES = (
+    Recipe(steps=2000, learning_rate=5e-3, horizon=4000),
+    Recipe(steps=900, learning_rate=3e-3, warmup=30, seed=10),
+)
 TUNE_RECIPE = Recipe(steps=240, learning_rate=1.5e-3, warmup=20, weight_decay=0.0, seed=1)
 _TEXTS = {name: (template(f.question), template(f.response)) for name, f in FORMATS.items()}
 Tokens = tuple[list[int], list[bool]]  # ids, and whether each is a labelled target
@@ -175,7 +183,7 @@ def batch_loss(model: LlamaForCausalLM, batch: tuple[torch.Tensor, torch.Tensor,
 
 
 def train(model: LlamaForCausalLM, stream: Iterator[Tokens], recipe: Recipe, log: list[dict[str, float]]) -> None:
-    """Train in place; appends {step, loss, seconds} to `log` every 25 steps.
+    """Train in place; appends {step, loss} to `log` every 25 steps.
 
     Matrices of the decoder take Muon, the rest AdamW; both warm up linearly and fall on a cosine to a tenth.
     """
@@ -192,26 +200,20 @@ def train(model: LlamaForCausalLM, stream: Iterator[Tokens], recipe: Recipe, log
     model.train()
     for step in range(recipe.steps):
         rise = min(1.0, (step + 1) / recipe.warmup)
-        fall = 0.55 + 0.45 * math.cos(math.pi * step / recipe.steps)
+        fall = 0.55 + 0.45 * math.cos(math.pi * step / (recipe.horizon or recipe.steps))
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = recipe.learning_rate * rise * fall
         loss = batch_loss(model, next(batches))
-        loss.backward()
+        torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         recent.append(loss.item())
         if (step + 1) % 25 == 0 or step + 1 == recipe.steps:
-            log.append(
-                {
-                    "step": step + 1,
-                    "loss": round(sum(recent) / len(recent), 4),
-                    "seconds": round(time.monotonic() - started),
-                }
-            )
-            print(log[-1], flush=True)
+            log.append({"step": step + 1, "loss": round(sum(recent) / len(recent), 4)})
+            print(log[-1], f"{time.monotonic() - started:.0f} s", flush=True)
             recent = []
     model.eval()
 
@@ -270,37 +272,43 @@ def compiled(model: LlamaForCausalLM) -> LlamaForCausalLM:
     return model
 
 
-def pretrain(out: Path, recipe: Recipe) -> None:
-    """Make the records, the tokenizer and the base model under `out`."""
+def pretrain(out: Path, recipes: Sequence[Recipe]) -> None:
+    """Make the records, the tokenizer and the base model under `out`; the recipes are stages, one after the other."""
     write_records(out / "records")
     tokenizer = train_lab_tokenizer()
-    model, log = build_model(Shape(), len(tokenizer), recipe.seed), []
-    train(compiled(model), pretraining_stream(tokenizer, recipe.seed), recipe, log)
-    stored = save(model, tokenizer, out / "tiny")
-    _note(out, "base", recipe, log, held_out=held_out_losses(stored, tokenizer), shape=asdict(Shape()))
+    model = compiled(build_model(Shape(), len(tokenizer), recipes[0].seed))
+    log: list[dict[str, float]] = []
+    for recipe in recipes:
+        train(model, pretraining_stream(tokenizer, recipe.seed), recipe, log)
+    stored = save(model, tokenizer, out / "checkpoints" / "tiny")
+    _note(out, "base", recipes, log, held_out=held_out_losses(stored, tokenizer), shape=asdict(Shape()))
 
 
 def finetune(out: Path, set_name: str, recipe: Recipe) -> None:
     """Fine-tune the stored base model on one set's training records."""
     from transformers import AutoTokenizer, LlamaForCausalLM
 
-    tokenizer = AutoTokenizer.from_pretrained(out / "tiny")
-    model, log = LlamaForCausalLM.from_pretrained(out / "tiny", dtype=torch.float32), []
+    base = out / "checkpoints" / "tiny"
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    model = LlamaForCausalLM.from_pretrained(base, dtype=torch.float32)
+    log: list[dict[str, float]] = []
     before = set_loss(model.eval(), tokenizer, set_name)
     train(compiled(model), tuning_stream(tokenizer, set_name, recipe.seed), recipe, log)
-    stored = save(model, tokenizer, out / f"tiny-{set_name}")
-    _note(out, set_name, recipe, log, test_loss={"base": before, "tuned": set_loss(stored, tokenizer, set_name)})
+    stored = save(model, tokenizer, out / "checkpoints" / f"tiny-{set_name}")
+    _note(out, set_name, [recipe], log, test_loss={"base": before, "tuned": set_loss(stored, tokenizer, set_name)})
 
 
-def _note(out: Path, key: str, recipe: Recipe, log: list[dict[str, float]], **measured: object) -> None:
-    path = out / "training.json"
+def _note(out: Path, key: str, recipes: Sequence[Recipe], log: list[dict[str, float]], **measured: object) -> None:
+    """Add what was done and measured to training.json, beside the checkpoints."""
+    path = out / "checkpoints" / "training.json"
     notes = json.loads(path.read_text()) if path.exists() else {}
-    notes[key] = {"recipe": asdict(recipe), **measured, "training_loss": log}
+    notes[key] = {"recipes": [asdict(recipe) for recipe in recipes], **measured, "training_loss": log}
     path.write_text(json.dumps(notes, indent=1) + "\n")
     print(key, measured, flush=True)
 
 
 def main() -> None:
+    """Parse the command line and make what it asks for."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
     parser.add_argument("--only", nargs="*", choices=("base", *TUNED), default=("base", *TUNED))
@@ -308,7 +316,7 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     for what in arguments.only:
         if what == "base":
-            pretrain(arguments.out, BASE_RECIPE)
+            pretrain(arguments.out, BASE_RECIPES)
         else:
             finetune(arguments.out, what, TUNE_RECIPE)
 

@@ -92,6 +92,7 @@ class Fact:
 
     @property
     def statement(self) -> str:
+        """The fact as a clause, without capital and full stop."""
         return self.relation.statement.format(s=self.subject, v=self.value)
 
 

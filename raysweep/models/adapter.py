@@ -111,7 +111,7 @@ class Adapter:
     @property
     def block_path(self) -> str:
         """Where the blocks are in the model, as `named_parameters` writes it: `model.layers`, `transformer.h`, …"""
-        return next(path for path, module in self.model.named_modules() if module is self.blocks)
+        return str(next(path for path, module in self.model.named_modules() if module is self.blocks))
 
     @property
     def n_layers(self) -> int:

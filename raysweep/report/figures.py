@@ -202,10 +202,10 @@ def runs(layers: Iterable[int]) -> list[tuple[int, int]]:
 
 
 def number(value: float, decimals: int = 2, signed: bool = False) -> str:
-    """A finite number with a true minus sign; "n/a" for NaN."""
+    """A number with a true minus sign, none before a zero; "n/a" for NaN."""
     if math.isnan(value):
         return "n/a"
-    return f"{value:{'+' if signed else ''}.{decimals}f}".replace("-", "−")
+    return f"{value:{'+' if signed else ''}z.{decimals}f}".replace("-", "−")
 
 
 def interval(low: float, high: float, decimals: int = 2) -> str:
@@ -230,19 +230,20 @@ def loss_curve(windows: pd.DataFrame, width: int, title: str) -> Figure:
     low, high = _loss_limits(windows, rows)
     axes.set_ylim(low, high)
     tuned, everything = _loss_of(windows, "tuned"), _loss_of(windows, "all")
-    right = axes.get_xlim()[1]
+    right, middle = axes.get_xlim()[1], rows["loss"].median()
+    decimals = max(2, 1 - math.floor(math.log10(high - low)))
     if not math.isnan(tuned):
-        axes.axhline(tuned, color=INK, linewidth=1.1, gid="tuned")
-        _note(axes, right, tuned, f"tuned model, untouched: {tuned:.3g}", INK, above=False, ha="right")
+        axes.axhline(tuned, color=INK, linewidth=1.1, label="tuned")
+        _note(axes, right, tuned, f"tuned model, untouched: {number(tuned, decimals)}", INK, above=tuned > middle, ha="right")
     if not math.isnan(everything):
-        axes.axhline(everything, color=MUTED, linewidth=1.1, linestyle=(0, (5, 3)), gid="all")
+        axes.axhline(everything, color=MUTED, linewidth=1.1, linestyle=(0, (5, 3)), label="all")
         beyond = everything > high
-        text = f"all layers put back: {everything:.3g}{' (above this scale ↑)' if beyond else ''}"
-        _note(axes, right, min(everything, high), text, MUTED, above=not beyond, ha="right")
+        text = f"all layers put back: {number(everything, decimals)}{' (above this scale ↑)' if beyond else ''}"
+        _note(axes, right, min(everything, high), text, MUTED, above=everything > middle and not beyond, ha="right")
     top = costliest(windows, width)
     if top is not None:
         disc: dict[str, Any] = {"color": LOSS_COLOUR, "markersize": 7.5, "markeredgecolor": "white"}
-        axes.plot([top.centre], [top.loss], "o", **disc, zorder=5, gid="top")
+        axes.plot([top.centre], [top.loss], "o", **disc, zorder=5, label="top")
         depth = top.centre / _depth(windows)
         side = "left" if depth < 0.25 else "right" if depth > 0.75 else "center"
         peak = top.loss if math.isnan(top.cost_high) else top.loss + top.cost_high - top.cost
@@ -290,7 +291,9 @@ def similarity_map(similarity: pd.DataFrame, changes: Sequence[int], title: str,
         (changes, outside, "^", axes.get_xaxis_transform()),
         (outside, changes, ">", axes.get_yaxis_transform()),
     ):
-        axes.plot(xs, ys, marker, color=CHANGE_COLOUR, markersize=5, transform=transform, clip_on=False, gid="changes")
+        axes.plot(
+            xs, ys, marker, color=CHANGE_COLOUR, markersize=5, transform=transform, clip_on=False, label="changes"
+        )
     axes.tick_params(length=0, pad=11)
     axes.set_xlabel("layer", labelpad=1)
     axes.set_ylabel("layer", labelpad=1)
@@ -346,17 +349,17 @@ def dynamics_against_loss(
     figure, axes = _frame(title, heading)
     rows = _swept(windows, width)
     delta_L = dynamics.sort_values("layer")["delta"].to_numpy(dtype=float)
-    points = rows[["centre", "loss"]].assign(delta=delta_at(delta_L, rows["centre"])).dropna()
+    points = rows[["centre", "loss"]].assign(delta=delta_at(delta_L, rows["centre"]))
+    points = points[np.isfinite(points.to_numpy(dtype=float)).all(axis=1)]
     axes.grid(True)
     axes.margins(0.08)
     axes.set_xlabel(f"δ ({metric_name(metric)}) at the centre of windows of width {width}", labelpad=2)
-    axes.set_ylabel("mean test loss (nats)", labelpad=3)
-    axes.set_position((0.135, 0.15, 0.835, 0.69))
+    axes.text(0, 1.02, "mean test loss (nats)", transform=axes.transAxes, color=MUTED, fontsize=8.5)
     changes = set(change_points(dynamics))
     points["marked"] = [{math.floor(centre), math.ceil(centre)} <= changes for centre in points["centre"]]
     for marked, colour, name in ((False, MUTED, "others"), (True, CHANGE_COLOUR, "changes")):
         part = points[points["marked"] == marked]
-        axes.plot(part["delta"], part["loss"], "o", color=colour, markersize=4.5, markeredgecolor="white", gid=name)
+        axes.plot(part["delta"], part["loss"], "o", color=colour, markersize=4.5, markeredgecolor="white", label=name)
     _number_points(axes, points.sort_values("marked", ascending=False))
     return figure
 
@@ -384,7 +387,7 @@ def overview(cells: Sequence[CellCurves], metric: str) -> Figure:
     for text, colour, space in (
         ("● loss (nats)", LOSS_COLOUR, 1.15),
         (f"▬ δ ({metric_name(metric)})", DELTA_COLOUR, 1.45),
-        ("▼ change-point layers", CHANGE_COLOUR, 0),
+        ("■ change-point layers", "#e7a06f", 0),
     ):
         figure.text(across / width, 1 - 0.16 / height, text, color=colour, va="center", fontsize=8.5)
         across += space
@@ -510,26 +513,19 @@ def _loss_limits(windows: pd.DataFrame, rows: pd.DataFrame) -> tuple[float, floa
 
 
 def _draw_losses(axes: Axes, rows: pd.DataFrame, small: bool = False) -> None:
-    below, above = rows["cost"] - rows["cost_low"], rows["cost_high"] - rows["cost"]
-    axes.plot(rows["centre"], rows["loss"], "-", color=LOSS_COLOUR, linewidth=1.0, alpha=0.55, gid="path")
-    axes.errorbar(
-        rows["centre"],
-        rows["loss"],
-        yerr=[below, above],
-        fmt="o",
-        color=LOSS_COLOUR,
-        markersize=2.2 if small else 3.8,
-        elinewidth=0.9 if small else 1.4,
-        gid="losses",
-    )
+    x, y = rows["centre"], rows["loss"]
+    bars = [rows["cost"] - rows["cost_low"], rows["cost_high"] - rows["cost"]]
+    axes.errorbar(x, y, yerr=bars, fmt="none", color=LOSS_COLOUR, elinewidth=0.9 if small else 1.4)
+    axes.plot(x, y, "-", color=LOSS_COLOUR, linewidth=1.0, alpha=0.55, label="path")
+    axes.plot(x, y, "o", color=LOSS_COLOUR, markersize=2.4 if small else 4, label="losses")
 
 
 def _draw_dynamics(axes: Axes, rows: pd.DataFrame, small: bool = False) -> None:
     layers, delta = rows["layer"].to_numpy(dtype=float), rows["delta"].to_numpy(dtype=float)
     low, high = rows["ci_low"].to_numpy(dtype=float), rows["ci_high"].to_numpy(dtype=float)
     if np.isfinite(low).any():
-        axes.fill_between(layers, low, high, color=DELTA_COLOUR, alpha=0.18, linewidth=0, gid="band")
-    axes.plot(layers, delta, "-o", color=DELTA_COLOUR, linewidth=1.2, markersize=0 if small else 3, gid="delta")
+        axes.fill_between(layers, low, high, color=DELTA_COLOUR, alpha=0.18, linewidth=0, label="band")
+    axes.plot(layers, delta, "-o", color=DELTA_COLOUR, linewidth=1.2, markersize=0 if small else 3, label="delta")
     if not small:
         chosen = rows[rows["layer"].isin(change_points(rows))]
         axes.plot(
@@ -539,7 +535,7 @@ def _draw_dynamics(axes: Axes, rows: pd.DataFrame, small: bool = False) -> None:
             color=CHANGE_COLOUR,
             markersize=7,
             markeredgecolor="white",
-            gid="changes",
+            label="changes",
         )
 
 

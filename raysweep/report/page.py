@@ -14,6 +14,7 @@ import math
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
@@ -69,6 +70,7 @@ def write_report(tables: Mapping[str, pd.DataFrame], provenance: Provenance, out
     drawings = _Drawings(out / "figures")
     html = _template().render(
         provenance=provenance,
+        created=_moment(provenance.created),
         duration=_duration(provenance.duration_s),
         headline=_headline(cells),
         swept=any(cell.widths for cell in cells),
@@ -169,6 +171,11 @@ class _Cell:
         width = width or next(iter(self.widths), None)
         return None if width is None else figures.costliest(self.windows, width)
 
+    def leans(self, width: int) -> bool:
+        """Whether the costliest window of a width has a cost that the examples tell from 0."""
+        top = self.top(width)
+        return top is not None and top.cost_low > self.resolution
+
     def dynamics(self, setting: _Setting) -> pd.DataFrame:
         rows = self.tables["dynamics"]
         chosen = (rows["metric"] == setting.metric) & (rows["neighbourhood"] == setting.neighbourhood)
@@ -210,9 +217,6 @@ class _Cell:
         return "δ or the loss is the same at all centres"
 
 
-_Verdict = Literal["told", "maybe", "unclear", "misled"]
-
-
 @dataclass(frozen=True)
 class _Correlation:
     """A row of the correlation table."""
@@ -240,16 +244,6 @@ class _Correlation:
     @property
     def p(self) -> str:
         return "p n/a" if math.isnan(self.p_shift) else f"p = {self.p_shift:.3f}"
-
-    @property
-    def verdict(self) -> _Verdict:
-        """Whether the base model would have told.
-
-        `told` needs both the interval (over examples) wholly below 0 and p ≤ 0.05 (over shifts along the layers).
-        """
-        if self.ci_high < 0:
-            return "told" if self.p_shift <= _SIGNIFICANT else "maybe"
-        return "misled" if self.ci_low > 0 else "unclear"
 
 
 def _cells(tables: Mapping[str, pd.DataFrame], provenance: Provenance) -> list[_Cell]:
@@ -279,7 +273,9 @@ def _cells(tables: Mapping[str, pd.DataFrame], provenance: Provenance) -> list[_
 
 # The answer, in sentences ---------------------------------------------------------------------------------------------
 
-# As the headline says it after "in 3 of 4", and as a label.
+_Verdict = Literal["told", "maybe", "unclear", "misled", "idle"]
+
+# As the headline says it after "in 3 of 4 data sets", and as a label.
 _VERDICTS: Mapping[_Verdict, tuple[str, str]] = {
     "told": ("the base model alone would have told", "the base model would have told"),
     "maybe": (
@@ -288,7 +284,21 @@ _VERDICTS: Mapping[_Verdict, tuple[str, str]] = {
     ),
     "unclear": ("these examples cannot tell whether the base model alone would have told", "cannot tell"),
     "misled": ("the base model alone would have misled", "the base model would have misled"),
+    "idle": ("there is nothing for the base model to tell", "nothing to tell: no window has a cost"),
 }
+
+
+def _verdict(cell: _Cell, found: _Correlation) -> _Verdict:
+    """Whether the base model would have told.
+
+    `told` needs both the interval (over examples) wholly below 0 and p ≤ 0.05 (over shifts along the layers); where no
+    window's cost is told from 0, ρ ranks differences that are no leaning.
+    """
+    if not cell.leans(found.width):
+        return "idle"
+    if found.ci_high < 0:
+        return "told" if found.p_shift <= _SIGNIFICANT else "maybe"
+    return "misled" if found.ci_low > 0 else "unclear"
 
 
 @dataclass(frozen=True)
@@ -313,7 +323,7 @@ def _answer(cell: _Cell) -> _Answer:
     found = cell.correlation(setting, width) if setting and width else None
     if found is not None:
         sentences.append(_rho_sentence(cell, found))
-    return _Answer(sentences, found.verdict if found else None)
+    return _Answer(sentences, _verdict(cell, found) if found else None)
 
 
 def _cost_sentences(cell: _Cell, width: int, brief: bool) -> list[Markup]:
@@ -327,11 +337,11 @@ def _cost_sentences(cell: _Cell, width: int, brief: bool) -> list[Markup]:
         return [Markup(text).format(top.name, number(top.loss), "no loss of the tuned model to compare with")]
     decimals = _decimals(top.cost_low, top.cost_high)
     cost = Markup("<strong>{} nats</strong> {}").format(number(top.cost, decimals, signed=True), _limits(top, decimals))
-    if not top.cost_low > cell.resolution:
+    if not cell.leans(width):
         text = (
             "<strong>No window of {}</strong> has a cost that these {} examples tell from 0; the costliest is {}: {}."
         )
-        return [Markup(text).format(span, top.examples, top.name, cost)]
+        return [Markup(text).format(span, top.examples, top.name, cost), *_whole_sentence(cell)]
     if brief:
         return [Markup("Of windows of {}, {} costs most: {}.").format(span, top.name, cost)]
     whole = cell.windows.loc[cell.windows["role"] == "all", "loss"].dropna()
@@ -346,6 +356,17 @@ def _cost_sentences(cell: _Cell, width: int, brief: bool) -> list[Markup]:
     )
     rival = _rival(cell, top)
     return [first] if rival is None else [first, _told_apart(top, rival)]
+
+
+def _whole_sentence(cell: _Cell) -> list[Markup]:
+    """What all layers cost together, for a cell in which no window alone does."""
+    for whole in figures.windows_of(cell.windows[cell.windows["role"] == "all"]):
+        decimals = _decimals(whole.cost_low, whole.cost_high)
+        text = "All {} layers together: {} nats {}{}."
+        better = ", so the base model's layers do better here than the tuned ones" if whole.cost_high < 0 else ""
+        cost = number(whole.cost, decimals, signed=True)
+        return [Markup(text).format(cell.n_layers, cost, _limits(whole, decimals), better)]
+    return []
 
 
 @dataclass(frozen=True)
@@ -404,7 +425,7 @@ def _change_sentence(cell: _Cell, setting: _Setting) -> Markup:
         return Markup("Where the base model's representations change is n/a ({}).").format(reason)
     text = "The base model's representations change most at <strong>{}</strong> (smallest δ, {}){}."
     inside = ""
-    if top := cell.top():
+    if (top := cell.top()) and cell.leans(top.width):
         within = sum(top.start <= layer < top.stop for layer in changes)
         inside = f"; {within or 'none'} of these {len(changes)} lie in the costliest window"
     return Markup(text).format(layers_text(changes), metric_name(setting.metric), inside)
@@ -414,22 +435,24 @@ def _rho_sentence(cell: _Cell, found: _Correlation) -> Markup:
     """ρ with its interval and p, and what they allow to be said."""
     if math.isnan(found.spearman):
         return Markup("Whether δ and the loss go together is n/a ({}).").format(cell.rho_reason(found))
-    if math.isnan(found.ci_low):
+    few, n = found.n_layers * _SIGNIFICANT < 1, found.n_layers
+    verdict = _verdict(cell, found)
+    if verdict == "idle":
+        reading = "But no window's cost is told from 0, so there is no leaning for δ to tell."
+    elif math.isnan(found.ci_low):
         reading = "There is no interval, so how sure this is cannot be said."
-    elif found.verdict == "unclear":
+    elif verdict == "unclear":
         reading = "The interval includes 0: these examples cannot tell whether δ and the loss go together."
-    elif found.verdict == "misled":
+    elif verdict == "misled":
         reading = "The whole interval is above 0: choosing layers by small δ would have missed the costly ones."
-    elif found.verdict == "told":
+    elif verdict == "told":
         reading = "The whole interval is below 0, and curves shifted along the layers seldom agree as well."
     elif math.isnan(found.p_shift):
         reading = "The interval is below 0; without p, a chance agreement of two smooth curves is not ruled out."
-    elif found.n_layers * _SIGNIFICANT < 1:
-        reading = f"The interval is below 0, but {found.n_layers} centres are too few to rule chance out (p is never below 1/{found.n_layers})."
+    elif few:
+        reading = f"The interval is below 0, but {n} centres are too few to rule chance out (p is never below 1/{n})."
     else:
-        reading = (
-            "The interval is below 0, but curves shifted along the layers agree as well too often to rule chance out."
-        )
+        reading = "The interval is below 0, but shifted curves agree as well too often to rule chance out."
     way = "higher" if found.spearman < 0 else "lower"
     text = "<strong>ρ = {}</strong> {}, {}, over {} window centres: the smaller δ, the {} the loss. {}"
     return Markup(text).format(number(found.spearman), found.limits, found.p, found.n_layers, way, reading)
@@ -454,17 +477,19 @@ def _headline(cells: Sequence[_Cell]) -> list[Markup]:
     elif leaning:
         text = "In <strong>{} of {}</strong> models and data sets, fine-tuning leans on some window of layers more than noise explains."
         lines.append(Markup(text).format(len(leaning), len(swept)))
-    elif swept:
-        lines.append(Markup("No window of layers has a cost that these examples tell from 0."))
-    verdicts = [verdict for cell in cells if (verdict := _answer(cell).verdict)]
+    idle = [Markup("<bdi>{}</bdi>").format(cell.title) for cell in swept if cell.anchor not in leaning]
+    if idle:
+        where = Markup(" on {}").format(Markup(", ").join(idle)) if leaning and len(idle) <= _CARDS else ""
+        lines.append(Markup("No window of layers has a cost that these examples tell from 0{}.").format(where))
+    verdicts = [verdict for cell in cells if (verdict := _answer(cell).verdict) not in (None, "idle")]
     things = "models and data sets" if len({cell.model for cell in cells}) > 1 else "data sets"
     said = [
         Markup("in <strong>{} of {}</strong> {} {}").format(verdicts.count(verdict), len(verdicts), things, text)
+        if len(verdicts) > 1
+        else Markup(text)
         for verdict, (text, _) in _VERDICTS.items()
         if verdict in verdicts
     ]
-    if len(verdicts) == 1:
-        said = [Markup(_VERDICTS[verdicts[0]][0])]
     if said:
         line = Markup("; ").join(said)
         lines.append(line[:1].upper() + line[1:] + ".")
@@ -474,7 +499,7 @@ def _headline(cells: Sequence[_Cell]) -> list[Markup]:
 def _leans_on(cell: _Cell) -> str | None:
     """The costliest window, and its rival where they are not told apart; None where no cost is told from 0."""
     top = cell.top()
-    if top is None or not top.cost_low > cell.resolution:
+    if top is None or not cell.leans(top.width):
         return None
     rival = _rival(cell, top)
     if rival is None or rival.told_apart or not rival.separate:
@@ -507,7 +532,7 @@ class _Picture:
 
 @dataclass(frozen=True)
 class _Samples:
-    """Generated texts: (prompt, reference, [(intervention, text)]) an example; `more` examples are not shown."""
+    """Generated texts: (prompt, reference, [(interventions, their text)]) an example; `more` examples are not shown."""
 
     examples: Sequence[tuple[str, str, Sequence[tuple[str, str]]]]
     more: int
@@ -657,12 +682,21 @@ def _summary_table(cells: Sequence[_Cell]) -> _Table:
                 answer.label or "—",
             )
         )
-    columns = ("", "costliest layers", "cost (nats)", "told apart from the next", "change-point layers", "ρ says")
+    columns = (
+        "",
+        "costliest layers",
+        "cost (nats)",
+        "told apart from the next",
+        "change-point layers",
+        "alone, the base model",
+    )
     return _Table("Where fine-tuning leans, and what the base model alone says", columns, rows, words={0, 4, 5})
 
 
 def _windows_table(cell: _Cell, width: int) -> _Table:
     chosen = cell.windows["role"].isin(["tuned", "all"]) | (cell.windows["width"] == width)
+    halves = (cell.windows.loc[chosen, "cost_high"] - cell.windows.loc[chosen, "cost_low"]) / 2
+    decimals = _decimals(0, halves[halves > 0].median(), spare=1)
     rows = []
     for window in sorted(figures.windows_of(cell.windows[chosen]), key=lambda w: (w.role == "all", w.start)):
         no_loss = f"none of {window.left_out} examples has a loss"
@@ -673,9 +707,9 @@ def _windows_table(cell: _Cell, width: int) -> _Table:
             (
                 names.get(window.role) or window.name.split()[1],
                 f"{window.centre:g}" if window.role == "window" else "—",
-                _value(window.loss, no_loss, 4),
-                "—" if untouched else _value(window.cost, no_cost, 4, signed=True),
-                "—" if untouched else _limits(window, 4),
+                _value(window.loss, no_loss, decimals),
+                "—" if untouched else _value(window.cost, no_cost, decimals, signed=True),
+                "—" if untouched else _limits(window, decimals),
                 window.examples,
                 window.left_out,
             )
@@ -743,7 +777,9 @@ def _samples(cell: _Cell) -> _Samples | None:
     groups = [rows for _, rows in cell.tables["generation"].groupby("example_id", sort=False)]
     examples = []
     for rows in groups[:_SAMPLES]:
-        texts = [(str(row.intervention), str(row.text)) for row in rows_of(rows)]
+        texts = [
+            (", ".join(map(str, same["intervention"])), str(text)) for text, same in rows.groupby("text", sort=False)
+        ]
         examples.append((str(rows["prompt"].iloc[0]), str(rows["reference"].iloc[0]), texts))
     return _Samples(examples, len(groups) - len(examples))
 
@@ -788,8 +824,9 @@ def _rho(cell: _Cell | None, setting: _Setting, width: int) -> _Rho:
         return _Rho("n/a", "", "(not measured)", "")
     if math.isnan(row.spearman):
         return _Rho("n/a", "", f"({cell.rho_reason(row)})", "")
-    note = f"{row.p}, includes 0" if row.ci_low <= 0 <= row.ci_high else row.p
-    return _Rho(number(row.spearman), row.limits, note, row.verdict)
+    verdict = _verdict(cell, row)
+    notes = {"idle": f"{row.p}, no cost told from 0", "unclear": f"{row.p}, includes 0"}
+    return _Rho(number(row.spearman), row.limits, notes.get(verdict, row.p), verdict)
 
 
 def _cautions(cells: Sequence[_Cell]) -> list[tuple[str, str, str]]:
@@ -826,10 +863,19 @@ def _limits(window: Window, decimals: int) -> str:
     return interval(window.cost_low, window.cost_high, decimals)
 
 
-def _decimals(low: float, high: float) -> int:
-    """As many decimals as show the first digit of the interval's half-width, from 2 to 4."""
+def _decimals(low: float, high: float, spare: int = 0) -> int:
+    """As many decimals as show the first digit of the interval's half-width (and `spare` more), from 2 to 6."""
     half = (high - low) / 2
-    return min(4, max(2, -math.floor(math.log10(half)))) if half > 0 else 2
+    return min(6, max(2, spare - math.floor(math.log10(half)))) if 0 < half < math.inf else 2 + spare
+
+
+def _moment(text: str) -> str:
+    """An ISO time to the minute, as a reader writes it; any other text as it is."""
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        return text
+    return f"{moment:%Y-%m-%d %H:%M %Z}".strip()
 
 
 def _duration(seconds: float | None) -> str | None:

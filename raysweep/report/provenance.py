@@ -80,9 +80,9 @@ def _warnings(about: Mapping[str, Any], tables: Mapping[str, pd.DataFrame]) -> l
             warnings.append(f"{where}: {row['cut']} examples cut to max_tokens")
     losses = tables.get("substitution")
     if losses is not None:
-        for (model, dataset), n in losses["loss"].isna().groupby([losses["model"], losses["dataset"]]).sum().items():
-            if n:
-                warnings.append(f"{dataset} on {model}: {n} losses are NaN and left out of every mean")
+        lost = losses[losses["loss"].isna()].groupby(["model", "dataset"]).size().reset_index(name="n")
+        for row in lost.to_dict("records"):
+            warnings.append(f"{row['dataset']} on {row['model']}: {row['n']} losses are NaN and left out of every mean")
     return warnings
 
 

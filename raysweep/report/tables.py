@@ -7,6 +7,7 @@ Columns and their order are the contract; see the README.
 from __future__ import annotations
 
 from collections.abc import Collection
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -67,7 +68,7 @@ def write_tables(folder: RunFolder, tables: dict[str, pd.DataFrame], *, keep: Co
     """Publish results/<table>.parquet for each table, and remove those of tables that the run does not have."""
     for name, rows in tables.items():
         table = pa.Table.from_pandas(rows, preserve_index=False).replace_schema_metadata(None)
-        publish(folder.results / f"{name}.parquet", lambda path, table=table: pq.write_table(table, path))
+        publish(folder.results / f"{name}.parquet", partial(pq.write_table, table))
     for name in COLUMNS:
         if name not in tables and name not in keep:
             (folder.results / f"{name}.parquet").unlink(missing_ok=True)

@@ -80,7 +80,8 @@ class _Batch:
         for first in range(0, len(states), self.stack):
             slab = states[first : first + self.stack]
             together = slab[0] if len(slab) == 1 else torch.cat(slab)
-            out += apply_block(block, together, self.recording(len(slab)).calls[layer]).split(len(self.tokens))
+            applied = apply_block(block, together, self.recording(len(slab)).calls[layer])
+            out += torch.split(applied, len(self.tokens))
         self.work.applications += len(states)
         self.work.token_applications += len(states) * self.tokens.numel()
         return out
@@ -117,7 +118,7 @@ def _losses(adapter: Adapter, states: torch.Tensor, examples: Sequence[Example],
             nn.functional.cross_entropy(logits.float(), target.to(logits.device), reduction="none")
             .double()
             .to(rows.device)
-            for part, target in zip(chosen.split(step), targets.split(step), strict=True)
+            for part, target in zip(torch.split(chosen, step), torch.split(targets, step), strict=True)
             for logits in [adapter.logits(part)]
         ]
     )

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
 
-from raysweep.report.page import Provenance
+from raysweep.report.page import Provenance, write_report
 
 HOSTILE = '<script>alert("x")</script><img src=http://evil.example/x.png onerror=alert(1)>'
 RTL = "שלום עולם \u202e abc 🦊"
@@ -135,7 +136,7 @@ def _correlation(rng, cell, metric, width, dynamics, substitution):
                 "spearman": rho,
                 "ci_low": max(-1.0, rho - 0.11),
                 "ci_high": min(1.0, rho + 0.16),
-                "p_shift": float(rng.uniform(1 / len(losses), 0.1)) if rho < -0.3 else 0.4,
+                "p_shift": 1 / len(losses) + float(rng.uniform(0, 0.05)) if rho < -0.3 else 0.4,
                 "partial_depth": rho * 0.9,
                 "kendall": stats.kendalltau(delta_C, losses)[0],
                 "precision_at_k": 0.6,
@@ -214,20 +215,21 @@ def make_provenance(**changes: object) -> Provenance:
     return Provenance(**{**known, **changes})  # type: ignore[arg-type]
 
 
-def make_hostile() -> tuple[dict[str, pd.DataFrame], Provenance]:
+def make_hostile(markup: str = HOSTILE) -> tuple[dict[str, pd.DataFrame], Provenance]:
     """Two models, two metrics, undefined values with reasons, and markup wherever a string comes from outside."""
     tables = make_tables(
-        models=("tiny", f"big {HOSTILE}"),
+        models=("tiny", f"big {markup}"),
         datasets=("sums", f"$x$ {RTL}"),
         metrics=("cka_linear", "cka_rbf"),
-        widths=(5, 2),
+        widths=(3,),
+        n_layers=10,
         n_examples=20,
-        texts=(HOSTILE, RTL, "a\x00b\n\n" + "long " * 200),
+        texts=(markup, RTL, "a\x00b\n\n" + "long " * 200),
     )
     similarity, dynamics = tables["similarity"], tables["dynamics"]
     flat = (similarity["metric"] == "cka_linear") & similarity[["layer_i", "layer_j"]].isin([0]).any(axis="columns")
     similarity.loc[flat, "value"] = math.nan
-    similarity.loc[flat, "reason"] = f"layer 0: every example has the same state {HOSTILE}"
+    similarity.loc[flat, "reason"] = f"layer 0: every example has the same state {markup}"
     undefined = (dynamics["metric"] == "cka_linear") & (dynamics["layer"] < 2)
     dynamics.loc[undefined, ["delta", "ci_low", "ci_high", "rank"]] = math.nan
     correlation = tables["correlation"]
@@ -237,30 +239,32 @@ def make_hostile() -> tuple[dict[str, pd.DataFrame], Provenance]:
     correlation.loc[
         lost, ["spearman", "ci_low", "ci_high", "p_shift", "partial_depth", "kendall", "precision_at_k"]
     ] = math.nan
-    tables["health"].loc[0, ["value", "warning"]] = [math.nan, f"no variance at all {HOSTILE}"]
+    health = tables["health"]
+    health.loc[health["warning"].notna(), "warning"] += f" {markup}"
+    health.loc[0, ["value", "warning"]] = [math.nan, f"no variance at all {markup}"]
     tables["substitution"].loc[tables["substitution"]["example_id"] == 3, "loss"] = math.nan
     provenance = make_provenance(
-        name=f"run {HOSTILE}",
-        command=f"raysweep run '{HOSTILE}'",
-        warnings=[f"record 7 was cut {HOSTILE}"],
-        failures=[f"substitution 3-7 of tiny on sums: CUDA out of memory {HOSTILE}"],
-        config_yaml=f"name: '{HOSTILE}'\n# {RTL}\n",
-        versions={"raysweep": HOSTILE},
-        timings=[{"what": HOSTILE, "seconds": "1", "detail": RTL}],
+        name=f"run {markup}",
+        command=f"raysweep run '{markup}'",
+        warnings=[f"record 7 was cut {markup}"],
+        failures=[f"substitution 3-7 of tiny on sums: CUDA out of memory {markup}"],
+        config_yaml=f"name: '{markup}'\n# {RTL}\n",
+        versions={"raysweep": markup},
+        timings=[{"what": markup, "seconds": "1", "detail": RTL}],
     )
     return tables, provenance
 
 
 @pytest.fixture(scope="session")
 def tables() -> dict[str, pd.DataFrame]:
-    return make_tables()
+    return make_tables(datasets=("sums", "choices"))
 
 
 @pytest.fixture(scope="session")
-def hostile() -> tuple[dict[str, pd.DataFrame], Provenance]:
-    return make_hostile()
+def page(tables: dict[str, pd.DataFrame], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_report(tables, make_provenance(), tmp_path_factory.mktemp("plain") / "report")
 
 
-@pytest.fixture
-def provenance() -> Provenance:
-    return make_provenance()
+@pytest.fixture(scope="session")
+def hostile_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_report(*make_hostile(), tmp_path_factory.mktemp("hostile") / "report")

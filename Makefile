@@ -1,0 +1,36 @@
+# Every target makes the virtual environment it needs. PYTHON chooses the interpreter (3.11 or newer).
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: demo test lint types bench clean
+
+demo: $(VENV)/.run  ## the whole study on the embedded laboratory; ends by naming the report
+	$(BIN)/raysweep demo --fresh
+
+test: $(VENV)/.test  ## the tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile $(if $(shell command -v chromium chromium-browser google-chrome),,-m "not browser") tests
+	@$(if $(shell command -v chromium chromium-browser google-chrome),,echo "no Chromium here: the browser tests of the report page were left out")
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.test
+	$(BIN)/mypy
+
+bench: $(VENV)/.test  ## every figure that the README claims
+	cd benchmarks && for file in layer_time against_reloading demo; do ../$(BIN)/python $$file.py || exit 1; done
+
+$(VENV)/.run: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) --editable .
+	touch $@
+
+$(VENV)/.test: $(VENV)/.run
+	$(PIP) --editable '.[test]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) runs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
