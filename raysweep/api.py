@@ -30,6 +30,8 @@ class Run:
     failed: Mapping[str, str] = field(default_factory=dict)
 
     def __getattr__(self, name: str) -> pd.DataFrame:
+        if name.startswith("__"):  # copy and pickle look for their methods before there are tables
+            raise AttributeError(name)
         try:
             return self.tables[name]
         except KeyError:
@@ -71,8 +73,9 @@ def run(
 
     if isinstance(config, (str, Path)):
         config = load_config(config, overrides)
-    elif not isinstance(config, Config):
-        config = parse_config(dict(config), overrides=overrides)
+    else:
+        values = config.model_dump() if isinstance(config, Config) else dict(config)
+        config = parse_config(values, overrides=overrides)
     done = drive(config, fresh=fresh, listener=listener)
     return _reported(done.folder, done.failed)
 
@@ -195,7 +198,9 @@ def plan_run(config: Config | str | Path, overrides: Sequence[str] = ()) -> Plan
     from raysweep.engine.plan import cost
     from raysweep.engine.rates import seconds_for
 
-    if not isinstance(config, Config):
+    if isinstance(config, Config):
+        config = parse_config(config.model_dump(), overrides=overrides)
+    else:
         config = load_config(config, overrides)
     facts, graph, folder = prepare(config)
     done = folder.committed() if folder.is_run else {}

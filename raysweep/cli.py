@@ -83,6 +83,8 @@ def init(path: Annotated[Path, typer.Argument(help="Where to write it.")] = Path
 
     if path.exists():
         raise InputError(f"'{path}' exists already; give another name or delete it")
+    if not path.parent.is_dir():
+        raise InputError(f"folder '{path.parent}' does not exist; make it first")
     path.write_text(TEMPLATE, encoding="utf-8")
     typer.echo(f"wrote {path}; now: raysweep plan {path}")
 

@@ -249,8 +249,7 @@ def _wanted(problem: dict[str, Any]) -> str:
     kind, found, context = problem["type"], problem["input"], problem.get("ctx", {})
     shown = "nothing" if found is None else repr(found)
     if kind == "literal_error":
-        choices = re.findall(r"'([^']*)'", context["expected"])
-        return f"{shown} is none of its values; {nearest(str(found), choices)}"
+        return f"{shown} is not {context['expected']}"
     if kind == "string_pattern_mismatch":
         return f"{shown} is no name; use letters, digits and . _ -, a letter or digit first"
     if kind == "too_short":

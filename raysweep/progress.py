@@ -51,7 +51,7 @@ class Progress:
         """Take one event of the run."""
         name = event["event"]
         if name == events.RUN_STARTED:
-            self._calls = event["calls"]
+            self._calls, self._ended = event["calls"], 0  # what a killed start left to tell came before
             self._line(
                 f"{event['tasks']} tasks, {event['done']} done already; {event['calls']} calls to run", always=True
             )

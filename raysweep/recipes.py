@@ -71,5 +71,5 @@ def sweep_config(
 def _name(source: str) -> str:
     """A name made of the last part of a path, hub id or laboratory name."""
     stem = Path(source.rstrip("/")).stem if "." in Path(source).name[1:] else Path(source.rstrip("/")).name
-    clean = "".join(c if c.isalnum() or c in "._-" else "-" for c in stem).strip("._-")
-    return (clean or "data")[:60]
+    clean = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in stem).strip("._-")
+    return (clean or "data")[:48]  # two of them make the run's name

@@ -147,7 +147,18 @@ def batch_budget(asked: int | Literal["auto"], device: str) -> int:
 
 
 def model_calls(config: Config, facts: Facts, graph: Graph, done: Collection[str]) -> Iterator[ModelCall]:
-    """The calls for all parts that are not done, those that share checkpoints one after the other."""
+    """The calls for all parts that are not done, those that share checkpoints one after the other.
+
+    Tasks of two models or data sets that are equal in everything but the name share their keys; one call is enough.
+    """
+    taken = set(done)
+    for call in _lacking(config, facts, graph, taken):
+        if isinstance(call, (SubstituteCall, GenerateCall)):
+            taken.update(call.keys)  # _lacking looks here again for every call
+        yield call
+
+
+def _lacking(config: Config, facts: Facts, graph: Graph, done: Collection[str]) -> Iterator[ModelCall]:
     budget = batch_budget(config.execution.batch_tokens, facts.device)
     for model in config.models:
         of_model = facts.models[model.name]
@@ -285,11 +296,10 @@ def result_call(config: Config, graph: Graph, task: Task) -> SimilarityCall | Co
     )
 
 
-def is_ready(graph: Graph, task: Task, done: Collection[str]) -> bool:
+def is_ready(task: Task, tasks: Mapping[str, Task], done: Collection[str]) -> bool:
     """Whether a task's tables can be made now: they are not there yet, and everything they are made from is."""
-    if not task.results or task.kind == "generate" or all(key in done for key in task.results.values()):
+    if all(key in done for key in task.results.values()):
         return False
-    by_name = {t.name: t for t in graph.tasks}
     return all(key in done for key in task.parts) and all(
-        key in done for name in task.needs for key in by_name[name].keys
+        key in done for name in task.needs for key in tasks[name].keys
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import platform
 import socket
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
@@ -67,7 +68,9 @@ def drive(
     log = EventLog(folder.events, listener)
     try:
         sweep_temporaries(folder.root)
+        folder.forget_broken()
         folder.write_plan(config.to_yaml(), graph, describe_run(config, facts))
+        _tell_untold(folder, log)
         done = dict.fromkeys(folder.committed())
         log.emit(
             events.RUN_STARTED,
@@ -100,6 +103,14 @@ def drive(
         log.close()
 
 
+def _tell_untold(folder: RunFolder, log: EventLog) -> None:
+    """Log the commits that a kill kept from being logged, so that the log has each of them once."""
+    told = {event["commit"] for event in events.read_events(folder.events) if event["event"] == events.CHUNK_COMMITTED}
+    for manifest in folder.chunks.manifests():
+        if manifest.name not in told:
+            log.emit(events.CHUNK_COMMITTED, commit=manifest.name, keys=list(manifest.parts), **manifest.extra["log"])
+
+
 class _Run:
     """One pass of the driver over what is not done."""
 
@@ -107,8 +118,8 @@ class _Run:
         self.config, self.graph, self.folder, self.log, self.done = config, graph, folder, log, done
         self.failed: dict[str, str] = {}
         self.n_calls = 0
-        self._submitted: set[str] = set()
-        self._finished = {task.name for task in graph.tasks if all(key in done for key in task.keys)}
+        self._tasks = {task.name: task for task in graph.tasks}
+        self._results = graph.made_from_others()
 
     def all(self, executor: Executor, calls: Iterable[Call]) -> None:
         """Submit and collect until nothing is left."""
@@ -126,6 +137,10 @@ class _Run:
             self.n_calls += 1
             self._take(outcome)
             waiting.extendleft(self._ready())
+        for task in self._results:
+            cause = next((name for name in (task.name, *task.needs) if name in self.failed), None)
+            if cause is not None:
+                self.failed.setdefault(task.name, f"not made, for '{cause}' failed")
 
     def _take(self, outcome: Outcome) -> None:
         call = outcome.call
@@ -137,41 +152,27 @@ class _Run:
             return
         for commit in outcome.commits:
             self._commit(call, commit, outcome.measured)
-        for task in self.graph.tasks:
-            if task.name not in self._finished and task.name in call.tasks and all(k in self.done for k in task.keys):
-                self._finished.add(task.name)
-                self.log.emit(events.TASK_DONE, task=task.name)
+        for name in call.tasks:
+            if all(key in self.done for key in self._tasks[name].keys):
+                self.log.emit(events.TASK_DONE, task=name)
 
     def _commit(self, call: Call, commit: Commit, measured: Mapping[str, float]) -> None:
+        log = {"call": call.name, "tasks": list(call.tasks), "measured": dict(measured)}
         self.folder.chunks.commit(
             commit.name,
             commit.table,
             parts=dict.fromkeys(commit.keys),
             files=commit.files,
-            extra={**commit.extra, "measured": dict(measured)},
+            extra={**commit.extra, "log": log},
         )
         self.done |= dict.fromkeys(commit.keys)
-        self.log.emit(
-            events.CHUNK_COMMITTED,
-            call=call.name,
-            commit=commit.name,
-            keys=commit.keys,
-            tasks=call.tasks,
-            measured=measured,
-        )
+        self.log.emit(events.CHUNK_COMMITTED, commit=commit.name, keys=commit.keys, **log)
 
     def _ready(self) -> list[Call]:
-        """Calls whose tables can be made now and have not been tried."""
-        ready: list[Call] = []
-        for task in self.graph.tasks:
-            if (
-                task.name not in self.failed
-                and task.name not in self._submitted
-                and is_ready(self.graph, task, self.done)
-            ):
-                self._submitted.add(task.name)
-                ready.append(result_call(self.config, self.graph, task))
-        return ready
+        """Calls whose tables can be made now; each is given once."""
+        ready = [task for task in self._results if is_ready(task, self._tasks, self.done)]
+        self._results = [task for task in self._results if task not in ready]
+        return [result_call(self.config, self.graph, task) for task in ready]
 
 
 def describe_run(config: Config, facts: Facts) -> dict[str, Any]:
@@ -207,6 +208,7 @@ def describe_run(config: Config, facts: Facts) -> dict[str, Any]:
         )
     return {
         "name": config.name,
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "device": facts.device,
         "layers": {name: model.base.n_layers for name, model in facts.models.items()},
         "versions": {**facts.libraries, "python": platform.python_version()},

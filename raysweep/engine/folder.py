@@ -35,24 +35,32 @@ class RunFolder:
         return self.root / "activations" / model / dataset
 
     def committed(self) -> dict[str, Manifest]:
-        """The chunk that holds each key; a chunk whose activation files are gone or cut is not counted, so it is made again."""
-        intact: dict[str, Manifest] = {}
+        """The chunk that holds each key; a chunk whose activation files are gone or cut is not counted."""
+        found: dict[str, Manifest] = {}
         for manifest in self.chunks.manifests():
-            root = self.root / manifest.extra.get("folder", "")
-            try:
-                for entry in manifest.files:
-                    check_file(root, entry, remedy="run again")
-            except StoreError:
+            if self._is_intact(manifest):
+                for key in manifest.parts:
+                    found.setdefault(key, manifest)
+        return found
+
+    def forget_broken(self) -> None:
+        """Take back the commits whose activation files are gone or cut, so that they can be made again."""
+        for manifest in self.chunks.manifests():
+            if not self._is_intact(manifest):
                 self.chunks.forget(manifest)
-                continue
-            for key in manifest.parts:
-                intact.setdefault(key, manifest)
-        return intact
+
+    def _is_intact(self, manifest: Manifest) -> bool:
+        try:
+            for entry in manifest.files:
+                check_file(self.root / manifest.extra.get("folder", ""), entry, remedy="run again")
+        except StoreError:
+            return False
+        return True
 
     @property
     def is_run(self) -> bool:
-        """Whether raysweep has run here."""
-        return self.events.is_file()
+        """Whether raysweep has run here; a run that was killed at once has left an empty log and no plan."""
+        return self.events.is_file() and (self.plan.is_file() or self.events.stat().st_size == 0)
 
     def check_usable(self) -> None:
         """Raise InputError unless the folder is a run folder, is empty, or can be made."""
@@ -75,8 +83,9 @@ class RunFolder:
     def clear(self) -> None:
         """Remove everything committed and made, so that a run starts afresh."""
         for path in (self.root / "chunks", self.root / "activations", self.results, self.report):
-            shutil.rmtree(path, ignore_errors=True)
-        self.events.unlink(missing_ok=True)
+            if path.exists():
+                shutil.rmtree(path)
+        self.events.write_bytes(b"")  # emptied and not removed: killed here, this is still a run folder
 
     def write_plan(self, config_yaml: str, graph: Graph, about: dict[str, Any]) -> None:
         """Keep what this run is asked to do; `about` is what reports say of checkpoints, data and versions."""

@@ -75,6 +75,10 @@ class Graph:
         """The tasks of one kind on one model and data set."""
         return [t for t in self.of_kind(kind) if (t.model, t.dataset) == (model, dataset)]
 
+    def made_from_others(self) -> list[Task]:
+        """The tasks whose tables are made from what other parts and tasks committed."""
+        return [task for task in self.tasks if task.results and (task.parts or task.needs)]
+
     def counts(self, done: Collection[str]) -> tuple[int, int]:
         """How many tasks are done, and how many there are."""
         return sum(all(key in done for key in task.keys) for task in self.tasks), len(self.tasks)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,6 +19,9 @@ from raysweep.errors import InputError
 from raysweep.fingerprint import fingerprint
 from raysweep.models.checkpoint import Checkpoint, check_pair, describe, load_tokenizer, resolve_dtype
 from raysweep.studies.windows import windows_of_widths
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -101,14 +105,26 @@ def inspect(config: Config) -> Facts:
     cells: dict[tuple[str, str], Cell] = {}
     for model in config.models:
         wanted = [d for d in config.datasets if config.studies.similarity or d.name in model.tuned]
-        tokenizer = load_tokenizer(models[model.name].base)
+        tokenizer = _tokenizer(models[model.name], model.wording)
         for dataset in wanted:
             loaded = _examples(model, dataset, tokenizer)
             cells[model.name, dataset.name] = _cell(model.name, dataset.name, loaded, config.execution.chunk)
     return Facts(models, cells, device, libraries())
 
 
-def _examples(model: ModelConfig, dataset: DatasetConfig, tokenizer: object) -> Loaded:
+def _tokenizer(model: ModelFacts, wording: str) -> PreTrainedTokenizerBase:
+    """The base's tokenizer; for chat, where it has no template, the first tuned one's that has (one vocabulary all the same)."""
+    tokenizer = load_tokenizer(model.base)
+    if wording == "chat" and not tokenizer.chat_template:
+        for checkpoint in model.tuned.values():
+            if (checkpoint.folder / "tokenizer_config.json").exists():
+                other = load_tokenizer(checkpoint)
+                if other.chat_template and len(other) == len(tokenizer):
+                    return other
+    return tokenizer
+
+
+def _examples(model: ModelConfig, dataset: DatasetConfig, tokenizer: PreTrainedTokenizerBase) -> Loaded:
     return load_examples(
         dataset.path,
         dataset.format,

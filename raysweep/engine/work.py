@@ -45,7 +45,7 @@ class Worker:
 
     def __init__(self, folder: Path) -> None:
         self.folder = RunFolder(folder)
-        self._resident: OrderedDict[str, Adapter] = OrderedDict()
+        self._resident: OrderedDict[tuple[str, str, str], Adapter] = OrderedDict()
 
     def attempt(self, call: Call) -> Outcome:
         """Run the call; whatever it raises becomes an outcome with the traceback."""
@@ -63,7 +63,7 @@ class Worker:
 
     def _adapter(self, checkpoint: Checkpoint, loading: Loading, base: Checkpoint | None = None) -> Adapter:
         """The loaded model, the least recently used one making room."""
-        key = checkpoint.fingerprint
+        key = (checkpoint.fingerprint, base.fingerprint if base and checkpoint.adapter else "", loading.dtype)
         if key not in self._resident:
             while len(self._resident) >= RESIDENT:
                 self._resident.popitem(last=False)

@@ -93,7 +93,7 @@ def find_blocks(model: PreTrainedModel) -> nn.ModuleList:
 
 
 class Adapter:
-    """A loaded causal language model whose blocks can be called one at a time.
+    """A loaded causal language model whose blocks can be called one at a time; it is put into evaluation mode.
 
     On construction a few tokens go through the model's own forward and through the replay of its blocks; where the two
     differ, the architecture is refused (InputError) instead of being measured wrongly.
@@ -184,6 +184,11 @@ class Adapter:
         finally:
             for hook in hooks:
                 hook.remove()
+        if not expected.isfinite().all():
+            raise self._refusal(
+                f"its own forward gives logits that are not finite in {expected.dtype}; its weights are damaged, or "
+                "overflow in that dtype (then choose another)"
+            )
         if len(kinds) != self.n_layers:
             raise self._refusal(f"its forward calls {len(kinds)} of its {self.n_layers} blocks")
         self._tuples = [kinds[index] for index in range(self.n_layers)]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
+import warnings
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,12 +20,14 @@ from raysweep import lab
 from raysweep.errors import InputError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 Shape = tuple[int, ...]
-WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "adapter_model.bin")
+# The names that transformers and PEFT load; a hub repository may keep the same weights under others as well.
+WEIGHTS = ("model*.safetensors", "adapter_model.safetensors", "pytorch_model*.bin", "adapter_model.bin")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-_ROTARY = ("rope_parameters", "rope_theta", "rope_scaling", "max_position_embeddings", "partial_rotary_factor")
+_SIZES = ("hidden_size", "vocab_size", "num_attention_heads", "num_key_value_heads", "intermediate_size")
+_SCALED_BY_LENGTH = ("dynamic", "yarn", "longrope")  # rotary types whose tables depend on max_position_embeddings
 
 
 @dataclass(frozen=True)
@@ -82,9 +85,7 @@ def find(source: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(
-            snapshot_download(source, allow_patterns=["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"])
-        )
+        return Path(snapshot_download(source, allow_patterns=["*.json", *WEIGHTS[:2], "*.model", "*.jinja", "*.txt"]))
     except Exception as error:  # the hub client raises many types; every one means the same to the user
         raise InputError(
             f"checkpoint '{source}' is no folder here, and the hub did not give it ({type(error).__name__}: {error}); "
@@ -134,14 +135,19 @@ def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     return config.get("text_config") or config
 
 
-def _standard_names(folder: Path) -> Mapping[str, Any]:
-    """The config under transformers' standard names (GPT-2 and others name their sizes differently)."""
+def _standard_config(folder: Path) -> PreTrainedConfig:
+    """The config as transformers reads it: standard names, and defaults for what the file leaves out."""
     from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except (ValueError, OSError, KeyError) as error:
         raise InputError(f"{folder / 'config.json'} is no config that transformers knows: {error}") from error
+
+
+def _standard_names(folder: Path) -> Mapping[str, Any]:
+    """The config under transformers' standard names (GPT-2 and others name their sizes differently)."""
+    config = _standard_config(folder)
     text = config.get_text_config()
     sizes = {
         "num_hidden_layers": text.num_hidden_layers,
@@ -211,16 +217,32 @@ def check_pair(base: Checkpoint, tuned: Checkpoint) -> None:
     if base.n_layers != tuned.n_layers:
         only = _only_in_one(base, tuned)
         raise InputError(f"{where} differ in depth: {base.n_layers} and {tuned.n_layers} decoder layers{only}")
-    for key in ("hidden_size", "vocab_size", "num_attention_heads", "num_key_value_heads", "intermediate_size"):
-        ours, theirs = text_config(base.config).get(key), text_config(tuned.config).get(key)
-        if ours != theirs:
-            raise InputError(f"{where} differ in {key}: {ours} and {theirs}")
-    for key in _ROTARY:
-        ours, theirs = text_config(base.config).get(key), text_config(tuned.config).get(key)
-        if ours != theirs:
+    check_settings(_standard_config(base.folder), _standard_config(tuned.folder), where)
+
+
+def check_settings(base: PreTrainedConfig, tuned: PreTrainedConfig, where: str) -> None:
+    """Refuse (InputError) two configs of unlike sizes or rotary settings.
+
+    They are compared as transformers reads them: files written by different versions name the same setting differently,
+    and leave out what is a default.
+    """
+    ours, theirs = base.get_text_config(), tuned.get_text_config()
+    for key in _SIZES:
+        if getattr(ours, key, None) != getattr(theirs, key, None):
+            raise InputError(f"{where} differ in {key}: {getattr(ours, key, None)} and {getattr(theirs, key, None)}")
+    for key in ("rope_parameters", *_length_settings(ours)):
+        if getattr(ours, key, None) != getattr(theirs, key, None):
             raise InputError(
-                f"{where} differ in {key}: {ours} and {theirs}; a layer put back would see the other model's rotary tables"
+                f"{where} differ in {key}: {getattr(ours, key, None)} and {getattr(theirs, key, None)}; "
+                "a layer put back would see the other model's rotary tables"
             )
+
+
+def _length_settings(config: PreTrainedConfig) -> tuple[str, ...]:
+    """`max_position_embeddings` where the rotary tables depend on it (elsewhere it only says how long a text may be)."""
+    rotary = getattr(config, "rope_parameters", None) or {}
+    kinds = {rotary.get("rope_type"), *(part.get("rope_type") for part in rotary.values() if isinstance(part, dict))}
+    return ("max_position_embeddings",) if kinds & set(_SCALED_BY_LENGTH) else ()
 
 
 def _only_in_one(base: Checkpoint, tuned: Checkpoint) -> str:
@@ -281,18 +303,30 @@ def load_model(
 def _merge_adapter(
     adapter: Checkpoint, base: Checkpoint, *, dtype: str, device: str, device_map: str | Mapping[str, Any] | None
 ) -> PreTrainedModel:
-    from peft import PeftModel
+    """The base with the adapter's update added to its weights; every stored tensor must have found its place."""
+    from peft import PeftConfig, PeftModel
 
+    unfit = f"PEFT adapter '{adapter.source}' does not fit its base '{base.source}'"
     model = load_model(base, dtype=dtype, device=device, device_map=device_map)
     try:
-        return (
-            PeftModel.from_pretrained(model, adapter.folder)
-            .merge_and_unload(safe_merge=True)
-            .eval()
-            .requires_grad_(False)
-        )
+        config = PeftConfig.from_pretrained(adapter.folder)
+        if config.is_prompt_learning:
+            raise InputError(
+                f"PEFT adapter '{adapter.source}' is of type {config.peft_type.value}, which changes no layer's weights "
+                "and cannot be merged; give an adapter of weights (LoRA and its kin) or a full checkpoint"
+            )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # PEFT asks transformers under a name it is giving up
+            tuned = PeftModel(model, config)
+            placed = tuned.load_adapter(adapter.folder, "default")
+        for problem, names in (("lacks", placed.missing_keys), ("has no place for", placed.unexpected_keys)):
+            if names:
+                who = "it" if problem == "lacks" else "the base"
+                raise InputError(f"{unfit}: {who} {problem} {len(names)} of its tensors, {sorted(names)[0]} among them")
+        return tuned.merge_and_unload(safe_merge=True).eval().requires_grad_(False)
     except (ValueError, RuntimeError, KeyError) as error:
-        raise InputError(f"PEFT adapter '{adapter.source}' does not fit its base '{base.source}': {error}") from error
+        first = " ".join(" ".join(str(error).splitlines()[:2]).split())  # of unlike shapes PEFT lists every tensor
+        raise InputError(f"{unfit}: {first}") from error
 
 
 def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:

@@ -234,7 +234,15 @@ def loss_curve(windows: pd.DataFrame, width: int, title: str) -> Figure:
     decimals = max(2, 1 - math.floor(math.log10(high - low)))
     if not math.isnan(tuned):
         axes.axhline(tuned, color=INK, linewidth=1.1, label="tuned")
-        _note(axes, right, tuned, f"tuned model, untouched: {number(tuned, decimals)}", INK, above=tuned > middle, ha="right")
+        _note(
+            axes,
+            right,
+            tuned,
+            f"tuned model, untouched: {number(tuned, decimals)}",
+            INK,
+            above=tuned > middle,
+            ha="right",
+        )
     if not math.isnan(everything):
         axes.axhline(everything, color=MUTED, linewidth=1.1, linestyle=(0, (5, 3)), label="all")
         beyond = everything > high

@@ -460,40 +460,42 @@ def _rho_sentence(cell: _Cell, found: _Correlation) -> Markup:
 
 def _headline(cells: Sequence[_Cell]) -> list[Markup]:
     """The page's first sentences: where fine-tuning leans, and whether the base model would have told."""
-    lines = []
     swept = [cell for cell in cells if cell.widths]
-    leaning = {cell.anchor: where for cell in swept if (where := _leans_on(cell))}
-    changing = {
-        cell.anchor: layers_text(changes)
-        for cell in cells
-        if not swept and cell.settings and (changes := figures.change_points(cell.dynamics(cell.settings[0])))
-    }
-    found = leaning or changing
-    verb = "Fine-tuning leans most on" if leaning else "The base model's representations change most at"
-    if found and len(found) <= _CARDS:
-        each = Markup("<strong>{}</strong> (<bdi>{}</bdi>)")
-        places = [each.format(found[cell.anchor], cell.title) for cell in cells if cell.anchor in found]
-        lines.append(Markup("{} {}.").format(verb, Markup(", ").join(places)))
-    elif leaning:
-        text = "In <strong>{} of {}</strong> models and data sets, fine-tuning leans on some window of layers more than noise explains."
-        lines.append(Markup(text).format(len(leaning), len(swept)))
-    idle = [Markup("<bdi>{}</bdi>").format(cell.title) for cell in swept if cell.anchor not in leaning]
-    if idle:
-        where = Markup(" on {}").format(Markup(", ").join(idle)) if leaning and len(idle) <= _CARDS else ""
-        lines.append(Markup("No window of layers has a cost that these examples tell from 0{}.").format(where))
-    verdicts = [verdict for cell in cells if (verdict := _answer(cell).verdict) not in (None, "idle")]
-    things = "models and data sets" if len({cell.model for cell in cells}) > 1 else "data sets"
+    if swept:
+        return [*_where_it_leans(swept), *_whether_it_told(swept)]
+    changes = [(cell, figures.change_points(cell.dynamics(cell.settings[0]))) for cell in cells if cell.settings]
+    places = [(cell, layers_text(layers)) for cell, layers in changes if layers]
+    return [Markup("The base model's representations change most at {}.").format(_places(places))] if places else []
+
+
+def _where_it_leans(swept: Sequence[_Cell]) -> list[Markup]:
+    leaning = [(cell, where) for cell in swept if (where := _leans_on(cell))]
+    if not leaning:
+        return [Markup("No window of layers has a cost that these examples tell from 0.")]
+    lines = [Markup("Fine-tuning leans most on {}.").format(_places(leaning))]
+    if len(leaning) < len(swept):
+        text = "In <strong>{} of {}</strong> cases no window of layers has a cost that the examples tell from 0."
+        lines.append(Markup(text).format(len(swept) - len(leaning), len(swept)))
+    return lines
+
+
+def _whether_it_told(swept: Sequence[_Cell]) -> list[Markup]:
+    verdicts = [verdict for cell in swept if (verdict := _answer(cell).verdict) not in (None, "idle")]
+    many = Markup("in <strong>{} of {}</strong> cases {}")
     said = [
-        Markup("in <strong>{} of {}</strong> {} {}").format(verdicts.count(verdict), len(verdicts), things, text)
-        if len(verdicts) > 1
-        else Markup(text)
+        many.format(verdicts.count(verdict), len(verdicts), text) if len(verdicts) > 1 else Markup(text)
         for verdict, (text, _) in _VERDICTS.items()
         if verdict in verdicts
     ]
-    if said:
-        line = Markup("; ").join(said)
-        lines.append(line[:1].upper() + line[1:] + ".")
-    return lines
+    line = Markup("; ").join(said)
+    return [line[:1].upper() + line[1:] + "."] if said else []
+
+
+def _places(found: Sequence[tuple[_Cell, str]]) -> Markup:
+    """Layers with the cell they were found in, for the first cells; the table names the rest."""
+    each = [Markup("<strong>{}</strong> (<bdi>{}</bdi>)").format(layers, cell.title) for cell, layers in found[:_CARDS]]
+    more = Markup(" and, in {} more cases, those in the table below").format(len(found) - _CARDS)
+    return Markup(", ").join(each) + (more if len(found) > _CARDS else "")
 
 
 def _leans_on(cell: _Cell) -> str | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections import defaultdict
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -22,26 +21,20 @@ def provenance(
 ) -> Provenance:
     """Everything the page says of the run's making."""
     log = list(events.read_events(folder.events))
-    starts = [event for event in log if event["event"] == events.RUN_STARTED]
-    ends = [event for event in log if event["event"] == events.RUN_FINISHED]
+    latest = log[max((i for i, event in enumerate(log) if event["event"] == events.RUN_STARTED), default=len(log)) :]
     return Provenance(
         name=about["name"],
-        created=starts[-1]["time"] if starts else "",
-        command=about.get("command"),
-        duration_s=ends[-1]["seconds"] if ends else None,
+        created=latest[0]["time"] if latest else "",
+        command=about["command"],
+        duration_s=latest[-1].get("seconds") if latest else None,
         versions=about["versions"],
         checkpoints=about["checkpoints"],
         datasets=about["datasets"],
         timings=_timings(folder, graph),
         warnings=_warnings(about, tables),
-        failures=_failures(log),
+        failures=[f"{e['call']}: {e['error']}" for e in latest if e["event"] == events.CALL_FAILED],
         config_yaml=folder.config.read_text(encoding="utf-8"),
     )
-
-
-def command_line() -> str:
-    """The command that started this process, as a user would type it."""
-    return " ".join(["raysweep", *sys.argv[1:]])
 
 
 def _timings(folder: RunFolder, graph: Graph) -> list[dict[str, str]]:
@@ -53,7 +46,7 @@ def _timings(folder: RunFolder, graph: Graph) -> list[dict[str, str]]:
     commits: dict[str, int] = defaultdict(int)
     for manifest in chunks.values():
         kind = manifest.name.split("-")[0]
-        measured = manifest.extra.get("measured", {})
+        measured = manifest.extra["log"]["measured"]
         if kind in ("dynamics", "health"):  # made by the same call as the similarity table
             continue
         seconds[kind] += measured.get("seconds", 0.0)
@@ -84,8 +77,3 @@ def _warnings(about: Mapping[str, Any], tables: Mapping[str, pd.DataFrame]) -> l
         for row in lost.to_dict("records"):
             warnings.append(f"{row['dataset']} on {row['model']}: {row['n']} losses are NaN and left out of every mean")
     return warnings
-
-
-def _failures(log: list[dict[str, Any]]) -> list[str]:
-    latest = max((i for i, event in enumerate(log) if event["event"] == events.RUN_STARTED), default=0)
-    return [f"{e['call']}: {e['error']}" for e in log[latest:] if e["event"] == events.CALL_FAILED]

@@ -6,7 +6,6 @@ Columns and their order are the contract; see the README.
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -38,11 +37,11 @@ COLUMNS: dict[str, tuple[str, ...]] = {
 }
 
 
-def keys_of(graph: Graph, table: str) -> dict[str, Task]:
-    """The key of every part of one table, in the order of the graph, with its task."""
+def keys_of(graph: Graph, table: str) -> list[tuple[str, Task]]:
+    """The key of every part of one table with its task, in the order of the graph; equal tasks share their keys."""
     if table == "substitution":
-        return {key: task for task in graph.of_kind("substitute") for key in task.parts}
-    return {task.results[table]: task for task in graph.tasks if table in task.results}
+        return [(key, task) for task in graph.of_kind("substitute") for key in task.parts]
+    return [(task.results[table], task) for task in graph.tasks if table in task.results]
 
 
 def collect_tables(folder: RunFolder, graph: Graph) -> dict[str, pd.DataFrame]:
@@ -50,25 +49,19 @@ def collect_tables(folder: RunFolder, graph: Graph) -> dict[str, pd.DataFrame]:
     done = folder.committed()
     tables = {}
     for name in COLUMNS:
-        tasks = {key: task for key, task in keys_of(graph, name).items() if key in done}
-        if tasks:
-            tables[name] = _named(folder.chunks.read_parts(tasks).to_pandas(), tasks, name)
+        owned = [(key, task.model, task.dataset) for key, task in keys_of(graph, name) if key in done]
+        if owned:
+            owners = pd.DataFrame(owned, columns=["part", "model", "dataset"])
+            rows = folder.chunks.read_parts(owners["part"].unique()).to_pandas()
+            tables[name] = owners.merge(rows, on="part")[list(COLUMNS[name])]
     return tables
 
 
-def _named(rows: pd.DataFrame, tasks: dict[str, Task], table: str) -> pd.DataFrame:
-    rows = rows.assign(
-        model=rows["part"].map({key: task.model for key, task in tasks.items()}),
-        dataset=rows["part"].map({key: task.dataset for key, task in tasks.items()}),
-    )
-    return rows[list(COLUMNS[table])].reset_index(drop=True)
-
-
-def write_tables(folder: RunFolder, tables: dict[str, pd.DataFrame], *, keep: Collection[str] = ()) -> None:
+def write_tables(folder: RunFolder, tables: dict[str, pd.DataFrame]) -> None:
     """Publish results/<table>.parquet for each table, and remove those of tables that the run does not have."""
     for name, rows in tables.items():
         table = pa.Table.from_pandas(rows, preserve_index=False).replace_schema_metadata(None)
         publish(folder.results / f"{name}.parquet", partial(pq.write_table, table))
     for name in COLUMNS:
-        if name not in tables and name not in keep:
+        if name not in tables:
             (folder.results / f"{name}.parquet").unlink(missing_ok=True)

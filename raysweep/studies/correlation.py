@@ -56,10 +56,14 @@ def correlate_cell(
 ) -> pd.DataFrame:
     """One row a metric and width: δ of states [L, N, D] against the mean loss of each window, with a 95 % interval of ρ.
 
-    `losses` are rows of the substitution table of one model and data set. The interval is that of ρ over half-samples of
-    the examples that have both a state and a finite loss under every window, both sides recomputed together; NaN with
-    fewer than 8 such examples. `drop_ends` centres are left out at each end.
+    `losses` are rows of the substitution table of one model and data set; the mean of a window leaves NaN losses out. The
+    interval is that of ρ over half-samples of the examples that have both a state and a finite loss under every window of
+    the width, both sides recomputed together; NaN with fewer than 8 such examples. `drop_ends` centres are left out at
+    each end; a width of which fewer than 3 are left has no row.
     """
+    place = pd.Index(example_ids)
+    deltas = {metric: local_dynamics(similarity_matrix(states, metric), neighbourhood) for metric in metrics}
+    resampled: dict[tuple[str, tuple[int, ...]], np.ndarray | None] = {}
     rows = []
     for width in sorted(int(w) for w in losses["width"].unique() if 0 < w < len(states)):
         of_width = losses[losses["width"] == width].pivot_table(
@@ -69,27 +73,29 @@ def correlate_cell(
         if len(of_width) < 3:
             continue
         centres = of_width.index.to_numpy(dtype=float)
+        mean_loss = of_width.mean(axis=1).to_numpy()
         finite = of_width.columns[np.isfinite(of_width.to_numpy()).all(axis=0)]
-        common = np.intersect1d(example_ids, finite)
+        common = finite.intersection(place)
         loss_CN = of_width[common].to_numpy()
-        chosen = states[:, np.searchsorted(example_ids, common)]
         keep = half_samples(len(common), resamples, seed) if len(common) >= _FEWEST_TO_RESAMPLE else None
         for metric in metrics:
-            delta = delta_at(local_dynamics(similarity_matrix(states, metric), neighbourhood), centres)
             interval = (np.nan, np.nan)
-            halves = None if keep is None else dynamics_halves(chosen, metric, neighbourhood, keep)
-            if keep is not None and halves is not None:
-                loss_RC = keep @ loss_CN.T / keep.sum(axis=1, keepdims=True)
-                delta_RC = np.stack([delta_at(delta_L, centres) for delta_L in halves])
-                interval = percentile_interval(spearman_rows(delta_RC, loss_RC))
-            mean_loss = np.nanmean(of_width.to_numpy(), axis=1)
-            figures = correlate_curves(delta, mean_loss)
+            if keep is not None:
+                key = (metric, tuple(common))
+                if key not in resampled:  # the widths mostly have the same examples
+                    chosen = states[:, place.get_indexer(common)]
+                    resampled[key] = dynamics_halves(chosen, metric, neighbourhood, keep)
+                halves = resampled[key]
+                if halves is not None:
+                    loss_RC = keep @ loss_CN.T / keep.sum(axis=1, keepdims=True)
+                    delta_RC = np.stack([delta_at(delta_L, centres) for delta_L in halves])
+                    interval = percentile_interval(spearman_rows(delta_RC, loss_RC))
             rows.append(
                 {
                     "metric": metric,
                     "width": width,
                     "neighbourhood": neighbourhood,
-                    **figures,
+                    **correlate_curves(delta_at(deltas[metric], centres), mean_loss),
                     "ci_low": interval[0],
                     "ci_high": interval[1],
                 }

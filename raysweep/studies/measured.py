@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -133,7 +134,7 @@ def _matrix_dynamics(path: Path, neighbourhood: int) -> Curve:
     if not isinstance(matrix, torch.Tensor) or matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
         found = list(matrix.shape) if isinstance(matrix, torch.Tensor) else type(matrix).__name__
         raise InputError(f"'{path}' holds {found}, where an L × L similarity matrix is expected")
-    delta = local_dynamics(matrix.double().numpy(), neighbourhood)
+    delta = local_dynamics(matrix.detach().double().numpy(), neighbourhood)
     return _finite(np.arange(len(delta), dtype=float), delta, f"{path}: layers")
 
 
@@ -149,11 +150,14 @@ def _read_curve(path: Path, at: str, value: str) -> Curve:
             raise InputError(f"'{path}' has no column '{column}'; {nearest(column, map(str, rows.columns))}")
         if not pd.api.types.is_numeric_dtype(rows[column]):
             raise InputError(f"'{path}' has a column '{column}' that is not numeric")
-    rows = rows.sort_values(at)
+    n_rows = len(rows)
+    rows = rows[rows[at].notna()].sort_values(at)  # in a table of windows the untouched model has no centre
+    notes = (f"{path}: {n_rows - len(rows)} rows without a {at} are left out",) if len(rows) < n_rows else ()
     doubled = rows[at][rows[at].duplicated()]
     if len(doubled):
         raise InputError(f"'{path}' has {at} {doubled.iloc[0]:g} more than once; give one {value} for each")
-    return _finite(rows[at].to_numpy(dtype=float), rows[value].to_numpy(dtype=float), f"{path}: {at}s")
+    curve = _finite(rows[at].to_numpy(dtype=float), rows[value].to_numpy(dtype=float), f"{path}: {at}s")
+    return Curve(curve.at, curve.values, (*notes, *curve.notes))
 
 
 def _finite(at: np.ndarray, values: np.ndarray, what: str) -> Curve:
@@ -179,20 +183,34 @@ def _prune_losses(folder: Path) -> Curve:
 
 
 def _record_losses(path: Path) -> Iterator[float]:
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(_text(path).split("\n"), start=1):  # splitlines would break a text at U+2028
         text = line.strip()
         if not text.startswith("{"):
             continue
         try:
-            record = json.loads(text)
+            loss = json.loads(text).get("loss")
         except ValueError as error:
             raise InputError(f"{path}, line {number} is torn: {error}") from error
-        if record.get("loss") is not None:
-            yield float(record["loss"])
+        if loss is not None:
+            yield _number(loss, f"{path}, line {number}")
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 ({error}); convert the file") from error
+
+
+def _number(value: Any, where: str) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise InputError(f"{where}: the loss is {value!r}, where a number is expected") from None
 
 
 def _average_line(path: Path) -> float:
-    found = _AVERAGE.search(path.read_text(encoding="utf-8"))
+    found = _AVERAGE.search(_text(path))
     if found is None:
         raise InputError(f"{path} has neither a record with a finite loss nor a line 'Average loss: x'")
-    return float(found[1])
+    return _number(found[1], f"{path}, line 'Average loss'")

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from raysweep.errors import InputError, nearest
 from raysweep.numerics.resampling import half_samples, recentred_interval
 from raysweep.numerics.similarity import (
     change_points,
@@ -41,9 +42,12 @@ _TRUST = {  # measure → (limit, words): above the limit, a layer's linear CKA 
 
 
 def similarity_matrix(states: torch.Tensor, metric: str) -> np.ndarray:
-    """The L × L matrix of one metric, float64, NaN where a layer's states are all identical."""
+    """The L × L matrix of one metric, float64, NaN where a layer's states are all identical.
+
+    Raises InputError for an unknown metric.
+    """
     if metric not in KERNELS:
-        raise ValueError(f"unknown metric '{metric}'; known: {', '.join(KERNELS)}")
+        raise InputError(f"unknown metric '{metric}'; {nearest(metric, KERNELS)}")
     if metric == "cka_rbf":
         return cka_matrix(states, kernel="rbf")
     return cka_matrix(states, debiased=metric == "cka_linear_debiased")

@@ -21,6 +21,7 @@ from raysweep.data.batches import labelled_positions, make_batches, pad
 from raysweep.data.examples import Example
 from raysweep.errors import InputError
 from raysweep.models.adapter import Adapter, Recording, apply_block
+from raysweep.models.checkpoint import check_settings
 from raysweep.models.surgery import substitute
 from raysweep.studies.windows import UNTOUCHED, Window, check_windows, schedule
 
@@ -42,7 +43,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Pair:
-    """A base and a tuned model, both loaded, with the same decoder shape."""
+    """A base and a tuned model, both loaded. Raises InputError where depth, a block's shapes or a rotary setting differ."""
 
     base: Adapter
     tuned: Adapter
@@ -52,6 +53,14 @@ class Pair:
             raise InputError(
                 f"base has {self.base.n_layers} decoder layers and tuned {self.tuned.n_layers}; a pair has the same"
             )
+        theirs = {name: list(weight.shape) for name, weight in self.tuned.blocks.named_parameters()}
+        for name, weight in self.base.blocks.named_parameters():
+            if theirs.get(name) != list(weight.shape):
+                raise InputError(
+                    f"base and tuned differ in tensor {self.base.block_path}.{name}: {list(weight.shape)} and "
+                    f"{theirs.get(name, 'none')}; a pair must be one model before and after fine-tuning"
+                )
+        check_settings(self.base.model.config, self.tuned.model.config, "base and tuned")
 
     @property
     def n_layers(self) -> int:
@@ -79,7 +88,8 @@ class _Batch:
         out: list[torch.Tensor] = []
         for first in range(0, len(states), self.stack):
             slab = states[first : first + self.stack]
-            together = slab[0] if len(slab) == 1 else torch.cat(slab)
+            # Spread over devices, a layer of the base may stand elsewhere than the tuned one, and so may its states.
+            together = slab[0] if len(slab) == 1 else torch.cat([state.to(slab[0].device) for state in slab])
             applied = apply_block(block, together, self.recording(len(slab)).calls[layer])
             out += torch.split(applied, len(self.tokens))
         self.work.applications += len(states)
@@ -137,19 +147,22 @@ def sweep_losses(
     work: Work | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> np.ndarray:
-    """Loss of every example under every window, float64 [W, N], in nats; windows and examples in the order given.
+    """Loss of every example under every window, float64 [W, N], in nats; distinct windows, and examples, in the order given.
 
     `batch_tokens` bounds the padded tokens of one block call (a single longer example goes alone); it does not change the
     result beyond rounding. `progress` is called with the number of examples done after each batch.
     """
     work = work if work is not None else Work()
+    rows = {window: row for row, window in enumerate(windows)}
+    if len(rows) < len(windows):
+        raise ValueError("windows must be distinct")
     losses = np.full((len(windows), len(examples)), np.nan)
-    for indices in make_batches([len(e.tokens) for e in examples], batch_tokens):
+    for indices in make_batches([e.length - 1 for e in examples], batch_tokens):
         chosen = [examples[i] for i in indices]
-        tokens = torch.from_numpy(pad([e.tokens for e in chosen]))
+        tokens = torch.from_numpy(pad([e.tokens[:-1] for e in chosen]))  # the last token predicts nothing
         batch = _Batch(pair, tokens, max(1, batch_tokens // tokens.numel()), work)
         for window, states in _run_layers(batch, windows).items():
-            losses[windows.index(window), indices] = _losses(pair.tuned, states, chosen, work)
+            losses[rows[window], indices] = _losses(pair.tuned, states, chosen, work)
         if progress:
             progress(len(chosen))
     return losses

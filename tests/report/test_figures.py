@@ -110,6 +110,7 @@ class TestWords:
     def test_numbers_have_a_true_minus_and_nan_is_not_a_number(self):
         assert figures.number(-0.125, 3) == "−0.125"
         assert figures.number(0.5, signed=True) == "+0.50"
+        assert figures.number(-0.0001) == "0.00"
         assert figures.number(math.nan) == "n/a"
         assert figures.interval(-1, math.nan) == "[n/a]"
 
@@ -150,7 +151,7 @@ class TestLossCurve:
         )
         figure = figures.loss_curve(figures.window_losses(figures.paired_losses(frame), 6), 2, "tiny")
         assert figure.axes[0].get_ylim()[1] < 10
-        assert "all layers put back: 90.5 (above this scale ↑)" in texts(figure)
+        assert "all layers put back: 90.50 (above this scale ↑)" in texts(figure)
 
     def test_no_finite_loss_at_all_still_draws(self, tmp_path):
         frame = frame_of({(0, 0): [math.nan] * 2, (0, 2): [math.inf] * 2})

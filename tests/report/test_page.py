@@ -123,6 +123,22 @@ class TestAnswer:
         assert "No window of layers has a cost that these examples tell from 0." in text
         assert "No window of 2 layers has a cost that these 4 examples tell from 0" in text
 
+    def test_without_a_cost_there_is_nothing_to_tell(self, tmp_path, without_files):
+        better = {(0, 2): [0.5, 0.7, 0.4, 0.6], (2, 4): [0.4, 0.4, 0.3, 0.5], (0, 6): [0.3, 0.3, 0.1, 0.3]}
+        row = {"spearman": 0.8, "ci_low": 0.6, "ci_high": 0.9, "p_shift": 0.05}
+        text = written(tiny_tables({**STEADY, **better}, correlation=row), tmp_path).text
+        assert "Nothing to tell: no window has a cost" in text
+        assert "no window's cost is told from 0, so there is no leaning for δ to tell" in text
+        assert "so the base model's layers do better here than the tuned ones" in text
+        assert "All 6 layers together: −0.80 nats" in text
+        assert "misled" not in text
+
+    def test_cases_that_lean_and_cases_that_do_not(self, tmp_path, without_files):
+        leaning = tiny_tables({**STEADY, (0, 2): [2.0, 2.2, 1.9, 2.3]})["substitution"]
+        idle = tiny_tables({**STEADY, (0, 2): STEADY[(0, 0)]})["substitution"].assign(dataset="idle")
+        text = written({"substitution": pd.concat([leaning, idle])}, tmp_path).text
+        assert "Fine-tuning leans most on layers 0–1 (d). In 1 of 2 cases no window of layers has a cost" in text
+
     @pytest.mark.parametrize(("dtype", "told"), [("float32", "can"), ("bfloat16", "cannot")])
     def test_half_precision_tells_nothing_apart_below_its_noise(self, tmp_path, without_files, dtype, told):
         base = np.array(STEADY[(0, 0)])
@@ -158,7 +174,7 @@ class TestAnswer:
     def test_many_cells_are_answered_in_a_table(self, tmp_path, without_files):
         tables = make_tables(models=("a", "b"), datasets=tuple("wxyz"), n_layers=8, n_examples=8)
         page = written(tables, tmp_path)
-        assert "In 8 of 8 models and data sets, fine-tuning leans on some window" in page.text
+        assert "and, in 2 more cases, those in the table below." in page.text
         links = [attrs["href"] for tag, attrs in page.elements if tag == "a"]
         assert links == [f"#cell-{n}" for n in range(1, 9)]
         assert set(page.ids()) >= {link[1:] for link in links}
@@ -211,6 +227,16 @@ class TestSections:
         parsed = written({}, tmp_path, failures=failures)
         assert "2 tasks failed" in parsed.text
         assert parsed.source.index(failures[0]) < parsed.source.index('id="answer"')
+
+
+class TestSamples:
+    def test_interventions_that_leave_the_text_alike_are_listed_together(self, tmp_path):
+        texts = {"none": "one", "window 0-4": "two", "window 1-5": "one"}
+        rows = [{"example_id": e, "intervention": i, "text": t} for e in range(9) for i, t in texts.items()]
+        generation = pd.DataFrame(rows).assign(model="m", dataset="d", prompt="ask", reference="say")
+        page = written({"generation": generation}, tmp_path)
+        assert page.text.count("none, window 1-5one") == page.text.count("window 0-4two") == 8
+        assert "1 more examples are in results/generation.parquet." in page.text
 
 
 class TestUndefined:
@@ -305,6 +331,13 @@ class TestWriting:
             write_report(tiny_tables({**STEADY, (0, 2): [2.0] * 4}), make_provenance(), tmp_path)
         assert page.read_text() == "old"
         assert [path.name for path in tmp_path.iterdir()] == ["index.html"]
+
+    @pytest.mark.parametrize(
+        ("created", "shown"),
+        [("2026-11-23T09:09:01.672+00:00", "made 2026-11-23 09:09 UTC"), ("yesterday", "made yesterday")],
+    )
+    def test_moments(self, tmp_path, created, shown):
+        assert shown in written({}, tmp_path, created=created).text
 
     @pytest.mark.parametrize(
         ("seconds", "text"), [(None, None), (47.31, "47.3 s"), (83.0, "1 min 23 s"), (7384.0, "2 h 03 min")]
