@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import pickle
 import struct
 import warnings
 from collections.abc import Mapping
@@ -26,6 +27,7 @@ Shape = tuple[int, ...]
 # The names that transformers and PEFT load; a hub repository may keep the same weights under others as well.
 WEIGHTS = ("model*.safetensors", "adapter_model.safetensors", "pytorch_model*.bin", "adapter_model.bin")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+_NOT_PLAIN = "has .bin weights that are not plain tensors, and raysweep runs no pickled code; save it as safetensors"
 _SIZES = ("hidden_size", "vocab_size", "num_attention_heads", "num_key_value_heads", "intermediate_size")
 _SCALED_BY_LENGTH = ("dynamic", "yarn", "longrope")  # rotary types whose tables depend on max_position_embeddings
 
@@ -275,6 +277,7 @@ def load_model(
     missing.
     """
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     if checkpoint.adapter:
@@ -290,7 +293,9 @@ def load_model(
             output_loading_info=True,
             **placed,
         )
-    except (ValueError, OSError, RuntimeError, KeyError) as error:
+    except pickle.UnpicklingError as error:
+        raise InputError(f"checkpoint '{checkpoint.source}' {_NOT_PLAIN}") from error
+    except (ValueError, OSError, RuntimeError, KeyError, SafetensorError) as error:
         raise InputError(f"checkpoint '{checkpoint.source}' could not be loaded: {error}") from error
     if info["missing_keys"]:
         raise InputError(
@@ -305,6 +310,7 @@ def _merge_adapter(
 ) -> PreTrainedModel:
     """The base with the adapter's update added to its weights; every stored tensor must have found its place."""
     from peft import PeftConfig, PeftModel
+    from safetensors import SafetensorError
 
     unfit = f"PEFT adapter '{adapter.source}' does not fit its base '{base.source}'"
     model = load_model(base, dtype=dtype, device=device, device_map=device_map)
@@ -324,7 +330,9 @@ def _merge_adapter(
                 who = "it" if problem == "lacks" else "the base"
                 raise InputError(f"{unfit}: {who} {problem} {len(names)} of its tensors, {sorted(names)[0]} among them")
         return tuned.merge_and_unload(safe_merge=True).eval().requires_grad_(False)
-    except (ValueError, RuntimeError, KeyError) as error:
+    except pickle.UnpicklingError as error:
+        raise InputError(f"PEFT adapter '{adapter.source}' {_NOT_PLAIN}") from error
+    except (ValueError, OSError, RuntimeError, KeyError, SafetensorError) as error:
         first = " ".join(" ".join(str(error).splitlines()[:2]).split())  # of unlike shapes PEFT lists every tensor
         raise InputError(f"{unfit}: {first}") from error
 

@@ -362,6 +362,7 @@ def dynamics_against_loss(
     axes.grid(True)
     axes.margins(0.08)
     axes.set_xlabel(f"δ ({metric_name(metric)}) at the centre of windows of width {width}", labelpad=2)
+    axes.set_position((*_FRAME[:3], _FRAME[3] - 0.025))
     axes.text(0, 1.02, "mean test loss (nats)", transform=axes.transAxes, color=MUTED, fontsize=8.5)
     changes = set(change_points(dynamics))
     points["marked"] = [{math.floor(centre), math.ceil(centre)} <= changes for centre in points["centre"]]

@@ -31,15 +31,14 @@ from raysweep.store.artifacts import publish_bytes
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Beyond so many cells the answer is a table's; the sentences move to each cell's own section.
-_CARDS = 6
-_SAMPLES = 8
+_CARDS = 6  # beyond so many cells the answer is a table's, and the sentences move to each cell's own section
+_SAMPLES = 8  # examples whose generated texts are shown, a cell
 
-# How a loss differs from one batching to another: below this two windows are never told apart.
+# How much a loss may differ from one batching to another, in nats: nothing is told apart by less.
 _RESOLUTION = {"bfloat16": 1e-3, "float16": 1e-3}
 _FINEST = 1e-5
 
-_SIGNIFICANT = 0.05
+_SIGNIFICANT = 0.05  # the p at which agreement is no longer put down to chance
 
 
 @dataclass(frozen=True)
@@ -78,10 +77,6 @@ def write_report(tables: Mapping[str, pd.DataFrame], provenance: Provenance, out
         summary=_summary_table(cells) if len(cells) > _CARDS else None,
         overview=_overview(cells, drawings),
         rho_tables=_rho_tables(cells),
-        has={
-            name: name in tables
-            for name in ("substitution", "similarity", "dynamics", "correlation", "health", "generation")
-        },
         cautions=_cautions(cells),
         checkpoints=_records_table("Checkpoints", provenance.checkpoints),
         datasets=_records_table("Data sets", provenance.datasets),
@@ -153,11 +148,9 @@ class _Cell:
 
     @cached_property
     def metrics(self) -> list[str]:
-        return (
-            [str(metric) for metric in self.tables["similarity"]["metric"].unique()]
-            if "similarity" in self.tables
-            else []
-        )
+        if "similarity" not in self.tables:
+            return []
+        return [str(metric) for metric in self.tables["similarity"]["metric"].unique()]
 
     @cached_property
     def settings(self) -> list[_Setting]:
@@ -187,10 +180,8 @@ class _Cell:
     def correlations(self) -> list[_Correlation]:
         if "correlation" not in self.tables:
             return []
-        names = _Correlation.__dataclass_fields__
-        return [
-            _Correlation(**{name: row[name] for name in names}) for row in self.tables["correlation"].to_dict("records")
-        ]
+        rows = self.tables["correlation"][[field.name for field in dataclasses.fields(_Correlation)]]
+        return [_Correlation(*row) for row in rows_of(rows)]
 
     def correlation(self, setting: _Setting, width: int) -> _Correlation | None:
         return next((c for c in self.correlations() if (c.setting, c.width) == (setting, width)), None)
@@ -280,7 +271,7 @@ _VERDICTS: Mapping[_Verdict, tuple[str, str]] = {
     "told": ("the base model alone would have told", "the base model would have told"),
     "maybe": (
         "the base model alone points the same way, but chance is not ruled out",
-        "points the same way, chance not ruled out",
+        "points the same way, may be chance",
     ),
     "unclear": ("these examples cannot tell whether the base model alone would have told", "cannot tell"),
     "misled": ("the base model alone would have misled", "the base model would have misled"),
@@ -314,13 +305,11 @@ class _Answer:
 
 
 def _answer(cell: _Cell) -> _Answer:
-    setting, width = next(iter(cell.settings), None), next(iter(cell.widths), None)
-    sentences = [
-        sentence for width in cell.widths for sentence in _cost_sentences(cell, width, brief=width != cell.widths[0])
-    ]
+    setting, first = next(iter(cell.settings), None), next(iter(cell.widths), None)
+    sentences = [s for width in cell.widths for s in _cost_sentences(cell, width, brief=width != first)]
     if setting is not None:
         sentences.append(_change_sentence(cell, setting))
-    found = cell.correlation(setting, width) if setting and width else None
+    found = cell.correlation(setting, first) if setting and first else None
     if found is not None:
         sentences.append(_rho_sentence(cell, found))
     return _Answer(sentences, _verdict(cell, found) if found else None)

@@ -129,8 +129,10 @@ def _matrix_dynamics(path: Path, neighbourhood: int) -> Curve:
         raise InputError(f"dynamics file '{path}' does not exist")
     try:
         matrix = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many types for a file that is no tensor file
-        raise InputError(f"'{path}' is no file of plain tensors that torch can load: {error}") from error
+    except Exception as error:  # torch raises many types, some advising to run the file's pickled code
+        raise InputError(
+            f"'{path}' is no file of plain tensors ({type(error).__name__}); save the L × L matrix by itself with torch.save"
+        ) from error
     if not isinstance(matrix, torch.Tensor) or matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
         found = list(matrix.shape) if isinstance(matrix, torch.Tensor) else type(matrix).__name__
         raise InputError(f"'{path}' holds {found}, where an L × L similarity matrix is expected")

@@ -152,8 +152,8 @@ class TestAnswer:
         ("correlation", "label", "reading"),
         [
             ((-0.8, -0.9, -0.6, 0.05), "The base model would have told", "whole interval is below 0, and"),
-            ((-0.8, -0.9, -0.6, 0.3), "Points the same way, chance not ruled out", "too often to rule chance out"),
-            ((-0.8, -0.9, -0.6, math.nan), "Points the same way, chance not ruled out", "without p"),
+            ((-0.8, -0.9, -0.6, 0.3), "Points the same way, may be chance", "too often to rule chance out"),
+            ((-0.8, -0.9, -0.6, math.nan), "Points the same way, may be chance", "without p"),
             ((-0.2, -0.5, 0.1, 0.01), "Cannot tell", "The interval includes 0"),
             ((0.5, 0.2, 0.7, 0.01), "The base model would have misled", "The whole interval is above 0"),
             ((-0.8, math.nan, math.nan, 0.01), "Cannot tell", "There is no interval"),

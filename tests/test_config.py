@@ -1,0 +1,300 @@
+"""The config: every file and template loads, defaults are spelled out, and every mistake is told with its key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+import raysweep
+from raysweep.config import TEMPLATE, Config, load_config, parse_config
+from raysweep.errors import InputError
+
+CONFIGS = sorted((Path(raysweep.__file__).parents[1] / "configs").glob("*.yaml"))
+
+PLAIN = {
+    "name": "mine",
+    "models": [{"name": "m", "base": "b", "tuned": {"first": "t"}}],
+    "datasets": [
+        {"name": "first", "path": "a.jsonl", "format": "dolly"},
+        {"name": "second", "path": "c.jsonl", "format": "boolq"},
+    ],
+    "studies": {"substitution": {}, "similarity": {}, "correlation": {}},
+    "storage": "runs/mine",
+}
+
+
+def refusal(*overrides: str, values: object = PLAIN) -> str:
+    """What is said of the plain config with these overrides, without the place it came from."""
+    with pytest.raises(InputError) as caught:
+        parse_config(values, overrides=overrides)
+    return str(caught.value).replace("config: ", "")
+
+
+def test_the_template_is_a_config():
+    config = parse_config(yaml.safe_load(TEMPLATE))
+    assert config.models[0].base == "lab://tiny"
+    assert config.studies.substitution.widths == [5]
+
+
+def test_the_commented_lines_of_the_template_are_right_too():
+    uncommented = "\n".join(
+        line.replace("# - {name: mine", "- {name: mine").replace("# generate:", "generate:")
+        for line in TEMPLATE.splitlines()
+    )
+    config = parse_config(yaml.safe_load(uncommented))
+    assert config.datasets[1].format == "columns"
+    assert (config.studies.substitution.generate.examples, config.studies.substitution.generate.tokens) == (3, 32)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=[path.name for path in CONFIGS])
+def test_every_shipped_config_is_valid(path):
+    config = load_config(path)
+    assert config.name == path.stem
+    assert config.storage == f"runs/{path.stem}"
+
+
+def test_there_are_shipped_configs():
+    assert CONFIGS
+
+
+def test_yaml_comes_back_the_same():
+    config = parse_config(PLAIN, overrides=["studies.substitution.generate={}", "execution.device_map={a: 0}"])
+    written = config.to_yaml()
+    assert parse_config(yaml.safe_load(written)) == config
+    assert yaml.safe_load(written)["execution"]["chunk"] == 32, "defaults are spelled out"
+
+
+def test_defaults():
+    config = parse_config(PLAIN)
+    assert config.models[0].wording == "chat"
+    assert config.models[0].dtype == "auto"
+    assert config.studies.similarity.metrics == ["cka_linear"]
+    assert (config.studies.similarity.pooling, config.studies.similarity.neighbourhood) == ("last", 3)
+    assert (config.studies.correlation.resamples, config.studies.correlation.seed) == (1000, 0)
+    assert config.execution.model_dump() == {
+        "executor": "local",
+        "device": "auto",
+        "device_map": None,
+        "batch_tokens": "auto",
+        "chunk": 32,
+        "fuse": True,
+    }
+
+
+def test_a_study_that_is_left_out_is_not_run():
+    config = parse_config({**PLAIN, "studies": {"similarity": {}}})
+    assert config.studies.substitution is None
+    assert config.studies.correlation is None
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("nmae=x", "unknown key 'nmae'; did you mean 'name'?"),
+        ("zzz=1", "unknown key 'zzz'; known: datasets, execution, models, name, storage, studies"),
+        ("models.0.tunned={}", "unknown key 'models[0].tunned'; did you mean 'tuned'?"),
+        ("datasets.1.fromat=x", "unknown key 'datasets[1].fromat'; did you mean 'format'?"),
+        ("studies.similarty={}", "unknown key 'studies.similarty'; did you mean 'similarity'?"),
+        ("studies.substitution.width=5", "unknown key 'studies.substitution.width'; did you mean 'widths'?"),
+        (
+            "studies.substitution.generate={example: 1}",
+            "unknown key 'studies.substitution.generate.example'; did you mean 'examples'?",
+        ),
+        ("studies.similarity.neighborhood=3", "unknown key 'studies.similarity.neighborhood'; did you mean 'neighbourhood'?"),
+        ("studies.correlation.resample=9", "unknown key 'studies.correlation.resample'; did you mean 'resamples'?"),
+        ("execution.batch=9", "unknown key 'execution.batch'; did you mean 'batch_tokens'?"),
+    ],
+)  # fmt: skip
+def test_a_misspelt_key_names_the_nearest(override, told):
+    assert refusal(override) == told
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("name=3", "key 'name': text belongs here, not 3"),
+        ("name=a/b", "key 'name': 'a/b' is no name; use letters, digits and . _ -, a letter or digit first"),
+        ("models=3", "key 'models': a list belongs here, not 3"),
+        ("models=[]", "key 'models': give at least one item"),
+        ("models=[x]", "key 'models[0]': a mapping of keys belongs here, not 'x'"),
+        ("models.0.dtype=float8", "key 'models[0].dtype': 'float8' is not 'auto', 'float32', 'bfloat16' or 'float16'"),
+        ("models.0.tuned=x", "key 'models[0].tuned': a mapping of keys belongs here, not 'x'"),
+        ("models.0.tuned={first: 3}", "key 'models[0].tuned.first': text belongs here, not 3"),
+        (
+            "models.0.tuned={a b: x}",
+            "key 'models[0].tuned.a b': 'a b' is no name; use letters, digits and . _ -, a letter or digit first",
+        ),
+        ("datasets.0.limit=0", "key 'datasets[0].limit': give 1 or more, not 0"),
+        ("datasets.0.limit=1.5", "key 'datasets[0].limit': a whole number belongs here, not 1.5"),
+        ("datasets.0.limit=true", "key 'datasets[0].limit': a whole number belongs here, not True"),
+        ("datasets.0.limit='8'", "key 'datasets[0].limit': a whole number belongs here, not '8'"),
+        ("studies=", "key 'studies': a mapping of keys belongs here, not nothing"),
+        ("studies.substitution.widths=5", "key 'studies.substitution.widths': a list belongs here, not 5"),
+        ("studies.substitution.widths=[]", "key 'studies.substitution.widths': give at least one item"),
+        ("studies.substitution.widths=[2, 0]", "key 'studies.substitution.widths[1]': give 1 or more, not 0"),
+        (
+            "studies.similarity.metrics=[cka]",
+            "key 'studies.similarity.metrics[0]': 'cka' is not 'cka_linear', 'cka_linear_debiased' or 'cka_rbf'",
+        ),
+        ("studies.similarity.pooling=first", "key 'studies.similarity.pooling': 'first' is not 'last' or 'mean'"),
+        (
+            "studies.similarity.neighbourhood=4",
+            "key 'studies.similarity.neighbourhood': a neighbourhood has a layer in its middle, so it is odd; 4 is even",
+        ),
+        ("studies.correlation.drop_ends=-1", "key 'studies.correlation.drop_ends': give 0 or more, not -1"),
+        ("execution.executor=ray", "key 'execution.executor': 'ray' is not 'local'"),
+        ("execution.device=tpu", "key 'execution.device': 'tpu' is no device; give auto, cpu, mps, cuda or cuda:N"),
+        (
+            "execution.batch_tokens=many",
+            "key 'execution.batch_tokens': give auto or a number of tokens, 1 or more, not 'many'",
+        ),
+        ("execution.batch_tokens=0", "key 'execution.batch_tokens': give auto or a number of tokens, 1 or more, not 0"),
+        ("execution.device_map=3", "key 'execution.device_map': give auto, or a mapping of modules to devices, not 3"),
+        (
+            "storage=s3://bucket/run",
+            "key 'storage': give a folder, not 's3://bucket/run'; a run is stored in this machine's file system",
+        ),
+    ],
+)  # fmt: skip
+def test_a_wrong_value_is_told_with_its_key(override, told):
+    assert refusal(override) == told
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (
+            ["models.0.tuned={frist: t}"],
+            "model 'm' has a checkpoint tuned on 'frist', which is no data set here; did you mean 'first'?",
+        ),
+        (["datasets.1.name=first"], "two datasets are named 'first'; give each its own name"),
+        (
+            ["models=[{name: m, base: b}, {name: m, base: c}]"],
+            "two models are named 'm'; give each its own name",
+        ),
+        (
+            ["studies={}"],
+            "studies: asks for no study; give substitution, similarity or both (an empty one is written {})",
+        ),
+        (
+            ["studies={correlation: {}, similarity: {}}"],
+            "studies: correlation needs both substitution and similarity; add the missing one",
+        ),
+        (
+            ["studies.substitution="],
+            "studies: correlation needs both substitution and similarity; add the missing one",
+        ),
+        (
+            ["models.0.tuned={}"],
+            "substitution needs a tuned checkpoint; give models[].tuned: {data set: checkpoint}",
+        ),
+    ],
+)  # fmt: skip
+def test_keys_that_do_not_fit_together(overrides, told):
+    assert refusal(*overrides) == told
+
+
+def test_every_problem_is_told_at_once():
+    told = refusal("nmae=x", "datasets.0.limit=0").splitlines()
+    assert told == ["key 'datasets[0].limit': give 1 or more, not 0", "unknown key 'nmae'; did you mean 'name'?"]
+
+
+def test_missing_keys():
+    assert refusal(values={}).splitlines() == [
+        f"key '{key}' is missing" for key in ("name", "models", "datasets", "studies", "storage")
+    ]
+    assert refusal("models=[{name: m}]") == "key 'models[0].base' is missing"
+
+
+@pytest.mark.parametrize("values", [None, 3, [], "text"])
+def test_a_config_is_a_mapping(values):
+    assert refusal(values=values) == f"a config is a mapping of keys, not {type(values).__name__}"
+
+
+# --- overrides ----------------------------------------------------------------------------------------------------
+
+
+def test_overrides_reach_nested_keys_and_lists():
+    config = parse_config(
+        PLAIN,
+        overrides=[
+            "execution.chunk=16",
+            "models.0.tuned.second=u=v",
+            "datasets.1.limit=7",
+            "studies.substitution.widths=[1, 3]",
+            "studies.correlation=null",
+            "execution.device=cuda:1",
+            "execution.chunk=8",
+        ],
+    )
+    assert config.execution.chunk == 8, "the last one counts"
+    assert config.models[0].tuned == {"first": "t", "second": "u=v"}
+    assert [dataset.limit for dataset in config.datasets] == [None, 7]
+    assert config.studies.substitution.widths == [1, 3]
+    assert config.studies.correlation is None
+    assert config.execution.device == "cuda:1"
+
+
+def test_an_override_makes_the_sections_it_needs():
+    assert (
+        parse_config(PLAIN, overrides=["studies.substitution.generate.tokens=5"]).studies.substitution.generate.tokens
+        == 5
+    )
+
+
+def test_overrides_leave_the_values_they_are_given_as_they_were():
+    values = yaml.safe_load(yaml.safe_dump(PLAIN))
+    parse_config(values, overrides=["models.0.tuned.second=u", "name=other"])
+    assert values == PLAIN
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("execution.chunk", "--set execution.chunk: write it as key=value, for example execution.chunk=16"),
+        ("=3", "--set =3: write it as key=value, for example execution.chunk=16"),
+        ("models.1.name=x", "--set models.1.name=x: '1' is no place in a list of 1; count from 0"),
+        ("models.first.name=x", "--set models.first.name=x: 'first' is no place in a list of 1; count from 0"),
+        ("models.².name=x", "--set models.².name=x: '²' is no place in a list of 1; count from 0"),
+        ("name.first=x", "--set name.first=x: 'first' lies under a plain value"),
+    ],
+)
+def test_overrides_that_cannot_be_followed(override, told):
+    assert refusal(override) == told
+
+
+def test_an_override_whose_value_is_no_yaml():
+    assert refusal("name=[").startswith("--set name=[: the value is not YAML: while parsing")
+
+
+# --- files --------------------------------------------------------------------------------------------------------
+
+
+def test_a_file_is_named_in_its_errors(tmp_path):
+    path = tmp_path / "my.yaml"
+    path.write_text(yaml.safe_dump({**PLAIN, "storge": 1}))
+    with pytest.raises(InputError) as caught:
+        load_config(path)
+    assert str(caught.value) == f"{path}: unknown key 'storge'; did you mean 'storage'?"
+    path.write_text(yaml.safe_dump(PLAIN))
+    assert load_config(str(path), ["name=other"]) == parse_config({**PLAIN, "name": "other"})
+
+
+def test_a_file_that_is_missing_or_no_yaml(tmp_path):
+    path = tmp_path / "my.yaml"
+    with pytest.raises(InputError) as caught:
+        load_config(path)
+    assert str(caught.value) == f"config '{path}' does not exist; `raysweep init` writes one to start from"
+    for content in (b"a: [1", b"\xff\xfe\x00"):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match="is not YAML: "):
+            load_config(path)
+
+
+def test_a_config_cannot_be_changed():
+    config = parse_config(PLAIN)
+    with pytest.raises(ValueError, match="frozen"):
+        config.name = "other"
+    assert isinstance(config, Config)
