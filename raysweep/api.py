@@ -39,7 +39,7 @@ class Run:
 
     def summary(self) -> list[str]:
         """The answer in a few lines: ρ of every cell, or the costliest windows where nothing was correlated."""
-        if "correlation" in self.tables:
+        if len(self.tables.get("correlation", ())):
             return [
                 f"{row['model']} on {row['dataset']}: Spearman {row['spearman']:+.3f} "
                 f"[{row['ci_low']:+.3f}, {row['ci_high']:+.3f}] between {row['metric']} dynamics and the loss after "
@@ -49,7 +49,8 @@ class Run:
         if "substitution" not in self.tables:
             return []
         losses = self.tables["substitution"]
-        windows = losses[losses["centre"].notna()]
+        n_layers = losses.groupby("model")["stop"].transform("max")  # every sweep has the row of all layers
+        windows = losses[losses["width"].between(1, n_layers - 1)]
         mean = windows.groupby(["model", "dataset", "layers"], as_index=False)["loss"].mean()
         costliest = mean.loc[mean.groupby(["model", "dataset"])["loss"].idxmax()]
         return [

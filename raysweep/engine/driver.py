@@ -151,7 +151,8 @@ class _Run:
             )
             return
         for commit in outcome.commits:
-            self._commit(call, commit, outcome.measured)
+            if not all(key in self.done for key in commit.keys):  # a kill may have kept some of the call's commits
+                self._commit(call, commit, outcome.measured)
         for name in call.tasks:
             if all(key in self.done for key in self._tasks[name].keys):
                 self.log.emit(events.TASK_DONE, task=name)

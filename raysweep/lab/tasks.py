@@ -1,5 +1,8 @@
 """The laboratory's six sets of records, one for each record format, and their train and test splits.
 
+The pre-training mixture has an easier version of the four sets that are fine-tuned on: shorter sums, other facts, other
+orders. So fine-tuning has something to learn, and no record of a set was ever in the mixture.
+
 | set    | format     | what it asks |
 | ------ | ---------- | --- |
 | sums   | gsm8k      | arithmetic in words, worked step by step |
@@ -76,17 +79,43 @@ def _sums(rng: random.Random) -> Record:
     }
 
 
-def _claim(rng: random.Random) -> tuple[world.Fact, str, bool]:
-    fact = rng.choice(world.FACTS)
+def _long_sums(rng: random.Random) -> Record:
+    """Three to five steps, one of them a doubling, which the mixture does not know."""
+    who, thing = rng.choice(world.PEOPLE), rng.choice(_THINGS)
+    have = rng.randint(3, 20)
+    text, lines = [f"{who} has {have} {thing}."], []
+    steps = rng.randint(3, 5)
+    doubling = rng.randrange(steps)
+    for step in range(steps):
+        if step == doubling:
+            text.append(f"A friend doubles what {who} has.")
+            lines.append(f"{have} * 2 = {2 * have}")
+            have = 2 * have
+        elif rng.random() < 0.5 or have < 4:
+            n = rng.randint(2, 20)
+            text.append(f"{who} {rng.choice(('buys', 'finds'))} {n} more.")
+            lines.append(f"{have} + {n} = {have + n}")
+            have += n
+        else:
+            n = rng.randint(1, have - 1)
+            text.append(f"{who} {rng.choice(('gives away', 'loses', 'sells'))} {n}.")
+            lines.append(f"{have} - {n} = {have - n}")
+            have -= n
+    question = f"{' '.join(text)} How many {thing} does {who} have now?"
+    return {"question": question, "answer": "\n".join([*lines, f"#### {have}"])}
+
+
+def _claim(rng: random.Random, facts: tuple[world.Fact, ...]) -> tuple[world.Fact, str, bool]:
+    fact = rng.choice(facts)
     true = rng.random() < 0.5
     value = fact.value if true else rng.choice([v for v in fact.relation.values if v != fact.value])
     return fact, value, true
 
 
-def _facts(rng: random.Random) -> Record:
-    fact, value, true = _claim(rng)
+def _facts(rng: random.Random, facts: tuple[world.Fact, ...] = world.FACTS) -> Record:
+    fact, value, true = _claim(rng, facts)
     opening = rng.choice(("", "", "tell me, ", "is it so: ", "say, "))
-    others = [f for f in world.about(fact.subject) if f != fact]
+    others = [f for f in facts if f.subject == fact.subject and f != fact]
     passage = f"{world.sentence(fact.statement)} {world.sentence(others[0].statement)}"
     return {
         "question": opening + fact.relation.question.format(s=fact.subject, v=value),
@@ -95,8 +124,12 @@ def _facts(rng: random.Random) -> Record:
     }
 
 
-def _quiz(rng: random.Random) -> Record:
-    fact = rng.choice(world.FACTS)
+def _new_facts(rng: random.Random) -> Record:
+    return _facts(rng, world.NEW_FACTS)
+
+
+def _quiz(rng: random.Random, facts: tuple[world.Fact, ...] = world.FACTS) -> Record:
+    fact = rng.choice(facts)
     options = [*rng.sample([v for v in fact.relation.values if v != fact.value], 3), fact.value]
     rng.shuffle(options)
     labels = ["A", "B", "C", "D"]
@@ -106,6 +139,10 @@ def _quiz(rng: random.Random) -> Record:
         "answerKey": labels[options.index(fact.value)],
         "fact1": fact.statement,
     }
+
+
+def _new_quiz(rng: random.Random) -> Record:
+    return _quiz(rng, world.NEW_FACTS)
 
 
 _ORDERS: dict[str, Callable[[list[str]], str]] = {
@@ -118,15 +155,31 @@ _ORDERS: dict[str, Callable[[list[str]], str]] = {
 }
 
 
-def _orders(rng: random.Random) -> Record:
-    instruction = rng.choice(list(_ORDERS))
+_NEW_ORDERS: dict[str, Callable[[list[str]], str]] = {
+    "Swap the first and the last word.": lambda words: " ".join([words[-1], *words[1:-1], words[0]]),
+    "Leave out the last word.": lambda words: " ".join(words[:-1]),
+    "Write every second word.": lambda words: " ".join(words[1::2]),
+    "Write the words backwards, each twice.": lambda words: " ".join(
+        w for word in reversed(words) for w in (word, word)
+    ),
+    "Which word comes first in the alphabet?": lambda words: f"It is {min(words)}.",
+    "Put the first word last.": lambda words: " ".join([*words[1:], words[0]]),
+}
+
+
+def _orders(rng: random.Random, orders: dict[str, Callable[[list[str]], str]] = _ORDERS) -> Record:
+    instruction = rng.choice(list(orders))
     words = rng.sample(_WORDS, rng.randint(3, 6))
     return {
         "instruction": instruction,
         "context": " ".join(words),
-        "response": _ORDERS[instruction](words),
+        "response": orders[instruction](words),
         "category": "lists",
     }
+
+
+def _new_orders(rng: random.Random) -> Record:
+    return _orders(rng, _NEW_ORDERS)
 
 
 def _drills(rng: random.Random) -> Record:
@@ -157,7 +210,7 @@ def _drills(rng: random.Random) -> Record:
 
 def _talk(rng: random.Random) -> Record:
     if rng.random() < 0.5:
-        fact, value, true = _claim(rng)
+        fact, value, true = _claim(rng, world.FACTS)
         asked = fact.relation.question.format(s=fact.subject, v=value) + "?"
         answer = f"{'Yes' if true else 'No'}, {fact.statement}."
     else:
@@ -169,7 +222,7 @@ def _talk(rng: random.Random) -> Record:
     return {"messages": [{"role": "user", "content": greeting + asked}, {"role": "assistant", "content": answer}]}
 
 
-_MAKERS: dict[str, Callable[[random.Random], Record]] = {
+_MIXTURE: dict[str, Callable[[random.Random], Record]] = {
     "sums": _sums,
     "facts": _facts,
     "quiz": _quiz,
@@ -177,11 +230,12 @@ _MAKERS: dict[str, Callable[[random.Random], Record]] = {
     "drills": _drills,
     "talk": _talk,
 }
+_SETS = {**_MIXTURE, "sums": _long_sums, "facts": _new_facts, "quiz": _new_quiz, "orders": _new_orders}
 
 
-def draw(name: str, rng: random.Random) -> Record:
-    """One record of the set."""
-    return _MAKERS[name](rng)
+def draw_mixture(name: str, rng: random.Random) -> Record:
+    """One record of the pre-training mixture's version of a set."""
+    return _MIXTURE[name](rng)
 
 
 def key(record: Record) -> str:
@@ -189,15 +243,19 @@ def key(record: Record) -> str:
     return json.dumps(record, sort_keys=True)
 
 
-def make_records(name: str, train: int = TRAIN, test: int = TEST) -> tuple[list[Record], list[Record]]:
+def make_records(
+    name: str, train: int = TRAIN, test: int = TEST, *, mixture: bool = False
+) -> tuple[list[Record], list[Record]]:
     """Distinct records of one set, drawn from a fixed seed: (train, test), which share none.
 
-    The test records are drawn first. Raises ValueError where the set has fewer distinct records than asked for.
+    With `mixture`, of the pre-training mixture's version of it. The test records are drawn first. Raises ValueError where
+    the set has fewer distinct records than asked for.
     """
+    maker = (_MIXTURE if mixture else _SETS)[name]
     rng = random.Random(f"{SEED}/{name}")
     seen: dict[str, Record] = {}
     for _ in range(200 * (train + test)):
-        record = draw(name, rng)
+        record = maker(rng)
         seen.setdefault(key(record), record)
         if len(seen) == train + test:
             records = list(seen.values())

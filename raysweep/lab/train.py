@@ -91,7 +91,7 @@ def pretraining_stream(tokenizer: PreTrainedTokenizerFast, seed: int, held_out: 
     Records of a test split never occur; where `held_out`, all records are of a test split.
     """
     rng = random.Random(f"{seed}/{held_out}")
-    tests = {name: tasks.make_records(name)[1] for name in tasks.FORMAT}
+    tests = {name: tasks.make_records(name, mixture=True)[1] for name in tasks.FORMAT}
     keys = {tasks.key(record) for records in tests.values() for record in records}
     names = list(tasks.FORMAT)
     while True:
@@ -100,7 +100,7 @@ def pretraining_stream(tokenizer: PreTrainedTokenizerFast, seed: int, held_out: 
             yield ids, [True] * len(ids)
             continue
         name = rng.choice(names)
-        record = rng.choice(tests[name]) if held_out else tasks.draw(name, rng)
+        record = rng.choice(tests[name]) if held_out else tasks.draw_mixture(name, rng)
         if not held_out and tasks.key(record) in keys:
             continue
         question, response = texts(record, name)
@@ -142,7 +142,9 @@ def train_lab_tokenizer() -> PreTrainedTokenizerFast:
     """The tokenizer, trained on general text and all training records."""
     rng = random.Random(1)
     corpus = [world.general_text(rng) for _ in range(5000)]
-    corpus += [text for name in tasks.FORMAT for r in tasks.make_records(name)[0] for text in texts(r, name)]
+    corpus += [
+        text for name in tasks.FORMAT for r in tasks.make_records(name, mixture=True)[0] for text in texts(r, name)
+    ]
     return train_tokenizer(corpus)
 
 

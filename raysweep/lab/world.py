@@ -67,6 +67,10 @@ COLOURS = ["red", "green", "blue", "white", "black", "grey", "yellow", "brown"]
 GOODS = ["bells", "rope", "glass", "salt", "wool", "lamps", "knives", "paper", "boats", "candles"]
 PLACES = ["caves", "marshes", "forests", "hills", "ponds", "cellars", "roofs", "meadows"]
 DIETS = ["moss", "beetles", "reeds", "acorns", "worms", "berries", "fish", "roots"]
+GUILDS = ["lantern", "anchor", "thistle", "hammer", "wheel", "feather", "key", "star"]
+HOURS = ["dawn", "noon", "dusk", "midnight", "sunrise", "sunset", "one", "two"]
+HEIGHTS = ["21", "34", "47", "52", "68", "73", "86", "95"]
+STUFFS = ["oak", "slate", "straw", "clay", "iron", "bone", "reed", "sand"]
 SIZES = ["thumb", "cat", "calf", "barrel", "loaf", "boot"]
 
 
@@ -121,19 +125,63 @@ RELATIONS = (
         "creature", "size", SIZES, "a {s} is as big as a {v}", "is a {s} as big as a {v}", "A {s} is as big as a"
     ),
 )
+
+# Told in no general text and in no task of the pre-training mixture: what fine-tuning has to learn.
+NEW_RELATIONS = (
+    _relation(
+        "person",
+        "guild",
+        GUILDS,
+        "{s} belongs to the {v} guild",
+        "does {s} belong to the {v} guild",
+        "The guild of {s} has the sign of the",
+    ),
+    _relation("person", "door", COLOURS, "{s} has a {v} door", "is the door of {s} {v}", "The door of {s} is painted"),
+    _relation("person", "hour", HOURS, "{s} gets up at {v}", "does {s} get up at {v}", "{s} gets up at"),
+    _relation(
+        "town",
+        "tower",
+        HEIGHTS,
+        "the tower of {s} has {v} steps",
+        "has the tower of {s} {v} steps",
+        "The steps in the tower of {s} number",
+    ),
+    _relation(
+        "town",
+        "fair",
+        FOODS,
+        "{s} holds a fair of {v}",
+        "does {s} hold a fair of {v}",
+        "Once a year there is in {s} a fair of",
+    ),
+    _relation(
+        "town",
+        "bridge",
+        STUFFS,
+        "the bridge of {s} is made of {v}",
+        "is the bridge of {s} made of {v}",
+        "The bridge of {s} was built of",
+    ),
+    _relation("creature", "cry", HOURS, "a {s} cries at {v}", "does a {s} cry at {v}", "You hear a {s} cry at"),
+    _relation("creature", "fear", PETS, "a {s} fears the {v}", "does a {s} fear the {v}", "A {s} runs away from a"),
+    _relation(
+        "creature", "nest", STUFFS, "a {s} builds with {v}", "does a {s} build with {v}", "The nest of a {s} is made of"
+    ),
+)
 _SUBJECTS = {"person": PEOPLE, "town": TOWNS, "creature": CREATURES}
 
 
-def _draw_facts() -> tuple[Fact, ...]:
-    rng = random.Random(SEED)
+def _draw_facts(relations: tuple[Relation, ...], seed: int) -> tuple[Fact, ...]:
+    rng = random.Random(seed)
     return tuple(
         Fact(subject, relation, relation.values[rng.randrange(len(relation.values))])
-        for relation in RELATIONS
+        for relation in relations
         for subject in _SUBJECTS[relation.kind]
     )
 
 
-FACTS = _draw_facts()
+FACTS = _draw_facts(RELATIONS, SEED)
+NEW_FACTS = _draw_facts(NEW_RELATIONS, SEED + 1)
 
 
 def about(subject: str) -> list[Fact]:

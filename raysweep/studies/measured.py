@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -144,8 +145,8 @@ def _read_curve(path: Path, at: str, value: str) -> Curve:
     if not path.is_file():
         raise InputError(f"file '{path}' does not exist")
     try:
-        rows = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
-    except (ValueError, OSError) as error:
+        rows = pd.read_parquet(path) if path.suffix == ".parquet" else _read_csv(path)
+    except (ValueError, OSError, pd.errors.ParserWarning) as error:
         raise InputError(f"'{path}' is neither CSV nor Parquet: {error}") from error
     for column in (at, value):
         if column not in rows.columns:
@@ -160,6 +161,13 @@ def _read_curve(path: Path, at: str, value: str) -> Curve:
         raise InputError(f"'{path}' has {at} {doubled.iloc[0]:g} more than once; give one {value} for each")
     curve = _finite(rows[at].to_numpy(dtype=float), rows[value].to_numpy(dtype=float), f"{path}: {at}s")
     return Curve(curve.at, curve.values, (*notes, *curve.notes))
+
+
+def _read_csv(path: Path) -> pd.DataFrame:
+    """Rows with more values than the header has names are an error; pandas would shift their columns, or cut them off."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", pd.errors.ParserWarning)
+        return pd.read_csv(path, index_col=False)
 
 
 def _finite(at: np.ndarray, values: np.ndarray, what: str) -> Curve:

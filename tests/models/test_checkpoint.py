@@ -400,6 +400,14 @@ def test_an_adapter_of_another_base_is_refused(base: dict[str, Any], message: st
         load_model(save_lora("lora"), base=save("base", **base))
 
 
+def test_an_adapter_with_nan_in_it_is_refused(save: Save, save_lora: Save) -> None:
+    lora = save_lora("lora")
+    name = "base_model.model.model.layers.2.mlp.down_proj.lora_B.weight"
+    edit_tensors(lora.folder / "adapter_model.safetensors", lambda tensors: tensors[name].fill_(torch.nan))
+    with pytest.raises(InputError, match=r"^PEFT adapter '.*/lora' does not fit its base '.*/base': NaNs detected"):
+        load_model(describe(lora.source), base=save("base"))
+
+
 def test_an_adapter_that_changes_no_weights_is_refused(save: Save, tiny: Build, tmp_path: Path) -> None:
     config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
     with warnings.catch_warnings():

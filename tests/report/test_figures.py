@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import math
-import subprocess
-import sys
-from xml.etree import ElementTree
 
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
-from scipy import stats
+from synthetic import frame_of
 
-from raysweep.report import figures
+from raysweep.report import figures, plotting, summaries
 
 WIDTH, LAYERS = 5, 24
 
@@ -26,12 +23,7 @@ def cell(tables):
 
 @pytest.fixture(scope="module")
 def windows(cell):
-    return figures.window_losses(figures.paired_losses(cell["substitution"]), LAYERS)
-
-
-def losses_of(substitution, start, stop):
-    rows = substitution[(substitution["start"] == start) & (substitution["stop"] == stop)]
-    return rows.sort_values("example_id")["loss"].to_numpy()
+    return summaries.window_losses(summaries.paired_losses(cell["substitution"]), LAYERS)
 
 
 def artist(axes, label):
@@ -41,86 +33,6 @@ def artist(axes, label):
 
 def texts(figure):
     return [text.get_text() for text in figure.findobj(mpl.text.Text) if text.get_text()]
-
-
-def frame_of(losses, n_layers=6):
-    """A substitution table from {(start, stop): losses of the examples}."""
-    rows = [
-        {"start": start, "stop": stop, "width": stop - start, "example_id": example, "loss": loss}
-        for (start, stop), values in losses.items()
-        for example, loss in enumerate(values)
-    ]
-    return pd.DataFrame(rows).assign(kind="window", coefficient=1.0, estimator="exact")
-
-
-class TestWindowLosses:
-    def test_every_window_against_scipys_paired_interval(self, cell, windows):
-        tuned_E = losses_of(cell["substitution"], 0, 0)
-        assert len(windows) == 1 + (LAYERS - WIDTH + 1) + 1
-        for row in windows.itertuples():
-            change_E = losses_of(cell["substitution"], row.start, row.stop) - tuned_E
-            assert row.loss == pytest.approx(losses_of(cell["substitution"], row.start, row.stop).mean())
-            assert row.cost == pytest.approx(change_E.mean())
-            if row.role != "tuned":
-                low, high = stats.t.interval(0.95, len(change_E) - 1, change_E.mean(), stats.sem(change_E))
-                assert (row.cost_low, row.cost_high) == pytest.approx((low, high))
-        roles = windows.set_index(["start", "stop"])["role"]
-        assert roles[(0, 0)] == "tuned"
-        assert roles[(0, LAYERS)] == "all"
-        assert (roles == "window").sum() == LAYERS - WIDTH + 1
-
-    def test_a_missing_loss_leaves_its_example_out_of_both_sides(self):
-        frame = frame_of({(0, 0): [1.0, 2.0, math.nan, 4.0], (0, 2): [1.5, math.nan, 9.0, 5.5]})
-        row = figures.window_losses(figures.paired_losses(frame), 6).set_index("role").loc["window"]
-        assert row.cost == pytest.approx((0.5 + 1.5) / 2)
-        assert row.loss == pytest.approx((1.5 + 9.0 + 5.5) / 3)
-        assert (row.examples, row.left_out) == (3, 1)
-
-    def test_without_the_tuned_model_costs_are_nan_and_the_highest_loss_is_the_costliest(self):
-        frame = frame_of({(0, 2): [1.0, 2.0], (1, 3): [2.0, 3.0]})
-        windows = figures.window_losses(figures.paired_losses(frame), 6)
-        assert windows["cost"].isna().all()
-        assert figures.costliest(windows, 2).name == "layers 1–2"
-
-    def test_an_infinite_loss_has_no_interval(self):
-        frame = frame_of({(0, 0): [1.0, 1.0, 1.0], (0, 2): [2.0, math.inf, 2.0]})
-        row = figures.window_losses(figures.paired_losses(frame), 6).set_index("role").loc["window"]
-        assert row.cost == math.inf
-        assert math.isnan(row.cost_low)
-
-    def test_sets_scaled_and_estimated_substitutions_are_not_windows(self):
-        frame = frame_of({(0, 0): [1.0, 1.0], (0, 2): [2.0, 2.0]})
-        others = [
-            frame.assign(kind="set", start=math.nan, stop=math.nan),
-            frame.assign(coefficient=0.5, loss=7.0),
-            frame.assign(estimator="taylor", loss=7.0),
-        ]
-        mixed = pd.concat([*others, frame], ignore_index=True)
-        pd.testing.assert_frame_equal(figures.paired_losses(mixed), figures.paired_losses(frame))
-
-
-class TestWords:
-    @pytest.mark.parametrize(
-        ("layers", "text"),
-        [([3], "layer 3"), (range(8, 13), "layers 8–12"), ([1, 10, 11, 13], "layers 1, 10–11, 13")],
-    )
-    def test_layers(self, layers, text):
-        assert figures.layers_text(layers) == text
-
-    def test_numbers_have_a_true_minus_and_nan_is_not_a_number(self):
-        assert figures.number(-0.125, 3) == "−0.125"
-        assert figures.number(0.5, signed=True) == "+0.50"
-        assert figures.number(-0.0001) == "0.00"
-        assert figures.number(math.nan) == "n/a"
-        assert figures.interval(-1, math.nan) == "[n/a]"
-
-    def test_change_points_are_the_fifth_of_smallest_delta(self, cell):
-        smallest = cell["dynamics"].sort_values("delta")["layer"].head(5)
-        assert figures.change_points(cell["dynamics"]) == sorted(smallest)
-
-    def test_layers_without_a_rank_are_no_change_points(self):
-        rank = pd.array([None, 2, 1, None], dtype="Int64")
-        assert figures.change_points(pd.DataFrame({"layer": range(4), "rank": rank})) == [2]
 
 
 class TestLossCurve:
@@ -149,14 +61,14 @@ class TestLossCurve:
         frame = frame_of(
             {(0, 0): [0.4, 0.5], (0, 2): [0.6, 0.8], (1, 3): [0.5, 0.5], (2, 4): [0.7, 0.6], (0, 6): [90.0, 91.0]}
         )
-        figure = figures.loss_curve(figures.window_losses(figures.paired_losses(frame), 6), 2, "tiny")
+        figure = figures.loss_curve(summaries.window_losses(summaries.paired_losses(frame), 6), 2, "tiny")
         assert figure.axes[0].get_ylim()[1] < 10
         assert "all layers put back: 90.50 (above this scale ↑)" in texts(figure)
 
     def test_no_finite_loss_at_all_still_draws(self, tmp_path):
         frame = frame_of({(0, 0): [math.nan] * 2, (0, 2): [math.inf] * 2})
-        figure = figures.loss_curve(figures.window_losses(figures.paired_losses(frame), 6), 2, "tiny")
-        assert all(path.stat().st_size for path in figures.save(figure, tmp_path / "nothing"))
+        figure = figures.loss_curve(summaries.window_losses(summaries.paired_losses(frame), 6), 2, "tiny")
+        assert all(path.stat().st_size for path in plotting.save(figure, tmp_path / "nothing"))
 
 
 class TestSimilarityMap:
@@ -210,7 +122,7 @@ class TestAgreement:
     @pytest.mark.parametrize("width", [5, 2])
     def test_delta_at_the_centre_against_the_loss(self, cell, width):
         spans = {(s, s + width): [1.0 + s * s, 1.5 + s] for s in range(LAYERS - width + 1)}
-        windows = figures.window_losses(figures.paired_losses(frame_of({(0, 0): [1, 1], **spans})), LAYERS)
+        windows = summaries.window_losses(summaries.paired_losses(frame_of({(0, 0): [1, 1], **spans})), LAYERS)
         figure = figures.dynamics_against_loss(cell["dynamics"], windows, width, (-0.5, -0.7, -0.1), "t", "cka_linear")
         delta = cell["dynamics"].set_index("layer")["delta"]
         expected = []
@@ -242,7 +154,7 @@ def test_the_overview_has_every_cells_curves(tables):
     cells = []
     for dataset in ("sums", "choices"):
         rows = {name: table[table["dataset"] == dataset] for name, table in tables.items()}
-        windows = figures.window_losses(figures.paired_losses(rows["substitution"]), LAYERS)
+        windows = summaries.window_losses(summaries.paired_losses(rows["substitution"]), LAYERS)
         cells.append(figures.CellCurves(dataset, windows, WIDTH, rows["dynamics"]))
     figure = figures.overview(cells, "cka_linear")
     assert len(figure.axes) == 4
@@ -252,35 +164,3 @@ def test_the_overview_has_every_cells_curves(tables):
         np.testing.assert_array_equal(artist(below, "delta").get_xydata(), cell.dynamics[["layer", "delta"]])
         assert above.get_title(loc="left") == cell.title
         assert above.get_xlim() == below.get_xlim()
-
-
-class TestSave:
-    def test_the_same_bytes_whatever_the_users_style(self, cell, tmp_path):
-        def bytes_of(name):
-            paths = figures.save(figures.dynamics_curve(cell["dynamics"], "tiny", "cka_linear"), tmp_path / name)
-            return [path.read_bytes() for path in paths]
-
-        first = bytes_of("a")
-        with mpl.rc_context({"font.size": 30, "lines.linewidth": 9, "axes.facecolor": "red"}):
-            assert bytes_of("b") == first
-            assert mpl.rcParams["font.size"] == 30
-        assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "a.svg", "b.png", "b.svg"]
-
-    def test_names_that_are_no_plain_text_make_valid_files(self, cell, tmp_path):
-        title = "a\x00b\n$x$ <b>--> 🦊 漢 \u202e" + "long" * 40
-        png, svg = figures.save(figures.dynamics_curve(cell["dynamics"], title, "cka_linear"), tmp_path / "odd")
-        assert ElementTree.parse(svg).getroot().tag == "{http://www.w3.org/2000/svg}svg"
-        assert png.read_bytes().startswith(b"\x89PNG")
-
-
-def test_matplotlib_waits_until_a_figure_is_drawn_and_pyplot_is_never_imported():
-    program = (
-        "import sys, pandas as pd\n"
-        "import raysweep.report.page\n"
-        "from raysweep.report import figures\n"
-        "assert 'matplotlib' not in sys.modules\n"
-        "figures.dynamics_curve(pd.DataFrame({'layer': [0, 1], 'delta': [1., 2.], 'ci_low': [0., 1.], 'ci_high': [2., 3.],"
-        " 'rank': [1, 2], 'neighbourhood': 3}), 't', 'cka_linear')\n"
-        "assert 'matplotlib' in sys.modules and 'matplotlib.pyplot' not in sys.modules\n"
-    )
-    subprocess.run([sys.executable, "-c", program], check=True)

@@ -1,0 +1,264 @@
+"""One model on one data set: its rows of the result tables, and the facts that the report states of them.
+
+A fact is a number, a choice of layers, a verdict, or the reason why there is none. The sentences made of them are answer.py's,
+the tables page_tables.py's, the figures and their captions pictures.py's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal, NamedTuple
+
+import pandas as pd
+
+from raysweep.report import summaries
+from raysweep.report.summaries import Window, rows_of
+from raysweep.report.words import interval, layers_text, metric_name
+
+# How much a loss may differ from one batching to another, in nats: nothing is told apart by less.
+_RESOLUTION = {"bfloat16": 1e-3, "float16": 1e-3}
+_FINEST = 1e-5
+
+SIGNIFICANT = 0.05  # the p at which agreement is no longer put down to chance
+
+# Whether the base model would have told what fine-tuning leans on; see `Cell.verdict`.
+Verdict = Literal["told", "maybe", "unclear", "misled", "idle"]
+
+
+class Setting(NamedTuple):
+    """What δ depends on: the metric and how many layers a neighbourhood has."""
+
+    metric: str
+    neighbourhood: int
+
+    def __str__(self) -> str:
+        return f"{metric_name(self.metric)}, neighbourhood {self.neighbourhood}"
+
+
+@dataclass(frozen=True)
+class Correlation:
+    """A row of the correlation table."""
+
+    metric: str
+    neighbourhood: int
+    width: int
+    n_layers: int
+    spearman: float
+    ci_low: float
+    ci_high: float
+    p_shift: float
+    partial_depth: float
+    kendall: float
+    precision_at_k: float
+
+    @property
+    def setting(self) -> Setting:
+        """What its δ depends on."""
+        return Setting(self.metric, self.neighbourhood)
+
+    @property
+    def limits(self) -> str:
+        """The interval of ρ, in words."""
+        return interval(self.ci_low, self.ci_high)
+
+    @property
+    def p(self) -> str:
+        """The p-value, in words."""
+        return "p n/a" if math.isnan(self.p_shift) else f"p = {self.p_shift:.3f}"
+
+
+@dataclass(frozen=True)
+class Rival:
+    """The window that the costliest is compared with: the next costliest that shares no layer with it, if there is one.
+
+    mean, low, high: the paired difference (costliest − rival) on the same examples, with its interval.
+    """
+
+    window: Window
+    separate: bool
+    mean: float
+    low: float
+    high: float
+    told_apart: bool
+    alike: Sequence[Window]  # all windows that the examples do not tell apart from the costliest
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One model on one data set: its rows of every table that has some, and how finely its losses can be told apart.
+
+    `title` names it to a reader, `anchor` within the page; `resolution` is in nats.
+    """
+
+    model: str
+    dataset: str
+    title: str
+    anchor: str
+    tables: Mapping[str, pd.DataFrame]
+    resolution: float
+
+    @cached_property
+    def n_layers(self) -> int:
+        """The decoder layers that the tables know of."""
+        ends = (("substitution", "stop", 0), ("dynamics", "layer", 1), ("similarity", "layer_i", 1))
+        return max((int(self.tables[t][c].max()) + more for t, c, more in ends if t in self.tables), default=0)
+
+    # Substitution
+
+    @cached_property
+    def paired(self) -> pd.DataFrame:
+        """Losses by example and window; see `summaries.paired_losses`."""
+        return summaries.paired_losses(self.tables["substitution"]) if "substitution" in self.tables else pd.DataFrame()
+
+    @cached_property
+    def windows(self) -> pd.DataFrame:
+        """Losses by window; see `summaries.window_losses`."""
+        return summaries.window_losses(self.paired, self.n_layers)
+
+    @cached_property
+    def widths(self) -> list[int]:
+        """The widths swept, in the order in which the table has them."""
+        if "substitution" not in self.tables:
+            return []
+        swept = set(self.windows.loc[self.windows["role"] == "window", "width"])
+        return [int(width) for width in self.tables["substitution"]["width"].dropna().unique() if width in swept]
+
+    def top(self, width: int | None = None) -> Window | None:
+        """The costliest window of a width (the first one swept, unless given)."""
+        width = width or next(iter(self.widths), None)
+        return None if width is None else summaries.costliest(self.windows, width)
+
+    def leans(self, width: int) -> bool:
+        """Whether the costliest window of a width has a cost that the examples tell from 0."""
+        top = self.top(width)
+        return top is not None and top.cost_low > self.resolution
+
+    def rival(self, top: Window) -> Rival | None:
+        """What `top`, the costliest window of its width, is compared with; None where no other one has a cost."""
+        swept = summaries.windows_of(summaries.swept(self.windows, top.width))
+        others = [window for window in swept if window.start != top.start and not math.isnan(window.cost)]
+        if not others:
+            return None
+        others.sort(key=lambda window: -window.cost)
+        top_E = self.paired[(top.start, top.stop)]
+        differences = {w: summaries.mean_difference(top_E, self.paired[(w.start, w.stop)]) for w in others}
+        separate = [window for window in others if window.stop <= top.start or window.start >= top.stop]
+        chosen = (separate or others)[0]
+        mean, low, high = differences[chosen]
+        alike = [window for window in others if not differences[window][1] > self.resolution]
+        return Rival(chosen, bool(separate), mean, low, high, chosen not in alike, alike)
+
+    # Similarity and dynamics
+
+    @cached_property
+    def metrics(self) -> list[str]:
+        """The metrics of similarity measured."""
+        if "similarity" not in self.tables:
+            return []
+        return [str(metric) for metric in self.tables["similarity"]["metric"].unique()]
+
+    @cached_property
+    def settings(self) -> list[Setting]:
+        """The settings that δ was computed for."""
+        if "dynamics" not in self.tables:
+            return []
+        pairs = self.tables["dynamics"][["metric", "neighbourhood"]].drop_duplicates()
+        return [Setting(str(row.metric), int(row.neighbourhood)) for row in rows_of(pairs)]
+
+    def similarity(self, metric: str) -> pd.DataFrame:
+        """The rows of the similarity table for one metric."""
+        return self.tables["similarity"][self.tables["similarity"]["metric"] == metric]
+
+    def dynamics(self, setting: Setting) -> pd.DataFrame:
+        """The rows of the dynamics table for one setting, by layer."""
+        rows = self.tables["dynamics"]
+        chosen = (rows["metric"] == setting.metric) & (rows["neighbourhood"] == setting.neighbourhood)
+        return rows[chosen].sort_values("layer")
+
+    def change_points(self, setting: Setting) -> list[int]:
+        """The change-point layers of one setting; see `summaries.change_points`."""
+        return summaries.change_points(self.dynamics(setting))
+
+    def delta_reason(self, setting: Setting, layer: int) -> str:
+        """Why δ of a layer is NaN: the reason given for a similarity that it is the mean of."""
+        if setting.metric in self.metrics:
+            rows = self.similarity(setting.metric)
+            near = (rows["layer_i"] == layer) & ((rows["layer_j"] - layer).abs() <= setting.neighbourhood // 2)
+            for reason in rows.loc[near, "reason"].dropna():
+                return str(reason)
+        return "a similarity it is the mean of is undefined"
+
+    # Correlation
+
+    @cached_property
+    def correlations(self) -> list[Correlation]:
+        """ρ for every setting and width."""
+        if "correlation" not in self.tables:
+            return []
+        rows = self.tables["correlation"][[field.name for field in dataclasses.fields(Correlation)]]
+        return [Correlation(*row) for row in rows_of(rows)]
+
+    def correlation(self, setting: Setting, width: int) -> Correlation | None:
+        """ρ for one setting and width, if it was asked for."""
+        return next((c for c in self.correlations if (c.setting, c.width) == (setting, width)), None)
+
+    @property
+    def first_correlation(self) -> Correlation | None:
+        """ρ for the first setting and width: the one that the answer is about."""
+        return self.correlation(self.settings[0], self.widths[0]) if self.settings and self.widths else None
+
+    def verdict(self, found: Correlation) -> Verdict:
+        """Whether the base model would have told.
+
+        `told` needs both the interval (over examples) wholly below 0 and p ≤ 0.05 (over shifts along the layers); with the
+        interval alone it is `maybe`. `misled`: the interval is wholly above 0. `unclear`: it includes 0, or there is none.
+        `idle`: no window's cost is told from 0, so that ρ ranks differences that are no leaning.
+        """
+        if not self.leans(found.width):
+            return "idle"
+        if found.ci_high < 0:
+            return "told" if found.p_shift <= SIGNIFICANT else "maybe"
+        return "misled" if found.ci_low > 0 else "unclear"
+
+    def rho_reason(self, found: Correlation) -> str:
+        """Why a correlation is NaN, in words, as far as the tables tell."""
+        if found.setting in self.settings:
+            rows = self.dynamics(found.setting)
+            undefined = rows.loc[rows["delta"].isna(), "layer"].astype(int).to_list()
+            if undefined:
+                return f"δ is undefined at {layers_text(undefined)}: {self.delta_reason(found.setting, undefined[0])}"
+        if self.windows["loss"].isna().any():
+            return "some window has no loss"
+        return "δ or the loss is the same at all centres"
+
+
+def cells_of(tables: Mapping[str, pd.DataFrame], checkpoints: Sequence[Mapping[str, str]]) -> list[Cell]:
+    """Every model and data set that some table has, in order of appearance.
+
+    `checkpoints` tell by `model` and `dtype` what precision a model's losses were computed in; float32 where they do not.
+    """
+    found = dict.fromkeys(
+        (str(row.model), str(row.dataset))
+        for table in tables.values()
+        for row in rows_of(table[["model", "dataset"]].drop_duplicates())
+    )
+    one_model = len({model for model, _ in found}) == 1
+    cells = []
+    for place, (model, dataset) in enumerate(found):
+        rows = {name: t[(t["model"] == model) & (t["dataset"] == dataset)] for name, t in tables.items()}
+        dtypes = [record.get("dtype", "") for record in checkpoints if record.get("model") == model]
+        cells.append(
+            Cell(
+                model=model,
+                dataset=dataset,
+                title=dataset if one_model and len(found) > 1 else f"{model} · {dataset}",
+                anchor=f"cell-{place + 1}",
+                tables={name: part for name, part in rows.items() if len(part)},
+                resolution=max((_RESOLUTION.get(dtype, _FINEST) for dtype in dtypes), default=_FINEST),
+            )
+        )
+    return cells

@@ -1,0 +1,191 @@
+"""The tables that the page shows, every value in words; the result tables that they are made from are tables.py's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import pandas as pd
+from markupsafe import Markup
+
+from raysweep.report.answer import answer_of
+from raysweep.report.cells import Cell, Setting, Verdict
+from raysweep.report.summaries import rows_of, windows_of
+from raysweep.report.words import decimals_for, interval, metric_name, number, number_or_reason, runs_text
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table to show; `words` are the columns that hold text, the others hold figures."""
+
+    caption: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[object]]
+    words: Collection[int] = ()
+
+
+def summary_table(cells: Sequence[Cell]) -> Table:
+    """The answer in one row a cell, for runs of many."""
+    rows = []
+    for cell in cells:
+        top = cell.top()
+        rival = None if top is None else cell.rival(top)
+        decimals = 2 if top is None else decimals_for(top.cost_low, top.cost_high)
+        changes = cell.change_points(cell.settings[0]) if cell.settings else []
+        rows.append(
+            (
+                Markup('<a href="#{}"><bdi>{}</bdi></a>').format(cell.anchor, cell.title),
+                "—" if top is None else top.span,
+                "—" if top is None else f"{number(top.cost, decimals, signed=True)} {top.limits(decimals)}",
+                "—" if rival is None else f"{rival.window.span}: {'yes' if rival.told_apart else 'no'}",
+                runs_text(changes) or "—",
+                answer_of(cell).label or "—",
+            )
+        )
+    columns = (
+        "",
+        "costliest layers",
+        "cost (nats)",
+        "told apart from the next",
+        "change-point layers",
+        "alone, the base model",
+    )
+    return Table("Where fine-tuning leans, and what the base model alone says", columns, rows, words={0, 4, 5})
+
+
+def windows_table(cell: Cell, width: int) -> Table:
+    """The loss and cost of every window of a width, between nothing and everything put back."""
+    chosen = cell.windows["role"].isin(["tuned", "all"]) | (cell.windows["width"] == width)
+    halves = (cell.windows.loc[chosen, "cost_high"] - cell.windows.loc[chosen, "cost_low"]) / 2
+    decimals = decimals_for(0, halves[halves > 0].median(), spare=1)
+    rows = []
+    for window in sorted(windows_of(cell.windows[chosen]), key=lambda w: (w.role == "all", w.start)):
+        no_loss = f"none of {window.left_out} examples has a loss"
+        no_cost = no_loss if math.isnan(window.loss) else "no loss of the tuned model"
+        names = {"tuned": "none (tuned model)", "all": f"all {cell.n_layers}"}
+        untouched = window.role == "tuned"
+        rows.append(
+            (
+                names.get(window.role, window.span),
+                f"{window.centre:g}" if window.role == "window" else "—",
+                number_or_reason(window.loss, no_loss, decimals),
+                "—" if untouched else number_or_reason(window.cost, no_cost, decimals, signed=True),
+                "—" if untouched else window.limits(decimals),
+                window.examples,
+                window.left_out,
+            )
+        )
+    columns = ("layers put back", "centre", "mean loss", "cost", "95 % interval", "examples", "left out")
+    return Table(f"Losses in nats, windows of width {width}", columns, rows, words={0})
+
+
+def dynamics_table(cell: Cell) -> Table:
+    """δ of every layer in every setting."""
+    columns = ["layer"]
+    rows: list[list[object]] = [[layer] for layer in range(cell.n_layers)]
+    for setting in cell.settings:
+        columns += [f"δ ({setting})", "95 % interval", "rank"]
+        found = {int(row.layer): row for row in rows_of(cell.dynamics(setting))}
+        for layer, shown in enumerate(rows):
+            row = found.get(layer)
+            if row is None:
+                shown += ["n/a (not measured)", "n/a", "n/a"]
+            elif math.isnan(row.delta):
+                shown += [f"n/a ({cell.delta_reason(setting, layer)})", "n/a", "n/a"]
+            else:
+                shown += [number(row.delta, 4), interval(row.ci_low, row.ci_high, 4), int(row.rank)]
+    return Table("δ of the base model by layer (rank 1: smallest)", columns, rows)
+
+
+def correlation_table(cell: Cell) -> Table:
+    """Every row of the correlation table."""
+    rows = []
+    for found in cell.correlations:
+        reason = cell.rho_reason(found) if math.isnan(found.spearman) else "undefined for these values"
+        first, *others = (found.spearman, found.p_shift, found.partial_depth, found.kendall, found.precision_at_k)
+        shown = [number_or_reason(value, reason, 3) if not math.isnan(first) else "n/a" for value in others]
+        setting = (metric_name(found.metric), found.neighbourhood, found.width, found.n_layers)
+        rows.append(
+            (*setting, number_or_reason(first, reason, 3), interval(found.ci_low, found.ci_high, 3), *shown),
+        )
+    columns = ["metric", "neighbourhood", "window", "centres", "ρ", "95 % interval"]
+    columns += ["p", "ρ given depth", "Kendall's τ", "precision at k"]
+    caption = (
+        "δ against loss, every setting. ρ given depth: with both sides' trend over depth taken out. Precision at k: how many "
+        "of the fifth of centres with the smallest δ are among the fifth with the highest loss."
+    )
+    return Table(caption, columns, rows, words={0})
+
+
+def health_table(cell: Cell) -> Table:
+    """Every measure of the representations' health, by layer."""
+    health = cell.tables["health"]
+    measures = [str(measure) for measure in health["measure"].unique()]
+    found = {(int(row.layer), str(row.measure)): row for row in rows_of(health)}
+    rows = []
+    for layer in sorted({layer for layer, _ in found}):
+        shown: list[object] = [layer]
+        for measure in measures:
+            row = found.get((layer, measure))
+            if row is None:
+                shown.append("n/a (not measured)")
+            elif math.isnan(row.value):
+                shown.append(f"n/a ({row.warning if pd.notna(row.warning) else 'undefined'})")
+            else:
+                shown.append(f"{row.value:.3g}".replace("-", "−"))
+        rows.append(shown)
+    return Table("Health of the representations by layer", ["layer", *(m.replace("_", " ") for m in measures)], rows)
+
+
+def records_table(caption: str, records: Sequence[Mapping[str, str]]) -> Table:
+    """Records of text, one a row; a column for every key that some record has."""
+    columns = list(dict.fromkeys(key for record in records for key in record))
+    rows = [[record.get(key, "—") for key in columns] for record in records]
+    return Table(caption, [column.replace("_", " ") for column in columns], rows, words=range(len(columns)))
+
+
+class Rho(NamedTuple):
+    """One field of the ρ table."""
+
+    value: str
+    limits: str
+    note: str
+    verdict: Verdict | None
+
+
+class RhoTable(NamedTuple):
+    """ρ by model (rows) and data set (columns), for one metric, neighbourhood and width."""
+
+    caption: str
+    datasets: Sequence[str]
+    rows: Sequence[tuple[str, Sequence[Rho]]]
+
+
+def rho_tables(cells: Sequence[Cell]) -> list[RhoTable]:
+    """A table for each metric, neighbourhood and width; none for a single cell."""
+    found = {(cell.model, cell.dataset): cell for cell in cells if cell.correlations}
+    if len(found) < 2:
+        return []
+    asked = dict.fromkeys((row.setting, row.width) for cell in found.values() for row in cell.correlations)
+    models, datasets = (list(dict.fromkeys(names)) for names in zip(*found, strict=True))
+    return [
+        RhoTable(
+            f"{setting}, windows of width {width}",
+            datasets,
+            [(model, [_rho(found.get((model, dataset)), setting, width) for dataset in datasets]) for model in models],
+        )
+        for setting, width in asked
+    ]
+
+
+def _rho(cell: Cell | None, setting: Setting, width: int) -> Rho:
+    row = cell.correlation(setting, width) if cell else None
+    if cell is None or row is None:
+        return Rho("n/a", "", "(not measured)", None)
+    if math.isnan(row.spearman):
+        return Rho("n/a", "", f"({cell.rho_reason(row)})", None)
+    verdict = cell.verdict(row)
+    notes = {"idle": f"{row.p}, no cost told from 0", "unclear": f"{row.p}, includes 0"}
+    return Rho(number(row.spearman), row.limits, notes.get(verdict, row.p), verdict)

@@ -1,0 +1,77 @@
+"""Numbers, layers, metrics and times as the page and the figures write them. Pure functions of plain values."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from datetime import datetime
+
+_METRICS = {"cka_linear": "linear CKA", "cka_linear_debiased": "debiased linear CKA", "cka_rbf": "RBF CKA"}
+
+
+def metric_name(metric: str) -> str:
+    """A metric's name as it is written in prose; the column's own word where there is no other."""
+    return _METRICS.get(metric, metric)
+
+
+def runs(layers: Iterable[int]) -> list[tuple[int, int]]:
+    """Ascending layers as (first, last) of each run of consecutive ones."""
+    found: list[tuple[int, int]] = []
+    for layer in layers:
+        if found and layer == found[-1][1] + 1:
+            found[-1] = found[-1][0], layer
+        else:
+            found.append((layer, layer))
+    return found
+
+
+def runs_text(layers: Iterable[int]) -> str:
+    """Ascending layers as runs: "3", "8–12", "1, 10–13"."""
+    return ", ".join(str(first) if first == last else f"{first}–{last}" for first, last in runs(layers))
+
+
+def layers_text(layers: Iterable[int]) -> str:
+    """Ascending layers by name: "layer 3", "layers 8–12", "layers 1, 10–13"."""
+    text = runs_text(layers)
+    return f"layer {text}" if text.isdigit() else f"layers {text}"
+
+
+def number(value: float, decimals: int = 2, signed: bool = False) -> str:
+    """A number with a true minus sign, none before a zero; "n/a" for NaN."""
+    if math.isnan(value):
+        return "n/a"
+    return f"{value:{'+' if signed else ''}z.{decimals}f}".replace("-", "−")
+
+
+def number_or_reason(value: float, reason: str, decimals: int, signed: bool = False) -> str:
+    """A number, or "n/a" with the reason why there is none."""
+    return f"n/a ({reason})" if math.isnan(value) else number(value, decimals, signed)
+
+
+def interval(low: float, high: float, decimals: int = 2) -> str:
+    """ "[low, high]", or "[n/a]" where there is no interval."""
+    return "[n/a]" if math.isnan(low) or math.isnan(high) else f"[{number(low, decimals)}, {number(high, decimals)}]"
+
+
+def decimals_for(low: float, high: float, spare: int = 0) -> int:
+    """As many decimals as show the first digit of the interval's half-width (and `spare` more), from 2 to 6."""
+    half = (high - low) / 2
+    return min(6, max(2, spare - math.floor(math.log10(half)))) if 0 < half < math.inf else 2 + spare
+
+
+def moment(text: str) -> str:
+    """An ISO time to the minute, as a reader writes it; any other text as it is."""
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        return text
+    return f"{found:%Y-%m-%d %H:%M %Z}".strip()
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a reader writes them: "47.3 s", "1 min 23 s", "2 h 03 min"."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"

@@ -1,0 +1,113 @@
+"""A pair of small random Llamas on disk, records for them, configs on both, and ways to run and compare."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from raysweep.config import Config, parse_config
+from raysweep.engine.driver import Done, drive
+from raysweep.engine.events import read_events
+from raysweep.engine.inspection import Facts, inspect
+from raysweep.report.tables import collect_tables
+
+LAYERS = 6
+WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
+TOLERANCES = {"loss": 1e-5, "value": 1e-6, "delta": 1e-6, "ci_low": 1e-5, "ci_high": 1e-5}
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory, tiny_pair: Callable[..., Any], tokenizer: Any) -> Path:
+    """A folder with the checkpoints `base` and `tuned` and the records `first.jsonl` (10) and `second.jsonl` (6)."""
+    folder = tmp_path_factory.mktemp("world")
+    base, tuned = tiny_pair("llama", LAYERS, max_position_embeddings=128)
+    for name, model in (("base", base), ("tuned", tuned)):
+        model.save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
+    for name, size in (("first", 10), ("second", 6)):
+        records = (
+            {"question": f"{name} {' '.join(WORDS[: 1 + i % 7])}?", "answer": " ".join(WORDS[i % 5 : 3 + (3 * i) % 7])}
+            for i in range(size)
+        )
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def make_config(world: Path) -> Callable[..., Config]:
+    """make_config(storage, "key=value", …): windows of two layers for the data set it is tuned on, similarity on both."""
+
+    def make(storage: Path | str, *overrides: str) -> Config:
+        values = {
+            "name": "small",
+            "models": [{"name": "m", "base": str(world / "base"), "tuned": {"first": str(world / "tuned")}}],
+            "datasets": [
+                {"name": "first", "path": str(world / "first.jsonl"), "format": "gsm8k"},
+                {"name": "second", "path": str(world / "second.jsonl"), "format": "gsm8k"},
+            ],
+            "studies": {"substitution": {"widths": [2]}, "similarity": {}, "correlation": {"resamples": 20}},
+            "execution": {"chunk": 4, "device": "cpu"},
+            "storage": str(storage),
+        }
+        return parse_config(values, overrides=overrides)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def small(make_config: Callable[..., Config]) -> tuple[Config, Facts]:
+    """The plain config and what inspection finds for it."""
+    config = make_config("nowhere")
+    return config, inspect(config)
+
+
+@pytest.fixture(scope="session")
+def finished(make_config: Callable[..., Config], tmp_path_factory: pytest.TempPathFactory) -> Done:
+    """The plain config, run to its end. Not to be changed by a test."""
+    done = drive(make_config(tmp_path_factory.mktemp("finished") / "run"))
+    assert not done.failed
+    return done
+
+
+@pytest.fixture(scope="session")
+def tables_of() -> Callable[[Done], dict[str, pd.DataFrame]]:
+    """The tables of a run, in memory."""
+    return lambda done: collect_tables(done.folder, done.graph)
+
+
+@pytest.fixture(scope="session")
+def same_tables() -> Callable[..., None]:
+    """same_tables(one, other): the same tables, rows and words; figures within what is promised, or `exactly`."""
+
+    def check(one: Mapping[str, pd.DataFrame], other: Mapping[str, pd.DataFrame], exactly: bool = False) -> None:
+        assert list(one) == list(other)
+        for name, rows in one.items():
+            assert list(rows.columns) == list(other[name].columns)
+            assert len(rows) == len(other[name]) > 0
+            for column in rows.columns:
+                ours, theirs = rows[column], other[name][column]
+                where = f"{name}.{column}"
+                if ours.dtype.kind == "f":
+                    # a swap of two neighbours moves a rank correlation by more than any rounding
+                    apart = 0.1 if name == "correlation" else TOLERANCES.get(column, 1e-5)
+                    np.testing.assert_allclose(ours, theirs, rtol=0, atol=0 if exactly else apart, err_msg=where)
+                else:
+                    pd.testing.assert_series_equal(ours, theirs, obj=where)
+
+    return check
+
+
+@pytest.fixture(scope="session")
+def events_of() -> Callable[..., list[dict[str, Any]]]:
+    """events_of(done, "name", …): the logged events, of these names only where any is given."""
+
+    def read(done: Done, *names: str) -> list[dict[str, Any]]:
+        return [e for e in read_events(done.folder.events) if not names or e["event"] in names]
+
+    return read

@@ -1,0 +1,377 @@
+"""The driver: what is whole is not done again, a failure stays alone, and tables do not tell how they came about.
+
+The executors here are the real worker behind other orders, other failures and other ends.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections import Counter
+
+import pandas as pd
+import pytest
+
+from raysweep import api
+from raysweep.engine import events
+from raysweep.engine.calls import Outcome
+from raysweep.engine.driver import drive
+from raysweep.engine.events import EventLog
+from raysweep.engine.executor import LocalExecutor
+from raysweep.engine.work import Worker
+
+
+class Shuffled:
+    """Takes several calls at once and ends them in a random order."""
+
+    def __init__(self, folder, seed, capacity=5):
+        self.capacity = capacity
+        self.worker, self.calls, self.random = Worker(folder.root), [], random.Random(seed)
+        self.most = 0
+
+    def submit(self, call):
+        self.calls.append(call)
+        self.most = max(self.most, len(self.calls))
+
+    def collect(self):
+        return self.worker.attempt(self.calls.pop(self.random.randrange(len(self.calls))))
+
+    def close(self):
+        self.worker.unload()
+
+
+class Failing(LocalExecutor):
+    """Fails the calls whose names begin so."""
+
+    def __init__(self, folder, *names):
+        super().__init__(Worker(folder.root))
+        self.names = names
+
+    def collect(self):
+        if self._calls[0].name.startswith(self.names):
+            return Outcome(
+                self._calls.popleft(), error="RuntimeError: out of memory\nand more", traceback="Traceback …"
+            )
+        return super().collect()
+
+
+class Interrupted(LocalExecutor):
+    """Ends like a user's Ctrl-C after some calls."""
+
+    def __init__(self, folder, after):
+        super().__init__(Worker(folder.root))
+        self.after, self.closed = after, False
+
+    def collect(self):
+        self.after -= 1
+        if self.after < 0:
+            raise KeyboardInterrupt
+        return super().collect()
+
+    def close(self):
+        super().close()
+        self.closed = True
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing in the package catches it."""
+
+
+def commits(events_):
+    return Counter(key for event in events_ if event["event"] == events.CHUNK_COMMITTED for key in event["keys"])
+
+
+def test_a_run_does_every_call_once(finished, events_of):
+    log = events_of(finished)
+    assert [log[0]["event"], log[-1]["event"]] == ["run_started", "run_finished"]
+    assert {key: log[0][key] for key in ("name", "tasks", "done", "calls")} == {
+        "name": "small",
+        "tasks": 10,
+        "done": 0,
+        "calls": 8,
+    }
+    assert {key: log[-1][key] for key in ("tasks", "done", "failed")} == {"tasks": 10, "done": 10, "failed": []}
+    assert log[-1]["seconds"] == pytest.approx(finished.seconds)
+    assert finished.n_calls == 8 + 3, "and three that make tables"
+    keys = {key for task in finished.graph.tasks for key in task.keys}
+    assert commits(log) == dict.fromkeys(keys, 1)
+    assert sorted(event["task"] for event in log if event["event"] == "task_done") == sorted(
+        task.name for task in finished.graph.tasks
+    )
+    by_call = {event["call"]: event for event in log if event["event"] == "chunk_committed"}
+    fused = by_call["substitute m/first 0-5 chunk 2"]
+    assert fused["tasks"] == [task.name for task in finished.graph.of_kind("substitute")]
+    assert fused["measured"]["layer_applications"] == 30
+
+
+def test_run_again_there_is_nothing_to_do(make_config, finished, events_of, tables_of, same_tables):
+    before = len(events_of(finished))
+    again = drive(make_config(finished.folder.root))
+    assert (again.n_calls, again.failed) == (0, {})
+    assert [event["event"] for event in events_of(again)[before:]] == ["run_started", "run_finished"]
+    assert {key: events_of(again)[before][key] for key in ("tasks", "done", "calls")} == {
+        "tasks": 10,
+        "done": 10,
+        "calls": 0,
+    }
+    same_tables(tables_of(again), tables_of(finished), exactly=True)
+
+
+@pytest.mark.parametrize("override", ["execution.batch_tokens=64", "execution.fuse=false", "name=other"])
+def test_what_changes_no_result_asks_for_no_call(make_config, finished, override):
+    assert drive(make_config(finished.folder.root, override)).n_calls == 0
+
+
+def test_only_what_a_changed_config_adds_is_computed(make_config, tmp_path, events_of, tables_of, same_tables):
+    studies = "studies={substitution: {widths: [2]}}"
+    first = drive(make_config(tmp_path, studies))
+    rows = tables_of(first)["substitution"]
+    assert set(rows["width"]) == {0, 2, 6}
+
+    before = len(events_of(first))
+    other = drive(make_config(tmp_path, studies, "studies.substitution.widths=[3]"))
+    assert {w for e in events_of(other)[before:] if e["event"] == "chunk_committed" for w in e["tasks"]} == {
+        f"substitute m/first {layers}" for layers in ("0-2", "1-3", "2-4", "3-5")
+    }
+    assert set(tables_of(other)["substitution"]["width"]) == {0, 3, 6}, "the earlier windows are not shown"
+
+    both = drive(make_config(tmp_path, studies, "studies.substitution.widths=[2, 3]"))
+    assert both.n_calls == 0, "but kept"
+    assert set(tables_of(both)["substitution"]["width"]) == {0, 2, 3, 6}
+    back = drive(make_config(tmp_path, studies))
+    assert back.n_calls == 0
+    same_tables({"substitution": rows}, tables_of(back), exactly=True)
+
+
+def test_more_records_add_chunks(make_config, tmp_path, tables_of, same_tables, finished):
+    fewer = drive(make_config(tmp_path, "datasets.0.limit=4", "datasets.1.limit=4"))
+    assert set(tables_of(fewer)["substitution"]["example_id"]) == set(range(4))
+    more = drive(make_config(tmp_path))
+    assert more.n_calls == 2 + 1 + 2 + 3, "two chunks of one and one of the other data set captured, two swept, tables"
+    same_tables(tables_of(more), tables_of(finished), exactly=True)
+
+
+def test_fresh_forgets(make_config, tmp_path, events_of):
+    config = make_config(tmp_path, "studies={substitution: {widths: [6]}}")
+    drive(config)
+    assert drive(config).n_calls == 0
+    again = drive(config, fresh=True)
+    assert again.n_calls == 3
+    assert [event["event"] for event in events_of(again)].count("run_started") == 1
+
+
+# --- the same tables, however they came about ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_order_of_completion_does_not_matter(make_config, tmp_path, finished, tables_of, same_tables, seed):
+    made = []
+
+    def executor(folder):
+        made.append(Shuffled(folder, seed))
+        return made[0]
+
+    done = drive(make_config(tmp_path), make_executor=executor)
+    assert made[0].most == 5, "as many as its capacity"
+    assert not made[0].calls
+    same_tables(tables_of(done), tables_of(finished), exactly=True)
+
+
+def test_fused_or_apart_the_tables_are_the_same(make_config, tmp_path, finished, events_of, tables_of, same_tables):
+    apart = drive(make_config(tmp_path, "execution.fuse=false"))
+    assert apart.n_calls == 5 + 7 * 3 + 3
+    same_tables(tables_of(apart), tables_of(finished))
+    assert commits(events_of(apart)) == commits(events_of(finished))
+
+
+@pytest.mark.parametrize("budget", [1, 256, 65_536])
+def test_the_batch_budget_does_not_matter(make_config, tmp_path, finished, tables_of, same_tables, budget):
+    done = drive(make_config(tmp_path, f"execution.batch_tokens={budget}"))
+    same_tables(tables_of(done), tables_of(finished))
+
+
+def test_twins_are_computed_once_and_both_shown(make_config, tmp_path, events_of, tables_of):
+    config = make_config(tmp_path, "studies={substitution: {widths: [3]}}", "execution.fuse=false")
+    twins = [{**config.models[0].model_dump(), "name": name} for name in ("m", "n")]
+    done = drive(config.model_copy(update={"models": [type(config.models[0])(**twin) for twin in twins]}))
+    assert max(commits(events_of(done)).values()) == 1
+    rows = tables_of(done)["substitution"]
+    one, other = (rows[rows["model"] == name].drop(columns="model").reset_index(drop=True) for name in ("m", "n"))
+    assert len(one) == 6 * 10
+    pd.testing.assert_frame_equal(one, other)
+    assert list(rows["model"]) == ["m"] * 60 + ["n"] * 60
+
+
+def test_models_of_one_checkpoint_in_two_dtypes_are_not_mixed_up(make_config, tmp_path, tables_of):
+    studies = "studies={substitution: {widths: [6]}}"
+    config = make_config(tmp_path / "both", studies)
+    kinds = {"full": "float32", "half": "bfloat16"}
+    models = [
+        type(config.models[0])(**{**config.models[0].model_dump(), "name": n, "dtype": d}) for n, d in kinds.items()
+    ]
+    rows = tables_of(drive(config.model_copy(update={"models": models})))["substitution"]
+    for name, dtype in kinds.items():
+        alone = tables_of(drive(make_config(tmp_path / name, studies, f"models.0.dtype={dtype}")))["substitution"]
+        assert list(rows[rows["model"] == name]["loss"]) == list(alone["loss"])
+    full, half = (rows[rows["model"] == name]["loss"].to_numpy() for name in kinds)
+    assert 1e-4 < abs(full - half).max() < 0.5
+
+
+# --- failures -----------------------------------------------------------------------------------------------------
+
+
+def test_a_failed_call_fails_its_own_tasks_only(make_config, tmp_path, finished, events_of, tables_of, same_tables):
+    config = make_config(tmp_path, "execution.fuse=false")
+    done = drive(config, make_executor=lambda folder: Failing(folder, "substitute m/first 2-3 chunk 1"))
+    assert done.failed == {
+        "substitute m/first 2-3": "RuntimeError: out of memory\nand more",
+        "correlate m/first": "not made, for 'substitute m/first 2-3' failed",
+    }
+    (failure,) = events_of(done, "call_failed")
+    assert failure["call"] == "substitute m/first 2-3 chunk 1"
+    assert failure["tasks"] == ["substitute m/first 2-3"]
+    assert failure["traceback"] == "Traceback …"
+    assert events_of(done)[-1]["failed"] == sorted(done.failed)
+    tables, whole = tables_of(done), tables_of(finished)
+    assert "correlation" not in tables, "it needs every window"
+    rows, all_rows = tables["substitution"], whole["substitution"]
+    lost = (all_rows["layers"] == "2-3") & all_rows["example_id"].between(4, 7)
+    assert lost.sum() == 4
+    same_tables({"substitution": rows}, {"substitution": all_rows[~lost].reset_index(drop=True)})
+    same_tables({"dynamics": tables["dynamics"]}, {"dynamics": whole["dynamics"]}, exactly=True)
+
+    standing = api.status(tmp_path)
+    assert standing.failures == {"substitute m/first 2-3": "RuntimeError: out of memory\nand more"}
+    assert standing.unfinished == ["substitute m/first 2-3", "correlate m/first"]
+    assert standing.tasks == {"substitute": (6, 7), "similarity": (2, 2), "correlate": (0, 1)}
+
+    mended = drive(config)
+    assert (mended.n_calls, mended.failed) == (2, {}), "the failed part, and the correlation"
+    same_tables(tables_of(mended), whole)
+    assert api.status(tmp_path).failures == {}
+
+
+def test_without_activations_there_is_no_similarity(make_config, tmp_path, tables_of):
+    done = drive(make_config(tmp_path), make_executor=lambda folder: Failing(folder, "capture m/first chunk 2"))
+    assert set(done.failed) == {"similarity m/first", "correlate m/first"}
+    assert sorted(tables_of(done)) == ["dynamics", "health", "similarity", "substitution"]
+    assert set(tables_of(done)["dynamics"]["dataset"]) == {"second"}
+
+
+def test_when_everything_fails_the_run_still_ends(make_config, tmp_path, tables_of):
+    done = drive(make_config(tmp_path), make_executor=lambda folder: Failing(folder, ""))
+    assert set(done.failed) == {task.name for task in done.graph.tasks}
+    assert tables_of(done) == {}
+    assert api.open_run(tmp_path).report.is_file()
+
+
+def test_a_call_that_raises_is_a_failure_with_its_traceback(make_config, tmp_path, events_of, monkeypatch):
+    def broken(*args, **kwargs):
+        raise RuntimeError("the device is gone")
+
+    monkeypatch.setattr("raysweep.engine.work.similarity_tables", broken)
+    done = drive(make_config(tmp_path, "studies={similarity: {}}"))
+    assert done.failed == dict.fromkeys(
+        ["similarity m/first", "similarity m/second"], "RuntimeError: the device is gone"
+    )
+    for event in events_of(done, "call_failed"):
+        assert event["traceback"].startswith("Traceback")
+        assert "in broken" in event["traceback"]
+    assert commits(events_of(done)).total() == 5, "what was captured is kept"
+
+
+# --- interruptions ------------------------------------------------------------------------------------------------
+
+
+def test_an_interrupted_run_resumes(make_config, tmp_path, finished, events_of, tables_of, same_tables):
+    made = []
+
+    def executor(folder):
+        made.append(Interrupted(folder, after=4))
+        return made[0]
+
+    with pytest.raises(KeyboardInterrupt):
+        drive(make_config(tmp_path), make_executor=executor)
+    assert made[0].closed
+    assert api.status(tmp_path).state == "interrupted"
+    done = drive(make_config(tmp_path))
+    assert done.n_calls == 11 - 4
+    assert api.status(tmp_path).state == "finished"
+    assert commits(events_of(done)) == commits(events_of(finished))
+    same_tables(tables_of(done), tables_of(finished), exactly=True)
+
+
+def test_a_kill_between_a_commit_and_its_event_loses_neither(
+    make_config, tmp_path, finished, events_of, tables_of, same_tables, monkeypatch
+):
+    emit = EventLog.emit
+    for nth in (1, 3):
+        seen = []
+
+        def dying(self, event, *, seen=seen, nth=nth, **details):
+            seen.append(event)
+            if event == events.CHUNK_COMMITTED and events.RUN_STARTED in seen and seen.count(event) == nth:
+                raise Killed
+            emit(self, event, **details)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(EventLog, "emit", dying)
+            with pytest.raises(Killed):
+                drive(make_config(tmp_path))
+    done = drive(make_config(tmp_path))
+    assert commits(events_of(done)) == commits(events_of(finished))
+    started = Counter(event["call"] for event in events_of(done, "call_started"))
+    assert set(started.values()) == {1}, "no committed call was started again"
+    same_tables(tables_of(done), tables_of(finished), exactly=True)
+
+
+def test_a_kill_at_any_rename_loses_at_most_the_chunk_in_flight(
+    make_config, tmp_path, finished, events_of, tables_of, same_tables, monkeypatch
+):
+    replace = os.replace
+    countdown = []
+
+    def dying(*args):
+        countdown[0] -= 1
+        if countdown[0] == 0:
+            raise Killed
+        replace(*args)
+
+    chance = random.Random(5)
+    monkeypatch.setattr("raysweep.store.artifacts.os.replace", dying)
+    for _ in range(6):
+        countdown[:] = [chance.randint(1, 15)]
+        with pytest.raises(Killed):
+            drive(make_config(tmp_path))
+    countdown[:] = [0]
+    done = drive(make_config(tmp_path))
+    assert commits(events_of(done)) == commits(events_of(finished))
+    assert [e["event"] for e in events_of(done)].count("run_started") >= 5
+    same_tables(tables_of(done), tables_of(finished), exactly=True)
+    assert not list(tmp_path.rglob(".tmp-*"))
+
+
+@pytest.mark.parametrize("how", ["gone", "cut"])
+def test_activations_that_are_gone_are_captured_again(
+    make_config, tmp_path, finished, events_of, tables_of, same_tables, how
+):
+    config = make_config(tmp_path)
+    drive(config)
+    victim = sorted(tmp_path.glob("activations/m/first/layer=002/*.arrow"))[1]
+    whole = victim.read_bytes()
+    victim.unlink() if how == "gone" else victim.write_bytes(whole[:100])
+    assert api.status(tmp_path).unfinished == ["similarity m/first"]
+    done = drive(config)
+    assert done.n_calls == 1
+    assert events_of(done, "call_started")[-1]["call"] == "capture m/first chunk 1"
+    assert victim.read_bytes() == whole
+    same_tables(tables_of(done), tables_of(finished), exactly=True)
+    assert drive(config).n_calls == 0
+
+
+def test_a_sweep_with_too_few_windows_to_correlate_is_no_failure(make_config, tmp_path, tables_of):
+    done = drive(make_config(tmp_path, "studies.substitution.widths=[5]", "execution.chunk=32"))
+    assert done.failed == {}
+    assert len(tables_of(done)["correlation"]) == 0
+    (line,) = api.Run(tmp_path, tables_of(done), tmp_path).summary()
+    assert line.startswith("m on first: layers ")

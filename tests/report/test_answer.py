@@ -1,0 +1,154 @@
+"""The sentences say what the tables say, and no more than they allow."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+from synthetic import STEADY, tiny_tables
+
+from raysweep.report.answer import answer_of, headline
+from raysweep.report.cells import cells_of
+
+
+def said(tables, checkpoints=()):
+    """The headline, and every cell's sentences and label."""
+    cells = cells_of(tables, checkpoints)
+    answers = [answer_of(cell) for cell in cells]
+    sentences = [*headline(cells), *(sentence for answer in answers for sentence in answer.sentences)]
+    return " ".join([*(sentence.striptags() for sentence in sentences), *(answer.label for answer in answers)])
+
+
+def test_the_costliest_window_and_its_paired_interval(tables):
+    substitution = tables["substitution"].query("dataset == 'sums'")
+    by_span = substitution.groupby(["start", "stop"])["loss"].apply(lambda losses: losses.to_numpy())
+    costs = {span: losses - by_span[(0, 0)] for span, losses in by_span.items() if span[1] - span[0] == 5}
+    start, stop = best = max(costs, key=lambda span: costs[span].mean())
+    low, high = stats.t.interval(0.95, len(costs[best]) - 1, costs[best].mean(), stats.sem(costs[best]))
+    separate = max((s for s in costs if s[1] <= start or s[0] >= stop), key=lambda span: costs[span].mean())
+    less = costs[best] - costs[separate]
+    near = stats.t.interval(0.95, len(less) - 1, less.mean(), stats.sem(less))
+    text = said(tables)
+    assert (
+        f"Putting layers {start}–{stop - 1} back to the base model costs most: +{costs[best].mean():.2f} nats "
+        f"[{low:.2f}, {high:.2f}] per response token (loss {by_span[(0, 0)].mean():.2f} → {by_span[best].mean():.2f}; "
+        f"with all 24 layers put back {by_span[(0, 24)].mean():.2f})." in text
+    )
+    assert (
+        f"The next costliest window that shares no layer with it (layers {separate[0]}–{separate[1] - 1}) costs "
+        f"{less.mean():.2f} [{near[0]:.2f}, {near[1]:.2f}] less: the two can be told apart on these 60 examples."
+        in text
+    )
+    assert f"Fine-tuning leans most on layers {start}–{stop - 1} (sums)" in text
+
+
+def test_change_point_layers_and_correlation(tables):
+    dynamics = tables["dynamics"].query("dataset == 'sums'")
+    changes = sorted(dynamics.sort_values("delta")["layer"].head(5))
+    row = tables["correlation"].query("dataset == 'sums'").iloc[0]
+    text = said(tables)
+    assert f"representations change most at layers {changes[0]}–{changes[-1]} (smallest δ, linear CKA)" in text
+    assert (
+        f"ρ = {row.spearman:.2f} [{row.ci_low:.2f}, {row.ci_high:.2f}], p = {row.p_shift:.3f}, over 20 window "
+        "centres: the smaller δ, the higher the loss.".replace("-", "−")
+        in text
+    )
+
+
+def test_two_windows_that_the_examples_do_not_tell_apart_are_both_named():
+    alike = {(0, 2): [2.0, 2.4, 1.9, 2.5], (2, 4): [1.1, 1.2, 1.0, 1.3], (4, 6): [2.3, 2.0, 2.1, 2.2]}
+    text = said(tiny_tables({**STEADY, **alike}))
+    assert "Fine-tuning leans most on layers 0–1 or 4–5" in text
+    assert "the two cannot be told apart on these 4 examples" in text
+
+
+def test_no_window_that_costs_anything():
+    idle = {(0, 2): [1.1, 1.0, 1.0, 1.1], (2, 4): [0.9, 1.2, 0.9, 1.1]}
+    text = said(tiny_tables({**STEADY, **idle}))
+    assert "No window of layers has a cost that these examples tell from 0." in text
+    assert "No window of 2 layers has a cost that these 4 examples tell from 0" in text
+
+
+def test_without_a_cost_there_is_nothing_to_tell():
+    better = {(0, 2): [0.5, 0.7, 0.4, 0.6], (2, 4): [0.4, 0.4, 0.3, 0.5], (0, 6): [0.3, 0.3, 0.1, 0.3]}
+    row = {"spearman": 0.8, "ci_low": 0.6, "ci_high": 0.9, "p_shift": 0.05}
+    text = said(tiny_tables({**STEADY, **better}, correlation=row))
+    assert "nothing to tell: no window has a cost" in text
+    assert "no window's cost is told from 0, so there is no leaning for δ to tell" in text
+    assert "so the base model's layers do better here than the tuned ones" in text
+    assert "All 6 layers together: −0.80 nats" in text
+    assert "misled" not in text
+
+
+def test_cases_that_lean_and_cases_that_do_not():
+    leaning = tiny_tables({**STEADY, (0, 2): [2.0, 2.2, 1.9, 2.3]})["substitution"]
+    idle = tiny_tables({**STEADY, (0, 2): STEADY[(0, 0)]})["substitution"].assign(dataset="idle")
+    text = said({"substitution": pd.concat([leaning, idle])})
+    assert "Fine-tuning leans most on layers 0–1 (d). In 1 of 2 cases no window of layers has a cost" in text
+
+
+@pytest.mark.parametrize(("dtype", "told"), [("float32", "can"), ("bfloat16", "cannot")])
+def test_half_precision_tells_nothing_apart_below_its_noise(dtype, told):
+    base = np.array(STEADY[(0, 0)])
+    noise = np.array([1e-5, -1e-5, 0, 1e-5])
+    close = {(0, 2): base + 1, (2, 4): base + 1 - 5e-4 + noise}
+    checkpoints = [{"model": "m", "role": "base", "dtype": dtype}]
+    text = said(tiny_tables({**STEADY, **close}), checkpoints)
+    assert f"the two {told} be told apart" in text
+
+
+@pytest.mark.parametrize(
+    ("correlation", "label", "reading"),
+    [
+        ((-0.8, -0.9, -0.6, 0.05), "the base model would have told", "whole interval is below 0, and"),
+        ((-0.8, -0.9, -0.6, 0.3), "points the same way, may be chance", "too often to rule chance out"),
+        ((-0.8, -0.9, -0.6, math.nan), "points the same way, may be chance", "without p"),
+        ((-0.2, -0.5, 0.1, 0.01), "cannot tell", "The interval includes 0"),
+        ((0.5, 0.2, 0.7, 0.01), "the base model would have misled", "The whole interval is above 0"),
+        ((-0.8, math.nan, math.nan, 0.01), "cannot tell", "There is no interval"),
+    ],
+)
+def test_readings_of_a_correlation(correlation, label, reading):
+    row = dict(zip(("spearman", "ci_low", "ci_high", "p_shift"), correlation, strict=True))
+    windows = {**STEADY, (0, 2): [2.0, 2.2, 1.9, 2.3], (2, 4): [1.3, 1.4, 1.2, 1.6]}
+    text = said(tiny_tables(windows, correlation=row))
+    assert label in text
+    assert reading in text
+
+
+def test_too_few_centres_for_a_p_value():
+    row = {"spearman": -0.9, "ci_low": -1.0, "ci_high": -0.5, "p_shift": 0.125, "n_layers": 8}
+    text = said(tiny_tables({**STEADY, (0, 2): [2.0, 2.2, 1.9, 2.3]}, correlation=row))
+    assert "8 centres are too few to rule chance out (p is never below 1/8)" in text
+
+
+def test_many_cells_are_named_as_far_as_there_is_room():
+    cells = [
+        tiny_tables({**STEADY, (0, 2): [2.0, 2.2, 1.9, 2.3]})["substitution"].assign(dataset=d) for d in "abcdefgh"
+    ]
+    text = said({"substitution": pd.concat(cells)})
+    assert "layers 0–1 (a), layers 0–1 (b)" in text
+    assert "layers 0–1 (f) and, in 2 more cases, those in the table below." in text
+
+
+def test_without_the_tuned_model_the_cost_is_not_available():
+    text = said(tiny_tables({(0, 2): [2.0, 2.2], (2, 4): [1.3, 1.4]}))
+    assert "Putting layers 0–1 back to the base model gives the highest loss, 2.10 nats" in text
+    assert "what that costs is n/a (no loss of the tuned model to compare with)" in text
+
+
+def test_change_points_alone_are_an_answer_too():
+    tables = tiny_tables(STEADY)
+    text = said({"dynamics": tables["dynamics"]})
+    assert "The base model's representations change most at layer 1 (m · d)." in text
+    assert "fine-tuning" not in text.lower()
+
+
+def test_names_and_reasons_are_escaped():
+    tables = tiny_tables({**STEADY, (0, 2): [2.0, 2.2, 1.9, 2.3]})
+    tables = {name: rows.assign(dataset="<b>d</b>") for name, rows in tables.items()}
+    (line,) = headline(cells_of(tables, ()))
+    assert "(<bdi>m · &lt;b&gt;d&lt;/b&gt;</bdi>)" in line
