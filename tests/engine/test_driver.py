@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import os
 import random
+import socket
+import subprocess
+import sys
 from collections import Counter
 
 import pandas as pd
@@ -158,6 +161,17 @@ def test_fresh_forgets(make_config, tmp_path, events_of):
     again = drive(config, fresh=True)
     assert again.n_calls == 3
     assert [event["event"] for event in events_of(again)].count("run_started") == 1
+
+
+def test_what_a_killed_writer_left_is_swept(make_config, tmp_path):
+    config = make_config(tmp_path, "studies={substitution: {widths: [6]}}")
+    drive(config)
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    left = tmp_path / "chunks" / f".tmp-{socket.gethostname()}-{ended.pid}-0123456789abcdef.parquet"
+    left.write_bytes(b"half")
+    drive(config)
+    assert not left.exists()
 
 
 # --- the same tables, however they came about ---------------------------------------------------------------------

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from raysweep.engine import work
@@ -39,6 +41,15 @@ def test_a_pair_is_loaded_once(calls, loaded, tmp_path):
     worker.unload()
     worker.attempt(calls[0])
     assert loaded == ["base", "tuned", "base"]
+
+
+def test_of_three_checkpoints_the_one_used_last_of_all_makes_room(calls, loaded, tmp_path):
+    first = next(call for call in calls if isinstance(call, SubstituteCall))
+    second = dataclasses.replace(first, tuned=dataclasses.replace(first.tuned, fingerprint="another"))
+    worker = Worker(tmp_path)
+    for call in (first, second, first):
+        assert worker.attempt(call).error is None
+    assert loaded == ["base", "tuned", "tuned", "tuned"], "the base model stays"
 
 
 def test_a_sweep_says_what_it_did(calls, tmp_path):
