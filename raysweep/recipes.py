@@ -8,7 +8,7 @@ from typing import Any
 from raysweep.config import Config, parse_config
 
 DEMO_SETS = {"sums": "gsm8k", "facts": "boolq", "quiz": "openbookqa", "orders": "dolly"}
-DEMO_EXAMPLES = 96
+DEMO_EXAMPLES = 64
 
 
 def demo_config(storage: str) -> Config:
