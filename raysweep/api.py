@@ -196,6 +196,7 @@ class Planned:
 def plan_run(config: Config | str | Path, overrides: Sequence[str] = ()) -> Planned:
     """What `run` would do with this config; reads and checks everything it names, and runs and writes nothing."""
     from raysweep.engine.driver import prepare
+    from raysweep.engine.executor import backend_for
     from raysweep.engine.plan import cost
     from raysweep.engine.rates import seconds_for
 
@@ -203,7 +204,11 @@ def plan_run(config: Config | str | Path, overrides: Sequence[str] = ()) -> Plan
         config = parse_config(config.model_dump(), overrides=overrides)
     else:
         config = load_config(config, overrides)
-    facts, graph, folder = prepare(config)
+    backend = backend_for(config.execution)
+    try:
+        facts, graph, folder = prepare(config, backend.device)
+    finally:
+        backend.close()
     done = folder.committed() if folder.is_run else {}
     tasks: dict[str, tuple[int, int]] = defaultdict(lambda: (0, 0))
     for task in graph.tasks:

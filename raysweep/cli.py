@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from raysweep.errors import RaysweepError
+from raysweep.errors import EngineError, RaysweepError
 
 if TYPE_CHECKING:
     from raysweep.api import Run
@@ -104,12 +104,15 @@ def plan(
 def run(
     config: Annotated[Path, typer.Argument(help="The config.")],
     overrides: Overrides = None,
-    executor: Annotated[str | None, typer.Option(help="The same as --set execution.executor=…")] = None,
+    executor: Annotated[str | None, typer.Option(help="local or ray; the same as --set execution.executor=…")] = None,
+    address: Annotated[str | None, typer.Option(help="The Ray cluster to join (host:port, or auto).")] = None,
     fresh: Fresh = False,
 ) -> None:
     """Run a config; what is whole is not done again."""
     chosen = list(overrides or [])
-    if executor is not None:
+    if address is not None:
+        chosen += [f"execution.address={address}", f"execution.executor={executor or 'ray'}"]
+    elif executor is not None:
         chosen.append(f"execution.executor={executor}")
     _run(str(config), chosen, fresh=fresh)
 
@@ -182,4 +185,4 @@ def main() -> None:
         app()
     except RaysweepError as error:
         typer.echo(f"error: {error}", err=True)
-        sys.exit(2)
+        sys.exit(1 if isinstance(error, EngineError) else 2)

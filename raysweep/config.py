@@ -12,7 +12,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from raysweep.errors import InputError, nearest
 
@@ -104,19 +113,44 @@ class StudiesConfig(_Section):
 class ExecutionConfig(_Section):
     """How to compute it; nothing here changes a result beyond rounding, except `chunk`, which decides what is committed together."""
 
-    executor: Literal["local"] = "local"
+    executor: Literal["local", "ray"] = "local"
+    address: str | None = None
+    workers: Positive | Literal["auto"] = "auto"
+    cpus_per_worker: Positive = 1
+    gpus_per_worker: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
+    attempts: Positive = 3
     device: str = "auto"
     device_map: str | dict[str, Any] | None = None
     batch_tokens: Positive | Literal["auto"] = "auto"
     chunk: Positive = 32
     fuse: bool = True
 
-    @field_validator("batch_tokens", mode="before")
+    @field_validator("batch_tokens", "workers", mode="before")
     @classmethod
-    def _budget(cls, value: object) -> object:
+    def _count(cls, value: object, info: ValidationInfo) -> object:
         if value != "auto" and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-            raise ValueError(f"give auto or a number of tokens, 1 or more, not {value!r}")
+            what = "tokens" if info.field_name == "batch_tokens" else "workers"
+            raise ValueError(f"give auto or a number of {what}, 1 or more, not {value!r}")
         return value
+
+    @field_validator("gpus_per_worker", mode="before")
+    @classmethod
+    def _share(cls, value: object) -> object:
+        if value == "auto":
+            return value
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0 or (value > 1 and value % 1):
+            raise ValueError(f"give auto, a share of a GPU between 0 and 1, or a whole number of them, not {value!r}")
+        return float(value)
+
+    @model_validator(mode="after")
+    def _ray_only(self) -> ExecutionConfig:
+        if self.executor == "local" and self.address is not None:
+            raise ValueError(f"address {self.address!r} needs executor ray, and executor is local")
+        if self.executor == "ray" and self.device.startswith("cuda:"):
+            raise ValueError(
+                f"device {self.device} names one GPU, and Ray gives each worker its own; give cuda or auto"
+            )
+        return self
 
     @field_validator("device_map", mode="before")
     @classmethod
@@ -323,7 +357,11 @@ studies:
     resamples: 1000                  # half-samples of the examples behind each interval
 
 execution:
-  executor: local
+  executor: local                    # this process; or ray: workers of a cluster, or of this machine
+  # address: 10.0.0.1:6379           # ray: the cluster to join; without one, Ray is started on this machine
+  # workers: auto                    # ray: as many as there is room for, or a number
+  # gpus_per_worker: auto            # ray: 1 where there are GPUs; or a share of one, or several
+  attempts: 3                        # a chunk that fails or loses its worker so often is set aside
   device: auto                       # cuda where there is one, else cpu
   batch_tokens: auto                 # padded tokens of one block call: 8192 on a GPU, 1024 on a CPU, or a number
   chunk: 32                          # examples committed together

@@ -21,6 +21,10 @@ class StoreError(RaysweepError):
     """A run folder or artifact that is missing, foreign, or does not match its manifest."""
 
 
+class EngineError(RaysweepError):
+    """Workers that cannot be started or have all been lost: the run ends, and what is committed is kept."""
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """The hint that ends an "unknown name" message: the nearest known name, or all of them."""
     names = sorted(known)

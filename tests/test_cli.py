@@ -137,7 +137,7 @@ def test_sweep_answers_on_standard_output(swept):
 
 def test_sweep_tells_its_progress_in_plain_lines_on_standard_error(swept):
     lines = swept[0].err.splitlines()
-    assert re.fullmatch(r"\[ *\d+\.\d s\] 13 tasks, 0 done already; 6 calls to run", lines[0])
+    assert re.fullmatch(r"\[ *\d+\.\d s\] 13 tasks, 0 done already; 8 calls to run", lines[0])
     assert all(re.match(r"\[ *\d+\.\d s\] ", line) for line in lines)
 
 
@@ -235,7 +235,7 @@ def test_plan_as_json_before_and_after_a_run(config, raysweep):
 def test_fresh_forgets(config, raysweep):
     assert raysweep("run", config).code == 0
     assert "8 tasks, 8 done already; 0 calls" in raysweep("run", config).err
-    assert "8 tasks, 0 done already; 6 calls" in raysweep("run", config, "--fresh").err
+    assert "8 tasks, 0 done already; 8 calls" in raysweep("run", config, "--fresh").err
 
 
 def test_demo_is_the_laboratorys(tmp_path, raysweep, monkeypatch):
@@ -351,7 +351,7 @@ REFUSALS = {
         ["studies.substitution.width=5"],
         "{config}: unknown key 'studies.substitution.width'; did you mean 'widths'?",
     ),
-    "an executor that is not there": (["execution.executor=ray"], "{config}: key 'execution.executor': 'ray' is not 'local'"),
+    "an executor that is not there": (["execution.executor=dask"], "{config}: key 'execution.executor': 'dask' is not 'local' or 'ray'"),
     "an override without a value": (
         ["name"],
         "--set name: write it as key=value, for example execution.chunk=16",

@@ -75,6 +75,11 @@ def test_defaults():
     assert (config.studies.correlation.resamples, config.studies.correlation.seed) == (1000, 0)
     assert config.execution.model_dump() == {
         "executor": "local",
+        "address": None,
+        "workers": "auto",
+        "cpus_per_worker": 1,
+        "gpus_per_worker": "auto",
+        "attempts": 3,
         "device": "auto",
         "device_map": None,
         "batch_tokens": "auto",
@@ -144,7 +149,22 @@ def test_a_misspelt_key_names_the_nearest(override, told):
             "key 'studies.similarity.neighbourhood': a neighbourhood has a layer in its middle, so it is odd; 4 is even",
         ),
         ("studies.correlation.drop_ends=-1", "key 'studies.correlation.drop_ends': give 0 or more, not -1"),
-        ("execution.executor=ray", "key 'execution.executor': 'ray' is not 'local'"),
+        ("execution.executor=dask", "key 'execution.executor': 'dask' is not 'local' or 'ray'"),
+        ("execution.workers=0", "key 'execution.workers': give auto or a number of workers, 1 or more, not 0"),
+        ("execution.workers=some", "key 'execution.workers': give auto or a number of workers, 1 or more, not 'some'"),
+        (
+            "execution.gpus_per_worker=1.5",
+            "key 'execution.gpus_per_worker': give auto, a share of a GPU between 0 and 1, or a whole number of them, not 1.5",
+        ),
+        ("execution.attempts=0", "key 'execution.attempts': give 1 or more, not 0"),
+        (
+            "execution.address=10.0.0.1:6379",
+            "execution: address '10.0.0.1:6379' needs executor ray, and executor is local",
+        ),
+        (
+            "execution={executor: ray, device: cuda:1}",
+            "execution: device cuda:1 names one GPU, and Ray gives each worker its own; give cuda or auto",
+        ),
         ("execution.device=tpu", "key 'execution.device': 'tpu' is no device; give auto, cpu, mps, cuda or cuda:N"),
         (
             "execution.batch_tokens=many",

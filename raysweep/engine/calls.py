@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
+Failure = Literal["refused", "raised", "lost", "unstarted"]
+
+
 @dataclass(frozen=True)
 class Loading:
     """How a call's models are loaded, and the padded tokens of one block call."""
@@ -43,6 +46,16 @@ class Call:
     dataset: str
     tasks: tuple[str, ...]
 
+    @property
+    def affinity(self) -> tuple[str, ...]:
+        """Fingerprints of the checkpoints that a worker must have loaded for it, the base's first."""
+        return ()
+
+    @property
+    def kind(self) -> str:
+        """What it does, in a word: the first of its name."""
+        return self.name.partition(" ")[0]
+
 
 @dataclass(frozen=True)
 class ModelCall(Call):
@@ -52,23 +65,35 @@ class ModelCall(Call):
     loading: Loading
     examples: tuple[Example, ...]
 
+    @property
+    def affinity(self) -> tuple[str, ...]:
+        """The base's fingerprint."""
+        return (self.base.fingerprint,)
+
 
 @dataclass(frozen=True)
-class SubstituteCall(ModelCall):
-    """One pass over one chunk for all `windows`; `keys` has a part key a window."""
+class PairCall(ModelCall):
+    """A call that runs a tuned model with `windows` of its layers put back to the base's; `keys` has one a window."""
 
     tuned: Checkpoint
     windows: tuple[Window, ...]
     keys: tuple[str, ...]
 
+    @property
+    def affinity(self) -> tuple[str, ...]:
+        """The fingerprints of base and tuned."""
+        return (self.base.fingerprint, self.tuned.fingerprint)
+
 
 @dataclass(frozen=True)
-class GenerateCall(ModelCall):
+class SubstituteCall(PairCall):
+    """One pass over one chunk for all windows."""
+
+
+@dataclass(frozen=True)
+class GenerateCall(PairCall):
     """Text of a few examples under each of the windows."""
 
-    tuned: Checkpoint
-    windows: tuple[Window, ...]
-    keys: tuple[str, ...]
     new_tokens: int
 
 
@@ -122,13 +147,19 @@ class Commit:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a call: commits, or an error with its traceback; `measured` has seconds and counts."""
+    """What came of a call: commits, or an error with its traceback; `measured` has seconds and counts.
+
+    Of a call with an error `failure` says what kind: `refused` for one of raysweep's own errors, which would come again;
+    `raised` for any other exception; `lost` where the worker died while it ran the call; `unstarted` where the worker died
+    before, so that the call is not to blame.
+    """
 
     call: Call
     commits: tuple[Commit, ...] = ()
-    measured: Mapping[str, float] = field(default_factory=dict)
+    measured: Mapping[str, Any] = field(default_factory=dict)
     error: str | None = None
     traceback: str | None = None
+    failure: Failure = "raised"
 
 
 def commit_name(kind: str, model: str, dataset: str, keys: Sequence[str]) -> str:
@@ -153,7 +184,7 @@ def model_calls(config: Config, facts: Facts, graph: Graph, done: Collection[str
     """
     taken = set(done)
     for call in _lacking(config, facts, graph, taken):
-        if isinstance(call, (SubstituteCall, GenerateCall)):
+        if isinstance(call, PairCall):
             taken.update(call.keys)  # _lacking looks here again for every call
         yield call
 
@@ -293,13 +324,4 @@ def result_call(config: Config, graph: Graph, task: Task) -> SimilarityCall | Co
         resamples,
         seed,
         correlation.drop_ends,
-    )
-
-
-def is_ready(task: Task, tasks: Mapping[str, Task], done: Collection[str]) -> bool:
-    """Whether a task's tables can be made now: they are not there yet, and everything they are made from is."""
-    if all(key in done for key in task.results.values()):
-        return False
-    return all(key in done for key in task.parts) and all(
-        key in done for name in task.needs for key in tasks[name].keys
     )

@@ -11,22 +11,23 @@ import platform
 import socket
 import sys
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from raysweep.config import Config
 from raysweep.engine import events
-from raysweep.engine.calls import Call, Commit, Outcome, is_ready, model_calls, result_call
+from raysweep.engine.calls import Call, Commit, Outcome, model_calls, result_call
+from raysweep.engine.dispatch import CallQueue, is_final, may_queue_behind
 from raysweep.engine.events import EventLog, Listener
-from raysweep.engine.executor import Executor, LocalExecutor
+from raysweep.engine.executor import Backend, Executor, backend_for
 from raysweep.engine.folder import RunFolder
 from raysweep.engine.graph import Graph
 from raysweep.engine.inspection import Facts, inspect
+from raysweep.engine.ledger import Ledger
 from raysweep.engine.plan import plan
-from raysweep.engine.work import Worker
 from raysweep.store.artifacts import sweep_temporaries
 
 
@@ -41,66 +42,55 @@ class Done:
     seconds: float = 0.0
 
 
-def prepare(config: Config) -> tuple[Facts, Graph, RunFolder]:
-    """Inspect and plan: everything that can be refused is refused here (InputError), and nothing is written."""
-    folder = RunFolder(Path(config.storage).expanduser())
+def prepare(config: Config, find_device: Callable[[str], str]) -> tuple[Facts, Graph, RunFolder]:
+    """Inspect and plan: everything that can be refused is refused here (InputError), and nothing is written.
+
+    `find_device` is told `execution.device` and says which device that means where the work will be done.
+    """
+    folder = RunFolder(Path(config.storage).expanduser().absolute())
     folder.check_usable()
-    facts = inspect(config)
+    facts = inspect(config, find_device)
     return facts, plan(config, facts), folder
 
 
 def drive(
-    config: Config,
-    *,
-    fresh: bool = False,
-    listener: Listener | None = None,
-    make_executor: Callable[[RunFolder], Executor] | None = None,
+    config: Config, *, fresh: bool = False, listener: Listener | None = None, backend: Backend | None = None
 ) -> Done:
     """Run the config to its end, resuming what is committed; `fresh` forgets it first.
 
-    Raises InputError before anything ran; a KeyboardInterrupt is logged and goes on, with what is committed kept.
+    Raises InputError before anything ran, also where another run is in the folder; EngineError where workers cannot be
+    had; a KeyboardInterrupt is logged and goes on. What is committed is kept.
     """
     started = time.monotonic()
-    facts, graph, folder = prepare(config)
-    folder.root.mkdir(parents=True, exist_ok=True)
-    if fresh and folder.is_run:
-        folder.clear()
-    log = EventLog(folder.events, listener)
+    backend = backend or backend_for(config.execution)
     try:
-        sweep_temporaries(folder.root)
-        folder.forget_broken()
-        folder.write_plan(config.to_yaml(), graph, describe_run(config, facts))
-        _tell_untold(folder, log)
-        done = dict.fromkeys(folder.committed())
-        log.emit(
-            events.RUN_STARTED,
-            name=config.name,
-            pid=os.getpid(),
-            host=socket.gethostname(),
-            tasks=len(graph.tasks),
-            done=graph.counts(done)[0],
-            calls=sum(1 for _ in model_calls(config, facts, graph, done)),
-        )
-        executor = make_executor(folder) if make_executor else LocalExecutor(Worker(folder.root))
-        run = _Run(config, graph, folder, log, done)
-        try:
-            run.all(executor, model_calls(config, facts, graph, done))
-        except KeyboardInterrupt:
-            log.emit(events.RUN_INTERRUPTED)
-            raise
-        finally:
-            executor.close()
-        seconds = round(time.monotonic() - started, 3)
-        log.emit(
-            events.RUN_FINISHED,
-            done=graph.counts(done)[0],
-            tasks=len(graph.tasks),
-            failed=sorted(run.failed),
-            seconds=seconds,
-        )
-        return Done(folder, graph, run.failed, run.n_calls, seconds)
+        facts, graph, folder = prepare(config, backend.device)
+        folder.root.mkdir(parents=True, exist_ok=True)
+        with folder.locked(), EventLog(folder.events, listener) as log:
+            if fresh:
+                log.clear()
+                folder.clear()
+            sweep_temporaries(folder.root)
+            folder.forget_broken()
+            folder.write_plan(config.to_yaml(), graph, describe_run(config, facts))
+            _tell_untold(folder, log)
+            run = _Run(config, facts, graph, folder, log)
+            try:
+                run.all(backend)
+            except KeyboardInterrupt:
+                log.emit(events.RUN_INTERRUPTED)
+                raise
+            seconds = round(time.monotonic() - started, 3)
+            log.emit(
+                events.RUN_FINISHED,
+                done=run.ledger.n_done,
+                tasks=len(graph.tasks),
+                failed=sorted(run.failed),
+                seconds=seconds,
+            )
+            return Done(folder, graph, run.failed, run.n_calls, seconds)
     finally:
-        log.close()
+        backend.close()
 
 
 def _tell_untold(folder: RunFolder, log: EventLog) -> None:
@@ -114,50 +104,97 @@ def _tell_untold(folder: RunFolder, log: EventLog) -> None:
 class _Run:
     """One pass of the driver over what is not done."""
 
-    def __init__(self, config: Config, graph: Graph, folder: RunFolder, log: EventLog, done: dict[str, None]) -> None:
-        self.config, self.graph, self.folder, self.log, self.done = config, graph, folder, log, done
+    def __init__(self, config: Config, facts: Facts, graph: Graph, folder: RunFolder, log: EventLog) -> None:
+        self.config, self.graph, self.folder, self.log = config, graph, folder, log
+        done = folder.committed()
+        self.ledger = Ledger(graph, done)
+        self.queue = CallQueue(model_calls(config, facts, graph, done))
         self.failed: dict[str, str] = {}
         self.n_calls = 0
-        self._tasks = {task.name: task for task in graph.tasks}
-        self._results = graph.made_from_others()
+        self._running: dict[str, int] = {}  # the worker of each call in flight
+        self._attempts: Counter[str] = Counter()
+        self._queue_results()
+        log.emit(
+            events.RUN_STARTED,
+            name=config.name,
+            pid=os.getpid(),
+            host=socket.gethostname(),
+            tasks=len(graph.tasks),
+            done=self.ledger.n_done,
+            calls=self.queue.counts() + self.ledger.to_make(),
+        )
 
-    def all(self, executor: Executor, calls: Iterable[Call]) -> None:
+    def all(self, backend: Backend) -> None:
         """Submit and collect until nothing is left."""
-        waiting = deque(calls)
-        waiting.extendleft(self._ready())
-        running = 0
-        while waiting or running:
-            while waiting and running < executor.capacity:
-                call = waiting.popleft()
-                self.log.emit(events.CALL_STARTED, call=call.name)
-                executor.submit(call)
-                running += 1
-            outcome = executor.collect()
-            running -= 1
-            self.n_calls += 1
-            self._take(outcome)
-            waiting.extendleft(self._ready())
-        for task in self._results:
+        if self.queue:
+            executor = backend.open(self.folder.root, len(self.queue))
+            try:
+                self.log.emit(events.WORKERS_READY, **executor.about)
+                while self._submit(executor):
+                    for outcome in executor.collect():
+                        self._take(outcome)
+            finally:
+                executor.close()
+        for task in self.graph.tasks:
             cause = next((name for name in (task.name, *task.needs) if name in self.failed), None)
             if cause is not None:
                 self.failed.setdefault(task.name, f"not made, for '{cause}' failed")
 
+    def _submit(self, executor: Executor) -> int:
+        """Hand out what waits, each worker's first call before anybody's second; how many calls are in flight."""
+        in_flight = Counter(self._running.values())
+        for depth in range(max(slot.depth for slot in executor.slots)):
+            for index, slot in enumerate(executor.slots):
+                if in_flight[index] != depth or depth >= slot.depth:
+                    continue
+                if not may_queue_behind(depth, len(self.queue), len(executor.slots)):
+                    continue
+                call = self.queue.take(index, slot)
+                if call is not None:
+                    self.log.emit(events.CALL_STARTED, call=call.name)
+                    executor.submit(index, call)
+                    self._running[call.name] = index
+                    in_flight[index] += 1
+        return len(self._running)
+
     def _take(self, outcome: Outcome) -> None:
         call = outcome.call
+        del self._running[call.name]
         if outcome.error is not None:
-            self.failed |= dict.fromkeys(call.tasks, outcome.error)
-            self.log.emit(
-                events.CALL_FAILED, call=call.name, tasks=call.tasks, error=outcome.error, traceback=outcome.traceback
-            )
+            self._take_failure(outcome)
             return
+        self.n_calls += 1
+        self._attempts.pop(call.name, None)
         for commit in outcome.commits:
-            if not all(key in self.done for key in commit.keys):  # a kill may have kept some of the call's commits
+            if any(map(self.ledger.lacks, commit.keys)):  # a kill may have kept some of the call's commits
                 self._commit(call, commit, outcome.measured)
-        for name in call.tasks:
-            if all(key in self.done for key in self._tasks[name].keys):
-                self.log.emit(events.TASK_DONE, task=name)
+        self.log.emit(events.CALL_DONE, call=call.name, measured=dict(outcome.measured))
+        self._queue_results()
 
-    def _commit(self, call: Call, commit: Commit, measured: Mapping[str, float]) -> None:
+    def _take_failure(self, outcome: Outcome) -> None:
+        call = outcome.call
+        if outcome.failure == "unstarted":
+            self.queue.push_back(call)
+            return
+        self.n_calls += 1
+        self._attempts[call.name] += 1
+        attempts, limit = self._attempts[call.name], self.config.execution.attempts
+        final = is_final(outcome, attempts, limit)
+        if final:
+            self.failed |= dict.fromkeys(call.tasks, outcome.error or "")
+        else:
+            self.queue.push(call)
+        self.log.emit(
+            events.CALL_FAILED if final else events.CALL_RETRIED,
+            call=call.name,
+            tasks=call.tasks,
+            attempt=attempts,
+            attempts=limit,
+            error=outcome.error,
+            traceback=outcome.traceback,
+        )
+
+    def _commit(self, call: Call, commit: Commit, measured: Mapping[str, Any]) -> None:
         log = {"call": call.name, "tasks": list(call.tasks), "measured": dict(measured)}
         self.folder.chunks.commit(
             commit.name,
@@ -166,14 +203,13 @@ class _Run:
             files=commit.files,
             extra={**commit.extra, "log": log},
         )
-        self.done |= dict.fromkeys(commit.keys)
         self.log.emit(events.CHUNK_COMMITTED, commit=commit.name, keys=commit.keys, **log)
+        for task in self.ledger.commit(commit.keys):
+            self.log.emit(events.TASK_DONE, task=task.name)
 
-    def _ready(self) -> list[Call]:
-        """Calls whose tables can be made now; each is given once."""
-        ready = [task for task in self._results if is_ready(task, self._tasks, self.done)]
-        self._results = [task for task in self._results if task not in ready]
-        return [result_call(self.config, self.graph, task) for task in ready]
+    def _queue_results(self) -> None:
+        for task in self.ledger.take_makeable():
+            self.queue.push(result_call(self.config, self.graph, task))
 
 
 def describe_run(config: Config, facts: Facts) -> dict[str, Any]:

@@ -14,8 +14,11 @@ from pathlib import Path
 from typing import Any
 
 RUN_STARTED = "run_started"
+WORKERS_READY = "workers_ready"
 CALL_STARTED = "call_started"
 CHUNK_COMMITTED = "chunk_committed"
+CALL_DONE = "call_done"
+CALL_RETRIED = "call_retried"
 CALL_FAILED = "call_failed"
 TASK_DONE = "task_done"
 RUN_FINISHED = "run_finished"
@@ -44,7 +47,14 @@ class EventLog:
         if self._listener:
             self._listener(line)
 
-    def close(self) -> None:
+    def clear(self) -> None:
+        """Forget all events. The file is emptied and not removed: killed here, its folder is still a run folder."""
+        self._file.truncate(0)
+
+    def __enter__(self) -> EventLog:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
         """Flush to the disk and close."""
         os.fsync(self._file.fileno())
         self._file.close()

@@ -1,51 +1,103 @@
 """What the driver asks of an executor, and the executor in this process.
 
-An executor takes calls and gives outcomes, in any order. It never raises for a call that failed: the failure is the
-outcome. It keeps no results; what is committed is the driver's.
+An executor takes calls and gives outcomes, in any order. It never raises for a call that failed or a worker that died:
+that is the outcome. It keeps no results and no queue; who gets which call, and what is tried again, is the driver's.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
 
+from raysweep.config import ExecutionConfig
 from raysweep.engine.calls import Call, Outcome
+from raysweep.engine.dispatch import Slot
+from raysweep.engine.inspection import resolve_device
 from raysweep.engine.work import Worker
 
 
 class Executor(Protocol):
-    """Runs calls. `capacity` is how many may be submitted and not yet collected."""
+    """Workers, by their place in `slots`."""
 
-    capacity: int
+    @property
+    def slots(self) -> Sequence[Slot]:
+        """The workers."""
 
-    def submit(self, call: Call) -> None:
-        """Take a call."""
+    @property
+    def about(self) -> Mapping[str, Any]:
+        """Plain values that say where the work is done, for the log."""
 
-    def collect(self) -> Outcome:
-        """Wait for a submitted call to end, and give its outcome."""
+    def submit(self, index: int, call: Call) -> None:
+        """Hand a call to a worker."""
+
+    def collect(self) -> list[Outcome]:
+        """Wait until a submitted call has ended, and give what came of it; of several calls where a worker died."""
 
     def close(self) -> None:
         """Let go of everything, whatever is still running."""
 
 
+class Backend(Protocol):
+    """Where a run is executed. Nothing is started or joined before it is asked."""
+
+    def device(self, asked: str) -> str:
+        """The device that `execution.device` means there; raises InputError where it is not to be had."""
+
+    def open(self, folder: Path, n_calls: int) -> Executor:
+        """Workers for at most so many calls; raises InputError where they cannot be had."""
+
+    def close(self) -> None:
+        """Leave, and stop what was started."""
+
+
 class LocalExecutor:
     """One worker in this process; a call runs when its outcome is collected."""
 
-    capacity = 1
+    slots = (Slot(),)
+    about: Mapping[str, Any] = {"executor": "local", "workers": 1}
 
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
         self._calls: deque[Call] = deque()
 
-    def submit(self, call: Call) -> None:
+    def submit(self, index: int, call: Call) -> None:
         """Queue the call."""
         self._calls.append(call)
 
-    def collect(self) -> Outcome:
+    def collect(self) -> list[Outcome]:
         """Run the oldest queued call."""
-        return self._worker.attempt(self._calls.popleft())
+        return [self._worker.attempt(self._calls.popleft())]
 
     def close(self) -> None:
         """Drop queued calls and loaded models."""
         self._calls.clear()
         self._worker.unload()
+
+
+class LocalBackend:
+    """This process."""
+
+    def device(self, asked: str) -> str:
+        """A device of this machine."""
+        return resolve_device(asked)
+
+    def open(self, folder: Path, n_calls: int) -> Executor:
+        """The executor in this process."""
+        return LocalExecutor(Worker(folder))
+
+    def close(self) -> None:
+        """Nothing was started."""
+
+
+def backend_for(execution: ExecutionConfig) -> Backend:
+    """The backend that a config asks for; nothing is started yet."""
+    if execution.executor == "ray":
+        from raysweep.engine.ray_token import use_token_if_there_is_one
+
+        use_token_if_there_is_one()
+        from raysweep.engine.ray_backend import RayBackend
+
+        return RayBackend(execution)
+    return LocalBackend()

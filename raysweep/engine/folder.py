@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from raysweep.engine.graph import Graph, Task
 from raysweep.errors import InputError, StoreError
 from raysweep.store.artifacts import ChunkStore, Manifest, check_file, publish_bytes, publish_json
+from raysweep.store.lock import HeldError, hold
 
 
 class RunFolder:
@@ -29,6 +32,7 @@ class RunFolder:
         self.results = root / "results"
         self.report = root / "report"
         self.chunks = ChunkStore(root / "chunks")
+        self.lock = root / ".lock"
 
     def activations(self, model: str, dataset: str) -> Path:
         """The activation store of one cell."""
@@ -67,7 +71,7 @@ class RunFolder:
         if self.root.exists() and not self.root.is_dir():
             raise InputError(f"storage '{self.root}' is a file; give a folder")
         if self.root.is_dir() and not self.is_run:
-            found = next(self.root.iterdir(), None)
+            found = next((path for path in self.root.iterdir() if path != self.lock), None)
             if found is not None:
                 raise InputError(
                     f"storage '{self.root}' is neither empty nor a run folder (it has '{found.name}'); give another folder"
@@ -85,7 +89,17 @@ class RunFolder:
         for path in (self.root / "chunks", self.root / "activations", self.results, self.report):
             if path.exists():
                 shutil.rmtree(path)
-        self.events.write_bytes(b"")  # emptied and not removed: killed here, this is still a run folder
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder, so that no other run writes to it. Raises InputError, naming it, where one does."""
+        try:
+            with hold(self.lock):
+                yield
+        except HeldError as error:
+            raise InputError(
+                f"run folder '{self.root}' is in use by another raysweep ({error}); wait for it to end, stop it, or give another storage"
+            ) from None
 
     def write_plan(self, config_yaml: str, graph: Graph, about: dict[str, Any]) -> None:
         """Keep what this run is asked to do; `about` is what reports say of checkpoints, data and versions."""

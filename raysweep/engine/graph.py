@@ -7,8 +7,9 @@ again whatever it was called. Nothing here does I/O.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 from raysweep.studies.windows import Window
@@ -42,6 +43,11 @@ class Task:
         """Every key that must be committed for the task to be done."""
         return (*self.parts, *self.results.values())
 
+    @property
+    def made_from_others(self) -> bool:
+        """Whether its tables are made from what other parts and tasks committed."""
+        return bool(self.results) and bool(self.parts or self.needs)
+
     def to_json(self) -> dict[str, Any]:
         """Plain values, as plan.json holds them."""
         return {**asdict(self), "name": self.name, "results": dict(self.results)}
@@ -73,12 +79,11 @@ class Graph:
 
     def cell(self, kind: Kind, model: str, dataset: str) -> list[Task]:
         """The tasks of one kind on one model and data set."""
-        return [t for t in self.of_kind(kind) if (t.model, t.dataset) == (model, dataset)]
+        return self._cells.get((kind, model, dataset), [])
 
-    def made_from_others(self) -> list[Task]:
-        """The tasks whose tables are made from what other parts and tasks committed."""
-        return [task for task in self.tasks if task.results and (task.parts or task.needs)]
-
-    def counts(self, done: Collection[str]) -> tuple[int, int]:
-        """How many tasks are done, and how many there are."""
-        return sum(all(key in done for key in task.keys) for task in self.tasks), len(self.tasks)
+    @cached_property
+    def _cells(self) -> dict[tuple[str, str, str], list[Task]]:
+        cells: dict[tuple[str, str, str], list[Task]] = {}
+        for task in self.tasks:
+            cells.setdefault((task.kind, task.model, task.dataset), []).append(task)
+        return cells

@@ -6,7 +6,7 @@ What to do with it is plan.py's.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING
@@ -83,9 +83,12 @@ def resolve_device(asked: str) -> str:
     return asked
 
 
-def inspect(config: Config) -> Facts:
-    """Read and check everything the config names. Raises InputError for the first thing that cannot be used."""
-    device = resolve_device(config.execution.device)
+def inspect(config: Config, find_device: Callable[[str], str] = resolve_device) -> Facts:
+    """Read and check everything the config names. Raises InputError for the first thing that cannot be used.
+
+    `find_device` says which device `execution.device` means where the work will be done; by default, on this machine.
+    """
+    device = find_device(config.execution.device)
     described: dict[str, Checkpoint] = {}
 
     def described_once(source: str) -> Checkpoint:

@@ -23,6 +23,7 @@ from raysweep.engine.calls import (
     GenerateCall,
     Loading,
     Outcome,
+    PairCall,
     SimilarityCall,
     SubstituteCall,
     commit_name,
@@ -53,8 +54,13 @@ class Worker:
         try:
             commits, measured = self._run(call)
         except Exception as error:
-            kind = "" if isinstance(error, RaysweepError) else f"{type(error).__name__}: "
-            return Outcome(call, error=f"{kind}{error}", traceback=traceback.format_exc())
+            refused = isinstance(error, RaysweepError)
+            return Outcome(
+                call,
+                error=str(error) if refused else f"{type(error).__name__}: {error}",
+                traceback=traceback.format_exc(),
+                failure="refused" if refused else "raised",
+            )
         return Outcome(call, tuple(commits), {**measured, "seconds": round(time.monotonic() - started, 4)})
 
     def unload(self) -> None:
@@ -75,7 +81,7 @@ class Worker:
         self._resident.move_to_end(key)
         return self._resident[key]
 
-    def _pair(self, call: SubstituteCall | GenerateCall) -> Pair:
+    def _pair(self, call: PairCall) -> Pair:
         base = self._adapter(call.base, call.loading)
         return Pair(base, self._adapter(call.tuned, call.loading, base=call.base))
 

@@ -13,7 +13,6 @@ from raysweep.engine.calls import (
     SubstituteCall,
     batch_budget,
     commit_name,
-    is_ready,
     model_calls,
     result_call,
 )
@@ -139,22 +138,6 @@ def test_tasks_that_are_equal_in_all_but_the_name_are_computed_once(make_config)
 
 
 # --- results ------------------------------------------------------------------------------------------------------
-
-
-def test_results_are_ready_when_everything_they_are_made_from_is(graph):
-    tasks = {task.name: task for task in graph.tasks}
-    similarity, correlation = tasks["similarity m/first"], tasks["correlate m/first"]
-    assert not is_ready(similarity, tasks, set())
-    assert not is_ready(similarity, tasks, set(similarity.parts[1:]))
-    assert is_ready(similarity, tasks, set(similarity.parts))
-    assert is_ready(similarity, tasks, {*similarity.parts, similarity.results["similarity"]}), "two tables are missing"
-    assert not is_ready(similarity, tasks, set(similarity.keys))
-
-    losses = {key for task in graph.of_kind("substitute") for key in task.keys}
-    assert not is_ready(correlation, tasks, {*losses, *similarity.parts})
-    assert is_ready(correlation, tasks, {*losses, *similarity.keys})
-    assert not is_ready(correlation, tasks, {*losses, *similarity.keys} - {min(losses)})
-    assert not is_ready(correlation, tasks, {*losses, *similarity.keys, *correlation.keys})
 
 
 def test_result_calls_carry_the_studies_settings(make_config):

@@ -5,6 +5,7 @@ The executors here are the real worker behind other orders, other failures and o
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import socket
@@ -18,43 +19,48 @@ import pytest
 from raysweep import api
 from raysweep.engine import events
 from raysweep.engine.calls import Outcome
+from raysweep.engine.dispatch import Slot
 from raysweep.engine.driver import drive
 from raysweep.engine.events import EventLog
-from raysweep.engine.executor import LocalExecutor
+from raysweep.engine.executor import LocalBackend, LocalExecutor
+from raysweep.engine.folder import RunFolder
 from raysweep.engine.work import Worker
+from raysweep.errors import InputError
 
 
 class Shuffled:
     """Takes several calls at once and ends them in a random order."""
 
-    def __init__(self, folder, seed, capacity=5):
-        self.capacity = capacity
-        self.worker, self.calls, self.random = Worker(folder.root), [], random.Random(seed)
+    def __init__(self, folder, seed):
+        self.about = {"executor": "shuffled", "workers": 3}
+        self.slots = [Slot(depth=2)] * 3
+        self.worker, self.calls, self.random = Worker(folder), [], random.Random(seed)
         self.most = 0
 
-    def submit(self, call):
+    def submit(self, index, call):
         self.calls.append(call)
         self.most = max(self.most, len(self.calls))
 
     def collect(self):
-        return self.worker.attempt(self.calls.pop(self.random.randrange(len(self.calls))))
+        return [self.worker.attempt(self.calls.pop(self.random.randrange(len(self.calls))))]
 
     def close(self):
         self.worker.unload()
 
 
 class Failing(LocalExecutor):
-    """Fails the calls whose names begin so."""
+    """Fails the calls whose names begin so, `times` times each."""
 
-    def __init__(self, folder, *names):
-        super().__init__(Worker(folder.root))
-        self.names = names
+    def __init__(self, folder, *names, times=99, failure="raised"):
+        super().__init__(Worker(folder))
+        self.names, self.times, self.failure, self.seen = names, times, failure, Counter()
 
     def collect(self):
-        if self._calls[0].name.startswith(self.names):
-            return Outcome(
-                self._calls.popleft(), error="RuntimeError: out of memory\nand more", traceback="Traceback …"
-            )
+        call = self._calls[0]
+        if call.name.startswith(self.names) and self.seen[call.name] < self.times:
+            self.seen[call.name] += 1
+            words = "RuntimeError: out of memory\nand more"
+            return [Outcome(self._calls.popleft(), error=words, traceback="Traceback …", failure=self.failure)]
         return super().collect()
 
 
@@ -62,7 +68,7 @@ class Interrupted(LocalExecutor):
     """Ends like a user's Ctrl-C after some calls."""
 
     def __init__(self, folder, after):
-        super().__init__(Worker(folder.root))
+        super().__init__(Worker(folder))
         self.after, self.closed = after, False
 
     def collect(self):
@@ -74,6 +80,17 @@ class Interrupted(LocalExecutor):
     def close(self):
         super().close()
         self.closed = True
+
+
+class On(LocalBackend):
+    """A backend with the executor that `make` makes of the folder; `made` keeps them."""
+
+    def __init__(self, make):
+        self.make, self.made = make, []
+
+    def open(self, folder, n_calls):
+        self.made.append(self.make(folder))
+        return self.made[-1]
 
 
 class Killed(BaseException):
@@ -91,7 +108,7 @@ def test_a_run_does_every_call_once(finished, events_of):
         "name": "small",
         "tasks": 10,
         "done": 0,
-        "calls": 8,
+        "calls": {"capture": 5, "substitute": 3, "similarity": 2, "correlate": 1},
     }
     assert {key: log[-1][key] for key in ("tasks", "done", "failed")} == {"tasks": 10, "done": 10, "failed": []}
     assert log[-1]["seconds"] == pytest.approx(finished.seconds)
@@ -115,7 +132,7 @@ def test_run_again_there_is_nothing_to_do(make_config, finished, events_of, tabl
     assert {key: events_of(again)[before][key] for key in ("tasks", "done", "calls")} == {
         "tasks": 10,
         "done": 10,
-        "calls": 0,
+        "calls": {},
     }
     same_tables(tables_of(again), tables_of(finished), exactly=True)
 
@@ -179,15 +196,11 @@ def test_what_a_killed_writer_left_is_swept(make_config, tmp_path):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_the_order_of_completion_does_not_matter(make_config, tmp_path, finished, tables_of, same_tables, seed):
-    made = []
-
-    def executor(folder):
-        made.append(Shuffled(folder, seed))
-        return made[0]
-
-    done = drive(make_config(tmp_path), make_executor=executor)
-    assert made[0].most == 5, "as many as its capacity"
-    assert not made[0].calls
+    backend = On(lambda folder: Shuffled(folder, seed))
+    done = drive(make_config(tmp_path), backend=backend)
+    (executor,) = backend.made
+    assert executor.most == 6, "two for each of three workers"
+    assert not executor.calls
     same_tables(tables_of(done), tables_of(finished), exactly=True)
 
 
@@ -236,7 +249,7 @@ def test_models_of_one_checkpoint_in_two_dtypes_are_not_mixed_up(make_config, tm
 
 def test_a_failed_call_fails_its_own_tasks_only(make_config, tmp_path, finished, events_of, tables_of, same_tables):
     config = make_config(tmp_path, "execution.fuse=false")
-    done = drive(config, make_executor=lambda folder: Failing(folder, "substitute m/first 2-3 chunk 1"))
+    done = drive(config, backend=On(lambda folder: Failing(folder, "substitute m/first 2-3 chunk 1")))
     assert done.failed == {
         "substitute m/first 2-3": "RuntimeError: out of memory\nand more",
         "correlate m/first": "not made, for 'substitute m/first 2-3' failed",
@@ -265,15 +278,49 @@ def test_a_failed_call_fails_its_own_tasks_only(make_config, tmp_path, finished,
     assert api.status(tmp_path).failures == {}
 
 
+def test_a_call_that_fails_is_tried_again_and_then_set_aside(make_config, tmp_path, events_of):
+    config = make_config(tmp_path, "execution.attempts=3")
+    name = "capture m/first chunk 1"
+    backend = On(lambda folder: Failing(folder, name, times=2))
+    done = drive(config, backend=backend)
+    assert done.failed == {}
+    assert [(e["attempt"], e["attempts"], e["call"]) for e in events_of(done, "call_retried")] == [
+        (1, 3, name),
+        (2, 3, name),
+    ]
+    started = [event["call"] for event in events_of(done, "call_started")]
+    assert started.count(name) == 3
+    assert started[-1] != name or len(started) == 13, "the others went on meanwhile"
+
+    done = drive(config, fresh=True, backend=On(lambda folder: Failing(folder, name, times=3)))
+    assert set(done.failed) == {"similarity m/first", "correlate m/first"}
+    assert [event["attempt"] for event in events_of(done, "call_retried", "call_failed")] == [1, 2, 3]
+
+
+def test_refused_input_is_not_tried_again(make_config, tmp_path, events_of):
+    backend = On(lambda folder: Failing(folder, "capture m/first chunk 1", failure="refused"))
+    done = drive(make_config(tmp_path), backend=backend)
+    assert set(done.failed) == {"similarity m/first", "correlate m/first"}
+    assert [event["event"] for event in events_of(done, "call_retried", "call_failed")] == ["call_failed"]
+
+
+def test_a_call_whose_worker_died_before_it_began_is_not_charged(make_config, tmp_path, events_of):
+    config = make_config(tmp_path, "execution.attempts=1")
+    done = drive(config, backend=On(lambda folder: Failing(folder, "", times=5, failure="unstarted")))
+    assert done.failed == {}
+    assert events_of(done, "call_retried", "call_failed") == []
+    assert done.n_calls == 11
+
+
 def test_without_activations_there_is_no_similarity(make_config, tmp_path, tables_of):
-    done = drive(make_config(tmp_path), make_executor=lambda folder: Failing(folder, "capture m/first chunk 2"))
+    done = drive(make_config(tmp_path), backend=On(lambda folder: Failing(folder, "capture m/first chunk 2")))
     assert set(done.failed) == {"similarity m/first", "correlate m/first"}
     assert sorted(tables_of(done)) == ["dynamics", "health", "similarity", "substitution"]
     assert set(tables_of(done)["dynamics"]["dataset"]) == {"second"}
 
 
 def test_when_everything_fails_the_run_still_ends(make_config, tmp_path, tables_of):
-    done = drive(make_config(tmp_path), make_executor=lambda folder: Failing(folder, ""))
+    done = drive(make_config(tmp_path), backend=On(lambda folder: Failing(folder, "")))
     assert set(done.failed) == {task.name for task in done.graph.tasks}
     assert tables_of(done) == {}
     assert api.open_run(tmp_path).report.is_file()
@@ -294,19 +341,31 @@ def test_a_call_that_raises_is_a_failure_with_its_traceback(make_config, tmp_pat
     assert commits(events_of(done)).total() == 5, "what was captured is kept"
 
 
+# --- two runs in one folder ------------------------------------------------------------------------------------------
+
+
+def test_a_folder_that_another_run_holds_is_refused_and_left_alone(make_config, tmp_path):
+    config = make_config(tmp_path)
+    drive(config)
+    before = (tmp_path / "events.jsonl").read_bytes()
+    with RunFolder(tmp_path).locked(), pytest.raises(InputError) as caught:
+        drive(config, fresh=True)
+    assert str(caught.value) == (
+        f"run folder '{tmp_path}' is in use by another raysweep (process {os.getpid()} on {socket.gethostname()}, "
+        f"since {json.loads((tmp_path / '.lock').read_text())['since']}); wait for it to end, stop it, or give another storage"
+    )
+    assert (tmp_path / "events.jsonl").read_bytes() == before
+    assert drive(config).n_calls == 0
+
+
 # --- interruptions ------------------------------------------------------------------------------------------------
 
 
 def test_an_interrupted_run_resumes(make_config, tmp_path, finished, events_of, tables_of, same_tables):
-    made = []
-
-    def executor(folder):
-        made.append(Interrupted(folder, after=4))
-        return made[0]
-
+    backend = On(lambda folder: Interrupted(folder, after=4))
     with pytest.raises(KeyboardInterrupt):
-        drive(make_config(tmp_path), make_executor=executor)
-    assert made[0].closed
+        drive(make_config(tmp_path), backend=backend)
+    assert backend.made[0].closed
     assert api.status(tmp_path).state == "interrupted"
     done = drive(make_config(tmp_path))
     assert done.n_calls == 11 - 4

@@ -15,11 +15,10 @@ def told(path):
 def test_events_are_lines_with_a_time_and_reach_the_listener(tmp_path):
     path, heard = tmp_path / "run" / "events.jsonl", []
     before = datetime.now(UTC)
-    log = EventLog(path, heard.append)
-    log.emit("call_started", call="substitute m/d δ\n2")
-    assert len(path.read_text(encoding="utf-8").splitlines()) == 1, "written at once"
-    log.emit("chunk_committed", keys=("a", "b"), measured={"seconds": 0.5})
-    log.close()
+    with EventLog(path, heard.append) as log:
+        log.emit("call_started", call="substitute m/d δ\n2")
+        assert len(path.read_text(encoding="utf-8").splitlines()) == 1, "written at once"
+        log.emit("chunk_committed", keys=("a", "b"), measured={"seconds": 0.5})
     assert told(path) == [
         {"event": "call_started", "call": "substitute m/d δ\n2"},
         {"event": "chunk_committed", "keys": ["a", "b"], "measured": {"seconds": 0.5}},
@@ -33,10 +32,19 @@ def test_events_are_lines_with_a_time_and_reach_the_listener(tmp_path):
 def test_a_log_is_appended_to(tmp_path):
     path = tmp_path / "events.jsonl"
     for n in range(2):
-        log = EventLog(path)
-        log.emit("run_started", n=n)
-        log.close()
+        with EventLog(path) as log:
+            log.emit("run_started", n=n)
     assert [event["n"] for event in told(path)] == [0, 1]
+
+
+def test_a_log_that_is_cleared_goes_on_as_new(tmp_path):
+    path = tmp_path / "events.jsonl"
+    with EventLog(path) as log:
+        log.emit("run_started", n=0)
+        log.clear()
+        assert path.read_bytes() == b"", "emptied, and still there"
+        log.emit("run_started", n=1)
+    assert [event["n"] for event in told(path)] == [1]
 
 
 def test_a_line_that_a_kill_tore_costs_that_line_only(tmp_path):
@@ -44,9 +52,8 @@ def test_a_line_that_a_kill_tore_costs_that_line_only(tmp_path):
     whole = [json.dumps({"event": "call_started", "call": f"δ{n}"}, ensure_ascii=False) for n in range(3)]
     for cut in range(1, len(whole[2].encode())):  # inside the two bytes of δ as well
         path.write_bytes(("\n".join(whole[:2]) + "\n").encode() + whole[2].encode()[:cut])
-        log = EventLog(path)
-        log.emit("run_started")
-        log.close()
+        with EventLog(path) as log:
+            log.emit("run_started")
         assert told(path) == [json.loads(line) for line in whole[:2]] + [{"event": "run_started"}]
 
 

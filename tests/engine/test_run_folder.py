@@ -9,6 +9,7 @@ import pytest
 
 from raysweep.engine.driver import prepare
 from raysweep.engine.folder import RunFolder
+from raysweep.engine.inspection import resolve_device
 from raysweep.engine.plan import plan
 from raysweep.errors import InputError
 
@@ -79,7 +80,7 @@ def test_the_plan_comes_back(tmp_path, small):
 
 def test_what_a_run_leaves(finished):
     top = {path.name for path in finished.folder.root.iterdir()}
-    assert top == {"config.yaml", "plan.json", "events.jsonl", "chunks", "activations"}
+    assert top == {".lock", "config.yaml", "plan.json", "events.jsonl", "chunks", "activations"}
     layers = [f"layer={layer:03d}" for layer in range(6)]
     for dataset in ("first", "second"):
         store = finished.folder.activations("m", dataset)
@@ -120,12 +121,12 @@ def test_forgetting_leaves_what_is_whole(copied):
 def test_clearing_leaves_a_run_folder(copied):
     (copied.root / "mine.txt").write_text("kept")
     copied.clear()
-    assert content(copied.root) == ["config.yaml", "events.jsonl", "mine.txt", "plan.json"]
+    assert content(copied.root) == [".lock", "config.yaml", "events.jsonl", "mine.txt", "plan.json"]
     copied.check_usable()
     assert copied.committed() == {}
 
 
 def test_preparing_writes_nothing(make_config, tmp_path):
-    facts, graph, folder = prepare(make_config(tmp_path / "run"))
+    facts, graph, folder = prepare(make_config(tmp_path / "run"), resolve_device)
     assert (len(facts.cells), len(graph.tasks), folder.root) == (2, 10, tmp_path / "run")
     assert content(tmp_path) == []

@@ -8,6 +8,7 @@ import pytest
 
 from raysweep.engine import work
 from raysweep.engine.calls import Call, CaptureCall, SubstituteCall, model_calls
+from raysweep.engine.dispatch import Slot
 from raysweep.engine.executor import LocalExecutor
 from raysweep.engine.plan import plan
 from raysweep.engine.work import Worker
@@ -83,7 +84,10 @@ def test_a_capture_writes_files_and_commits_their_entries(calls, tmp_path):
 
 @pytest.mark.parametrize(
     ("error", "told"),
-    [(RuntimeError("no memory"), "RuntimeError: no memory"), (InputError("that file is gone"), "that file is gone")],
+    [
+        (RuntimeError("no memory"), ("RuntimeError: no memory", "raised")),
+        (InputError("that file is gone"), ("that file is gone", "refused")),
+    ],
 )
 def test_what_a_call_raises_is_its_outcome(calls, tmp_path, monkeypatch, error, told):
     def raising(*args, **kwargs):
@@ -91,7 +95,8 @@ def test_what_a_call_raises_is_its_outcome(calls, tmp_path, monkeypatch, error, 
 
     monkeypatch.setattr(work, "load_model", raising)
     outcome = Worker(tmp_path).attempt(calls[0])
-    assert (outcome.error, outcome.commits) == (told, ())
+    assert (outcome.error, outcome.failure) == told
+    assert outcome.commits == ()
     assert outcome.traceback.startswith("Traceback")
     assert "in raising" in outcome.traceback
 
@@ -112,11 +117,12 @@ def test_an_unknown_call_fails(tmp_path):
 
 def test_the_local_executor_runs_one_call_at_a_time(calls, loaded, tmp_path):
     executor = LocalExecutor(Worker(tmp_path))
-    assert executor.capacity == 1
-    executor.submit(calls[0])
+    assert executor.slots == (Slot(models=True, results=True, depth=1),)
+    executor.submit(0, calls[0])
     assert loaded == [], "it runs when its outcome is collected"
-    assert executor.collect().call is calls[0]
-    executor.submit(calls[1])
+    (outcome,) = executor.collect()
+    assert outcome.call is calls[0]
+    executor.submit(0, calls[1])
     executor.close()
     with pytest.raises(IndexError):
         executor.collect()

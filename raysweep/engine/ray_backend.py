@@ -1,0 +1,177 @@
+"""Joining a Ray cluster, or starting one on this machine, and what there is room for. The workers are ray_executor.py's."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import ray
+
+from raysweep.config import ExecutionConfig
+from raysweep.engine.dispatch import Node, room_for
+from raysweep.engine.executor import Executor
+from raysweep.engine.ray_executor import RayExecutor, Share, living_nodes
+from raysweep.errors import EngineError, InputError
+
+_ANSWER_SECONDS = 30.0
+_OBJECT_STORE_BYTES = 256 * 2**20  # results are small, and activations do not pass through it
+
+
+class RayBackend:
+    """Ray: the cluster at `address` (or at RAY_ADDRESS, as in a job), else one started on this machine for this run."""
+
+    def __init__(self, execution: ExecutionConfig) -> None:
+        self._asked = execution
+        self._address = execution.address or os.environ.get("RAY_ADDRESS")
+        self._ours = False  # whether it was this object that joined or started
+        self._device = "cpu"
+        self._dashboard = ""
+
+    def device(self, asked: str) -> str:
+        """`auto` is cuda where the cluster has GPUs and workers are to have some, else cpu.
+
+        Joins the cluster where there is an address. Raises InputError where it cannot be joined, or has not the room
+        that is asked for.
+        """
+        if self._address and not ray.is_initialized():
+            self._join(self._address)
+        nodes = self._nodes()
+        some = any(node.gpus for node in nodes) and self._asked.gpus_per_worker != 0
+        self._device = asked if asked != "auto" else "cuda" if some else "cpu"
+        self._workers(nodes)
+        return self._device
+
+    def open(self, folder: Path, n_calls: int) -> Executor:
+        """Workers for at most so many calls, on the cluster, which is started here where there is no address."""
+        if not ray.is_initialized():
+            self._start()
+        workers = min(self._workers(self._nodes()), n_calls)
+        about = {"address": ray.get_runtime_context().gcs_address, "dashboard": self._dashboard}
+        return RayExecutor(folder, workers, self._share, self._device, about)
+
+    def close(self) -> None:
+        """Leave the cluster, or stop it where it was started here."""
+        if self._ours and ray.is_initialized():
+            ray.shutdown()
+            self._ours = False
+
+    @property
+    def _share(self) -> Share:
+        gpus = self._asked.gpus_per_worker
+        if gpus == "auto":
+            gpus = 1.0 if self._device.startswith("cuda") else 0.0
+        return Share(self._asked.cpus_per_worker, gpus)
+
+    def _nodes(self) -> list[Node]:
+        if ray.is_initialized():
+            return living_nodes()
+        import torch
+
+        return [Node(float(os.cpu_count() or 1), float(torch.cuda.device_count()))]
+
+    def _workers(self, nodes: list[Node]) -> int:
+        """How many workers: as many as asked for, or as there is room for. Raises InputError where there is not."""
+        room = room_for(nodes, self._share.cpus, self._share.gpus)
+        where = f"the cluster at {self._address}" if self._address else "this machine"
+        has = f"{where} has {sum(n.cpus for n in nodes):g} CPUs and {sum(n.gpus for n in nodes):g} GPUs on {len(nodes)} nodes"
+        if self._asked.workers != "auto" and self._asked.workers > room:
+            raise InputError(
+                f"execution.workers asks for {self._asked.workers} workers of {self._share.words} each, and there is room "
+                f"for {room}: {has}; ask for fewer, or for less each (execution.cpus_per_worker, gpus_per_worker)"
+            )
+        if room == 0:
+            raise InputError(
+                f"no worker of {self._share.words} fits: {has}; ask for less (execution.cpus_per_worker, gpus_per_worker), "
+                "or set execution.device to cpu"
+            )
+        return room if self._asked.workers == "auto" else self._asked.workers
+
+    def _join(self, address: str) -> None:
+        if "://" in address:
+            raise InputError(
+                f"execution.address '{address}' is Ray client's, which raysweep does not use; run on a node of the cluster "
+                "or as a job there, with the head's host:port (6379 by default) or auto"
+            )
+        if address not in ("auto", "local"):
+            _check_address(address)
+        try:
+            with _quiet():
+                context = ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+            raise InputError(
+                f"the Ray cluster at '{address}' cannot be joined ({_words(error)}); is it up, of the same Ray "
+                f"({ray.__version__}) and Python ({sys.version.split()[0]}), and does this process have its token "
+                "(RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or ~/.ray/auth_token)?"
+            ) from error
+        self._ours, self._dashboard = True, str(context.dashboard_url or "")
+
+    def _start(self) -> None:
+        import torch
+
+        try:
+            with _quiet():
+                context = ray.init(
+                    address="local",
+                    num_cpus=os.cpu_count(),
+                    num_gpus=torch.cuda.device_count(),
+                    object_store_memory=_OBJECT_STORE_BYTES,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                )
+        except Exception as error:  # starting processes fails in many ways; all mean that there is no Ray here
+            raise EngineError(
+                f"Ray could not be started on this machine ({_words(error)}); executor local needs none"
+            ) from error
+        self._ours, self._dashboard = True, str(context.dashboard_url or "")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Files that Ray makes meanwhile, its authentication token above all, are this user's alone."""
+    before = os.umask(0o077)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
+def _check_address(address: str) -> None:
+    """Raise InputError unless a Ray head answers there, which `ray.init` would wait for much longer."""
+    host, colon, port = address.rpartition(":")
+    if not colon or not port.isdecimal():
+        raise InputError(f"execution.address '{address}' is no address; give host:port of the head node, or auto")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+    except (OSError, OverflowError) as error:
+        raise InputError(
+            f"nothing answers at execution.address '{address}' ({error}); is the cluster up, and is this its head's port "
+            "(6379 by default)?"
+        ) from error
+    command = [
+        sys.executable,
+        "-m",
+        "ray.scripts.scripts",
+        "health-check",
+        "--address",
+        address,
+        "--skip-version-check",
+    ]
+    try:
+        asked = subprocess.run(command, timeout=_ANSWER_SECONDS, capture_output=True, text=True, check=False)
+        healthy = (
+            asked.returncode == 0 or "Unauthenticated" in asked.stderr
+        )  # joining says what is wrong with the token
+    except subprocess.TimeoutExpired:
+        healthy = False
+    if not healthy:
+        raise InputError(f"what answers at execution.address '{address}' is no Ray head; give its host:port, or auto")
+
+
+def _words(error: BaseException) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:400]

@@ -1,0 +1,219 @@
+"""Workers on Ray: one actor per slot, replaced when it dies; calls go to them by name and come back as outcomes.
+
+Ray restarts and retries nothing by itself here: it cannot tell the call that killed a worker from the one queued behind
+it, and an actor that is away for a moment would use up its retries. Joining and starting clusters is ray_backend.py's.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError, RayError, RayTaskError
+
+from raysweep.engine.calls import Call, Failure, Outcome
+from raysweep.engine.dispatch import Node, Slot, room_for
+from raysweep.engine.ray_worker import RayWorker
+from raysweep.errors import EngineError
+
+_START_SECONDS = 300.0
+_LOOK_SECONDS = 5.0  # between looks at whether there is still a node for a worker that is waited for
+_STARTS = 3
+_REPLACE_SECONDS = 60.0  # a worker that cannot be replaced (its node is gone) is done without
+_DEPTH = 2  # the next call lies ready when one ends
+
+
+@dataclass(frozen=True)
+class Share:
+    """What each worker holds of the cluster."""
+
+    cpus: int
+    gpus: float
+
+    @property
+    def words(self) -> str:
+        """For messages: `1 CPU and 0.5 GPU`."""
+        return f"{self.cpus} CPU" + (f" and {self.gpus:g} GPU" if self.gpus else "")
+
+
+@dataclass
+class _Place:
+    """A slot, the actor in it, and the calls in flight there, oldest first."""
+
+    name: str
+    slot: Slot
+    share: Share
+    actor: Any = None
+    about: Mapping[str, Any] = field(default_factory=dict)
+    calls: dict[Any, Call] = field(default_factory=dict)
+    started: int = 0
+
+
+class RayExecutor:
+    """Actors in a cluster that this process has joined.
+
+    With GPUs every worker has its own, and tables are made by one more worker that sees none; without, any worker makes them.
+    """
+
+    def __init__(self, folder: Path, workers: int, share: Share, device: str, about: Mapping[str, Any] = {}) -> None:
+        self._folder, self._device = str(folder), device
+        slot = Slot(results=not share.gpus, depth=_DEPTH)
+        self._places = [_Place(f"raysweep worker {index}", slot, share) for index in range(workers)]
+        if share.gpus:
+            self._places.append(_Place("raysweep tables", Slot(models=False), Share(0, 0)))
+        self.slots: list[Slot] = [place.slot for place in self._places]
+        self._returned: list[Outcome] = []
+        for place in self._places[:workers]:
+            self._create(place)
+        try:
+            for place in self._places[:workers]:
+                self._await(place)
+        except BaseException:
+            self.close()
+            raise
+        self.about: Mapping[str, Any] = {
+            "executor": "ray",
+            "workers": workers,
+            "each": share.words,
+            "seen": [dict(place.about) for place in self._places[:workers]],
+            **about,
+        }
+
+    def submit(self, index: int, call: Call) -> None:
+        """Send a call to the actor in slot `index`, under the call's name, which the dashboard shows.
+
+        An actor that died is replaced first. Where that cannot be, the slot takes no more calls, and this one comes back
+        unstarted; raises EngineError where no slot is left.
+        """
+        place = self._places[index]
+        if place.actor is None:
+            self._create(place)
+            try:
+                self._await(place, _REPLACE_SECONDS)
+            except EngineError as error:
+                self._retire(index, call, error)
+                return
+        place.calls[place.actor.run.options(name=call.name).remote(call)] = call
+
+    def collect(self) -> list[Outcome]:
+        """Wait until some call has ended. Where an actor has died: its running call is lost, those behind it unstarted."""
+        if self._returned:
+            returned, self._returned = self._returned, []
+            return returned
+        places = {ref: place for place in self._places for ref in place.calls}
+        (ref,), _ = ray.wait(list(places), num_returns=1, fetch_local=False)
+        place = places[ref]
+        try:
+            result = ray.get(ref)
+        except RayTaskError as error:  # what the worker could not catch itself: a call or a result that cannot be sent
+            words = f"{type(error.cause).__name__}: {error.cause}"
+            return [Outcome(place.calls.pop(ref), error=words, traceback=str(error))]
+        except RayError:
+            return self._bury(place)
+        return [_outcome(place.calls.pop(ref), result)]
+
+    def close(self) -> None:
+        """Kill all actors; what runs in them is dropped."""
+        for place in self._places:
+            self._drop(place)
+
+    def _create(self, place: _Place) -> None:
+        place.started += 1
+        kind = ray.remote(RayWorker).options(
+            name=place.name + (f" (start {place.started})" if place.started > 1 else ""),
+            num_cpus=place.share.cpus,
+            num_gpus=place.share.gpus,
+            max_restarts=0,
+            max_task_retries=0,
+            scheduling_strategy="SPREAD",
+        )
+        place.actor = kind.remote(self._folder, max(1, place.share.cpus), place.share.gpus > 0)
+
+    def _retire(self, index: int, call: Call, error: EngineError) -> None:
+        place = self._places[index]
+        self._drop(place)
+        self.slots[index] = Slot(models=False, results=False)
+        if not any(slot.models == place.slot.models and slot.models | slot.results for slot in self.slots):
+            raise error
+        self._returned.append(Outcome(call, error=str(error), failure="unstarted"))
+
+    def _await(self, place: _Place, seconds: float = _START_SECONDS) -> None:
+        """Wait until the actor is up, once more where it is killed meanwhile; raises EngineError where it cannot be had."""
+        until, tries = time.monotonic() + seconds, 1
+        while True:
+            try:
+                place.about = ray.get(place.actor.about.remote(), timeout=_LOOK_SECONDS)
+                break
+            except GetTimeoutError:
+                self._check_room(place, until)
+            except RayError as error:
+                if getattr(error, "actor_init_failed", False):
+                    raise EngineError(
+                        f"a worker could not start on its node ({_last_line(error)}); are the same raysweep, torch and "
+                        "Python installed there?"
+                    ) from error
+                if tries == _STARTS:
+                    raise EngineError(f"a worker died {tries} times as it started: {_last_line(error)}") from error
+                tries += 1
+                self._create(place)
+        if self._device.startswith("cuda") and place.share.gpus and not place.about["cuda"]:
+            raise EngineError(
+                f"the worker on {place.about['host']} was given GPU {place.about['visible']}, and torch finds no CUDA "
+                "device there; install a CUDA build of torch on that node, or set execution.device to cpu"
+            )
+
+    def _check_room(self, place: _Place, until: float) -> None:
+        """Raise EngineError where no living node could ever hold the actor that is waited for, or it took too long."""
+        share = place.share
+        nodes = living_nodes()
+        if not room_for(nodes, share.cpus or 1e-3, share.gpus):
+            raise EngineError(
+                f"a worker of {share.words} has no node to run on any more: {len(nodes)} nodes are alive; "
+                "bring the cluster up and run again, which goes on from what is committed"
+            )
+        if time.monotonic() > until:
+            raise EngineError(
+                f"no worker of {share.words} could be started in time: the cluster has room, but something else holds it; "
+                "wait for that to end, or ask for fewer or smaller workers"
+            )
+
+    def _drop(self, place: _Place) -> None:
+        if place.actor is not None and ray.is_initialized():
+            ray.kill(place.actor, no_restart=True)
+        place.actor = None
+        place.calls.clear()
+
+    def _bury(self, place: _Place) -> list[Outcome]:
+        """The outcomes of all calls of an actor that is gone; the next call makes a new one."""
+        outcomes: list[Outcome] = []
+        running = True
+        for ref, call in place.calls.items():
+            try:
+                outcomes.append(_outcome(call, ray.get(ref, timeout=0)))
+            except RayError as error:
+                words = f"the worker (process {place.about['pid']} on {place.about['host']}) died while it ran this"
+                failure: Failure = "lost" if running else "unstarted"
+                outcomes.append(Outcome(call, error=words, traceback=str(error), failure=failure))
+                running = False
+        self._drop(place)
+        return outcomes
+
+
+def living_nodes() -> list[Node]:
+    """The nodes of the cluster that are alive, with all that they have."""
+    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return [Node(resources.get("CPU", 0.0), resources.get("GPU", 0.0)) for resources in alive]
+
+
+def _outcome(call: Call, result: Any) -> Outcome:
+    commits, measured, error, traceback, failure = result
+    return Outcome(call, commits, measured, error, traceback, failure)
+
+
+def _last_line(error: BaseException) -> str:
+    """Where Ray tells of an exception, it ends with the exception itself."""
+    return next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)

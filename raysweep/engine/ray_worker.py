@@ -1,0 +1,54 @@
+"""The worker as a Ray actor: the same worker as in one process, with its device seen to before anything is loaded."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ray
+
+if TYPE_CHECKING:
+    from raysweep.engine.calls import Call, Commit, Failure
+
+# What comes back of a call; the call itself stays with the driver.
+Result = tuple[tuple["Commit", ...], Mapping[str, Any], str | None, str | None, "Failure"]
+
+
+class RayWorker:
+    """Runs calls one after the other, with the checkpoints it used last resident."""
+
+    def __init__(self, folder: str, cpus: int, sees_gpus: bool) -> None:
+        if not sees_gpus:  # a worker without GPUs would inherit all of its node's
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+        import torch
+
+        from raysweep.engine.work import Worker
+
+        torch.set_num_threads(cpus)
+        self._worker = Worker(Path(folder))
+
+    def about(self) -> dict[str, Any]:
+        """Where this worker runs, and what it sees there."""
+        import torch
+
+        return {
+            "pid": os.getpid(),
+            "node": ray.get_runtime_context().get_node_id(),
+            "host": socket.gethostname(),
+            "visible": os.environ.get("CUDA_VISIBLE_DEVICES", ""),
+            "gpus": [str(gpu) for gpu in ray.get_gpu_ids()],
+            "cuda": torch.cuda.is_available(),
+            "threads": torch.get_num_threads(),
+        }
+
+    def run(self, call: Call) -> Result:
+        """Run a call; what it raises comes back as words."""
+        outcome = self._worker.attempt(call)
+        measured = {**outcome.measured, "visible_gpus": os.environ.get("CUDA_VISIBLE_DEVICES", "")}
+        return outcome.commits, measured, outcome.error, outcome.traceback, outcome.failure

@@ -1,0 +1,53 @@
+"""A lock on a folder: a file that one process holds, and that is free again the moment its holder is gone.
+
+The operating system keeps the lock and drops it with the process, however that ends, so there are no stale locks to
+judge; what the file says is for people only.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+
+class HeldError(Exception):
+    """Another process holds the lock; the message says which, as far as it is known."""
+
+
+@contextmanager
+def hold(path: Path) -> Iterator[None]:
+    """Hold the lock file `path`, which is made where it is missing, while the context lasts.
+
+    Raises HeldError where another process holds it. On a file system without locks (some network ones) nothing is held,
+    and two processes are not kept apart.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise HeldError(_holder(descriptor)) from None
+        except OSError:  # a file system without locks
+            pass
+        else:
+            now = datetime.now(UTC).isoformat(timespec="seconds")
+            holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": now}
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, json.dumps(holder).encode(), 0)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _holder(descriptor: int) -> str:
+    try:
+        said = json.loads(os.pread(descriptor, 4096, 0))
+        return f"process {said['pid']} on {said['host']}, since {said['since']}"
+    except (ValueError, KeyError, TypeError):  # it is only now writing who it is
+        return "process unknown"

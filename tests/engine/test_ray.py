@@ -1,0 +1,188 @@
+"""Runs on a real Ray: the same tables as in one process, each worker with its own GPU, and what is refused.
+
+The cluster has four pretended GPUs; nothing is computed on one.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+
+import pytest
+
+from raysweep.engine import events
+from raysweep.engine.driver import drive
+from raysweep.errors import EngineError, InputError
+from tests.engine.ray_cluster import free_port, head
+
+
+def is_joined():
+    import ray  # not before the command line would: it settles on a token as it is imported
+
+    return ray.is_initialized()
+
+
+@pytest.fixture(scope="module")
+def address():
+    with head(cpus=4, gpus=4) as at:
+        yield at
+
+
+@pytest.fixture
+def on_ray(make_config, address):
+    """on_ray(storage, "key=value", …): the small config on the cluster, without GPUs unless asked for."""
+
+    def make(storage, *overrides):
+        execution = f"execution={{executor: ray, address: '{address}', chunk: 4, device: cpu}}"
+        return make_config(storage, execution, *overrides)
+
+    return make
+
+
+# --- the same tables ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_on_any_number_of_workers_the_tables_are_the_same(
+    on_ray, tmp_path, finished, tables_of, same_tables, events_of, workers
+):
+    done = drive(on_ray(tmp_path, f"execution.workers={workers}"))
+    assert done.failed == {}
+    same_tables(tables_of(done), tables_of(finished))
+    (ready,) = events_of(done, events.WORKERS_READY)
+    assert (ready["executor"], ready["workers"], ready["each"]) == ("ray", workers, "1 CPU")
+    assert len({worker["pid"] for worker in ready["seen"]} | {os.getpid()}) == workers + 1
+    assert all(worker["visible"] == "" for worker in ready["seen"]), "no worker without GPUs sees one"
+    assert all(worker["threads"] == 1 for worker in ready["seen"])
+    assert not is_joined(), "it leaves the cluster"
+
+
+def test_a_run_begun_here_goes_on_there(on_ray, make_config, tmp_path, finished, tables_of, same_tables):
+    fewer = drive(make_config(tmp_path, "datasets.0.limit=4", "datasets.1.limit=4"))
+    assert fewer.failed == {}
+    done = drive(on_ray(tmp_path))
+    assert done.n_calls == 2 + 1 + 2 + 3
+    same_tables(tables_of(done), tables_of(finished))
+    assert drive(make_config(tmp_path)).n_calls == 0
+
+
+def test_a_finished_run_joins_and_starts_no_worker(on_ray, tmp_path, events_of):
+    drive(on_ray(tmp_path, "studies={substitution: {widths: [6]}}"))
+    again = drive(on_ray(tmp_path, "studies={substitution: {widths: [6]}}"))
+    assert again.n_calls == 0
+    assert len(events_of(again, events.WORKERS_READY)) == 1
+
+
+# --- GPUs ---------------------------------------------------------------------------------------------------------
+
+
+def test_each_worker_sees_its_own_gpu_and_the_one_that_makes_tables_none(
+    on_ray, tmp_path, finished, tables_of, same_tables, events_of
+):
+    done = drive(on_ray(tmp_path, "execution.gpus_per_worker=1", "execution.fuse=false"))
+    assert done.failed == {}
+    (ready,) = events_of(done, events.WORKERS_READY)
+    assert (ready["workers"], ready["each"]) == (4, "1 CPU and 1 GPU")
+    assert sorted(worker["visible"] for worker in ready["seen"]) == ["0", "1", "2", "3"]
+    assert all(worker["gpus"] == [worker["visible"]] for worker in ready["seen"])
+    same_tables(tables_of(done), tables_of(finished))
+    where = {event["call"]: event["measured"]["visible_gpus"] for event in events_of(done, events.CALL_DONE)}
+    tables = {call: seen for call, seen in where.items() if call.startswith(("similarity", "correlate"))}
+    assert set(tables.values()) == {""}, "asserted inside the worker, call by call"
+    assert {seen for call, seen in where.items() if call not in tables} <= {"0", "1", "2", "3"}
+
+
+def test_a_share_of_a_gpu_is_shared(on_ray, tmp_path, events_of):
+    done = drive(
+        on_ray(tmp_path, "execution.gpus_per_worker=0.5", "execution.workers=2", "execution.cpus_per_worker=1")
+    )
+    (ready,) = events_of(done, events.WORKERS_READY)
+    assert ready["each"] == "1 CPU and 0.5 GPU"
+    assert all(len(worker["visible"]) == 1 for worker in ready["seen"])
+
+
+def test_auto_takes_a_cluster_with_gpus_for_cuda_and_says_where_torch_finds_none(on_ray, tmp_path):
+    with pytest.raises(EngineError) as caught:
+        drive(on_ray(tmp_path, "execution.device=auto"))
+    assert "was given GPU" in str(caught.value)
+    assert str(caught.value).endswith(
+        "torch finds no CUDA device there; install a CUDA build of torch on that node, or set execution.device to cpu"
+    )
+
+
+# --- refused ------------------------------------------------------------------------------------------------------
+
+
+def refusal(config, kind=InputError):
+    with pytest.raises(kind) as caught:
+        drive(config)
+    assert not is_joined()
+    return str(caught.value)
+
+
+def test_more_workers_than_slots(on_ray, tmp_path, address):
+    assert refusal(on_ray(tmp_path / "run", "execution.workers=5")) == (
+        f"execution.workers asks for 5 workers of 1 CPU each, and there is room for 4: the cluster at {address} has 4 CPUs and "
+        "4 GPUs on 1 nodes; ask for fewer, or for less each (execution.cpus_per_worker, gpus_per_worker)"
+    )
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_worker_that_fits_nowhere(on_ray, tmp_path, address):
+    assert refusal(on_ray(tmp_path / "run", "execution.gpus_per_worker=8")) == (
+        f"no worker of 1 CPU and 8 GPU fits: the cluster at {address} has 4 CPUs and 4 GPUs on 1 nodes; ask for less "
+        "(execution.cpus_per_worker, gpus_per_worker), or set execution.device to cpu"
+    )
+
+
+def test_an_address_where_nothing_answers(on_ray, tmp_path):
+    nowhere = f"127.0.0.1:{free_port()}"
+    told = refusal(on_ray(tmp_path / "run", f"execution.address='{nowhere}'"))
+    assert told == (
+        f"nothing answers at execution.address '{nowhere}' ([Errno 111] Connection refused); is the cluster up, and is this "
+        "its head's port (6379 by default)?"
+    )
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_address_where_something_else_answers(on_ray, tmp_path, monkeypatch):
+    monkeypatch.setattr("raysweep.engine.ray_backend._ANSWER_SECONDS", 8.0)
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        foreign = f"127.0.0.1:{server.getsockname()[1]}"
+        threading.Thread(target=lambda: server.accept()[0].close(), daemon=True).start()
+        told = refusal(on_ray(tmp_path / "run", f"execution.address='{foreign}'"))
+    assert told == f"what answers at execution.address '{foreign}' is no Ray head; give its host:port, or auto"
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ("somewhere", "execution.address 'somewhere' is no address; give host:port of the head node, or auto"),
+        (
+            "ray://127.0.0.1:10001",
+            "execution.address 'ray://127.0.0.1:10001' is Ray client's, which raysweep does not use; run on a node of the "
+            "cluster or as a job there, with the head's host:port (6379 by default) or auto",
+        ),
+    ],
+)
+def test_what_is_no_address(on_ray, tmp_path, given, told):
+    assert refusal(on_ray(tmp_path / "run", f"execution.address='{given}'")) == told
+
+
+def test_a_worker_that_cannot_start_is_told_in_words(on_ray, tmp_path, monkeypatch):
+    """As where a node lacks a library: the actor's start raises, and so does every one after it."""
+    from raysweep.engine import ray_executor
+
+    class Broken(ray_executor.RayWorker):
+        def __init__(self, *arguments):
+            raise ModuleNotFoundError("No module named 'torch'")
+
+    monkeypatch.setattr(ray_executor, "RayWorker", Broken)
+    told = refusal(on_ray(tmp_path), EngineError)
+    assert told == (
+        "a worker could not start on its node (ModuleNotFoundError: No module named 'torch'); are the same raysweep, torch "
+        "and Python installed there?"
+    )
