@@ -1,0 +1,119 @@
+"""What the driver itself costs: seconds a chunk over 2,000 chunks that compute nothing, and memory a finished chunk over 10,000.
+
+Everything but the computation is real: records are read, worded and cut into chunks of one, the graph is planned, every
+outcome is committed (Parquet, manifest, both flushed to the disk) and logged. The clock runs from the first call to the
+last; the limit printed is what the four flushes of a commit take on this disk by themselves. Memory is what tracemalloc
+counts as allocated, at the end less at the first call.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+import tracemalloc
+from collections import deque
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from common import machine
+
+from raysweep.config import Config, parse_config
+from raysweep.engine.calls import Call, Commit, Outcome, SubstituteCall, commit_name
+from raysweep.engine.dispatch import Slot
+from raysweep.engine.driver import drive
+from raysweep.engine.executor import LocalBackend
+from raysweep.store.artifacts import publish_bytes
+
+SETS = {"sums": "gsm8k", "facts": "boolq", "orders": "dolly"}
+
+
+class NoWork:
+    """Gives a table of the right size for every call, at once, as eight workers with two calls in flight would."""
+
+    slots = (Slot(depth=2),) * 8
+    about: Mapping[str, Any] = {"executor": "none", "workers": 8}
+
+    def __init__(self) -> None:
+        self.calls: deque[Call] = deque()
+        self.seconds = time.perf_counter()
+        self.memory = tracemalloc.get_traced_memory()[0]
+
+    def submit(self, index: int, call: Call) -> None:
+        self.calls.append(call)
+
+    def collect(self) -> list[Outcome]:
+        call = self.calls.popleft()
+        assert isinstance(call, SubstituteCall)
+        n = len(call.keys)
+        table = pa.table({"part": list(call.keys), "loss": np.zeros(n), "example_id": np.zeros(n, dtype=np.int64)})
+        commit = Commit(commit_name("substitute", call.model, call.dataset, call.keys), call.keys, table)
+        return [Outcome(call, (commit,), {"seconds": 0.0})]
+
+    def close(self) -> None:
+        self.seconds = time.perf_counter() - self.seconds
+        self.memory = tracemalloc.get_traced_memory()[0] - self.memory
+
+
+class Backend(LocalBackend):
+    def open(self, folder: Path, n_calls: int) -> NoWork:
+        self.executor = NoWork()
+        return self.executor
+
+
+def config(storage: str, chunks: int) -> Config:
+    """So many chunks of one record, four windows each."""
+    sets, left = {}, chunks
+    for name in SETS:
+        if left:
+            sets[name] = min(left, 4000)
+            left -= sets[name]
+    return parse_config(
+        {
+            "name": "cost",
+            "models": [{"name": "tiny", "base": "lab://tiny", "tuned": {name: f"lab://tiny/{name}" for name in sets}}],
+            "datasets": [
+                {"name": name, "path": f"lab://{name}/train", "format": SETS[name], "limit": limit}
+                for name, limit in sets.items()
+            ],
+            "studies": {"substitution": {"widths": [23]}},
+            "execution": {"chunk": 1, "device": "cpu"},
+            "storage": storage,
+        }
+    )
+
+
+def flushes(folder: Path, n: int) -> float:
+    """Seconds that two small published files take, each flushed with its folder."""
+    started = time.perf_counter()
+    for i in range(n):
+        for kind in ("parquet", "json"):
+            publish_bytes(folder / f"{i}.{kind}", b"x" * 2000)
+    return (time.perf_counter() - started) / n
+
+
+def run(chunks: int) -> tuple[NoWork, float]:
+    with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR")) as scratch:
+        backend = Backend()
+        done = drive(config(f"{scratch}/run", chunks), backend=backend)
+        assert done.n_calls == chunks
+        return backend.executor, flushes(Path(scratch), 200)
+
+
+def main() -> None:
+    print(f"the driver's own cost; {machine()}")
+    executor, floor = run(2000)
+    each = executor.seconds / 2000
+    print(
+        f"  seconds a chunk over 2,000: {each * 1e3:.2f} ms (limit 5), of which flushing to the disk {floor * 1e3:.2f} ms"
+    )
+    tracemalloc.start()
+    executor, _ = run(10_000)
+    print(f"  memory a finished chunk over 10,000: {executor.memory / 10_000:.0f} bytes (limit 2,000)")
+
+
+if __name__ == "__main__":
+    main()
