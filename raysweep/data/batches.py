@@ -35,7 +35,8 @@ def pad(rows: Sequence[Int64]) -> Int64:
 
     The filling stands behind every real token. Under causal attention a token sees only those before it, so no real
     token's state depends on it and no attention mask is needed; nor is any special id assumed to exist. States at the
-    filling itself mean nothing: read them only at real positions (`labelled_positions`).
+    filling itself mean nothing: read them only at real positions (`labelled_positions`). A model that sees what follows
+    needs a mask, which the adapter makes from the rows' lengths.
 
     Raises ValueError where there is no row, or an empty one.
     """
