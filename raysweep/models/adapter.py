@@ -26,6 +26,7 @@ from torch import nn
 
 from raysweep.errors import InputError
 from raysweep.models.kinds import model_predicts
+from raysweep.models.rotary import rotary_table
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -138,6 +139,10 @@ class Adapter:
     def n_layers(self) -> int:
         """Number of decoder layers."""
         return len(self.blocks)
+
+    def table(self, length: int) -> int:
+        """Which rotary table a text of `length` tokens gets; texts of unlike ones must not share a batch (rotary.py)."""
+        return rotary_table(self.model.config.get_text_config(), length)
 
     @property
     def layers_pattern(self) -> str:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from raysweep import lab
 from raysweep.errors import InputError
 from raysweep.models.kinds import checkpoint_predicts
+from raysweep.models.rotary import rotary_settings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -244,8 +245,7 @@ def check_settings(base: PreTrainedConfig, tuned: PreTrainedConfig, where: str) 
 
 def _length_settings(config: PreTrainedConfig) -> tuple[str, ...]:
     """`max_position_embeddings` where the rotary tables depend on it (elsewhere it only says how long a text may be)."""
-    rotary = getattr(config, "rope_parameters", None) or {}
-    kinds = {rotary.get("rope_type"), *(part.get("rope_type") for part in rotary.values() if isinstance(part, dict))}
+    kinds = {settings.get("rope_type") for settings in rotary_settings(config)}
     return ("max_position_embeddings",) if kinds & set(_SCALED_BY_LENGTH) else ()
 
 

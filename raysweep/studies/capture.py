@@ -57,9 +57,10 @@ def capture_states(
         raise InputError(f"unknown pooling '{pooling}'; {nearest(pooling, POOLINGS)}")
     prompts = [e.tokens[: e.n_prompt] for e in examples]
     out: torch.Tensor | None = None
-    for indices in make_batches([len(p) for p in prompts], batch_tokens):
+    sizes = [len(p) for p in prompts]
+    for indices in make_batches(sizes, batch_tokens, [adapter.table(size) for size in sizes]):
         tokens = torch.from_numpy(pad([prompts[i] for i in indices]))
-        lengths = [len(prompts[i]) for i in indices]
+        lengths = [sizes[i] for i in indices]
         recording = adapter.record(tokens, lengths)
         states = recording.states
         for layer, (block, call) in enumerate(zip(adapter.blocks, recording.calls, strict=True)):
@@ -72,7 +73,7 @@ def capture_states(
             progress(len(indices))
     if out is None:
         raise InputError("there are no examples to capture")
-    place = {"first": [0] * len(prompts), "last": [len(p) - 1 for p in prompts], "mean": [-1] * len(prompts)}[pooling]
+    place = {"first": [0] * len(prompts), "last": [size - 1 for size in sizes], "mean": [-1] * len(prompts)}[pooling]
     ids = [-1 if pooling == "mean" else p[at] for p, at in zip(prompts, place, strict=True)]
     return Captured(
         out,

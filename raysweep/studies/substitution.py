@@ -186,7 +186,8 @@ def sweep_losses(
     if len(rows) < len(windows):
         raise ValueError("windows must be distinct")
     losses = np.full((len(windows), len(examples)), np.nan)
-    for indices in make_batches([e.length - 1 for e in examples], batch_tokens):
+    lengths = [e.length - 1 for e in examples]
+    for indices in make_batches(lengths, batch_tokens, [pair.tuned.table(length) for length in lengths]):
         chosen = [examples[i] for i in indices]
         tokens = torch.from_numpy(pad([e.tokens[:-1] for e in chosen]))  # the last token predicts nothing
         batch = _Batch(pair, tokens, max(1, batch_tokens // tokens.numel()), work)
