@@ -33,7 +33,7 @@ _ROTARY = {
 }
 _GROUPED = {**_ROTARY, "num_key_value_heads": 2, "head_dim": 8, "tie_word_embeddings": False}
 _SLIDING = {"sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"] * 2}
-_EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 12}
+_EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
 _MAMBA2 = {"mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_n_groups": 1, "mamba_chunk_size": 8}
 
 
@@ -58,7 +58,7 @@ DECODERS: dict[str, Tiny] = {
         {
             **_GROUPED,
             **_EXPERTS,
-            "shared_expert_intermediate_size": 12,
+            "shared_expert_intermediate_size": 16,
             "layer_types": ["linear_attention", "full_attention"] * 2,
             "linear_num_key_heads": 2,
             "linear_num_value_heads": 4,
@@ -118,7 +118,7 @@ DECODERS: dict[str, Tiny] = {
             "n_group": 2,
             "topk_group": 1,
             "num_experts_per_tok": 2,
-            "moe_intermediate_size": 12,
+            "moe_intermediate_size": 16,
             "kv_lora_rank": 8,
             "q_lora_rank": 8,
             "qk_rope_head_dim": 4,
@@ -197,8 +197,8 @@ DECODERS: dict[str, Tiny] = {
             "chunk_size": 8,
             "n_routed_experts": 4,
             "num_experts_per_tok": 2,
-            "moe_intermediate_size": 12,
-            "moe_shared_expert_intermediate_size": 12,
+            "moe_intermediate_size": 16,
+            "moe_shared_expert_intermediate_size": 16,
             "use_mamba_kernels": False,
         },
     ),
