@@ -82,12 +82,14 @@ class _Stub(nn.Module):
 def _body(model: PreTrainedModel) -> nn.Module:
     """The part of the model that has the blocks and no head: its decoder, or all of it where it predicts nothing."""
     body: nn.Module = model.get_decoder() if model_predicts(model) else model.base_model
-    return body
+    # A model may call its head `decoder` (ModernBERT), which get_decoder takes for the stack.
+    return body if any(isinstance(module, nn.ModuleList) for module in body.modules()) else model.base_model
 
 
 def find_blocks(model: PreTrainedModel) -> nn.ModuleList:
     """The model's stack of layers: the shallowest list of `num_hidden_layers` blocks below its decoder (or encoder).
 
+    Lists of what transformers itself takes for blocks come first; whether it was the right one, the adapter's probe tells.
     Raises InputError where there is none, naming the model's class.
     """
     from transformers.modeling_layers import GradientCheckpointingLayer
@@ -95,13 +97,17 @@ def find_blocks(model: PreTrainedModel) -> nn.ModuleList:
     body = _body(model)
     config = model.config.get_text_config()
     names = set(model._no_split_modules or ())
-    lists = [
+    deep = [
         (path.count("."), module)
         for path, module in body.named_modules()
-        if isinstance(module, nn.ModuleList)
-        and len(module) == config.num_hidden_layers
-        and all(isinstance(m, GradientCheckpointingLayer) or type(m).__name__ in names for m in module)
+        if isinstance(module, nn.ModuleList) and len(module) == config.num_hidden_layers
     ]
+    known = [
+        (depth, module)
+        for depth, module in deep
+        if all(isinstance(m, GradientCheckpointingLayer) or type(m).__name__ in names for m in module)
+    ]
+    lists = known or deep
     if not lists:
         raise InputError(
             f"{type(model).__name__} has no list of {config.num_hidden_layers} blocks that raysweep can find; "
@@ -260,7 +266,7 @@ class Adapter:
 
         def learn(index: int) -> Callable[..., None]:
             def hook(module: nn.Module, args: Any, output: Any) -> None:
-                found[index] = len(output) if isinstance(output, tuple) else None
+                found[index] = len(output) if isinstance(output, (tuple, list)) else None
 
             return hook
 
@@ -282,11 +288,13 @@ class Adapter:
         if len(found) != self.n_layers:
             raise self._refusal(f"its forward calls {len(found)} of its {self.n_layers} blocks")
         self._items = [found[index] for index in range(self.n_layers)]
-        states = self._replay_among_others(tokens, lengths)
-        if self.predicts:
-            ours = self.logits(states.flatten(-3, -2)).reshape(expected.shape)
-        else:
-            ours = self._finish(states, tokens, lengths)
+        try:
+            ours = self._replay_among_others(tokens, lengths).reshape(expected.shape)
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError) as error:
+            told = " ".join(str(error).split())
+            raise self._refusal(f"replaying its blocks fails ({type(error).__name__}: {told})") from error
         scale = max(1.0, float(expected.abs().max()))
         apart = float((ours.to(expected.device) - expected).abs().max())
         loose = 1.0 if expected.dtype == torch.float32 else 2**-7 / _PROBE_TOLERANCE
@@ -300,7 +308,7 @@ class Adapter:
                 raise self._refusal(f"{others} move {what} by {apart:.2g}, so that padding would change every figure")
 
     def _replay_among_others(self, tokens: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
-        """States behind the last block, the same rows in another order passing every block just after them.
+        """Logits (or states) of a replay, the same rows in another order passing every block just after them.
 
         Two windows of a sweep pass a block one after the other in the same way: whatever a block keeps for a later one
         (in its module, or in what it is called with) and is not known as `shared`, falls into the wrong hands here too.
@@ -318,7 +326,7 @@ class Adapter:
             if not torch.equal(before, states):
                 raise self._refusal(f"its {type(block).__name__} overwrites the states that enter it")
             states = out
-        return states
+        return self.logits(states.flatten(-3, -2)) if self.predicts else self._finish(states, tokens, lengths)
 
     def _refusal(self, reason: str) -> InputError:
         return InputError(f"{type(self.model).__name__} cannot be swept layer by layer: {reason}")
@@ -340,7 +348,7 @@ def apply_block(block: nn.Module, states: torch.Tensor, call: BlockCall, shared:
         for value in kwargs.values():
             if isinstance(value, KVSharingDict):
                 shared.update(value)
-    if isinstance(out, tuple):
+    if isinstance(out, (tuple, list)):
         out = out[0]
     if not isinstance(out, torch.Tensor) or out.shape != states.shape:
         raise InputError(

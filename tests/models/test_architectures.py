@@ -258,6 +258,12 @@ def test_a_multimodal_checkpoint_without_a_causal_class_is_refused(tmp_path: Pat
             r"^T5EncoderModel cannot be swept layer by layer: replaying its blocks gives states that are \S+ apart",
         ),
         (
+            lambda: hf.XLNetLMHeadModel(
+                hf.XLNetConfig(vocab_size=VOCABULARY, d_model=16, n_layer=2, n_head=4, d_inner=32)
+            ),
+            r"^XLNetLMHeadModel cannot be swept layer by layer: replaying its blocks fails \(RuntimeError: shape ",
+        ),
+        (
             lambda: hf.AlbertModel(hf.AlbertConfig(vocab_size=VOCABULARY, hidden_size=16, num_attention_heads=2)),
             r"^AlbertModel has no list of 12 blocks that raysweep can find",
         ),
@@ -281,6 +287,7 @@ def test_architectures_that_the_probe_refuses(make: Any, message: str) -> None:
 @pytest.mark.parametrize(("kind", "cls"), [(kind, cls) for kind, tiny in ENCODERS.items() for cls in tiny.classes])
 def test_a_checkpoint_of_an_encoder_gives_its_states_whatever_its_head(kind: str, cls: str, tmp_path: Path) -> None:
     model = build(ENCODERS[kind], cls=cls)
+    assert Adapter(model).block_path.endswith(ENCODERS[kind].block_path)
     model.save_pretrained(tmp_path)
     checkpoint = describe(str(tmp_path))
     assert not predicts_tokens(checkpoint)

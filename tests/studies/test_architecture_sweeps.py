@@ -50,7 +50,7 @@ def test_captured_states_are_what_the_blocks_put_out(kind: str, random_examples:
     examples = in_words(random_examples(5))
     seen: list[torch.Tensor] = []
     hooks = [
-        block.register_forward_hook(lambda m, a, out: seen.append(out[0] if isinstance(out, tuple) else out))
+        block.register_forward_hook(lambda m, a, out: seen.append(out if isinstance(out, torch.Tensor) else out[0]))
         for block in find_blocks(model)
     ]
     rows = []
