@@ -191,7 +191,7 @@ DECODERS: dict[str, Tiny] = {
         {
             **_GROUPED,
             "num_hidden_layers": 5,
-            "layers_block_type": ["mamba", "attention", "mamba", "moe", "mamba"],
+            "layer_types": ["linear_attention", "full_attention", "mlp", "moe", "linear_attention"],
             "mamba_num_heads": 4,
             "mamba_head_dim": 8,
             "ssm_state_size": 8,
