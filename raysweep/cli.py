@@ -46,7 +46,7 @@ def sweep(
     tuned: Annotated[str, typer.Argument(help="The checkpoint fine-tuned from it, or a PEFT adapter.")],
     data: Annotated[str, typer.Argument(help="Test records: file, folder, hub id or lab:// name.")],
     format: Annotated[str | None, typer.Option(help="Record format; found from the first record by default.")] = None,
-    wording: Annotated[str, typer.Option(help="Prompt wording: chat or llama2.")] = "chat",
+    wording: Annotated[str, typer.Option(help="Prompt wording: chat, plain or llama2.")] = "chat",
     width: Annotated[list[int] | None, typer.Option(help="Window width; may be given several times.")] = None,
     limit: Annotated[int | None, typer.Option(help="Use the first so many records.")] = None,
     split: Annotated[str | None, typer.Option(help="Split of a hub data set.")] = None,

@@ -75,7 +75,7 @@ class SimilarityConfig(_Section):
     """Similarity of the base model's layers on every data set, and the dynamics δ that follows from it."""
 
     metrics: Annotated[list[Metric], Field(min_length=1)] = ["cka_linear"]
-    pooling: Literal["last", "mean"] = "last"
+    pooling: Literal["first", "last", "mean"] = "last"
     neighbourhood: Positive = 3
 
     @field_validator("neighbourhood")
@@ -334,7 +334,7 @@ models:
     base: lab://tiny                 # a folder written by save_pretrained, a hub id, or the laboratory's
     tuned:                           # data set -> fine-tuned checkpoint, or PEFT adapter on the base
       sums: lab://tiny/sums
-    wording: chat                    # chat: the tokenizer's own template; or llama2
+    wording: chat                    # chat: the tokenizer's own template; plain: no words added (encoders); or llama2
     dtype: auto                      # the checkpoint's own on a GPU, float32 on a CPU
 
 datasets:
@@ -351,7 +351,7 @@ studies:
     # generate: {examples: 3, tokens: 32}   # text produced under each window
   similarity:
     metrics: [cka_linear]            # cka_linear, cka_linear_debiased, cka_rbf
-    pooling: last                    # the last prompt token, or mean over the prompt
+    pooling: last                    # the last prompt token, the first ([CLS] of an encoder), or mean over the prompt
     neighbourhood: 3                 # layers that δ is the mean over
   correlation:
     resamples: 1000                  # half-samples of the examples behind each interval

@@ -143,7 +143,7 @@ def test_a_misspelt_key_names_the_nearest(override, told):
             "studies.similarity.metrics=[cka]",
             "key 'studies.similarity.metrics[0]': 'cka' is not 'cka_linear', 'cka_linear_debiased' or 'cka_rbf'",
         ),
-        ("studies.similarity.pooling=first", "key 'studies.similarity.pooling': 'first' is not 'last' or 'mean'"),
+        ("studies.similarity.pooling=max", "key 'studies.similarity.pooling': 'max' is not 'first', 'last' or 'mean'"),
         (
             "studies.similarity.neighbourhood=4",
             "key 'studies.similarity.neighbourhood': a neighbourhood has a layer in its middle, so it is odd; 4 is even",

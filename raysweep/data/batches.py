@@ -14,16 +14,18 @@ if TYPE_CHECKING:
 Int64 = NDArray[np.int64]
 
 
-def make_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
+def make_batches(lengths: Sequence[int], budget: int, kinds: Sequence[int] | None = None) -> list[list[int]]:
     """Indices of examples by batch: each index once, longest first, equal lengths in their given order.
 
     A batch's padded size (rows × longest) is at most `budget` tokens; an example longer than that is a batch alone.
+    Examples of unlike `kinds`, where these are given, share no batch.
     Longest first, so that a budget too large for the memory fails at once and not at the end.
     """
+    kinds = kinds or [0] * len(lengths)
     batches: list[list[int]] = []
     longest = 0
-    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        if not batches or (len(batches[-1]) + 1) * longest > budget:
+    for index in sorted(range(len(lengths)), key=lambda i: (-kinds[i], -lengths[i])):
+        if not batches or (len(batches[-1]) + 1) * longest > budget or kinds[index] != kinds[batches[-1][0]]:
             batches.append([])
             longest = lengths[index]
         batches[-1].append(index)
@@ -35,7 +37,8 @@ def pad(rows: Sequence[Int64]) -> Int64:
 
     The filling stands behind every real token. Under causal attention a token sees only those before it, so no real
     token's state depends on it and no attention mask is needed; nor is any special id assumed to exist. States at the
-    filling itself mean nothing: read them only at real positions (`labelled_positions`).
+    filling itself mean nothing: read them only at real positions (`labelled_positions`). A model that sees what follows
+    needs a mask, which the adapter makes from the rows' lengths.
 
     Raises ValueError where there is no row, or an empty one.
     """

@@ -6,6 +6,7 @@ Reading is records.py's, texts are formats.py's and wording.py's; this module jo
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 class Example:
     """One record, tokenised: `tokens` int64 [T] are the prompt's `n_prompt`, then the response's, which carry loss.
 
-    `id` is the record's place in its source, from 0. `prompt` and `response` are the worded texts, uncut.
+    Read for its prompt alone it has no response tokens. `id` is the record's place in its source, from 0. `prompt` and `response` are the worded texts, uncut.
     """
 
     id: int
@@ -53,8 +54,8 @@ class Example:
 class Loaded:
     """Usable examples in their source's order.
 
-    `n_cut` of them lost tokens to `max_tokens`; `n_unusable` more were left out, for a cut left no response token or
-    there is no prompt token.
+    `n_cut` of them lost tokens to `max_tokens`; `n_unusable` more were left out, for a cut left no response token (where
+    one is needed) or there is no prompt token.
     """
 
     examples: list[Example]
@@ -73,13 +74,18 @@ def load_examples(
     max_tokens: int | None = None,
     prompt: str | None = None,
     response: str | None = None,
+    prompts_only: bool = False,
 ) -> Loaded:
     """The first `limit` records of `source`, worded, tokenised and cut to their first `max_tokens` tokens.
 
     `source` and `split` are those of `read_records`, `format` and (for `columns`) `prompt` and `response` those of
-    `find_format`. Raises InputError for an unknown format or wording, a tokenizer that the wording cannot use, a source
+    `find_format`. With `prompts_only`, for models that predict nothing, an example is its prompt's tokens: no response is
+    tokenised or needed (for `columns` none need be given), and a cut spares the special tokens that close the prompt.
+    Raises InputError for an unknown format or wording, a tokenizer that the wording cannot use, a source
     that cannot be read, a record that does not fit its format (file and line named), and where no example is usable.
     """
+    if prompts_only and format == "columns" and prompt is not None and response is None:
+        response = "{{ '' }}"
     record_format, chosen = find_format(format, prompt, response), find_wording(wording)
     chosen.check(tokenizer)
     records = read_records(source, split=split, limit=limit)
@@ -87,29 +93,53 @@ def load_examples(
     n_cut = 0
     for index, record in enumerate(records.records):
         try:
-            example = _example(index, record, record_format, chosen, tokenizer)
+            example = _example(index, record, record_format, chosen, tokenizer, prompts_only)
         except InputError as error:
             raise InputError(f"{records.place(index)}: {error}") from error
-        kept = example.tokens[:max_tokens]
-        if 0 < example.n_prompt < len(kept):
+        kept = _cut_prompt(example.tokens, max_tokens, tokenizer) if prompts_only else example.tokens[:max_tokens]
+        n_prompt = len(kept) if prompts_only else example.n_prompt
+        if 0 < n_prompt < len(kept) + prompts_only:
             n_cut += len(kept) < example.length
-            examples.append(Example(index, kept, example.n_prompt, example.prompt, example.response))
+            examples.append(Example(index, kept, n_prompt, example.prompt, example.response))
     n_unusable = len(records.records) - len(examples)
     if not examples:
         cut = "" if max_tokens is None else f" after cutting to max_tokens {max_tokens}"
+        needed, lacking = "response tokens", "a prompt token and a response token"
+        if prompts_only:
+            needed, lacking = "prompts", "a prompt token"
         raise InputError(
-            f"{records.source} has no usable response tokens: none of its {n_unusable} records has a prompt token and "
-            f"a response token{cut}; check the format, the texts and max_tokens"
+            f"{records.source} has no usable {needed}: none of its {n_unusable} records has {lacking}{cut}; "
+            "check the format, the texts and max_tokens"
         )
     return Loaded(examples, n_cut, n_unusable)
 
 
 def _example(
-    index: int, record: Record, record_format: Format, wording: Wording, tokenizer: PreTrainedTokenizerBase
+    index: int,
+    record: Record,
+    record_format: Format,
+    wording: Wording,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts_only: bool,
 ) -> Example:
     problem = record_format.problem(record)
     if problem is not None:
         raise InputError(problem)
     texts = wording.texts(record_format, record, tokenizer)
-    tokens, n_prompt = wording.encode(texts, tokenizer)
+    tokens, n_prompt = wording.encode((texts[0], "") if prompts_only else texts, tokenizer)
     return Example(index, tokens, n_prompt, *texts)
+
+
+def _cut_prompt(
+    tokens: NDArray[np.int64], max_tokens: int | None, tokenizer: PreTrainedTokenizerBase
+) -> NDArray[np.int64]:
+    """At most `max_tokens` of a prompt's tokens: its first ones, and the special ones at its end, as in [CLS] … [SEP].
+
+    None where the special ones alone fill it.
+    """
+    if max_tokens is None or len(tokens) <= max_tokens:
+        return tokens
+    special = set(tokenizer.all_special_ids)
+    n_closing = sum(1 for _ in takewhile(lambda token: int(token) in special, tokens[::-1]))
+    n_first = max_tokens - n_closing
+    return np.concatenate([tokens[:n_first], tokens[len(tokens) - n_closing :]]) if n_first > 0 else tokens[:0]

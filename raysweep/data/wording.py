@@ -1,7 +1,7 @@
 """Wordings: the text around a record's question and response, its tokens, and which of them carry loss.
 
-The wordings are one table. `chat` is the tokenizer's own chat template; the others are the texts that published
-checkpoints were tuned with, format by format. What a format's question and response are is formats.py's.
+The wordings are one table. `chat` is the tokenizer's own chat template; `plain` adds no words, for encoders and for models
+that were tuned on none; the others are the texts that published checkpoints were tuned with, format by format. What a format's question and response are is formats.py's.
 """
 
 from __future__ import annotations
@@ -66,8 +66,7 @@ class ChatWording:
     def encode(self, texts: Texts, tokenizer: PreTrainedTokenizerBase) -> Encoded:
         """Tokens of the whole; where a merge crosses the border, labels start at the first token that differs."""
         prompt, whole = _ids(texts[0], tokenizer), _ids("".join(texts), tokenizer)
-        n_prompt = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(prompt, whole, strict=False)))
-        return np.array(whole, dtype=np.int64), n_prompt
+        return np.array(whole, dtype=np.int64), _n_common(prompt, whole)
 
 
 @dataclass(frozen=True)
@@ -91,13 +90,7 @@ class TextWording:
 
     def texts(self, record_format: Format, record: Record, tokenizer: PreTrainedTokenizerBase) -> Texts:
         """Prompt and response, without the begin-of-sequence token; InputError for turns the wording has no text for."""
-        if record_format.name == "messages":
-            roles = [turn["role"] for turn in record["messages"]]
-            if roles != ["user", "assistant"]:
-                raise InputError(
-                    f"wording '{self.name}' writes one user's turn and the assistant's, and the record has "
-                    f"{', '.join(roles)}: choose wording 'chat'"
-                )
+        _check_turns(self.name, record_format, record)
         question, response = record_format.texts(record)
         values = {**record, "question": question, "response": response, "eos_token": tokenizer.eos_token}
         before, after = self.by_format[record_format.name]
@@ -110,12 +103,53 @@ class TextWording:
         return tokens, min(1 + len(prompt), len(tokens))
 
 
-Wording = ChatWording | TextWording
+@dataclass(frozen=True)
+class PlainWording:
+    """No words around the texts: the question is the prompt, with the special tokens that the tokenizer itself adds.
+
+    The response follows on a line of its own; its line break carries loss like the rest of it. For format `columns`, whose
+    texts are the user's to the last blank, nothing stands between.
+    """
+
+    name: str
+
+    def check(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Every tokenizer will do."""
+
+    def texts(self, record_format: Format, record: Record, tokenizer: PreTrainedTokenizerBase) -> Texts:
+        """Prompt and response, without special tokens; InputError for more than one user's turn and the assistant's."""
+        _check_turns(self.name, record_format, record)
+        question, response = record_format.texts(record)
+        return question, response if record_format.name == "columns" else f"\n{response}"
+
+    def encode(self, texts: Texts, tokenizer: PreTrainedTokenizerBase) -> Encoded:
+        """Tokens of the whole with the tokenizer's special tokens; labels start at the first that the prompt alone has not."""
+        prompt, whole = (_ids(text, tokenizer, special=True) for text in (texts[0], "".join(texts)))
+        return np.array(whole, dtype=np.int64), _n_common(prompt, whole)
 
 
-def _ids(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+Wording = ChatWording | TextWording | PlainWording
+
+
+def _check_turns(name: str, record_format: Format, record: Record) -> None:
+    """InputError for a conversation of other turns than one user's and the assistant's."""
+    if record_format.name == "messages":
+        roles = [turn["role"] for turn in record["messages"]]
+        if roles != ["user", "assistant"]:
+            raise InputError(
+                f"wording '{name}' writes one user's turn and the assistant's, and the record has "
+                f"{', '.join(roles)}: choose wording 'chat'"
+            )
+
+
+def _ids(text: str, tokenizer: PreTrainedTokenizerBase, special: bool = False) -> list[int]:
+    ids: list[int] = tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"]
     return ids
+
+
+def _n_common(prompt: list[int], whole: list[int]) -> int:
+    """How many leading tokens are the same."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(prompt, whole, strict=False)))
 
 
 def _llama2(body: str, system: str) -> str:
@@ -166,7 +200,9 @@ _LLAMA2 = {
     "columns": _LLAMA2_QUESTION,
 }
 
-WORDINGS: dict[str, Wording] = {w.name: w for w in (ChatWording("chat"), TextWording("llama2", _LLAMA2))}
+WORDINGS: dict[str, Wording] = {
+    w.name: w for w in (ChatWording("chat"), PlainWording("plain"), TextWording("llama2", _LLAMA2))
+}
 
 
 def find_wording(name: str) -> Wording:

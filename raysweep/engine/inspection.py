@@ -17,7 +17,14 @@ from raysweep.config import Config, DatasetConfig, ModelConfig
 from raysweep.data.examples import Example, Loaded, load_examples
 from raysweep.errors import InputError
 from raysweep.fingerprint import fingerprint
-from raysweep.models.checkpoint import Checkpoint, check_pair, describe, load_tokenizer, resolve_dtype
+from raysweep.models.checkpoint import (
+    Checkpoint,
+    check_pair,
+    describe,
+    load_tokenizer,
+    predicts_tokens,
+    resolve_dtype,
+)
 from raysweep.studies.windows import windows_of_widths
 
 if TYPE_CHECKING:
@@ -42,11 +49,12 @@ class Cell:
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """A model's checkpoints and the dtype it is computed in."""
+    """A model's checkpoints, the dtype it is computed in, and whether it predicts the next token (an encoder does not)."""
 
     base: Checkpoint
     tuned: Mapping[str, Checkpoint]
     dtype: str
+    predicts: bool = True
 
 
 @dataclass(frozen=True)
@@ -102,15 +110,22 @@ def inspect(config: Config, find_device: Callable[[str], str] = resolve_device) 
         tuned = {name: described_once(source) for name, source in model.tuned.items()}
         for checkpoint in tuned.values():
             check_pair(base, checkpoint)
-        models[model.name] = ModelFacts(base, tuned, resolve_dtype(model.dtype, base.dtype, device))
-        if config.studies.substitution:
+        predicts = predicts_tokens(base)
+        if tuned and config.studies.substitution and not predicts:
+            raise InputError(
+                f"model '{model.name}': checkpoint '{base.source}' does not predict the next token (it is an encoder, or "
+                "lacks its head), and substitution measures the loss of a response's tokens; leave its `tuned` out and "
+                "ask for similarity alone"
+            )
+        models[model.name] = ModelFacts(base, tuned, resolve_dtype(model.dtype, base.dtype, device), predicts)
+        if tuned and config.studies.substitution:
             windows_of_widths(base.n_layers, config.studies.substitution.widths, f" of model '{model.name}'")
     cells: dict[tuple[str, str], Cell] = {}
     for model in config.models:
         wanted = [d for d in config.datasets if config.studies.similarity or d.name in model.tuned]
         tokenizer = _tokenizer(models[model.name], model.wording)
         for dataset in wanted:
-            loaded = _examples(model, dataset, tokenizer)
+            loaded = _examples(model, dataset, tokenizer, prompts_only=not models[model.name].predicts)
             cells[model.name, dataset.name] = _cell(model.name, dataset.name, loaded, config.execution.chunk)
     return Facts(models, cells, device, libraries())
 
@@ -127,7 +142,9 @@ def _tokenizer(model: ModelFacts, wording: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def _examples(model: ModelConfig, dataset: DatasetConfig, tokenizer: PreTrainedTokenizerBase) -> Loaded:
+def _examples(
+    model: ModelConfig, dataset: DatasetConfig, tokenizer: PreTrainedTokenizerBase, *, prompts_only: bool
+) -> Loaded:
     return load_examples(
         dataset.path,
         dataset.format,
@@ -138,6 +155,7 @@ def _examples(model: ModelConfig, dataset: DatasetConfig, tokenizer: PreTrainedT
         max_tokens=dataset.max_tokens,
         prompt=dataset.prompt,
         response=dataset.response,
+        prompts_only=prompts_only,
     )
 
 

@@ -5,7 +5,12 @@ once to record what each block would be called with (masks, rotary tables, whate
 with the last stub handing in finished states, so that the model's own norm, head and soft-capping make the logits. The
 adapter alone knows whether a block returns a tensor or a tuple. Loading and checking are checkpoint.py's.
 
-Shapes: B examples, T tokens, D width, M selected states, V vocabulary.
+Some blocks hand more than states on: keys and values that later blocks attend to (Gemma 3n and 4). Who sends several
+states through one recording keeps these apart (`shared` of apply_block). Any other way in which blocks could reach each
+other is found by the probe, and refused.
+
+Shapes: B examples, T tokens, D width, M selected states, V vocabulary. Where an architecture carries several streams side
+by side (Gemma 3n), they come before B: a state is [..., B, T, D].
 """
 
 from __future__ import annotations
@@ -13,18 +18,25 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from raysweep.errors import InputError
+from raysweep.models.kinds import model_predicts
+from raysweep.models.rotary import rotary_table
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _PROBE_TOKENS = 8
+_PROBE_CUT = 5
 _PROBE_TOLERANCE = 1e-5
+_LEAK_TOLERANCE = 1e-3  # what a token sees of others moves it by far more, products of another shape by far less
+
+Shared = dict[str, tuple[torch.Tensor, ...]]  # layer type → keys and values, batch first
 
 
 @dataclass(frozen=True)
@@ -37,7 +49,7 @@ class BlockCall:
 
 @dataclass(frozen=True)
 class Recording:
-    """The states that enter the first block, [B, T, D], and the call of every block, for one batch of tokens."""
+    """The states that enter the first block, [..., B, T, D], and the call of every block, for one batch of tokens."""
 
     states: torch.Tensor
     calls: tuple[BlockCall, ...]
@@ -47,11 +59,11 @@ class _Stub(nn.Module):
     """Stands where a block stood; looks like it (attributes are the block's) and returns what `act` makes."""
 
     def __init__(
-        self, block: nn.Module, as_tuple: bool, act: Callable[[torch.Tensor, BlockCall], torch.Tensor]
+        self, block: nn.Module, items: int | None, act: Callable[[torch.Tensor, BlockCall], torch.Tensor]
     ) -> None:
         super().__init__()
         object.__setattr__(self, "block", block)  # not registered: the stub owns no parameters
-        self.as_tuple = as_tuple
+        self.items = items  # of the tuple that the block returns; None for a bare tensor
         self.act = act
 
     def __getattr__(self, name: str) -> Any:
@@ -64,48 +76,64 @@ class _Stub(nn.Module):
         kwargs = dict(kwargs)
         states = args[0] if args else kwargs.pop("hidden_states")
         out = self.act(states, BlockCall(args[1:], kwargs))
-        return (out,) if self.as_tuple else out
+        return out if self.items is None else (out, *[None] * (self.items - 1))
+
+
+def _body(model: PreTrainedModel) -> nn.Module:
+    """The part of the model that has the blocks and no head: its decoder, or all of it where it predicts nothing."""
+    body: nn.Module = model.get_decoder() if model_predicts(model) else model.base_model
+    # A model may call its head `decoder` (ModernBERT), which get_decoder takes for the stack.
+    return body if any(isinstance(module, nn.ModuleList) for module in body.modules()) else model.base_model
 
 
 def find_blocks(model: PreTrainedModel) -> nn.ModuleList:
-    """The model's stack of decoder layers: the shallowest list of `num_hidden_layers` blocks below its decoder.
+    """The model's stack of layers: the shallowest list of `num_hidden_layers` blocks below its decoder (or encoder).
 
+    Lists of what transformers itself takes for blocks come first; whether it was the right one, the adapter's probe tells.
     Raises InputError where there is none, naming the model's class.
     """
     from transformers.modeling_layers import GradientCheckpointingLayer
 
-    decoder = model.get_decoder()
+    body = _body(model)
     config = model.config.get_text_config()
     names = set(model._no_split_modules or ())
-    lists = [
+    deep = [
         (path.count("."), module)
-        for path, module in decoder.named_modules()
-        if isinstance(module, nn.ModuleList)
-        and len(module) == config.num_hidden_layers
-        and all(isinstance(m, GradientCheckpointingLayer) or type(m).__name__ in names for m in module)
+        for path, module in body.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) == config.num_hidden_layers
     ]
+    known = [
+        (depth, module)
+        for depth, module in deep
+        if all(isinstance(m, GradientCheckpointingLayer) or type(m).__name__ in names for m in module)
+    ]
+    lists = known or deep
     if not lists:
         raise InputError(
-            f"{type(model).__name__} has no list of {config.num_hidden_layers} decoder blocks that raysweep can find; "
-            "use a decoder-only model of transformers' own classes"
+            f"{type(model).__name__} has no list of {config.num_hidden_layers} blocks that raysweep can find; "
+            "use a decoder-only model or an encoder of transformers' own classes"
         )
     return min(lists, key=lambda item: item[0])[1]
 
 
 class Adapter:
-    """A loaded causal language model whose blocks can be called one at a time; it is put into evaluation mode.
+    """A loaded model whose blocks can be called one at a time; it is put into evaluation mode.
 
-    On construction a few tokens go through the model's own forward and through the replay of its blocks; where the two
-    differ, the architecture is refused (InputError) instead of being measured wrongly.
+    It is a causal language model (`predicts`), or has states only: an encoder, or a decoder without its head. On
+    construction a few tokens go through the model's own forward and through the replay of its blocks; where the two
+    differ, or a token's state depends on padding behind it, the architecture is refused (InputError) instead of being
+    measured wrongly.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
+        self.predicts = model_predicts(model)
         self.model = model.eval()
         self.blocks = find_blocks(model)
+        self._body = _body(model)
         self.device: torch.device = model.get_input_embeddings().weight.device
         if self.device.type == "meta":  # offloaded by accelerate, which moves inputs by itself
             self.device = torch.device("cpu")
-        self._tuples: list[bool] = []
+        self._items: list[int | None] = []
         self._probe()
 
     @property
@@ -118,6 +146,32 @@ class Adapter:
         """Number of decoder layers."""
         return len(self.blocks)
 
+    def table(self, length: int) -> int:
+        """Which rotary table a text of `length` tokens gets; texts of unlike ones must not share a batch (rotary.py)."""
+        return rotary_table(self.model.config.get_text_config(), length)
+
+    @property
+    def layers_pattern(self) -> str:
+        """The shortest end of the blocks' path that no other list of modules has; PEFT looks for it in a module's path.
+
+        `layers` mostly; `language_model.layers` where a tower for images has its own `layers`.
+        """
+        parts = self.block_path.split(".")
+        others = [
+            path.split(".")
+            for path, module in self.model.named_modules()
+            if isinstance(module, nn.ModuleList) and module is not self.blocks
+        ]
+        size = next(n for n in range(1, len(parts) + 1) if all(other[-n:] != parts[-n:] for other in others))
+        return ".".join(parts[-size:])
+
+    def names_elsewhere(self, layers: Sequence[int]) -> tuple[str, ...]:
+        """Parameters of these layers that `named_parameters` tells under an earlier layer's name, which shares them."""
+        prefixes = tuple(f"{self.block_path}.{layer}." for layer in layers)
+        own = {id(parameter) for layer in layers for parameter in self.blocks[layer].parameters()}
+        named = ((name, id(parameter)) for name, parameter in self.model.named_parameters())
+        return tuple(name for name, identity in named if identity in own and not name.startswith(prefixes))
+
     @contextmanager
     def _stubbed(self, stubs: Sequence[nn.Module]) -> Iterator[None]:
         real = list(self.blocks)
@@ -129,13 +183,32 @@ class Adapter:
             for index, block in enumerate(real):
                 self.blocks[index] = block
 
-    def _forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = self.model(input_ids=tokens.to(self.device), use_cache=False).logits
-        return logits
+    def _run(self, module: nn.Module, tokens: torch.Tensor, lengths: Sequence[int] | None) -> Any:
+        """A forward of the model, or of its body. Without a head it may see what follows, so that padding is masked."""
+        inputs: dict[str, Any] = {"input_ids": tokens.to(self.device)}
+        if not self.predicts:
+            real = torch.tensor(lengths or [tokens.shape[1]] * len(tokens))
+            inputs["attention_mask"] = (torch.arange(tokens.shape[1])[None] < real[:, None]).long().to(self.device)
+        if "use_cache" in signature(module.forward).parameters:  # encoders do not know it
+            inputs["use_cache"] = False
+        return module(**inputs)
+
+    def _forward(self, tokens: torch.Tensor, lengths: Sequence[int] | None = None) -> torch.Tensor:
+        """Logits [B, T, V] of a model that predicts, the last hidden states [B, T, D] of another."""
+        out: torch.Tensor
+        if self.predicts:
+            out = self._run(self.model, tokens, lengths).logits
+        else:
+            out = self._run(self._body, tokens, lengths).last_hidden_state
+        return out
 
     @torch.no_grad()
-    def record(self, tokens: torch.Tensor) -> Recording:
-        """Run the model's own forward on tokens [B, T] without any block's compute, and keep what each is called with."""
+    def record(self, tokens: torch.Tensor, lengths: Sequence[int] | None = None) -> Recording:
+        """Run the model's own forward on tokens [B, T] without any block's compute, and keep what each is called with.
+
+        `lengths` [B] are the rows' tokens that are no padding. Only a model without a head looks at them: its blocks
+        may see what follows; those of a causal one need no mask for padding at the end.
+        """
         states: list[torch.Tensor] = []
         calls: list[BlockCall] = []
 
@@ -144,75 +217,138 @@ class Adapter:
             calls.append(call)
             return entering
 
-        stubs = [_Stub(block, as_tuple, note) for block, as_tuple in zip(self.blocks, self._tuples, strict=True)]
+        stubs = [_Stub(block, items, note) for block, items in zip(self.blocks, self._items, strict=True)]
         with self._stubbed(stubs):
-            self.model.get_decoder()(input_ids=tokens.to(self.device), use_cache=False)
+            self._run(self._body, tokens, lengths)
         return Recording(states[0], tuple(calls))
 
-    @torch.no_grad()
-    def logits(self, states: torch.Tensor) -> torch.Tensor:
-        """Logits [M, V] of M states [M, D] that left the last block, by the model's own norm and head.
-
-        Each state goes in as a sequence of its own; norm and head see no neighbours.
-        """
+    def _finish(self, states: torch.Tensor, tokens: torch.Tensor, lengths: Sequence[int] | None = None) -> torch.Tensor:
+        """What the model's own forward makes of states [..., B, T, D] that left the last block."""
 
         def keep(entering: torch.Tensor, call: BlockCall) -> torch.Tensor:
             return entering
 
         def hand_in(entering: torch.Tensor, call: BlockCall) -> torch.Tensor:
-            return states[:, None].to(entering.device)
+            return states.to(entering.device)
 
         acts = [keep] * (self.n_layers - 1) + [hand_in]
-        parts = zip(self.blocks, self._tuples, acts, strict=True)
-        with self._stubbed([_Stub(block, as_tuple, act) for block, as_tuple, act in parts]):
-            return self._forward(torch.zeros(len(states), 1, dtype=torch.long))[:, 0]
+        parts = zip(self.blocks, self._items, acts, strict=True)
+        with self._stubbed([_Stub(block, items, act) for block, items, act in parts]):
+            return self._forward(tokens, lengths)
+
+    @torch.no_grad()
+    def logits(self, states: torch.Tensor) -> torch.Tensor:
+        """Logits [M, V] of M states [..., M, D] that left the last block, by the model's own norm and head.
+
+        Each state goes in as a sequence of its own; norm and head see no neighbours. Raises InputError for a model that
+        predicts nothing.
+        """
+        self.require_predictions()
+        return self._finish(states[..., None, :], torch.zeros(states.shape[-2], 1, dtype=torch.long))[:, 0]
+
+    def require_predictions(self) -> None:
+        """Raise InputError where the model does not predict the next token: there is no loss to measure then."""
+        if not self.predicts:
+            raise InputError(
+                f"{type(self.model).__name__} does not predict the next token (it is an encoder, or lacks its head), and "
+                "substitution measures the loss of a response's tokens; measure its similarity alone"
+            )
 
     @torch.no_grad()
     def _probe(self) -> None:
-        """Learn what each block returns, and check that replaying the blocks gives the model's own logits."""
-        kinds: dict[int, bool] = {}
-        hooks = [
-            block.register_forward_hook(
-                lambda module, args, output, index=index: kinds.__setitem__(index, isinstance(output, tuple))
-            )
-            for index, block in enumerate(self.blocks)
-        ]
+        """Learn what each block returns, and check what every measurement takes for granted.
+
+        That replaying the blocks gives the model's own output, other states going through them at the same time; and in
+        float32 that nothing behind a token moves its state. (In less than float32, rounding moves states by more, and a
+        mixture's choice of experts with them.)
+        """
+        found: dict[int, int | None] = {}
+
+        def learn(index: int) -> Callable[..., None]:
+            def hook(module: nn.Module, args: Any, output: Any) -> None:
+                found[index] = len(output) if isinstance(output, (tuple, list)) else None
+
+            return hook
+
         vocabulary = self.model.config.get_text_config().vocab_size
         tokens = (torch.arange(2 * _PROBE_TOKENS) * 7919 % vocabulary).reshape(2, _PROBE_TOKENS)
+        lengths = [_PROBE_TOKENS, _PROBE_CUT]
+        what = "logits" if self.predicts else "states"
+        hooks = [block.register_forward_hook(learn(index)) for index, block in enumerate(self.blocks)]
         try:
-            expected = self._forward(tokens)
+            expected = self._forward(tokens, lengths)
         finally:
             for hook in hooks:
                 hook.remove()
         if not expected.isfinite().all():
             raise self._refusal(
-                f"its own forward gives logits that are not finite in {expected.dtype}; its weights are damaged, or "
+                f"its own forward gives {what} that are not finite in {expected.dtype}; its weights are damaged, or "
                 "overflow in that dtype (then choose another)"
             )
-        if len(kinds) != self.n_layers:
-            raise self._refusal(f"its forward calls {len(kinds)} of its {self.n_layers} blocks")
-        self._tuples = [kinds[index] for index in range(self.n_layers)]
-        recording = self.record(tokens)
+        if len(found) != self.n_layers:
+            raise self._refusal(f"its forward calls {len(found)} of its {self.n_layers} blocks")
+        self._items = [found[index] for index in range(self.n_layers)]
+        try:
+            ours = self._replay_among_others(tokens, lengths).reshape(expected.shape)
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError) as error:
+            told = " ".join(str(error).split())
+            raise self._refusal(f"replaying its blocks fails ({type(error).__name__}: {told})") from error
+        scale = max(1.0, float(expected.abs().max()))
+        apart = float((ours.to(expected.device) - expected).abs().max())
+        loose = 1.0 if expected.dtype == torch.float32 else 2**-7 / _PROBE_TOLERANCE
+        if not apart <= _PROBE_TOLERANCE * loose * scale:
+            raise self._refusal(f"replaying its blocks gives {what} that are {apart:.2g} apart from its own forward's")
+        if expected.dtype == torch.float32:
+            alone = self._forward(tokens[1:, :_PROBE_CUT])
+            apart = float((alone[0] - expected[1, :_PROBE_CUT]).abs().max())
+            if not apart <= _LEAK_TOLERANCE * scale:
+                others = "tokens behind one" if self.predicts else "tokens that its attention mask hides"
+                raise self._refusal(f"{others} move {what} by {apart:.2g}, so that padding would change every figure")
+
+    def _replay_among_others(self, tokens: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
+        """Logits (or states) of a replay, the same rows in another order passing every block just after them.
+
+        Two windows of a sweep pass a block one after the other in the same way: whatever a block keeps for a later one
+        (in its module, or in what it is called with) and is not known as `shared`, falls into the wrong hands here too.
+        """
+        recording = self.record(tokens, lengths)
         if len(recording.calls) != self.n_layers:
             raise self._refusal(f"its forward makes {len(recording.calls)} block calls for {self.n_layers} blocks")
-        states = recording.states
+        states, others = recording.states, recording.states.flip(-3)
+        ours: Shared = {}
+        theirs: Shared = {}
         for block, call in zip(self.blocks, recording.calls, strict=True):
-            states = apply_block(block, states, call)
-        found = self.logits(states.flatten(0, 1)).reshape(expected.shape)
-        scale = float(expected.abs().max())
-        apart = float((found.to(expected.device) - expected).abs().max())
-        loose = 1.0 if expected.dtype == torch.float32 else 2**-7 / _PROBE_TOLERANCE
-        if not apart <= _PROBE_TOLERANCE * loose * max(1.0, scale):
-            raise self._refusal(f"replaying its blocks gives logits that are {apart:.2g} apart from its own forward's")
+            before = states.clone()
+            out = apply_block(block, states, call, ours)
+            others = apply_block(block, others, call, theirs)
+            if not torch.equal(before, states):
+                raise self._refusal(f"its {type(block).__name__} overwrites the states that enter it")
+            states = out
+        return self.logits(states.flatten(-3, -2)) if self.predicts else self._finish(states, tokens, lengths)
 
     def _refusal(self, reason: str) -> InputError:
         return InputError(f"{type(self.model).__name__} cannot be swept layer by layer: {reason}")
 
 
-def apply_block(block: nn.Module, states: torch.Tensor, call: BlockCall) -> torch.Tensor:
-    """One layer application: the block's output states [B, T, D] for states [B, T, D] and the recorded call."""
-    out = block(states, *call.args, **call.kwargs)
-    if isinstance(out, tuple):
+def apply_block(block: nn.Module, states: torch.Tensor, call: BlockCall, shared: Shared | None = None) -> torch.Tensor:
+    """One layer application: the block's output states [..., B, T, D] for such states and the recorded call.
+
+    `shared` are the keys and values that earlier blocks left for later ones in this pass; what the block leaves is added
+    to it. Without it they go into the recording itself, which then serves one pass only.
+    """
+    from transformers.cache_utils import KVSharingDict
+
+    kwargs = call.kwargs
+    if shared is not None:
+        kwargs = {k: KVSharingDict(shared) if isinstance(v, KVSharingDict) else v for k, v in kwargs.items()}
+    out = block(states, *call.args, **kwargs)
+    if shared is not None:
+        for value in kwargs.values():
+            if isinstance(value, KVSharingDict):
+                shared.update(value)
+    if isinstance(out, (tuple, list)):
         out = out[0]
     if not isinstance(out, torch.Tensor) or out.shape != states.shape:
         raise InputError(

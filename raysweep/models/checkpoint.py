@@ -14,11 +14,14 @@ import warnings
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raysweep import lab
 from raysweep.errors import InputError
+from raysweep.models.kinds import checkpoint_predicts
+from raysweep.models.rotary import rotary_settings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -242,8 +245,7 @@ def check_settings(base: PreTrainedConfig, tuned: PreTrainedConfig, where: str) 
 
 def _length_settings(config: PreTrainedConfig) -> tuple[str, ...]:
     """`max_position_embeddings` where the rotary tables depend on it (elsewhere it only says how long a text may be)."""
-    rotary = getattr(config, "rope_parameters", None) or {}
-    kinds = {rotary.get("rope_type"), *(part.get("rope_type") for part in rotary.values() if isinstance(part, dict))}
+    kinds = {settings.get("rope_type") for settings in rotary_settings(config)}
     return ("max_position_embeddings",) if kinds & set(_SCALED_BY_LENGTH) else ()
 
 
@@ -262,6 +264,22 @@ def resolve_dtype(asked: str, stored: str, device: str) -> str:
     return "float32" if device == "cpu" else stored
 
 
+def predicts_tokens(checkpoint: Checkpoint) -> bool:
+    """Whether it is a causal language model, whose loss can be measured, or has states only (an encoder).
+
+    Raises InputError for what is neither.
+    """
+    return checkpoint_predicts(_standard_config(checkpoint.folder), checkpoint.source)
+
+
+def _may_pool(checkpoint: Checkpoint) -> bool:
+    """Whether the encoder's class can be built without a pooler, which a checkpoint with another head does not have."""
+    from transformers import AutoModel
+
+    model_class = AutoModel._model_mapping[type(_standard_config(checkpoint.folder))]
+    return "add_pooling_layer" in signature(model_class.__init__).parameters
+
+
 def load_model(
     checkpoint: Checkpoint,
     *,
@@ -270,23 +288,27 @@ def load_model(
     device_map: str | Mapping[str, Any] | None = None,
     base: Checkpoint | None = None,
 ) -> PreTrainedModel:
-    """Load a causal language model for measurement (eval mode, no gradients).
+    """Load a model for measurement (eval mode, no gradients): a causal language model, or the states of another alone.
 
+    What predicts no next token (kinds.py) is loaded without its head and without a pooler: both come after the last layer.
     With `device_map` ("auto", or a map as accelerate takes it) the model is spread over devices; else it goes to
     `device`. A PEFT adapter needs `base` and is merged onto it. Raises InputError where loading fails or where weights are
     missing.
     """
     import torch
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModel, AutoModelForCausalLM
 
     if checkpoint.adapter:
         if base is None:
             raise InputError(f"'{checkpoint.source}' is a PEFT adapter; name the base checkpoint it belongs to")
         return _merge_adapter(checkpoint, base, dtype=dtype, device=device, device_map=device_map)
     placed: dict[str, Any] = {"device_map": device_map if device_map is not None else {"": device}}
+    predicts = predicts_tokens(checkpoint)
+    if not predicts and _may_pool(checkpoint):
+        placed["add_pooling_layer"] = False
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
+        model, info = (AutoModelForCausalLM if predicts else AutoModel).from_pretrained(
             checkpoint.folder,
             dtype=getattr(torch, dtype),
             trust_remote_code=False,

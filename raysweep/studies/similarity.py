@@ -142,21 +142,24 @@ class Critical:
     """Critical layers of one base model: the layers with the smallest δ, and how stable that choice is.
 
     `delta` [L]; `stability` [L] is the share of half-samples of the examples in which a layer is among the chosen (NaN with
-    fewer than 8 examples).
+    fewer than 8 examples). `shared` names the chosen layers' weights that an earlier layer has too, and that go by its name.
     """
 
     layers: list[int]
     delta: np.ndarray
     stability: np.ndarray
     block_path: str
+    layers_pattern: str = ""
+    shared: tuple[str, ...] = ()
 
     def peft_config(self) -> dict[str, object]:
         """Keyword arguments for a PEFT config that trains the critical layers only."""
-        return {"layers_to_transform": self.layers, "layers_pattern": self.block_path.rpartition(".")[2]}
+        pattern = self.layers_pattern or self.block_path.rpartition(".")[2]
+        return {"layers_to_transform": self.layers, "layers_pattern": pattern}
 
     def freeze_list(self) -> list[str]:
         """Prefixes of the parameters that belong to the critical layers, as `named_parameters` names them."""
-        return [f"{self.block_path}.{layer}." for layer in self.layers]
+        return [*(f"{self.block_path}.{layer}." for layer in self.layers), *self.shared]
 
 
 def critical_layers(
@@ -185,4 +188,7 @@ def critical_layers(
         for row in halves:
             counts[change_points(row, top)] += 1
         stability = counts / len(halves)
-    return Critical([int(layer) for layer in chosen], delta, stability, adapter.block_path)
+    layers = [int(layer) for layer in chosen]
+    return Critical(
+        layers, delta, stability, adapter.block_path, adapter.layers_pattern, adapter.names_elsewhere(layers)
+    )

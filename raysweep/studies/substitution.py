@@ -4,7 +4,8 @@ All windows go through the layers together, in one pass (windows.py has the orde
 states and the windows that have ended take the tuned layer, the open ones take the base layer. States are stacked on the
 batch axis up to a token budget. Nothing here knows of tasks or files.
 
-Shapes: B examples of a batch, T tokens, D width, M labelled tokens, W windows.
+Shapes: B examples of a batch, T tokens, D width, M labelled tokens, W windows; the streams of an architecture that has
+several come before B.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from torch import nn
 from raysweep.data.batches import labelled_positions, make_batches, pad
 from raysweep.data.examples import Example
 from raysweep.errors import InputError
-from raysweep.models.adapter import Adapter, Recording, apply_block
+from raysweep.models.adapter import Adapter, Recording, Shared, apply_block
 from raysweep.models.checkpoint import check_settings
 from raysweep.models.surgery import substitute
 from raysweep.studies.windows import UNTOUCHED, Window, check_windows, schedule
@@ -43,12 +44,17 @@ class Work:
 
 @dataclass(frozen=True)
 class Pair:
-    """A base and a tuned model, both loaded. Raises InputError where depth, a block's shapes or a rotary setting differ."""
+    """A base and a tuned model, both loaded.
+
+    Raises InputError where depth, a block's shapes or a rotary setting differ, and where one predicts nothing.
+    """
 
     base: Adapter
     tuned: Adapter
 
     def __post_init__(self) -> None:
+        for adapter in (self.base, self.tuned):
+            adapter.require_predictions()
         if self.base.n_layers != self.tuned.n_layers:
             raise InputError(
                 f"base has {self.base.n_layers} decoder layers and tuned {self.tuned.n_layers}; a pair has the same"
@@ -68,6 +74,14 @@ class Pair:
         return self.tuned.n_layers
 
 
+@dataclass(frozen=True)
+class _Branch:
+    """States [..., B, T, D] on their way, with the keys and values that their earlier layers left for later ones."""
+
+    states: torch.Tensor
+    shared: Shared = field(default_factory=dict)
+
+
 @dataclass
 class _Batch:
     """One batch on its way through the layers; `recordings` holds the block calls for k stacked copies of it."""
@@ -83,44 +97,59 @@ class _Batch:
             self.recordings[copies] = self.pair.tuned.record(self.tokens.repeat(copies, 1))
         return self.recordings[copies]
 
-    def apply(self, block: nn.Module, layer: int, states: list[torch.Tensor]) -> list[torch.Tensor]:
-        """The block's output for each of the states [B, T, D], at most `stack` of them in one call."""
-        out: list[torch.Tensor] = []
-        for first in range(0, len(states), self.stack):
-            slab = states[first : first + self.stack]
+    def apply(self, block: nn.Module, layer: int, branches: list[_Branch]) -> list[_Branch]:
+        """The branches behind the block, at most `stack` of them in one call."""
+        out: list[_Branch] = []
+        for first in range(0, len(branches), self.stack):
+            slab = branches[first : first + self.stack]
             # Spread over devices, a layer of the base may stand elsewhere than the tuned one, and so may its states.
-            together = slab[0] if len(slab) == 1 else torch.cat([state.to(slab[0].device) for state in slab])
-            applied = apply_block(block, together, self.recording(len(slab)).calls[layer])
-            out += torch.split(applied, len(self.tokens))
-        self.work.applications += len(states)
-        self.work.token_applications += len(states) * self.tokens.numel()
+            device = slab[0].states.device
+            together = _stacked([branch.states.to(device) for branch in slab], -3)
+            shared = {
+                name: tuple(
+                    _stacked([branch.shared[name][item].to(device) for branch in slab], 0)
+                    for item in range(len(tensors))
+                )
+                for name, tensors in slab[0].shared.items()
+            }
+            applied = apply_block(block, together, self.recording(len(slab)).calls[layer], shared)
+            size = len(self.tokens)
+            for at, states in enumerate(torch.split(applied, size, dim=-3)):
+                rows = slice(at * size, (at + 1) * size)
+                out.append(_Branch(states, {n: tuple(t[rows] for t in tensors) for n, tensors in shared.items()}))
+        self.work.applications += len(branches)
+        self.work.token_applications += len(branches) * self.tokens.numel()
         return out
+
+
+def _stacked(tensors: Sequence[torch.Tensor], dim: int) -> torch.Tensor:
+    return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors), dim)
 
 
 @torch.no_grad()
 def _run_layers(batch: _Batch, windows: Sequence[Window]) -> dict[Window, torch.Tensor]:
-    """States [B, T, D] behind the last layer for each window."""
+    """States [..., B, T, D] behind the last layer for each window."""
     pair = batch.pair
-    trunk = batch.recording(1).states
-    branches: dict[int, torch.Tensor] = {}
-    tails: dict[Window, torch.Tensor] = {}
+    trunk = _Branch(batch.recording(1).states)
+    branches: dict[int, _Branch] = {}
+    tails: dict[Window, _Branch] = {}
     for step in schedule(pair.n_layers, windows):
         branches |= dict.fromkeys(step.forks, trunk)
-        open_states = batch.apply(pair.base.blocks[step.layer], step.layer, [branches[start] for start in step.open])
-        tuned_states = [tails[window] for window in step.tails] + [trunk] * step.trunk
-        tuned_states = batch.apply(pair.tuned.blocks[step.layer], step.layer, tuned_states)
-        trunk = tuned_states.pop() if step.trunk else trunk
-        tails = dict(zip(step.tails, tuned_states, strict=True))
-        branches = dict(zip(step.open, open_states, strict=True))
+        opened = batch.apply(pair.base.blocks[step.layer], step.layer, [branches[start] for start in step.open])
+        tuned = [tails[window] for window in step.tails] + [trunk] * step.trunk
+        tuned = batch.apply(pair.tuned.blocks[step.layer], step.layer, tuned)
+        trunk = tuned.pop() if step.trunk else trunk
+        tails = dict(zip(step.tails, tuned, strict=True))
+        branches = dict(zip(step.open, opened, strict=True))
         tails |= {window: branches[window.start] for window in step.closes}
-    return {window: tails[window] if window.width else trunk for window in windows}
+    return {window: (tails[window] if window.width else trunk).states for window in windows}
 
 
 @torch.no_grad()
 def _losses(adapter: Adapter, states: torch.Tensor, examples: Sequence[Example], work: Work) -> np.ndarray:
-    """Mean negative log likelihood in nats over each example's response tokens, float64 [B], from states [B, T, D]."""
+    """Mean negative log likelihood in nats over each example's response tokens, float64 [B], from states [..., B, T, D]."""
     rows, cols, targets = (torch.from_numpy(a).to(states.device) for a in labelled_positions(examples))
-    chosen = states[rows, cols]
+    chosen = states[..., rows, cols, :]
     vocabulary = adapter.model.config.get_text_config().vocab_size
     step = max(1, _LOGIT_BYTES // (4 * vocabulary))
     nll = torch.cat(
@@ -128,7 +157,7 @@ def _losses(adapter: Adapter, states: torch.Tensor, examples: Sequence[Example],
             nn.functional.cross_entropy(logits.float(), target.to(logits.device), reduction="none")
             .double()
             .to(rows.device)
-            for part, target in zip(torch.split(chosen, step), torch.split(targets, step), strict=True)
+            for part, target in zip(torch.split(chosen, step, dim=-2), torch.split(targets, step), strict=True)
             for logits in [adapter.logits(part)]
         ]
     )
@@ -157,7 +186,8 @@ def sweep_losses(
     if len(rows) < len(windows):
         raise ValueError("windows must be distinct")
     losses = np.full((len(windows), len(examples)), np.nan)
-    for indices in make_batches([e.length - 1 for e in examples], batch_tokens):
+    lengths = [e.length - 1 for e in examples]
+    for indices in make_batches(lengths, batch_tokens, [pair.tuned.table(length) for length in lengths]):
         chosen = [examples[i] for i in indices]
         tokens = torch.from_numpy(pad([e.tokens[:-1] for e in chosen]))  # the last token predicts nothing
         batch = _Batch(pair, tokens, max(1, batch_tokens // tokens.numel()), work)

@@ -83,3 +83,8 @@ def test_padding_does_not_reach_the_labels_under_causal_attention() -> None:
         for t in range(e.n_prompt, len(e.tokens))
     ]
     torch.testing.assert_close(found, torch.stack(alone), rtol=0, atol=1e-12)
+
+
+def test_examples_of_unlike_kinds_share_no_batch() -> None:
+    assert make_batches([5, 12, 7, 20], 10_000, [0, 1, 0, 1]) == [[3, 1], [2, 0]]
+    assert make_batches([5, 12, 7, 20], 10_000, [0, 0, 0, 0]) == make_batches([5, 12, 7, 20], 10_000)

@@ -3,6 +3,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from architectures import wordpiece
 from transformers import PreTrainedTokenizerFast
 
 from raysweep.data.examples import load_examples
@@ -129,3 +130,35 @@ def test_unknown_names_are_refused_before_anything_is_read(tokenizer: PreTrained
     assert refusal("no.jsonl", "gsm8k", tokenizer) == "there is no file no.jsonl: check the path"
     tokenizer.chat_template = None
     assert "has no chat template" in refusal("no.jsonl", "gsm8k", tokenizer)
+
+
+# Prompts alone, for models that predict nothing
+
+
+def test_prompts_alone_need_no_response(jsonl: Write, tokenizer: PreTrainedTokenizerFast) -> None:
+    whole = load_examples(jsonl(WORDY, SHORT), "gsm8k", tokenizer).examples
+    alone = load_examples(jsonl(WORDY, SHORT), "gsm8k", tokenizer, prompts_only=True).examples
+    for one, other in zip(alone, whole, strict=True):
+        assert one.tokens.tolist() == other.tokens[: other.n_prompt].tolist()
+        assert (one.n_prompt, one.n_tokens, one.prompt) == (len(one.tokens), 0, other.prompt)
+    path = jsonl({"text": "12"}, {"text": "345"})
+    loaded = load_examples(path, "columns", tokenizer, wording="plain", prompt="text", prompts_only=True)
+    assert [tokenizer.decode(e.tokens) for e in loaded.examples] == ["12", "345"]
+    assert "lacks response" in refusal(path, "columns", tokenizer, wording="plain", prompt="text")
+    assert "lacks prompt" in refusal(path, "columns", tokenizer, wording="plain", prompts_only=True)
+
+
+def test_a_cut_prompt_keeps_the_special_tokens_that_close_it(jsonl: Write) -> None:
+    encoder = wordpiece(["1 2 3 4 5 6 7 8 9"])
+    path = jsonl({"text": "1 2"}, {"text": "1 2 3 4 5"}, {"text": ""})
+    loaded = load_examples(path, "columns", encoder, wording="plain", prompt="text", prompts_only=True, max_tokens=5)
+    assert [encoder.decode(e.tokens) for e in loaded.examples] == [
+        "[CLS] 1 2 [SEP]",
+        "[CLS] 1 2 3 [SEP]",
+        "[CLS] [SEP]",
+    ]
+    assert (loaded.n_cut, loaded.n_unusable) == (1, 0)
+    assert refusal(path, "columns", encoder, wording="plain", prompt="text", prompts_only=True, max_tokens=1) == (
+        f"{path} has no usable prompts: none of its 3 records has a prompt token after cutting to max_tokens 1; "
+        "check the format, the texts and max_tokens"
+    )

@@ -4,14 +4,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from architectures import wordpiece
 from transformers import PreTrainedTokenizerFast
 
-from raysweep.data.formats import FORMATS, find_format
+from raysweep.data.formats import FORMATS, columns_format, find_format
 from raysweep.data.wording import WORDINGS, TextWording, find_wording
 from raysweep.errors import InputError
 
 GOLDENS = json.loads((Path(__file__).parent / "llama2_goldens.json").read_text(encoding="utf-8"))
-CHAT, LLAMA2 = find_wording("chat"), find_wording("llama2")
+CHAT, LLAMA2, PLAIN = (find_wording(name) for name in ("chat", "llama2", "plain"))
 GSM8K = FORMATS["gsm8k"]
 RECORD = {"question": "Name a red fruit.", "answer": "A cherry."}
 
@@ -243,12 +244,45 @@ def test_a_tokenizer_without_a_chat_template(tokenizer: PreTrainedTokenizerFast)
     tokenizer.chat_template, tokenizer.name_or_path = None, "mine"
     assert refusal(CHAT.check, tokenizer) == (
         "tokenizer 'mine' has no chat template, and wording 'chat' is that template: give the tokenizer one, or choose "
-        "another wording (llama2)"
+        "another wording (plain, llama2)"
     )
 
 
 def test_an_unknown_wording() -> None:
     assert refusal(find_wording, "lama2") == "unknown wording 'lama2': did you mean 'llama2'?"
     assert refusal(find_wording, "llama3") == "unknown wording 'llama3': did you mean 'llama2'?"
-    assert refusal(find_wording, "x") == "unknown wording 'x': known: chat, llama2"
-    assert list(WORDINGS) == ["chat", "llama2"]
+    assert refusal(find_wording, "x") == "unknown wording 'x': known: chat, llama2, plain"
+    assert list(WORDINGS) == ["chat", "plain", "llama2"]
+
+
+# plain ----------------------------------------------------------------------------------------------------------
+
+
+def test_plain_adds_no_words(tokenizer: PreTrainedTokenizerFast) -> None:
+    PLAIN.check(tokenizer)
+    texts = PLAIN.texts(GSM8K, {"question": "2 + 3", "answer": "5"}, tokenizer)
+    assert texts == ("2 + 3", "\n5")
+    tokens, n_prompt = PLAIN.encode(texts, tokenizer)
+    assert tokenizer.decode(tokens[:n_prompt]) == "2 + 3"
+    assert tokenizer.decode(tokens[n_prompt:]) == "\n5"
+    mine = columns_format("{{ q }} =", " {{ a }}")
+    assert PLAIN.texts(mine, {"q": "2 + 3", "a": 5}, tokenizer) == ("2 + 3 =", " 5"), "the user's own to the last blank"
+
+
+def test_plain_writes_the_special_tokens_that_the_tokenizer_writes() -> None:
+    encoder = wordpiece(["name a red fruit", "cherry"])
+    tokens, n_prompt = PLAIN.encode(("Name a red fruit", ""), encoder)
+    assert tokens.tolist() == encoder("Name a red fruit")["input_ids"]
+    assert n_prompt == len(tokens)
+    pieces = encoder.convert_ids_to_tokens(tokens)
+    assert (pieces[0], pieces[-1], pieces.count("[SEP]")) == ("[CLS]", "[SEP]", 1)
+    tokens, n_prompt = PLAIN.encode(("Name a red fruit", "\ncherry"), encoder)
+    assert encoder.decode(tokens[:n_prompt]) == "[CLS] name a red fruit"
+    assert encoder.decode(tokens[n_prompt:]) == "cherry [SEP]"
+
+
+def test_plain_refuses_a_longer_conversation(tokenizer: PreTrainedTokenizerFast) -> None:
+    assert refusal(PLAIN.texts, FORMATS["messages"], {"messages": [SYSTEM, USER, ASSISTANT]}, tokenizer) == (
+        "wording 'plain' writes one user's turn and the assistant's, and the record has system, user, assistant: "
+        "choose wording 'chat'"
+    )

@@ -186,7 +186,7 @@ def test_a_model_that_does_not_just_call_its_blocks_is_refused(kind: Any, messag
 def test_a_model_without_a_list_of_blocks_is_refused(tiny: Build) -> None:
     model = tiny("llama", 4)
     model.model.layers = nn.ModuleList(list(model.model.layers)[:3])
-    with pytest.raises(InputError, match=r"LlamaForCausalLM has no list of 4 decoder blocks that raysweep can find"):
+    with pytest.raises(InputError, match=r"LlamaForCausalLM has no list of 4 blocks that raysweep can find"):
         Adapter(model)
 
 
