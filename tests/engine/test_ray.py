@@ -14,7 +14,7 @@ import pytest
 from raysweep.engine import events
 from raysweep.engine.driver import drive
 from raysweep.errors import EngineError, InputError
-from tests.engine.ray_cluster import free_port, head
+from ray_cluster import free_port, head
 
 
 def is_joined():

@@ -18,7 +18,7 @@ import pytest
 from raysweep.config import parse_config
 from raysweep.engine.driver import drive
 from raysweep.engine.events import read_events
-from tests.engine.ray_cluster import raylet_below, start, workers_below
+from ray_cluster import raylet_below, start, workers_below
 
 ROUNDS = int(os.environ.get("RAYSWEEP_KILLS", "3"))
 SEED = 23

@@ -1,0 +1,63 @@
+"""Two Ray workers of one thread each against one: the same run, split by data, the start of Ray and of the workers left out.
+
+One run of each in turn. The limit is 2; what keeps from it is that each worker loads the models, that tables are made at
+the end by one, and that the driver commits on the same two cores. The tables of both are compared.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+from common import machine, spread
+
+from raysweep.config import parse_config
+from raysweep.engine import events
+from raysweep.engine.driver import drive
+from raysweep.report.tables import collect_tables
+
+ROUNDS = 3
+
+
+def one(workers: int) -> tuple[float, np.ndarray]:
+    """Seconds from the first call to the end, and the losses."""
+    times: dict[str, str] = {}
+
+    def listen(event: dict[str, Any]) -> None:
+        times[event["event"]] = event["time"]
+
+    with tempfile.TemporaryDirectory() as storage:
+        done = drive(
+            parse_config(
+                {
+                    "name": "workers",
+                    "models": [{"name": "tiny", "base": "lab://tiny", "tuned": {"sums": "lab://tiny/sums"}}],
+                    "datasets": [{"name": "sums", "path": "lab://sums/test", "format": "gsm8k", "limit": 256}],
+                    "studies": {"substitution": {"widths": [5]}, "similarity": {}, "correlation": {}},
+                    "execution": {"executor": "ray", "device": "cpu", "workers": workers, "chunk": 16},
+                    "storage": storage,
+                }
+            ),
+            listener=listen,
+        )
+        losses = collect_tables(done.folder, done.graph)["substitution"]["loss"].to_numpy()
+    begun, ended = (datetime.fromisoformat(times[name]) for name in (events.WORKERS_READY, events.RUN_FINISHED))
+    return (ended - begun).total_seconds(), losses
+
+
+def main() -> None:
+    print(f"two Ray workers of one thread against one; {machine()}")
+    ratios, apart = [], 0.0
+    for _ in range(ROUNDS):
+        (alone, first), (together, second) = one(1), one(2)
+        ratios.append(alone / together)
+        apart = max(apart, float(np.abs(first - second).max()))
+        print(f"  one {alone:6.2f} s   two {together:6.2f} s   {ratios[-1]:.2f} ×", flush=True)
+    print(f"  ratio {spread(ratios)}, median {statistics.median(ratios):.2f} (target 1.7, limit 2); losses apart by {apart:.1e}")
+
+
+if __name__ == "__main__":
+    main()
