@@ -21,6 +21,16 @@ class StoreError(RaysweepError):
     """A run folder or artifact that is missing, foreign, or does not match its manifest."""
 
 
+class RunError(RaysweepError):
+    """A run that could not go on (its disk is full or gone); what is committed is kept: exit code 1."""
+
+
+def shown(value: object, most: int = 80) -> str:
+    """A value's repr for a message, cut in its middle beyond `most` characters: what is wrong may be 100 kB long."""
+    text = repr(value)
+    return text if len(text) <= most else f"{text[: most // 2]}…{text[-(most // 2 - 1) :]}"
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """The hint that ends an "unknown name" message: the nearest known name, or all of them."""
     names = sorted(known)

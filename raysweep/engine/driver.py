@@ -20,6 +20,7 @@ from typing import Any
 from raysweep.config import Config
 from raysweep.engine import events
 from raysweep.engine.calls import Call, Commit, Outcome, is_ready, model_calls, result_call
+from raysweep.engine.disk import bytes_to_write, check_room, check_writable
 from raysweep.engine.events import EventLog, Listener
 from raysweep.engine.executor import Executor, LocalExecutor
 from raysweep.engine.folder import RunFolder
@@ -45,8 +46,11 @@ def prepare(config: Config) -> tuple[Facts, Graph, RunFolder]:
     """Inspect and plan: everything that can be refused is refused here (InputError), and nothing is written."""
     folder = RunFolder(Path(config.storage).expanduser())
     folder.check_usable()
+    check_writable(folder.root)
     facts = inspect(config)
-    return facts, plan(config, facts), folder
+    graph = plan(config, facts)
+    check_room(folder.root, bytes_to_write(facts, graph, folder.committed() if folder.is_run else {}))
+    return facts, graph, folder
 
 
 def drive(

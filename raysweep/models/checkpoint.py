@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raysweep import lab
-from raysweep.errors import InputError
+from raysweep.errors import InputError, shown
 from raysweep.models.tensors import Shape
 from raysweep.models.weights import NOT_PLAIN, read_weights
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 # What is downloaded of a hub repository: it may keep the same weights under other names as well.
 _DOWNLOADED = ("*.json", "model*.safetensors", "adapter_model.safetensors", "*.model", "*.jinja", "*.txt")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+_DEEPEST = 10_000  # what a damaged config may ask for is not planned
 _SIZES = ("hidden_size", "vocab_size", "num_attention_heads", "num_key_value_heads", "intermediate_size")
 _SCALED_BY_LENGTH = ("dynamic", "yarn", "longrope")  # rotary types whose tables depend on max_position_embeddings
 
@@ -97,13 +98,19 @@ def describe(source: str) -> Checkpoint:
         )
     try:
         config = json.loads(config_path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{config_path} is not JSON: {error}; write the checkpoint again") from error
     if not isinstance(config, dict):
         raise InputError(f"{config_path} is no JSON object; write the checkpoint again")
-    weights = read_weights(folder, source, config_path, adapter=adapter)
     if not adapter and "num_hidden_layers" not in text_config(config):
         config = _standard_names(folder)
+    depth = text_config(config).get("num_hidden_layers")
+    if not adapter and (type(depth) is not int or not 1 <= depth <= _DEEPEST):
+        raise InputError(
+            f"{config_path} tells of {shown(depth)} decoder layers (num_hidden_layers), where a number from 1 to {_DEEPEST} "
+            "belongs; write the checkpoint again"
+        )
+    weights = read_weights(folder, source, config_path, adapter=adapter)
     return Checkpoint(
         source,
         folder,
@@ -117,7 +124,21 @@ def describe(source: str) -> Checkpoint:
 
 def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """The part of a config that describes the language model."""
-    return config.get("text_config") or config
+    inner = config.get("text_config")
+    return inner if isinstance(inner, dict) and inner else config
+
+
+def limits(checkpoint: Checkpoint) -> tuple[int | None, int | None]:
+    """(context, vocabulary): the most tokens of a text and the rows of the embedding; None where the config sets none.
+
+    The context is `max_position_embeddings` under whatever name the architecture writes it. An adapter has its base's.
+    """
+    text = _standard_config(checkpoint.folder).get_text_config()
+    context, vocabulary = (getattr(text, key, None) for key in ("max_position_embeddings", "vocab_size"))
+    return (
+        context if isinstance(context, int) and context > 0 else None,
+        vocabulary if isinstance(vocabulary, int) else None,
+    )
 
 
 def _standard_config(folder: Path) -> PreTrainedConfig:
@@ -126,7 +147,7 @@ def _standard_config(folder: Path) -> PreTrainedConfig:
 
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except (ValueError, OSError, KeyError) as error:
+    except Exception as error:  # a value of a wrong type raises whatever the config's class stumbled over
         raise InputError(f"{folder / 'config.json'} is no config that transformers knows: {error}") from error
 
 
@@ -290,5 +311,5 @@ def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
 
     try:
         return AutoTokenizer.from_pretrained(checkpoint.folder, trust_remote_code=False)
-    except (ValueError, OSError, KeyError) as error:
+    except Exception as error:  # a damaged file raises whatever its reader stumbled over
         raise InputError(f"checkpoint '{checkpoint.source}' has no usable tokenizer: {error}") from error
