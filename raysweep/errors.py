@@ -26,8 +26,12 @@ class RunError(RaysweepError):
 
 
 def shown(value: object, most: int = 80) -> str:
-    """A value's repr for a message, cut in its middle beyond `most` characters: what is wrong may be 100 kB long."""
-    text = repr(value)
+    """A value's repr for a message, shortened."""
+    return shortened(repr(value), most)
+
+
+def shortened(text: str, most: int = 80) -> str:
+    """Text for a message, cut in its middle beyond `most` characters: what is wrong may be 100 kB long."""
     return text if len(text) <= most else f"{text[: most // 2]}…{text[-(most // 2 - 1) :]}"
 
 

@@ -299,6 +299,16 @@ def test_refused_before_anything_is_written(name, world, raysweep, tmp_path):
     assert content(tmp_path) == before
 
 
+def test_one_example_is_too_few_to_compare(world, raysweep):
+    refused = raysweep("run", world / "config.yaml", "--set", "datasets.0.limit=1")
+    assert refused == Result(
+        2,
+        "",
+        "error: data set 'd' has one usable example for 'm', and similarity compares examples: give 2 or more, or leave "
+        "studies.similarity out\n",
+    )
+
+
 def test_text_generated_beyond_the_context_is_refused(world, raysweep):
     refused = raysweep("run", world / "config.yaml", "--set", "studies.substitution.generate.tokens=120")
     assert refused.code == 2

@@ -16,7 +16,7 @@ from typing import Any
 import jinja2
 from jinja2.sandbox import SandboxedEnvironment
 
-from raysweep.errors import InputError, nearest, shown
+from raysweep.errors import InputError, nearest, shortened, shown
 
 Record = Mapping[str, Any]
 Turns = list[dict[str, str]]
@@ -139,7 +139,7 @@ def _check_choices(record: Record) -> str | None:
             f"has choices with {len(labels)} labels and {len(texts)} texts; format 'openbookqa' needs as many of each"
         )
     if record["answerKey"] not in labels:
-        return f"has an answerKey {shown(record['answerKey'])} that is none of its labels {shown(', '.join(labels))[1:-1] or '(none)'}"
+        return f"has an answerKey {shown(record['answerKey'])} that is none of its labels {shortened(', '.join(labels)) or '(none)'}"
     return None
 
 

@@ -22,7 +22,7 @@ from typing import Any
 
 from raysweep import lab
 from raysweep.data.formats import Record
-from raysweep.errors import InputError, nearest
+from raysweep.errors import InputError, nearest, shortened
 
 # The line a record begins on (None where its source has none), and the record.
 Numbered = Generator[tuple[int | None, Record], None, None]
@@ -170,7 +170,7 @@ def _read_csv(path: Path) -> Numbered:
     try:
         header = next(rows, [])
         if len(set(header)) < len(header):
-            raise InputError(f"{path}, line 1 names a column twice: {', '.join(header)}")
+            raise InputError(f"{path}, line 1 names a column twice: {shortened(', '.join(header), 400)}")
         line = rows.line_num + 1
         for row in rows:
             if row and len(row) != len(header):

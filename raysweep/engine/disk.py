@@ -18,7 +18,7 @@ from raysweep.engine.plan import hidden_size
 from raysweep.errors import InputError, RunError
 
 # After these no call can be committed: the run ends, and does not try the others.
-_LASTING = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO, errno.ESTALE}
+_LASTING = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
 _ASIDE = 2**20  # bytes for tables, events and the page, at least
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 

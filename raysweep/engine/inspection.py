@@ -24,6 +24,8 @@ from raysweep.studies.windows import windows_of_widths
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+_FEWEST_TO_COMPARE = 2
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -120,6 +122,11 @@ def inspect(config: Config) -> Facts:
         for dataset in wanted:
             room = _room(model.name, models[model.name], dataset.name)
             loaded = _examples(model, dataset, tokenizer, room)
+            if config.studies.similarity and len(loaded.examples) < _FEWEST_TO_COMPARE:
+                raise InputError(
+                    f"data set '{dataset.name}' has one usable example for '{model.name}', and similarity compares examples: give "
+                    f"{_FEWEST_TO_COMPARE} or more, or leave studies.similarity out"
+                )
             if config.studies.substitution and dataset.name in model.tuned:
                 _check_generation(config.studies.substitution.generate, loaded.examples, room, dataset.name)
             cells[model.name, dataset.name] = _cell(model.name, dataset.name, loaded, config.execution.chunk)
