@@ -23,7 +23,7 @@ from pydantic import (
     model_validator,
 )
 
-from raysweep.errors import InputError, nearest, shown
+from raysweep.errors import InputError, nearest, shortened, shown
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
 Positive = Annotated[int, Field(ge=1, le=10**9, strict=True)]
@@ -281,7 +281,8 @@ def _with(node: Any, path: list[str], value: Any, override: str) -> Any:
 def _problem(problem: dict[str, Any], values: Any) -> str:
     """One validation problem in words, with the key's place and, for an unknown key, the nearest known one."""
     location = tuple(problem["loc"])
-    place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
+    place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location)
+    place = shortened(place.lstrip(".").removesuffix(".[key]"), 200)
     if problem["type"] == "extra_forbidden":
         known = _fields_at(location[:-1])
         return f"unknown key '{place}'; {nearest(str(location[-1]), known)}"
@@ -292,7 +293,7 @@ def _problem(problem: dict[str, Any], values: Any) -> str:
         if isinstance(problem["input"], Mapping):  # between the keys of a section, or of the whole
             return f"{place}: {message}" if place else message
         return f"key '{place}': {message}"
-    return f"key '{place.removesuffix('.[key]')}': {_wanted(problem)}"
+    return f"key '{place}': {_wanted(problem)}"
 
 
 def _wanted(problem: dict[str, Any]) -> str:
