@@ -425,8 +425,8 @@ def overflowing(world, tiny_pair, tokenizer):
 
 
 def test_nan_losses_are_counted_left_out_and_shown(overflowing, raysweep, tmp_path):
-    """Similarity cannot be measured on such states; substitution alone is asked for."""
-    ran = raysweep("run", overflowing / "config.yaml", "--set", "studies={substitution: {widths: [1]}}")
+    more = ("--set", "studies={substitution: {widths: [1]}}")
+    ran = raysweep("run", overflowing / "config.yaml", *more)
     assert ran.code == 0, ran.err
     losses = pd.read_parquet(tmp_path / "run" / "results" / "substitution.parquet")
     assert set(losses[losses["loss"].isna()]["example_id"]) == {10, 11}
@@ -438,6 +438,23 @@ def test_nan_losses_are_counted_left_out_and_shown(overflowing, raysweep, tmp_pa
     assert f"d on m: {counted} of every mean" in page
     assert any(f"{mean.max():.{decimals}f}" in page for decimals in (2, 3, 4)), "the page's mean is the same one"
     assert raysweep("report", tmp_path / "run").code == 0
+
+
+def test_examples_whose_states_are_not_finite_are_left_out_too(overflowing, raysweep, tmp_path):
+    ran = raysweep("run", overflowing / "config.yaml")
+    assert ran.code == 0, ran.err
+    assert f"({2 * (LAYERS + 2)} of {12 * (LAYERS + 2)} losses are NaN and left out)" in ran.out
+    page = page_of(tmp_path).text
+    assert "2 of 12 examples have states that are not finite; 2 are left out of every similarity" in page
+    found = pd.read_parquet(tmp_path / "run" / "results" / "dynamics.parquet")
+    shutil.move(tmp_path / "run", tmp_path / "first")
+    lines = (overflowing / "counts.jsonl").read_text().splitlines(keepends=True)
+    (overflowing / "counts.jsonl").write_text("".join(lines[:-2]))
+    assert raysweep("run", overflowing / "config.yaml").code == 0
+    without = pd.read_parquet(tmp_path / "run" / "results" / "dynamics.parquet")
+    np.testing.assert_allclose(found["delta"], without["delta"], atol=1e-6)
+    both = [pd.read_parquet(tmp_path / run / "results" / "correlation.parquet") for run in ("first", "run")]
+    assert both[0]["spearman"].item() == pytest.approx(both[1]["spearman"].item(), abs=1e-9)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
