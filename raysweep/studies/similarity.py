@@ -152,9 +152,9 @@ def _health_table(states: torch.Tensor, finite_LN: np.ndarray) -> pd.DataFrame:
     if not finite_LN.all():
         n, out = finite_LN.shape[1], int((~finite_LN.all(axis=0)).sum())
         for layer, bad in enumerate((~finite_LN).sum(axis=1)):
-            warning = f"{bad} of {n} examples have states that are not finite; {out} are left out of every similarity"
+            told = f"{bad} of {n} examples have states that are not finite; {out} are left out of every similarity"
             rows.append(
-                {"layer": layer, "measure": "not_finite", "value": float(bad), "warning": warning if bad else None}
+                {"layer": layer, "measure": "not_finite", "value": float(bad), "warning": told if bad else None}
             )
     for measure, values in health(states).items():
         limit, words = _TRUST.get(measure, (np.inf, ""))
@@ -205,7 +205,9 @@ def critical_layers(
 
     adapter = model if isinstance(model, Adapter) else Adapter(model)
     states = capture(adapter, examples, pooling)
-    states = states[:, torch.from_numpy(finite_examples(states).all(axis=0)).to(states.device)]
+    finite_N = finite_examples(states).all(axis=0)
+    if not finite_N.all():
+        states = states[:, torch.from_numpy(finite_N).to(states.device)]
     n_examples = states.shape[1]
     delta = local_dynamics(similarity_matrix(states, metric), neighbourhood)
     chosen = change_points(delta, top)
