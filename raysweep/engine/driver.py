@@ -66,7 +66,7 @@ def drive(
     """
     started = time.monotonic()
     facts, graph, folder = prepare(config)
-    folder.root.mkdir(parents=True, exist_ok=True)
+    folder.make()
     if fresh and folder.is_run:
         folder.clear()
     log = EventLog(folder.events, listener)

@@ -71,6 +71,15 @@ class RunFolder:
                 f"storage '{self.root}' cannot be used ({error.strerror or error}); give another folder"
             ) from error
 
+    def make(self) -> None:
+        """Make the folder, and those above it. Raises InputError where the system does not let it."""
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(
+                f"storage '{self.root}' cannot be made ({error.strerror or error}); give another folder"
+            ) from error
+
     def _check_ours(self) -> None:
         if self.root.exists() and not self.root.is_dir():
             raise InputError(f"storage '{self.root}' is a file; give a folder")
