@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint types bench clean
+.PHONY: demo test fuzz lint types bench clean
 
 demo: $(VENV)/.run  ## the whole study on the embedded laboratory; ends by naming the report
 	$(BIN)/raysweep demo --fresh
@@ -12,6 +12,9 @@ demo: $(VENV)/.run  ## the whole study on the embedded laboratory; ends by namin
 test: $(VENV)/.test  ## the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile $(if $(shell command -v chromium chromium-browser google-chrome),,-m "not browser") tests
 	@$(if $(shell command -v chromium chromium-browser google-chrome),,echo "no Chromium here: the browser tests of the report page were left out")
+
+fuzz: $(VENV)/.test  ## random configs, records and checkpoints for a minute, others each time
+	OMP_NUM_THREADS=1 RAYSWEEP_FUZZ_SECONDS=60 RAYSWEEP_FUZZ_SEED=$${RAYSWEEP_FUZZ_SEED:-$$(date +%s)} $(BIN)/python -m pytest -q tests/test_fuzz.py
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
@@ -21,7 +24,7 @@ types: $(VENV)/.test
 	$(BIN)/mypy
 
 bench: $(VENV)/.test  ## every figure that the README claims
-	cd benchmarks && for file in layer_time against_reloading demo; do ../$(BIN)/python $$file.py || exit 1; done
+	cd benchmarks && for file in layer_time against_reloading weights_check demo; do ../$(BIN)/python $$file.py || exit 1; done
 
 $(VENV)/.run: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -56,7 +56,9 @@ def main() -> None:
         ratios.append(alone / together)
         apart = max(apart, float(np.abs(first - second).max()))
         print(f"  one {alone:6.2f} s   two {together:6.2f} s   {ratios[-1]:.2f} ×", flush=True)
-    print(f"  ratio {spread(ratios)}, median {statistics.median(ratios):.2f} (target 1.7, limit 2); losses apart by {apart:.1e}")
+    print(
+        f"  ratio {spread(ratios)}, median {statistics.median(ratios):.2f} (target 1.7, limit 2); losses apart by {apart:.1e}"
+    )
 
 
 if __name__ == "__main__":

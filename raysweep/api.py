@@ -38,25 +38,10 @@ class Run:
             raise AttributeError(f"this run has no table '{name}'; it has {', '.join(self.tables)}") from None
 
     def summary(self) -> list[str]:
-        """The answer in a few lines: ρ of every cell, or the costliest windows where nothing was correlated."""
-        if len(self.tables.get("correlation", ())):
-            return [
-                f"{row['model']} on {row['dataset']}: Spearman {row['spearman']:+.3f} "
-                f"[{row['ci_low']:+.3f}, {row['ci_high']:+.3f}] between {row['metric']} dynamics and the loss after "
-                f"substitution, over {row['n_layers']} windows of width {row['width']}"
-                for row in self.tables["correlation"].to_dict("records")
-            ]
-        if "substitution" not in self.tables:
-            return []
-        losses = self.tables["substitution"]
-        n_layers = losses.groupby("model")["stop"].transform("max")  # every sweep has the row of all layers
-        windows = losses[losses["width"].between(1, n_layers - 1)]
-        mean = windows.groupby(["model", "dataset", "layers"], as_index=False)["loss"].mean()
-        costliest = mean.loc[mean.groupby(["model", "dataset"])["loss"].idxmax()]
-        return [
-            f"{row['model']} on {row['dataset']}: layers {row['layers']} put back cost most, loss {row['loss']:.4f}"
-            for row in costliest.to_dict("records")
-        ]
+        """The answer in a few lines; ρ of every cell, or the costliest windows where nothing was correlated."""
+        from raysweep.report.summary import summary_lines
+
+        return summary_lines(self.tables)
 
 
 def run(
@@ -68,8 +53,10 @@ def run(
 ) -> Run:
     """Run a config (a file, plain values or a Config) to its end and draw the report; what is whole is not done again.
 
-    `overrides` are texts like `execution.chunk=16`. Raises InputError before anything runs.
+    `overrides` are texts like `execution.chunk=16`. Raises InputError before anything runs, and RunError
+    where the run folder cannot be written to any more.
     """
+    from raysweep.engine.disk import failures_told
     from raysweep.engine.driver import drive
 
     if isinstance(config, (str, Path)):
@@ -77,17 +64,20 @@ def run(
     else:
         values = config.model_dump() if isinstance(config, Config) else dict(config)
         config = parse_config(values, overrides=overrides)
-    done = drive(config, fresh=fresh, listener=listener)
-    return _reported(done.folder, done.failed)
+    with failures_told(Path(config.storage).expanduser()):
+        done = drive(config, fresh=fresh, listener=listener)
+        return _reported(done.folder, done.failed)
 
 
 def open_run(folder: str | Path) -> Run:
     """A run's tables joined again from what is committed, and its report drawn again. Raises InputError for no run folder."""
+    from raysweep.engine.disk import failures_told
     from raysweep.engine.folder import RunFolder
 
     found = RunFolder(Path(folder).expanduser())
     found.require_run()
-    return _reported(found, {})
+    with failures_told(found.root):
+        return _reported(found, {})
 
 
 def _reported(folder: RunFolder, failed: Mapping[str, str]) -> Run:

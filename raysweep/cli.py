@@ -1,11 +1,12 @@
 """The command line: each command parses, makes one call, and turns the outcome into an exit code.
 
-0 done; 1 some task failed (the rest is done and kept); 2 bad usage or input, before anything ran; 130 interrupted.
+0 done; 1 some task failed, or the run folder could not be written to (the rest is done and kept); 2 bad usage or input, before anything ran; 130 interrupted.
 Progress goes to standard error, results to standard output.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from raysweep.errors import EngineError, RaysweepError
+from raysweep.errors import RaysweepError, RunError
 
 if TYPE_CHECKING:
     from raysweep.api import Run
@@ -181,8 +182,11 @@ def main() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a name that the terminal cannot show ends no command
+            stream.reconfigure(errors="backslashreplace")
     try:
         app()
     except RaysweepError as error:
         typer.echo(f"error: {error}", err=True)
-        sys.exit(1 if isinstance(error, EngineError) else 2)
+        sys.exit(1 if isinstance(error, RunError) else 2)

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -23,11 +24,24 @@ from pydantic import (
     model_validator,
 )
 
-from raysweep.errors import InputError, nearest
+from raysweep.errors import InputError, nearest, shortened, shown
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
-Positive = Annotated[int, Field(ge=1, strict=True)]
+Positive = Annotated[int, Field(ge=1, le=10**9, strict=True)]
 Metric = Literal["cka_linear", "cka_linear_debiased", "cka_rbf"]
+
+
+def _place(value: str) -> str:
+    try:
+        Path(value).expanduser()
+    except RuntimeError:
+        raise ValueError(
+            f"{shown(value)} begins with the home folder of a user that this machine does not know"
+        ) from None
+    return value
+
+
+Place = Annotated[str, AfterValidator(_place)]  # a path, a hub id or a laboratory name
 
 
 class _Section(BaseModel):
@@ -38,21 +52,25 @@ class ModelConfig(_Section):
     """A base checkpoint and the checkpoints fine-tuned from it (data set → checkpoint or PEFT adapter)."""
 
     name: Name
-    base: str
-    tuned: dict[Name, str] = {}
+    base: Place
+    tuned: dict[Name, Place] = {}
     wording: str = "chat"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
 
 
 class DatasetConfig(_Section):
-    """Records to measure on; `prompt` and `response` belong to the format `columns`."""
+    """Records to measure on; `prompt` and `response` belong to the format `columns`.
+
+    `too_long` says what becomes of examples longer than the model's context, after a cut to `max_tokens`.
+    """
 
     name: Name
-    path: str
+    path: Place
     format: str
     split: str | None = None
     limit: Positive | None = None
     max_tokens: Positive | None = None
+    too_long: Literal["refuse", "cut"] = "refuse"
     prompt: str | None = None
     response: str | None = None
 
@@ -89,9 +107,9 @@ class SimilarityConfig(_Section):
 class CorrelationConfig(_Section):
     """Rank correlation of δ with the loss after substitution; `drop_ends` leaves so many centres out at each end."""
 
-    resamples: Positive = 1000
-    seed: int = 0
-    drop_ends: Annotated[int, Field(ge=0)] = 0
+    resamples: Annotated[int, Field(ge=1, le=10**6, strict=True)] = 1000
+    seed: Annotated[int, Field(ge=0, le=2**63, strict=True)] = 0
+    drop_ends: Annotated[int, Field(ge=0, le=10**9, strict=True)] = 0
 
 
 class StudiesConfig(_Section):
@@ -128,9 +146,9 @@ class ExecutionConfig(_Section):
     @field_validator("batch_tokens", "workers", mode="before")
     @classmethod
     def _count(cls, value: object, info: ValidationInfo) -> object:
-        if value != "auto" and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+        if value != "auto" and (not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= 10**9):
             what = "tokens" if info.field_name == "batch_tokens" else "workers"
-            raise ValueError(f"give auto or a number of {what}, 1 or more, not {value!r}")
+            raise ValueError(f"give auto or a number of {what}, 1 or more, not {shown(value)}")
         return value
 
     @field_validator("gpus_per_worker", mode="before")
@@ -156,14 +174,14 @@ class ExecutionConfig(_Section):
     @classmethod
     def _map(cls, value: object) -> object:
         if not (value is None or isinstance(value, (str, dict))):
-            raise ValueError(f"give auto, or a mapping of modules to devices, not {value!r}")
+            raise ValueError(f"give auto, or a mapping of modules to devices, not {shown(value)}")
         return value
 
     @field_validator("device")
     @classmethod
     def _known_device(cls, value: str) -> str:
-        if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", value):
-            raise ValueError(f"'{value}' is no device; give auto, cpu, mps, cuda or cuda:N")
+        if not re.fullmatch(r"auto|cpu|mps|cuda(:[0-9]{1,4})?", value):
+            raise ValueError(f"{shown(value)} is no device; give auto, cpu, mps, cuda or cuda:N")
         return value
 
 
@@ -175,13 +193,13 @@ class Config(_Section):
     datasets: Annotated[list[DatasetConfig], Field(min_length=1)]
     studies: StudiesConfig
     execution: ExecutionConfig = ExecutionConfig()
-    storage: str
+    storage: Place
 
     @field_validator("storage")
     @classmethod
     def _folder(cls, value: str) -> str:
         if not value or "://" in value:
-            raise ValueError(f"give a folder, not {value!r}; a run is stored in this machine's file system")
+            raise ValueError(f"give a folder, not {shown(value)}; a run is stored in this machine's file system")
         return value
 
     @model_validator(mode="after")
@@ -207,6 +225,10 @@ class Config(_Section):
         return yaml.safe_dump(self.model_dump(exclude_none=True), sort_keys=False, allow_unicode=True)
 
 
+# A date of month 13, a number of 5000 digits, a text in another encoding and too deep a nesting have errors of their own.
+_NO_YAML = (yaml.YAMLError, ValueError, OverflowError, RecursionError)
+
+
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Read and check a YAML config; `overrides` are `a.b=c` texts, the value read as YAML.
 
@@ -217,7 +239,9 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         raise InputError(f"config '{path}' does not exist; `raysweep init` writes one to start from")
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise InputError(f"config '{path}' cannot be read: {error.strerror or error}") from error
+    except _NO_YAML as error:
         raise InputError(f"config '{path}' is not YAML: {' '.join(str(error).split())}") from error
     return parse_config(values, where=str(path), overrides=overrides)
 
@@ -229,10 +253,29 @@ def parse_config(values: Any, *, where: str = "config", overrides: Sequence[str]
     for override in overrides:
         values = _overridden(values, override)
     try:
+        _check_texts(values)
         return Config.model_validate(values)
+    except RecursionError as error:
+        raise InputError(f"{where}: keys are nested too deeply, or in themselves (YAML's & and *)") from error
     except ValidationError as error:
         problems = [_problem(dict(problem), values) for problem in error.errors()]
-        raise InputError("\n".join(f"{where}: {problem}" for problem in problems)) from error
+        raise InputError("\n".join(f"{where}: {problem}" for problem in problems[:_MOST_PROBLEMS])) from error
+    except ValueError as error:
+        raise InputError(f"{where}: {error}") from error
+
+
+def _check_texts(values: Any) -> None:
+    """Raise ValueError for text that can be in no file name and no UTF-8 file, whatever key it belongs to."""
+    waiting, seen = [values], set()
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, str):
+            bad = next((c for c in node if c == "\0" or "\ud800" <= c <= "\udfff"), None)
+            if bad is not None:
+                raise ValueError(f"the text {shown(node)} holds {bad!r}, which is no character; mend it")
+        elif isinstance(node, (Mapping, list)) and id(node) not in seen:
+            seen.add(id(node))  # YAML's anchors may put one list into many places, or into itself
+            waiting += [*node.keys(), *node.values()] if isinstance(node, Mapping) else node
 
 
 def _overridden(values: Any, override: str) -> Any:
@@ -241,7 +284,7 @@ def _overridden(values: Any, override: str) -> Any:
         raise InputError(f"--set {override}: write it as key=value, for example execution.chunk=16")
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except _NO_YAML as error:
         raise InputError(f"--set {override}: the value is not YAML: {' '.join(str(error).split())}") from error
     return _with(values, key.split("."), value, override)
 
@@ -251,7 +294,7 @@ def _with(node: Any, path: list[str], value: Any, override: str) -> Any:
         return value
     head, rest = path[0], path[1:]
     if isinstance(node, list):
-        if not head.isdecimal() or int(head) >= len(node):
+        if not head.isdecimal() or len(head) > 9 or int(head) >= len(node):
             raise InputError(f"--set {override}: '{head}' is no place in a list of {len(node)}; count from 0")
         return [_with(item, rest, value, override) if i == int(head) else item for i, item in enumerate(node)]
     if node is None:
@@ -264,7 +307,8 @@ def _with(node: Any, path: list[str], value: Any, override: str) -> Any:
 def _problem(problem: dict[str, Any], values: Any) -> str:
     """One validation problem in words, with the key's place and, for an unknown key, the nearest known one."""
     location = tuple(problem["loc"])
-    place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
+    place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location)
+    place = shortened(place.lstrip(".").removesuffix(".[key]"), 200)
     if problem["type"] == "extra_forbidden":
         known = _fields_at(location[:-1])
         return f"unknown key '{place}'; {nearest(str(location[-1]), known)}"
@@ -275,26 +319,30 @@ def _problem(problem: dict[str, Any], values: Any) -> str:
         if isinstance(problem["input"], Mapping):  # between the keys of a section, or of the whole
             return f"{place}: {message}" if place else message
         return f"key '{place}': {message}"
-    return f"key '{place.removesuffix('.[key]')}': {_wanted(problem)}"
+    return f"key '{place}': {_wanted(problem)}"
 
 
 def _wanted(problem: dict[str, Any]) -> str:
     """What belongs where pydantic found another value."""
     kind, found, context = problem["type"], problem["input"], problem.get("ctx", {})
-    shown = "nothing" if found is None else repr(found)
+    told = "nothing" if found is None else shown(found)
     if kind == "literal_error":
-        return f"{shown} is not {context['expected']}"
+        return f"{told} is not {context['expected']}"
     if kind == "string_pattern_mismatch":
-        return f"{shown} is no name; use letters, digits and . _ -, a letter or digit first"
+        return f"{told} is no name; use letters, digits and . _ -, a letter or digit first"
     if kind == "too_short":
         return "give at least one item"
     if kind == "greater_than_equal":
-        return f"give {context['ge']} or more, not {shown}"
+        return f"give {context['ge']} or more, not {told}"
+    if kind == "less_than_equal":
+        return f"give {context['le']} or less, not {told}"
     if kind in _BELONGS:
-        return f"{_BELONGS[kind]} belongs here, not {shown}"
+        return f"{_BELONGS[kind]} belongs here, not {told}"
     message = str(problem["msg"])
-    return f"{message[0].lower()}{message[1:]}, not {shown}"
+    return f"{message[0].lower()}{message[1:]}, not {told}"
 
+
+_MOST_PROBLEMS = 20  # told of a config at once
 
 _BELONGS = {
     "model_type": "a mapping of keys",
@@ -343,6 +391,7 @@ datasets:
     format: gsm8k                    # dolly, alpaca, gsm8k, boolq, openbookqa, messages, or columns
     limit: 300                       # the first so many records
     max_tokens: 512                  # longer examples are cut here (and counted)
+    too_long: refuse                 # examples that are still longer than the model's context: refuse, or cut (and count)
   # - {name: mine, path: my.jsonl, format: columns, prompt: question, response: "{{ answer }}"}
 
 studies:

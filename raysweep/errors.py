@@ -21,8 +21,18 @@ class StoreError(RaysweepError):
     """A run folder or artifact that is missing, foreign, or does not match its manifest."""
 
 
-class EngineError(RaysweepError):
-    """Workers that cannot be started or have all been lost: the run ends, and what is committed is kept."""
+class RunError(RaysweepError):
+    """A run that could not go on (its disk is full, its workers are lost); what is committed is kept: exit code 1."""
+
+
+def shown(value: object, most: int = 80) -> str:
+    """A value's repr for a message, shortened."""
+    return shortened(repr(value), most)
+
+
+def shortened(text: str, most: int = 80) -> str:
+    """Text for a message, cut in its middle beyond `most` characters: what is wrong may be 100 kB long."""
+    return text if len(text) <= most else f"{text[: most // 2]}…{text[-(most // 2 - 1) :]}"
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

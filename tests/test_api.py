@@ -109,7 +109,7 @@ def test_a_run_takes_a_file_values_or_a_config(world, done, tmp_path):
         again = rs.run(config, ["name=again"], listener=heard.append)
         pd.testing.assert_frame_equal(again.substitution, done.substitution)
     begun = [event for event in heard if event["event"] == "run_started"]
-    assert [event["calls"] for event in begun] == [0, 0, 0, 0]
+    assert [event["calls"] for event in begun] == [{}, {}, {}, {}]
     assert [event["name"] for event in begun] == ["again"] * 4, "overrides count whatever the config is"
 
 

@@ -318,3 +318,48 @@ def test_a_config_cannot_be_changed():
     with pytest.raises(ValueError, match="frozen"):
         config.name = "other"
     assert isinstance(config, Config)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("name: 2001-13-45", r"is not YAML: month must be in 1\.\.12"),
+        (f"name: {'1' * 5000}", r"is not YAML: Exceeds the limit"),
+        ("[" * 3000, r"is not YAML: maximum recursion depth exceeded"),
+        ("name: &a [*a]", r": key 'name': text belongs here, not \[\[\.\.\.\]\]"),
+        ("&a {name: x, models: *a}", r": key 'models': a list belongs here"),
+    ],
+)
+def test_yaml_at_its_worst(text, told, tmp_path):
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(InputError, match=rf"c\.yaml'? ?{told}|c\.yaml: .*\n.*{told}"):
+        load_config(tmp_path / "c.yaml")
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ('storage="a\\0b"', r"config: the text 'a\\x00b' holds '\\x00', which is no character; mend it"),
+        ('datasets.0.prompt="\\ud83d"', r"config: the text '\\ud83d' holds '\\ud83d', which is no character; mend it"),
+        ("storage=~nobody-here/x", r"key 'storage': '~nobody-here/x' begins with the home folder of a user that this machine"),
+        ("models.0.base=~nobody-here/x", r"key 'models\[0\]\.base': '~nobody-here/x' begins with the home folder"),
+        ("studies.correlation.seed=-1", r"key 'studies\.correlation\.seed': give 0 or more, not -1"),
+        ("studies.correlation.resamples=1000001", r"\.resamples': give 1000000 or less, not 1000001"),
+        (f"datasets.0.limit={10**30}", rf"key 'datasets\[0\]\.limit': give 1000000000 or less, not {10**30}"),
+        (f"models.{'1' * 5000}.base=x", r"is no place in a list of 1; count from 0"),
+        (f"execution.device=cuda:{'9' * 5000}", r"is no device; give auto, cpu, mps, cuda or cuda:N"),
+        ("datasets.0.too_long=drop", r"key 'datasets\[0\]\.too_long': 'drop' is not 'refuse' or 'cut'"),
+        ("name=2001-13-45", r"--set name=2001-13-45: the value is not YAML: month must be"),
+        (f"datasets.0.format={'[' * 60}{']' * 60}", r"key 'datasets\[0\]\.format': text belongs here, not \[\[\["),
+    ],
+)  # fmt: skip
+def test_values_at_their_worst(override, told):
+    with pytest.raises(InputError, match=told):
+        parse_config(PLAIN, overrides=[override])
+
+
+def test_a_wrong_value_of_100_kb_makes_a_short_message():
+    with pytest.raises(InputError) as caught:
+        parse_config(PLAIN, overrides=[f"name={'x y' * 30_000}"])
+    assert "key 'name': string should have at most 100 characters, not 'x yx y" in str(caught.value)
+    assert len(str(caught.value)) < 300

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import takewhile
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from raysweep.data.formats import Format, Record, find_format
-from raysweep.data.records import read_records
+from raysweep.data.records import Records, read_records
 from raysweep.data.wording import Wording, find_wording
 from raysweep.errors import InputError
 
@@ -51,11 +51,23 @@ class Example:
 
 
 @dataclass(frozen=True)
+class Room:
+    """What a model has room for: `context` tokens in a text, ids below `vocabulary`; None where it sets no limit.
+
+    `model` names it in messages.
+    """
+
+    model: str
+    context: int | None = None
+    vocabulary: int | None = None
+
+
+@dataclass(frozen=True)
 class Loaded:
     """Usable examples in their source's order.
 
-    `n_cut` of them lost tokens to `max_tokens`; `n_unusable` more were left out, for a cut left no response token (where
-    one is needed) or there is no prompt token.
+    `n_cut` of them lost tokens to `max_tokens` or the model's context; `n_unusable` more were left out, for a cut left no
+    response token (where one is needed) or there is no prompt token.
     """
 
     examples: list[Example]
@@ -72,6 +84,8 @@ def load_examples(
     split: str | None = None,
     limit: int | None = None,
     max_tokens: int | None = None,
+    room: Room | None = None,
+    too_long: Literal["refuse", "cut"] = "refuse",
     prompt: str | None = None,
     response: str | None = None,
     prompts_only: bool = False,
@@ -81,14 +95,20 @@ def load_examples(
     `source` and `split` are those of `read_records`, `format` and (for `columns`) `prompt` and `response` those of
     `find_format`. With `prompts_only`, for models that predict nothing, an example is its prompt's tokens: no response is
     tokenised or needed (for `columns` none need be given), and a cut spares the special tokens that close the prompt.
-    Raises InputError for an unknown format or wording, a tokenizer that the wording cannot use, a source
-    that cannot be read, a record that does not fit its format (file and line named), and where no example is usable.
+    Examples that are still longer than the context of `room` are cut to it, or refused, as `too_long` says.
+    Only ids that occur need an embedding: many tokenizers have a few more tokens than their model.
+
+    Raises InputError for an unknown format or wording, a tokenizer that the wording cannot use, a source that cannot be
+    read, a record that does not fit its format (file and line named), examples that `room` has none for, and where no
+    example is usable.
     """
     if prompts_only and format == "columns" and prompt is not None and response is None:
         response = "{{ '' }}"
     record_format, chosen = find_format(format, prompt, response), find_wording(wording)
     chosen.check(tokenizer)
     records = read_records(source, split=split, limit=limit)
+    context = room.context if room and too_long == "cut" else None
+    most = min((n for n in (max_tokens, context) if n is not None), default=None)
     examples: list[Example] = []
     n_cut = 0
     for index, record in enumerate(records.records):
@@ -96,14 +116,15 @@ def load_examples(
             example = _example(index, record, record_format, chosen, tokenizer, prompts_only)
         except InputError as error:
             raise InputError(f"{records.place(index)}: {error}") from error
-        kept = _cut_prompt(example.tokens, max_tokens, tokenizer) if prompts_only else example.tokens[:max_tokens]
+        kept = _cut_prompt(example.tokens, most, tokenizer) if prompts_only else example.tokens[:most]
         n_prompt = len(kept) if prompts_only else example.n_prompt
         if 0 < n_prompt < len(kept) + prompts_only:
             n_cut += len(kept) < example.length
             examples.append(Example(index, kept, n_prompt, example.prompt, example.response))
     n_unusable = len(records.records) - len(examples)
     if not examples:
-        cut = "" if max_tokens is None else f" after cutting to max_tokens {max_tokens}"
+        what = "the context" if most != max_tokens and room else "max_tokens"
+        cut = "" if most is None else f" after cutting to {what} {most}"
         needed, lacking = "response tokens", "a prompt token and a response token"
         if prompts_only:
             needed, lacking = "prompts", "a prompt token"
@@ -111,7 +132,31 @@ def load_examples(
             f"{records.source} has no usable {needed}: none of its {n_unusable} records has {lacking}{cut}; "
             "check the format, the texts and max_tokens"
         )
+    if room:
+        _check_room(room, examples, records, tokenizer)
     return Loaded(examples, n_cut, n_unusable)
+
+
+def _check_room(room: Room, examples: list[Example], records: Records, tokenizer: PreTrainedTokenizerBase) -> None:
+    n, source = len(examples), records.source
+    longer = [e for e in examples if room.context is not None and e.length > room.context]
+    if longer and room.context is not None:
+        longest = max(longer, key=lambda e: e.length)
+        raise InputError(
+            f"{len(longer)} of {n} examples of {source} are longer than the context of '{room.model}', {room.context} tokens; "
+            f"the longest ({records.place(longest.id)}) has {longest.length}: set too_long: cut for this data set, which cuts "
+            f"them there and counts them, or a max_tokens of {room.context} or less"
+        )
+    foreign = [e for e in examples if room.vocabulary is not None and int(e.tokens.max()) >= room.vocabulary]
+    if foreign and room.vocabulary is not None:
+        largest = max(foreign, key=lambda e: int(e.tokens.max()))
+        token = int(largest.tokens.max())
+        raise InputError(
+            f"{len(foreign)} of {n} examples of {source} have tokens that '{room.model}' has no embedding for: its vocabulary "
+            f"has {room.vocabulary} (ids 0 to {room.vocabulary - 1}), its tokenizer {len(tokenizer)}, and the largest id is "
+            f"{token}, {tokenizer.convert_ids_to_tokens(token)!r} ({records.place(largest.id)}): use the tokenizer that the "
+            "checkpoint was trained with, or leave those records out"
+        )
 
 
 def _example(
@@ -126,6 +171,14 @@ def _example(
     if problem is not None:
         raise InputError(problem)
     texts = wording.texts(record_format, record, tokenizer)
+    for what, text in zip(("prompt", "response"), texts, strict=True):
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(
+                f"has half of a surrogate pair (\\u{ord(text[error.start]):04x}) in its {what}, which is no character: "
+                "mend the text"
+            ) from error
     tokens, n_prompt = wording.encode((texts[0], "") if prompts_only else texts, tokenizer)
     return Example(index, tokens, n_prompt, *texts)
 

@@ -6,6 +6,7 @@ stands around the question (chat turns, instruction headers) is wording.py's, wh
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -15,10 +16,12 @@ from typing import Any
 import jinja2
 from jinja2.sandbox import SandboxedEnvironment
 
-from raysweep.errors import InputError, nearest
+from raysweep.errors import InputError, nearest, shortened, shown
 
 Record = Mapping[str, Any]
 Turns = list[dict[str, str]]
+
+_MOST_NAMES, _LONGEST_NAME = 20, 60  # of fields, in a message
 
 
 @jinja2.pass_context
@@ -62,7 +65,9 @@ def render(text: str, values: Record) -> str:
 
 
 def _names(record: Record) -> str:
-    return ", ".join(record) or "none"
+    names = [name if len(name) <= _LONGEST_NAME else f"{name[:_LONGEST_NAME]}…" for name in map(str, record)]
+    more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+    return ", ".join(names[:_MOST_NAMES]) + more or "none"
 
 
 def _type_name(kind: type | UnionType) -> str:
@@ -98,6 +103,8 @@ class Format:
             if not isinstance(value, kind):
                 found, needed = type(value).__name__, _type_name(kind)
                 return f"has a field '{name}' of type {found}, where format '{self.name}' needs {needed}"
+            if isinstance(value, float) and not math.isfinite(value):
+                return f"has a field '{name}' that is {value}, where format '{self.name}' needs a finite number or text"
         return self.check(record)
 
     def texts(self, record: Record) -> tuple[str, str]:
@@ -115,7 +122,7 @@ class Format:
 def _check_answer(record: Record) -> str | None:
     answer = record["answer"]
     if isinstance(answer, str) and answer.lower() not in ("true", "false"):
-        return f"has an answer {answer!r}, where format 'boolq' needs true or false"
+        return f"has an answer {shown(answer)}, where format 'boolq' needs true or false"
     return None
 
 
@@ -132,7 +139,7 @@ def _check_choices(record: Record) -> str | None:
             f"has choices with {len(labels)} labels and {len(texts)} texts; format 'openbookqa' needs as many of each"
         )
     if record["answerKey"] not in labels:
-        return f"has an answerKey {record['answerKey']!r} that is none of its labels {', '.join(labels) or '(none)'}"
+        return f"has an answerKey {shown(record['answerKey'])} that is none of its labels {shortened(', '.join(labels)) or '(none)'}"
     return None
 
 

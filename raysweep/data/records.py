@@ -6,6 +6,7 @@ Text files are read here and not by `datasets`, which would guess types (an answ
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import csv
 import json
@@ -21,13 +22,20 @@ from typing import Any
 
 from raysweep import lab
 from raysweep.data.formats import Record
-from raysweep.errors import InputError, nearest
+from raysweep.errors import InputError, nearest, shortened
 
 # The line a record begins on (None where its source has none), and the record.
 Numbered = Generator[tuple[int | None, Record], None, None]
 
 # What `save_to_disk` leaves at a folder's top: of one data set, of several splits.
 _SAVED = ("state.json", "dataset_dict.json")
+# Byte-order marks; that of UTF-32 begins with that of UTF-16.
+_MARKS = (
+    (codecs.BOM_UTF32_LE, "UTF-32"),
+    (codecs.BOM_UTF32_BE, "UTF-32"),
+    (codecs.BOM_UTF16_LE, "UTF-16"),
+    (codecs.BOM_UTF16_BE, "UTF-16"),
+)
 _HUB_NAME = re.compile(r"(?P<name>[\w.-]+(/[\w.-]+)?)(:(?P<config>[\w.-]+))?")
 
 
@@ -86,9 +94,17 @@ def _read_file(path: Path, split: str | None) -> Numbered:
 
 
 def _text_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Numbered lines (from 1), decoded one by one so that a wrong byte's line is known; a byte-order mark is skipped."""
+    """Numbered lines (from 1), decoded one by one so that a wrong byte's line is known; UTF-8's byte-order mark is skipped."""
     with path.open("rb") as file:
         for number, raw in enumerate(file, start=1):
+            if number == 1 and (encoding := next((name for mark, name in _MARKS if raw.startswith(mark)), None)):
+                raise InputError(
+                    f"{path} is {encoding} (its first bytes are that one's mark), where UTF-8 is needed: convert the file"
+                )
+            if b"\0" in raw:
+                raise InputError(
+                    f"{path}, line {number} holds a null byte, which no text has (is it UTF-16, or binary?): convert the file"
+                )
             try:
                 yield number, raw.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError as error:
@@ -107,6 +123,8 @@ def _read_jsonl(path: Path) -> Numbered:
                 f"{path}, line {number} is no whole JSON object ({error.msg}, column {error.colno}): "
                 "mend the line; JSONL has one object a line"
             ) from error
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{path}, line {number} {_beyond(error)}: mend the line, or leave it out") from error
         if not isinstance(record, dict):
             raise InputError(f"{path}, line {number} is {_json_kind(record)}, where JSONL has one object a line")
         yield number, record
@@ -123,6 +141,8 @@ def _read_json(path: Path) -> Numbered:
         raise InputError(
             f"{path}, line {error.lineno} is no JSON ({error.msg}, column {error.colno}): {mend}"
         ) from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} {_beyond(error)}: mend the file") from error
     if not isinstance(records, list):
         raise InputError(f"{path} is {_json_kind(records)}, where a .json file has one list of objects")
     for index, record in enumerate(records):
@@ -131,6 +151,11 @@ def _read_json(path: Path) -> Numbered:
                 f"{path}, record {index} (counted from 0) is {_json_kind(record)}, where an object is needed"
             )
         yield None, record
+
+
+def _beyond(error: ValueError | RecursionError) -> str:
+    """What JSON allows and Python cannot read."""
+    return "is nested too deeply" if isinstance(error, RecursionError) else f"holds a number too long to read ({error})"
 
 
 def _json_kind(value: Any) -> str:
@@ -145,7 +170,7 @@ def _read_csv(path: Path) -> Numbered:
     try:
         header = next(rows, [])
         if len(set(header)) < len(header):
-            raise InputError(f"{path}, line 1 names a column twice: {', '.join(header)}")
+            raise InputError(f"{path}, line 1 names a column twice: {shortened(', '.join(header), 400)}")
         line = rows.line_num + 1
         for row in rows:
             if row and len(row) != len(header):
@@ -166,7 +191,7 @@ def _read_parquet(path: Path) -> Numbered:
             for batch in file.iter_batches(batch_size=1024):
                 for record in batch.to_pylist():
                     yield None, record
-    except pyarrow.ArrowException as error:
+    except (pyarrow.ArrowException, ValueError, OverflowError) as error:  # text that is no UTF-8, a date out of range
         raise InputError(f"{path} is no whole Parquet file: {error}") from error
 
 

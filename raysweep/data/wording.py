@@ -15,7 +15,7 @@ import jinja2
 import numpy as np
 from numpy.typing import NDArray
 
-from raysweep.data.formats import Format, Record, render
+from raysweep.data.formats import Format, Record, Turns, render
 from raysweep.errors import InputError, nearest
 
 if TYPE_CHECKING:
@@ -49,18 +49,25 @@ class ChatWording:
         try:
             prompt = tokenizer.apply_chat_template(turns[:-1], add_generation_prompt=True, tokenize=False)
             whole = tokenizer.apply_chat_template(turns, tokenize=False)
-        except jinja2.TemplateError as error:
-            roles = ", ".join(turn["role"] for turn in turns)
+        except Exception as error:  # a template raises whatever its expressions can
+            kind = "" if isinstance(error, jinja2.TemplateError) else f"{type(error).__name__}: "
             raise InputError(
-                f"the tokenizer's chat template refuses the turns {roles} ({error}): mend them, or choose another wording"
+                f"the tokenizer's chat template refuses the turns {_roles(turns)} ({kind}{error}): mend them, or choose "
+                "another wording"
             ) from error
+        for text, said in ((prompt, turns[:-1]), (whole, turns)):
+            if not text and any(turn["content"] for turn in said):
+                raise InputError(
+                    f"the tokenizer's chat template makes no text of the turns {_roles(said)}: give the tokenizer one that "
+                    "does, or choose another wording"
+                )
         if not whole.startswith(prompt):
             raise InputError(
                 "the tokenizer's chat template does not continue its own generation prompt, so that the response's "
                 f"tokens cannot be told (prompt ends {prompt[-30:]!r}): choose another wording"
             )
-        rest, said = whole[len(prompt) :], turns[-1]["content"]
-        n_said = len(said) if rest.startswith(said) else 0  # white space of the response itself stays
+        rest, answer = whole[len(prompt) :], turns[-1]["content"]
+        n_said = len(answer) if rest.startswith(answer) else 0  # white space of the response itself stays
         return prompt, rest[:n_said] + rest[n_said:].rstrip()
 
     def encode(self, texts: Texts, tokenizer: PreTrainedTokenizerBase) -> Encoded:
@@ -131,14 +138,18 @@ class PlainWording:
 Wording = ChatWording | TextWording | PlainWording
 
 
+def _roles(turns: Turns) -> str:
+    return ", ".join(turn["role"] for turn in turns)
+
+
 def _check_turns(name: str, record_format: Format, record: Record) -> None:
     """InputError for a conversation of other turns than one user's and the assistant's."""
     if record_format.name == "messages":
-        roles = [turn["role"] for turn in record["messages"]]
-        if roles != ["user", "assistant"]:
+        turns = record["messages"]
+        if [turn["role"] for turn in turns] != ["user", "assistant"]:
             raise InputError(
                 f"wording '{name}' writes one user's turn and the assistant's, and the record has "
-                f"{', '.join(roles)}: choose wording 'chat'"
+                f"{_roles(turns)}: choose wording 'chat'"
             )
 
 

@@ -20,6 +20,7 @@ from typing import Any
 from raysweep.config import Config
 from raysweep.engine import events
 from raysweep.engine.calls import Call, Commit, Outcome, model_calls, result_call
+from raysweep.engine.disk import bytes_to_write, check_room, check_writable
 from raysweep.engine.dispatch import CallQueue, is_final, may_queue_behind
 from raysweep.engine.events import EventLog, Listener
 from raysweep.engine.executor import Backend, Executor, backend_for
@@ -49,8 +50,11 @@ def prepare(config: Config, find_device: Callable[[str], str]) -> tuple[Facts, G
     """
     folder = RunFolder(Path(config.storage).expanduser().absolute())
     folder.check_usable()
+    check_writable(folder.root)
     facts = inspect(config, find_device)
-    return facts, plan(config, facts), folder
+    graph = plan(config, facts)
+    check_room(folder.root, bytes_to_write(facts, graph, folder.committed() if folder.is_run else {}))
+    return facts, graph, folder
 
 
 def drive(
@@ -58,14 +62,14 @@ def drive(
 ) -> Done:
     """Run the config to its end, resuming what is committed; `fresh` forgets it first.
 
-    Raises InputError before anything ran, also where another run is in the folder; EngineError where workers cannot be
+    Raises InputError before anything ran, also where another run is in the folder; RunError where workers cannot be
     had; a KeyboardInterrupt is logged and goes on. What is committed is kept.
     """
     started = time.monotonic()
     backend = backend or backend_for(config.execution)
     try:
         facts, graph, folder = prepare(config, backend.device)
-        folder.root.mkdir(parents=True, exist_ok=True)
+        folder.make()
         with folder.locked(), EventLog(folder.events, listener) as log:
             if fresh:
                 log.clear()

@@ -35,7 +35,8 @@ class EventLog:
         self._listener = listener
         path.parent.mkdir(parents=True, exist_ok=True)
         torn = path.exists() and path.stat().st_size > 0 and not path.read_bytes().endswith(b"\n")
-        self._file = path.open("a", encoding="utf-8")
+        # Half a surrogate pair (a file name that is no UTF-8, say) is written as JSON's own escape.
+        self._file = path.open("a", encoding="utf-8", errors="backslashreplace")
         if torn:
             self._file.write("\n")
 
@@ -56,8 +57,10 @@ class EventLog:
 
     def __exit__(self, *exception: object) -> None:
         """Flush to the disk and close."""
-        os.fsync(self._file.fileno())
-        self._file.close()
+        try:
+            os.fsync(self._file.fileno())
+        finally:
+            self._file.close()
 
 
 def read_events(path: Path) -> Iterator[dict[str, Any]]:

@@ -68,6 +68,23 @@ class RunFolder:
 
     def check_usable(self) -> None:
         """Raise InputError unless the folder is a run folder, is empty, or can be made."""
+        try:
+            self._check_ours()
+        except OSError as error:  # a name too long, a folder that may not be read
+            raise InputError(
+                f"storage '{self.root}' cannot be used ({error.strerror or error}); give another folder"
+            ) from error
+
+    def make(self) -> None:
+        """Make the folder, and those above it. Raises InputError where the system does not let it."""
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(
+                f"storage '{self.root}' cannot be made ({error.strerror or error}); give another folder"
+            ) from error
+
+    def _check_ours(self) -> None:
         if self.root.exists() and not self.root.is_dir():
             raise InputError(f"storage '{self.root}' is a file; give a folder")
         if self.root.is_dir() and not self.is_run:

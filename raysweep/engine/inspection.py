@@ -6,21 +6,23 @@ What to do with it is plan.py's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from raysweep.config import Config, DatasetConfig, ModelConfig
-from raysweep.data.examples import Example, Loaded, load_examples
+from raysweep.config import Config, DatasetConfig, GenerationConfig, ModelConfig
+from raysweep.data.examples import Example, Loaded, Room, load_examples
 from raysweep.errors import InputError
 from raysweep.fingerprint import fingerprint
 from raysweep.models.checkpoint import (
     Checkpoint,
     check_pair,
     describe,
+    limits,
     load_tokenizer,
     predicts_tokens,
     resolve_dtype,
@@ -29,6 +31,8 @@ from raysweep.studies.windows import windows_of_widths
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+_FEWEST_TO_COMPARE = 2
 
 
 @dataclass(frozen=True)
@@ -91,6 +95,16 @@ def resolve_device(asked: str) -> str:
     return asked
 
 
+@contextlib.contextmanager
+def _unreadable_told() -> Iterator[None]:
+    """What the system refuses to read is bad input like any other."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{error.filename or 'a file'} cannot be read: {error.strerror or error}") from error
+
+
+@_unreadable_told()
 def inspect(config: Config, find_device: Callable[[str], str] = resolve_device) -> Facts:
     """Read and check everything the config names. Raises InputError for the first thing that cannot be used.
 
@@ -125,7 +139,15 @@ def inspect(config: Config, find_device: Callable[[str], str] = resolve_device) 
         wanted = [d for d in config.datasets if config.studies.similarity or d.name in model.tuned]
         tokenizer = _tokenizer(models[model.name], model.wording)
         for dataset in wanted:
-            loaded = _examples(model, dataset, tokenizer, prompts_only=not models[model.name].predicts)
+            room = _room(model.name, models[model.name], dataset.name)
+            loaded = _examples(model, dataset, tokenizer, room, prompts_only=not models[model.name].predicts)
+            if config.studies.similarity and len(loaded.examples) < _FEWEST_TO_COMPARE:
+                raise InputError(
+                    f"data set '{dataset.name}' has one usable example for '{model.name}', and similarity compares examples: give "
+                    f"{_FEWEST_TO_COMPARE} or more, or leave studies.similarity out"
+                )
+            if config.studies.substitution and dataset.name in model.tuned:
+                _check_generation(config.studies.substitution.generate, loaded.examples, room, dataset.name)
             cells[model.name, dataset.name] = _cell(model.name, dataset.name, loaded, config.execution.chunk)
     return Facts(models, cells, device, libraries())
 
@@ -142,8 +164,29 @@ def _tokenizer(model: ModelFacts, wording: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def _room(name: str, model: ModelFacts, dataset: str) -> Room:
+    """What the base and, where there is one, the checkpoint tuned on the data set both have room for."""
+    pair = [model.base, model.tuned.get(dataset)]
+    found = [limits(checkpoint) for checkpoint in pair if checkpoint and not checkpoint.adapter]
+    context, vocabulary = (min((n for n in ns if n is not None), default=None) for ns in zip(*found, strict=True))
+    return Room(name, context, vocabulary)
+
+
+def _check_generation(asked: GenerationConfig | None, examples: list[Example], room: Room, dataset: str) -> None:
+    """Refuse text that would not fit the context: positions beyond it are an error in some models and nonsense in others."""
+    if asked is None or room.context is None:
+        return
+    longest = max(examples[: asked.examples], key=lambda example: example.n_prompt)
+    if longest.n_prompt + asked.tokens > room.context:
+        raise InputError(
+            f"studies.substitution.generate asks for {asked.tokens} tokens after each prompt, that of record {longest.id} of "
+            f"'{dataset}' (counted from 0) has {longest.n_prompt}, and the context of '{room.model}' is {room.context}: set "
+            f"tokens to {room.context - longest.n_prompt} or less, or examples to fewer"
+        )
+
+
 def _examples(
-    model: ModelConfig, dataset: DatasetConfig, tokenizer: PreTrainedTokenizerBase, *, prompts_only: bool
+    model: ModelConfig, dataset: DatasetConfig, tokenizer: PreTrainedTokenizerBase, room: Room, *, prompts_only: bool
 ) -> Loaded:
     return load_examples(
         dataset.path,
@@ -153,6 +196,8 @@ def _examples(
         split=dataset.split,
         limit=dataset.limit,
         max_tokens=dataset.max_tokens,
+        room=room,
+        too_long=dataset.too_long,
         prompt=dataset.prompt,
         response=dataset.response,
         prompts_only=prompts_only,

@@ -17,7 +17,7 @@ from raysweep.config import ExecutionConfig
 from raysweep.engine.dispatch import Node, room_for
 from raysweep.engine.executor import Executor
 from raysweep.engine.ray_executor import RayExecutor, Share, living_nodes
-from raysweep.errors import EngineError, InputError
+from raysweep.errors import InputError, RunError
 
 _ANSWER_SECONDS = 30.0
 _OBJECT_STORE_BYTES = 256 * 2**20  # results are small, and activations do not pass through it
@@ -125,7 +125,7 @@ class RayBackend:
                     logging_level=logging.ERROR,
                 )
         except Exception as error:  # starting processes fails in many ways; all mean that there is no Ray here
-            raise EngineError(
+            raise RunError(
                 f"Ray could not be started on this machine ({_words(error)}); executor local needs none"
             ) from error
         self._ours, self._dashboard = True, str(context.dashboard_url or "")

@@ -16,9 +16,10 @@ import ray
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
 from raysweep.engine.calls import Call, Failure, Outcome
+from raysweep.engine.disk import is_lasting
 from raysweep.engine.dispatch import Node, Slot, room_for
 from raysweep.engine.ray_worker import RayWorker
-from raysweep.errors import EngineError
+from raysweep.errors import RunError
 
 _START_SECONDS = 300.0
 _LOOK_SECONDS = 5.0  # between looks at whether there is still a node for a worker that is waited for
@@ -87,14 +88,14 @@ class RayExecutor:
         """Send a call to the actor in slot `index`, under the call's name, which the dashboard shows.
 
         An actor that died is replaced first. Where that cannot be, the slot takes no more calls, and this one comes back
-        unstarted; raises EngineError where no slot is left.
+        unstarted; raises RunError where no slot is left.
         """
         place = self._places[index]
         if place.actor is None:
             self._create(place)
             try:
                 self._await(place, _REPLACE_SECONDS)
-            except EngineError as error:
+            except RunError as error:
                 self._retire(index, call, error)
                 return
         place.calls[place.actor.run.options(name=call.name).remote(call)] = call
@@ -110,6 +111,8 @@ class RayExecutor:
         try:
             result = ray.get(ref)
         except RayTaskError as error:  # what the worker could not catch itself: a call or a result that cannot be sent
+            if isinstance(error.cause, OSError) and is_lasting(error.cause):
+                raise error.cause from error
             words = f"{type(error.cause).__name__}: {error.cause}"
             return [Outcome(place.calls.pop(ref), error=words, traceback=str(error))]
         except RayError:
@@ -133,7 +136,7 @@ class RayExecutor:
         )
         place.actor = kind.remote(self._folder, max(1, place.share.cpus), place.share.gpus > 0)
 
-    def _retire(self, index: int, call: Call, error: EngineError) -> None:
+    def _retire(self, index: int, call: Call, error: RunError) -> None:
         place = self._places[index]
         self._drop(place)
         self.slots[index] = Slot(models=False, results=False)
@@ -142,7 +145,7 @@ class RayExecutor:
         self._returned.append(Outcome(call, error=str(error), failure="unstarted"))
 
     def _await(self, place: _Place, seconds: float = _START_SECONDS) -> None:
-        """Wait until the actor is up, once more where it is killed meanwhile; raises EngineError where it cannot be had."""
+        """Wait until the actor is up, once more where it is killed meanwhile; raises RunError where it cannot be had."""
         until, tries = time.monotonic() + seconds, 1
         while True:
             try:
@@ -152,31 +155,31 @@ class RayExecutor:
                 self._check_room(place, until)
             except RayError as error:
                 if getattr(error, "actor_init_failed", False):
-                    raise EngineError(
+                    raise RunError(
                         f"a worker could not start on its node ({_last_line(error)}); are the same raysweep, torch and "
                         "Python installed there?"
                     ) from error
                 if tries == _STARTS:
-                    raise EngineError(f"a worker died {tries} times as it started: {_last_line(error)}") from error
+                    raise RunError(f"a worker died {tries} times as it started: {_last_line(error)}") from error
                 tries += 1
                 self._create(place)
         if self._device.startswith("cuda") and place.share.gpus and not place.about["cuda"]:
-            raise EngineError(
+            raise RunError(
                 f"the worker on {place.about['host']} was given GPU {place.about['visible']}, and torch finds no CUDA "
                 "device there; install a CUDA build of torch on that node, or set execution.device to cpu"
             )
 
     def _check_room(self, place: _Place, until: float) -> None:
-        """Raise EngineError where no living node could ever hold the actor that is waited for, or it took too long."""
+        """Raise RunError where no living node could ever hold the actor that is waited for, or it took too long."""
         share = place.share
         nodes = living_nodes()
         if not room_for(nodes, share.cpus or 1e-3, share.gpus):
-            raise EngineError(
+            raise RunError(
                 f"a worker of {share.words} has no node to run on any more: {len(nodes)} nodes are alive; "
                 "bring the cluster up and run again, which goes on from what is committed"
             )
         if time.monotonic() > until:
-            raise EngineError(
+            raise RunError(
                 f"no worker of {share.words} could be started in time: the cluster has room, but something else holds it; "
                 "wait for that to end, or ask for fewer or smaller workers"
             )

@@ -28,6 +28,7 @@ from raysweep.engine.calls import (
     SubstituteCall,
     commit_name,
 )
+from raysweep.engine.disk import is_lasting
 from raysweep.engine.folder import RunFolder
 from raysweep.errors import RaysweepError
 from raysweep.models.adapter import Adapter
@@ -49,11 +50,13 @@ class Worker:
         self._resident: OrderedDict[tuple[str, str, str], Adapter] = OrderedDict()
 
     def attempt(self, call: Call) -> Outcome:
-        """Run the call; whatever it raises becomes an outcome with the traceback."""
+        """Run the call; whatever it raises becomes an outcome with the traceback, but for a disk that is full or gone (OSError)."""
         started = time.monotonic()
         try:
             commits, measured = self._run(call)
         except Exception as error:
+            if is_lasting(error):  # the run ends: the disk that this call could not write to takes no other's either
+                raise
             refused = isinstance(error, RaysweepError)
             return Outcome(
                 call,

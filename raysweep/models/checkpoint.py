@@ -6,41 +6,37 @@ a tuned checkpoint and is merged onto its base. Calling the loaded model's layer
 
 from __future__ import annotations
 
-import hashlib
 import json
+import math
 import pickle
-import struct
 import warnings
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raysweep import lab
-from raysweep.errors import InputError
+from raysweep.errors import InputError, shown
 from raysweep.models.kinds import checkpoint_predicts
 from raysweep.models.rotary import rotary_settings
+from raysweep.models.tensors import Shape
+from raysweep.models.weights import NOT_PLAIN, read_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-Shape = tuple[int, ...]
-# The names that transformers and PEFT load; a hub repository may keep the same weights under others as well.
-WEIGHTS = ("model*.safetensors", "adapter_model.safetensors", "pytorch_model*.bin", "adapter_model.bin")
+# What is downloaded of a hub repository: it may keep the same weights under other names as well.
+_DOWNLOADED = ("*.json", "model*.safetensors", "adapter_model.safetensors", "*.model", "*.jinja", "*.txt")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-_NOT_PLAIN = "has .bin weights that are not plain tensors, and raysweep runs no pickled code; save it as safetensors"
+_DEEPEST = 10_000  # what a damaged config may ask for is not planned
 _SIZES = ("hidden_size", "vocab_size", "num_attention_heads", "num_key_value_heads", "intermediate_size")
 _SCALED_BY_LENGTH = ("dynamic", "yarn", "longrope")  # rotary types whose tables depend on max_position_embeddings
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint's identity, read from its config and tensor headers only.
-
-    `shapes` (tensor → shape) is empty for `.bin` weights, whose header cannot be read without loading them.
-    """
+    """A checkpoint's identity: its config, `shapes` (tensor → shape), bytes, and the fingerprint of its contents."""
 
     source: str
     folder: Path
@@ -62,15 +58,8 @@ class Checkpoint:
 
     @property
     def n_parameters(self) -> int:
-        """Number of stored parameters (0 where headers cannot be read)."""
-        return sum(_product(shape) for shape in self.shapes.values())
-
-
-def _product(shape: Shape) -> int:
-    size = 1
-    for n in shape:
-        size *= n
-    return size
+        """Number of stored parameters."""
+        return sum(math.prod(shape) for shape in self.shapes.values())
 
 
 def find(source: str) -> Path:
@@ -90,7 +79,7 @@ def find(source: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(source, allow_patterns=["*.json", *WEIGHTS[:2], "*.model", "*.jinja", "*.txt"]))
+        return Path(snapshot_download(source, allow_patterns=list(_DOWNLOADED)))
     except Exception as error:  # the hub client raises many types; every one means the same to the user
         raise InputError(
             f"checkpoint '{source}' is no folder here, and the hub did not give it ({type(error).__name__}: {error}); "
@@ -99,9 +88,9 @@ def find(source: str) -> Path:
 
 
 def describe(source: str) -> Checkpoint:
-    """Read a checkpoint's config, tensor shapes and fingerprint; no tensor is built.
+    """Read a checkpoint's config, tensor shapes and fingerprint; every byte of its weights is looked at, no model built.
 
-    Raises InputError for a folder without config or weights, or with an unreadable one.
+    Raises InputError for a folder without config or weights, with an unreadable one, or with weights that are not finite.
     """
     folder = find(source)
     adapter = (folder / "adapter_config.json").exists()
@@ -112,32 +101,47 @@ def describe(source: str) -> Checkpoint:
         )
     try:
         config = json.loads(config_path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{config_path} is not JSON: {error}; write the checkpoint again") from error
-    files = sorted({path for pattern in WEIGHTS for path in folder.glob(pattern)})
-    if any(path.suffix == ".safetensors" for path in files):
-        files = [path for path in files if path.suffix == ".safetensors"]
-    if not files:
-        raise InputError(f"checkpoint '{source}' has no weights (*.safetensors) in {folder}")
-    shapes: dict[str, Shape] = {}
-    for path in files:
-        shapes |= _shapes(path)
+    if not isinstance(config, dict):
+        raise InputError(f"{config_path} is no JSON object; write the checkpoint again")
     if not adapter and "num_hidden_layers" not in text_config(config):
         config = _standard_names(folder)
+    depth = text_config(config).get("num_hidden_layers")
+    if not adapter and (type(depth) is not int or not 1 <= depth <= _DEEPEST):
+        raise InputError(
+            f"{config_path} tells of {shown(depth)} decoder layers (num_hidden_layers), where a number from 1 to {_DEEPEST} "
+            "belongs; write the checkpoint again"
+        )
+    weights = read_weights(folder, source, config_path, adapter=adapter)
     return Checkpoint(
         source,
         folder,
         config,
-        shapes,
-        sum(p.stat().st_size for p in files),
+        weights.shapes,
+        weights.bytes,
         adapter,
-        _fingerprint([config_path, *files]),
+        weights.fingerprint,
     )
 
 
 def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """The part of a config that describes the language model."""
-    return config.get("text_config") or config
+    inner = config.get("text_config")
+    return inner if isinstance(inner, dict) and inner else config
+
+
+def limits(checkpoint: Checkpoint) -> tuple[int | None, int | None]:
+    """(context, vocabulary): the most tokens of a text and the rows of the embedding; None where the config sets none.
+
+    The context is `max_position_embeddings` under whatever name the architecture writes it. An adapter has its base's.
+    """
+    text = _standard_config(checkpoint.folder).get_text_config()
+    context, vocabulary = (getattr(text, key, None) for key in ("max_position_embeddings", "vocab_size"))
+    return (
+        context if isinstance(context, int) and context > 0 else None,
+        vocabulary if isinstance(vocabulary, int) else None,
+    )
 
 
 def _standard_config(folder: Path) -> PreTrainedConfig:
@@ -146,7 +150,7 @@ def _standard_config(folder: Path) -> PreTrainedConfig:
 
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except (ValueError, OSError, KeyError) as error:
+    except Exception as error:  # a value of a wrong type raises whatever the config's class stumbled over
         raise InputError(f"{folder / 'config.json'} is no config that transformers knows: {error}") from error
 
 
@@ -160,42 +164,6 @@ def _standard_names(folder: Path) -> Mapping[str, Any]:
         "vocab_size": text.vocab_size,
     }
     return {**config.to_dict(), **sizes}
-
-
-def _shapes(path: Path) -> dict[str, Shape]:
-    if path.suffix != ".safetensors":
-        return {}
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        prefix = file.read(8)
-        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else size + 1
-        if length > size - 8:
-            raise InputError(f"{path} is no whole safetensors file ({size} bytes); copy or write the checkpoint again")
-        try:
-            header = json.loads(file.read(length))
-        except ValueError as error:
-            raise InputError(
-                f"{path} has an unreadable safetensors header: {error}; copy the checkpoint again"
-            ) from error
-    header.pop("__metadata__", None)
-    end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
-    if 8 + length + end != size:
-        raise InputError(
-            f"{path} has {size} bytes where its header tells {8 + length + end}; copy the checkpoint again"
-        )
-    return {name: tuple(entry["shape"]) for name, entry in header.items()}
-
-
-def _fingerprint(files: list[Path]) -> str:
-    """SHA-256 over the names and whole contents of the files, read side by side."""
-
-    def digest(path: Path) -> str:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-
-    with ThreadPoolExecutor(4) as pool:
-        digests = list(pool.map(digest, files))
-    return hashlib.sha256(json.dumps([[p.name, d] for p, d in zip(files, digests, strict=True)]).encode()).hexdigest()
 
 
 def check_pair(base: Checkpoint, tuned: Checkpoint) -> None:
@@ -316,7 +284,7 @@ def load_model(
             **placed,
         )
     except pickle.UnpicklingError as error:
-        raise InputError(f"checkpoint '{checkpoint.source}' {_NOT_PLAIN}") from error
+        raise InputError(f"checkpoint '{checkpoint.source}' {NOT_PLAIN}") from error
     except (ValueError, OSError, RuntimeError, KeyError, SafetensorError) as error:
         raise InputError(f"checkpoint '{checkpoint.source}' could not be loaded: {error}") from error
     if info["missing_keys"]:
@@ -353,7 +321,7 @@ def _merge_adapter(
                 raise InputError(f"{unfit}: {who} {problem} {len(names)} of its tensors, {sorted(names)[0]} among them")
         return tuned.merge_and_unload(safe_merge=True).eval().requires_grad_(False)
     except pickle.UnpicklingError as error:
-        raise InputError(f"PEFT adapter '{adapter.source}' {_NOT_PLAIN}") from error
+        raise InputError(f"PEFT adapter '{adapter.source}' {NOT_PLAIN}") from error
     except (ValueError, OSError, RuntimeError, KeyError, SafetensorError) as error:
         first = " ".join(" ".join(str(error).splitlines()[:2]).split())  # of unlike shapes PEFT lists every tensor
         raise InputError(f"{unfit}: {first}") from error
@@ -365,5 +333,5 @@ def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
 
     try:
         return AutoTokenizer.from_pretrained(checkpoint.folder, trust_remote_code=False)
-    except (ValueError, OSError, KeyError) as error:
+    except Exception as error:  # a damaged file raises whatever its reader stumbled over
         raise InputError(f"checkpoint '{checkpoint.source}' has no usable tokenizer: {error}") from error

@@ -8,6 +8,7 @@ scripts and requests.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -24,6 +25,8 @@ from raysweep.report.pictures import Drawings, Picture, overview, pictures_of
 from raysweep.report.words import duration, layers_text, moment
 from raysweep.store.artifacts import publish_bytes
 
+# Null bytes and other control characters, halves of surrogate pairs: HTML has no way to hold them.
+_NO_TEXT = re.compile("[\x00-\x08\x0b\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]")
 _SAMPLES = 8  # examples whose generated texts are shown, a cell
 
 
@@ -72,7 +75,7 @@ def write_report(tables: Mapping[str, pd.DataFrame], provenance: Provenance, out
         stored=sorted(tables),
     )
     page = out / "index.html"
-    publish_bytes(page, html.encode("utf-8", "replace"))
+    publish_bytes(page, _NO_TEXT.sub("\N{REPLACEMENT CHARACTER}", html).encode())
     drawings.remove_others()
     return page
 

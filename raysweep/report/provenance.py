@@ -6,6 +6,8 @@ from collections import defaultdict
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from raysweep.engine import events
 from raysweep.report.page import Provenance
 
@@ -70,10 +72,15 @@ def _warnings(about: Mapping[str, Any], tables: Mapping[str, pd.DataFrame]) -> l
         if row["left_out"] != "0":
             warnings.append(f"{where}: {row['left_out']} records left out for having no response token")
         if row["cut"] != "0":
-            warnings.append(f"{where}: {row['cut']} examples cut to max_tokens")
+            warnings.append(f"{where}: {row['cut']} examples cut to max_tokens or the model's context")
     losses = tables.get("substitution")
     if losses is not None:
-        lost = losses[losses["loss"].isna()].groupby(["model", "dataset"]).size().reset_index(name="n")
-        for row in lost.to_dict("records"):
-            warnings.append(f"{row['dataset']} on {row['model']}: {row['n']} losses are NaN and left out of every mean")
+        for (model, dataset), rows in losses.groupby(["model", "dataset"], sort=False)["loss"]:
+            where, n = f"{dataset} on {model}", len(rows)
+            if missing := int(rows.isna().sum()):
+                warnings.append(f"{where}: {missing} of {n} losses are NaN and left out of every mean")
+            if infinite := int(np.isinf(rows).sum()):
+                warnings.append(
+                    f"{where}: {infinite} of {n} losses are infinite; they count as the largest, without intervals"
+                )
     return warnings

@@ -87,7 +87,8 @@ def sweep_temporaries(folder: Path) -> list[Path]:
 
 
 def _json_bytes(data: Any) -> bytes:
-    return json.dumps(data, ensure_ascii=False, allow_nan=False, indent=1).encode() + b"\n"
+    """Half a surrogate pair, which UTF-8 has no bytes for, is written as JSON's own escape."""
+    return json.dumps(data, ensure_ascii=False, allow_nan=False, indent=1).encode("utf-8", "backslashreplace") + b"\n"
 
 
 def _make_folder(folder: Path) -> None:

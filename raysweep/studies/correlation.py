@@ -23,7 +23,7 @@ from raysweep.numerics.correlation import (
 )
 from raysweep.numerics.resampling import half_samples, percentile_interval
 from raysweep.numerics.similarity import local_dynamics
-from raysweep.studies.similarity import dynamics_halves, similarity_matrix
+from raysweep.studies.similarity import dynamics_halves, finite_examples, similarity_matrix
 
 _FEWEST_TO_RESAMPLE = 8
 
@@ -56,11 +56,14 @@ def correlate_cell(
 ) -> pd.DataFrame:
     """One row a metric and width: δ of states [L, N, D] against the mean loss of each window, with a 95 % interval of ρ.
 
-    `losses` are rows of the substitution table of one model and data set; the mean of a window leaves NaN losses out. The
-    interval is that of ρ over half-samples of the examples that have both a state and a finite loss under every window of
+    `losses` are rows of the substitution table of one model and data set; the mean of a window leaves NaN losses out, and δ the
+    examples whose states are not finite; an infinite loss counts as the largest. The interval is that of ρ over half-samples of the examples that have both a state and a finite loss under every window of
     the width, both sides recomputed together; NaN with fewer than 8 such examples. `drop_ends` centres are left out at
     each end; a width of which fewer than 3 are left has no row.
     """
+    finite_N = finite_examples(states).all(axis=0)
+    if not finite_N.all():
+        states, example_ids = states[:, torch.from_numpy(finite_N).to(states.device)], example_ids[finite_N]
     place = pd.Index(example_ids)
     deltas = {metric: local_dynamics(similarity_matrix(states, metric), neighbourhood) for metric in metrics}
     resampled: dict[tuple[str, tuple[int, ...]], np.ndarray | None] = {}

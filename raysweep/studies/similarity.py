@@ -53,6 +53,22 @@ def similarity_matrix(states: torch.Tensor, metric: str) -> np.ndarray:
     return cka_matrix(states, debiased=metric == "cka_linear_debiased")
 
 
+def finite_examples(states: torch.Tensor) -> np.ndarray:
+    """Which examples of states [L, N, D] have only finite values at each layer, bool [L, N].
+
+    Raises InputError where fewer than two have them at all layers, so that there is nothing to compare.
+    """
+    finite_LN = torch.stack([layer_ND.isfinite().all(dim=-1) for layer_ND in states]).cpu().numpy()
+    n, left = finite_LN.shape[1], int(finite_LN.all(axis=0).sum())
+    if n > 1 and left < 2:
+        layer = int((~finite_LN).any(axis=1).argmax())
+        raise InputError(
+            f"{n - left} of {n} examples have states that are not finite (from layer {layer} on), so that no two can be "
+            "compared; the model overflows in this dtype: choose another"
+        )
+    return finite_LN
+
+
 def dynamics_halves(states: torch.Tensor, metric: str, neighbourhood: int, keep: np.ndarray) -> np.ndarray | None:
     """δ [R, L] on the half-samples `keep` [R, N]; None for the debiased metric, which has no cheap resampling."""
     if metric == "cka_linear_debiased":
@@ -66,8 +82,12 @@ def similarity_tables(
     """The tables similarity, dynamics and health of states [L, N, D] (without model and dataset).
 
     Intervals of δ are 95 % from half-samples of the examples, re-centred on δ of all; NaN where there are fewer than 8
-    examples, or for the debiased metric. `rank` 1 is the smallest δ; NaN δ has no rank.
+    examples, or for the debiased metric. `rank` 1 is the smallest δ; NaN δ has no rank. Examples whose states are not finite
+    at some layer are left out of everything, and counted in the table health as the measure `not_finite`.
     """
+    finite_LN = finite_examples(states)
+    if not finite_LN.all():
+        states = states[:, torch.from_numpy(finite_LN.all(axis=0)).to(states.device)]
     n_layers, n_examples = states.shape[:2]
     constant = constant_layers(states)
     pairs = np.stack(np.meshgrid(np.arange(n_layers), np.arange(n_layers), indexing="ij")).reshape(2, -1)
@@ -114,7 +134,7 @@ def similarity_tables(
     return {
         "similarity": pd.concat(matrices, ignore_index=True),
         "dynamics": pd.concat(dynamics, ignore_index=True),
-        "health": _health_table(states),
+        "health": _health_table(states, finite_LN),
     }
 
 
@@ -127,8 +147,15 @@ def _reason(value: float, constant: np.ndarray, i: int, j: int) -> str | None:
     return "the unbiased variance of a layer is not positive: too few examples for its width"
 
 
-def _health_table(states: torch.Tensor) -> pd.DataFrame:
+def _health_table(states: torch.Tensor, finite_LN: np.ndarray) -> pd.DataFrame:
     rows = []
+    if not finite_LN.all():
+        n, out = finite_LN.shape[1], int((~finite_LN.all(axis=0)).sum())
+        for layer, bad in enumerate((~finite_LN).sum(axis=1)):
+            told = f"{bad} of {n} examples have states that are not finite; {out} are left out of every similarity"
+            rows.append(
+                {"layer": layer, "measure": "not_finite", "value": float(bad), "warning": told if bad else None}
+            )
     for measure, values in health(states).items():
         limit, words = _TRUST.get(measure, (np.inf, ""))
         for layer, value in enumerate(values):
@@ -173,14 +200,21 @@ def critical_layers(
     resamples: int = 1000,
     seed: int = 0,
 ) -> Critical:
-    """The layers of a base model where representations change most (smallest δ); `top` of them, a fifth by default."""
+    """The layers of a base model where representations change most (smallest δ); `top` of them, a fifth by default.
+
+    Examples whose states are not finite are left out.
+    """
     from raysweep.models.adapter import Adapter
 
     adapter = model if isinstance(model, Adapter) else Adapter(model)
     states = capture(adapter, examples, pooling)
+    finite_N = finite_examples(states).all(axis=0)
+    if not finite_N.all():
+        states = states[:, torch.from_numpy(finite_N).to(states.device)]
+    n_examples = states.shape[1]
     delta = local_dynamics(similarity_matrix(states, metric), neighbourhood)
     chosen = change_points(delta, top)
-    keep = half_samples(len(examples), resamples, seed) if len(examples) >= _FEWEST_TO_RESAMPLE else None
+    keep = half_samples(n_examples, resamples, seed) if n_examples >= _FEWEST_TO_RESAMPLE else None
     halves = None if keep is None else dynamics_halves(states, metric, neighbourhood, keep)
     stability = np.full(len(delta), np.nan)
     if halves is not None:

@@ -6,7 +6,7 @@ import pytest
 from architectures import wordpiece
 from transformers import PreTrainedTokenizerFast
 
-from raysweep.data.examples import load_examples
+from raysweep.data.examples import Room, load_examples
 from raysweep.errors import InputError
 
 # Digits are one token each, so that lengths can be counted by eye:
@@ -162,3 +162,63 @@ def test_a_cut_prompt_keeps_the_special_tokens_that_close_it(jsonl: Write) -> No
         f"{path} has no usable prompts: none of its 3 records has a prompt token after cutting to max_tokens 1; "
         "check the format, the texts and max_tokens"
     )
+
+
+def test_half_a_surrogate_pair_is_no_character(jsonl: Write, tokenizer: PreTrainedTokenizerFast) -> None:
+    path = jsonl(SHORT, {"question": "a \ud83d b", "answer": "x"})
+    with pytest.raises(InputError) as caught:
+        load_examples(path, "gsm8k", tokenizer)
+    assert str(caught.value) == (
+        rf"{path}, line 2: has half of a surrogate pair (\ud83d) in its prompt, which is no character: mend the text"
+    )
+    path = jsonl(SHORT, {"question": "q", "answer": "😀 \u202e \u0000", "aside": "\ud83d"})
+    assert len(load_examples(path, "gsm8k", tokenizer).examples) == 2, "pairs, and what nobody uses, are fine"
+
+
+def test_examples_longer_than_the_context(jsonl: Write, tokenizer: PreTrainedTokenizerFast) -> None:
+    path = jsonl(WORDY, SHORT, LONG)
+    for context, told in (
+        (
+            14,
+            f"1 of 3 examples of {path} are longer than the context of 'm', 14 tokens; the longest ({path}, line 1) has 15",
+        ),
+        (
+            12,
+            f"2 of 3 examples of {path} are longer than the context of 'm', 12 tokens; the longest ({path}, line 1) has 15",
+        ),
+    ):
+        with pytest.raises(InputError) as caught:
+            load_examples(path, "gsm8k", tokenizer, room=Room("m", context))
+        assert str(caught.value) == (
+            f"{told}: set too_long: cut for this data set, which cuts them there and counts them, or a max_tokens of {context} "
+            "or less"
+        )
+        cut = load_examples(path, "gsm8k", tokenizer, room=Room("m", context), too_long="cut")
+        limited = load_examples(path, "gsm8k", tokenizer, max_tokens=context, room=Room("m", context))
+        assert [e.tokens.tolist() for e in cut.examples] == [e.tokens.tolist() for e in limited.examples]
+        assert max(e.length for e in cut.examples) <= context
+        assert (cut.n_cut, cut.n_unusable) == (limited.n_cut, limited.n_unusable)
+    for room in (None, Room("m"), Room("m", 15)):
+        assert load_examples(path, "gsm8k", tokenizer, room=room).n_cut == 0
+    assert load_examples(path, "gsm8k", tokenizer, max_tokens=9, room=Room("m", 15), too_long="cut").n_cut == 1
+    with pytest.raises(
+        InputError, match="has a prompt token and a response token after cutting to the context 2; check"
+    ):
+        load_examples(path, "gsm8k", tokenizer, room=Room("m", 2), too_long="cut")
+
+
+def test_only_ids_that_occur_need_an_embedding(jsonl: Write, tokenizer: PreTrainedTokenizerFast) -> None:
+    path, had = (
+        jsonl(SHORT, {"question": "a <new>", "answer": "x"}, {"question": "<new>", "answer": "<newer>"}),
+        len(tokenizer),
+    )
+    tokenizer.add_tokens(["<new>", "<newer>", "<unused>"])
+    assert len(load_examples(path, "gsm8k", tokenizer, room=Room("m", vocabulary=had + 2)).examples) == 3
+    with pytest.raises(InputError) as caught:
+        load_examples(path, "gsm8k", tokenizer, room=Room("m", vocabulary=had))
+    assert str(caught.value) == (
+        f"2 of 3 examples of {path} have tokens that 'm' has no embedding for: its vocabulary has {had} (ids 0 to {had - 1}), "
+        f"its tokenizer {had + 3}, and the largest id is {had + 1}, '<newer>' ({path}, line 3): use the tokenizer that the "
+        "checkpoint was trained with, or leave those records out"
+    )
+    assert len(load_examples(path, "gsm8k", tokenizer, limit=1, room=Room("m", vocabulary=had)).examples) == 1

@@ -212,3 +212,20 @@ def test_formats_that_cannot_be(arguments: tuple[str, str | None, str | None], t
 def test_finds_every_format_by_name() -> None:
     names = ["dolly", "alpaca", "gsm8k", "boolq", "openbookqa", "messages"]
     assert [find_format(name).name for name in names] == names == list(FORMATS)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_a_number_that_is_not_finite_is_no_answer(value: float) -> None:
+    told = find_format("columns", "q", "a").problem({"q": "x", "a": value})
+    assert told == f"has a field 'a' that is {value}, where format 'columns' needs a finite number or text"
+    assert find_format("columns", "q", "q").problem({"q": "x", "a": value}) is None, "nobody asks for it"
+
+
+def test_messages_stay_short_whatever_the_record_holds() -> None:
+    told = FORMATS["gsm8k"].problem({"n" * 100_000: 1} | {str(i): 1 for i in range(1000)})
+    assert told is not None
+    assert told.endswith("17, 18 and 981 more")
+    assert len(told) < 300
+    told = FORMATS["boolq"].problem({"question": "q", "passage": "p", "answer": "x" * 100_000})
+    assert told is not None
+    assert len(told) < 300

@@ -148,7 +148,11 @@ def refusal(source: object, **arguments: Any) -> str:
         ("my.jsonl", b'{"a": 1}\n[1]\n', ", line 2 is a list, where JSONL has one object a line"),
         ("my.jsonl", b"null\n", ", line 1 is null, where JSONL has one object a line"),
         ("my.jsonl", b'{"a": 1}\n{"a": "\xe9"}\n', ", line 2 is not UTF-8 (byte 0xe9): convert the file"),
-        ("my.jsonl", '{"a": 1}\n'.encode("utf-16"), ", line 1 is not UTF-8 (byte 0xff): convert the file"),
+        (
+            "my.jsonl",
+            '{"a": 1}\n'.encode("utf-16"),
+            " is UTF-16 (its first bytes are that one's mark), where UTF-8 is needed: convert the file",
+        ),
         ("my.json", b"", " is empty: it holds no record"),
         ("my.json", b"[]", " is empty: it holds no record"),
         ("my.json", b'[\n{"a": 1},\n{"a"]', ", line 3 is no JSON (Expecting ':' delimiter, column 5): mend the file"),
@@ -160,6 +164,27 @@ def refusal(source: object, **arguments: Any) -> str:
         ("my.json", b'{"data": []}', " is an object, where a .json file has one list of objects"),
         ("my.json", b'[{"a": 1}, "b"]', ", record 1 (counted from 0) is a string, where an object is needed"),
         ("my.json", b'[\n{"a": "\xe9"}]', ", line 2 is not UTF-8 (byte 0xe9): convert the file"),
+        (
+            "my.json",
+            '[{"a": 1}]'.encode("utf-32"),
+            " is UTF-32 (its first bytes are that one's mark), where UTF-8 is needed: convert the file",
+        ),
+        (
+            "my.csv",
+            "a,b\n".encode("utf-16-be"),
+            ", line 1 holds a null byte, which no text has (is it UTF-16, or binary?): convert the file",
+        ),
+        (
+            "my.jsonl",
+            b'{"a": 1}\n{"a": "\0"}\n',
+            ", line 2 holds a null byte, which no text has (is it UTF-16, or binary?): convert the file",
+        ),
+        (
+            "my.jsonl",
+            b'{"a": 1}\n{"a": ' + b"[" * 100_000 + b"}\n",
+            ", line 2 is nested too deeply: mend the line, or leave it out",
+        ),
+        ("my.json", b"[" * 100_000, " is nested too deeply: mend the file"),
         ("my.csv", b"", " is empty: it holds no record"),
         ("my.csv", b"a,b\n", " is empty: it holds no record"),
         ("my.csv", b"a,b\n1,2\n1,2,3\n", ", line 3 has 3 values, where the header has 2"),
@@ -281,3 +306,26 @@ def test_reading_is_quiet_leaves_no_cache_and_puts_settings_back(
     assert not cache.exists()
     assert not datasets.utils.are_progress_bars_disabled()
     assert logger.level == level
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json"])
+def test_a_number_too_long_to_read(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"my{suffix}"
+    path.write_text(f'[{{"a": {"1" * 5000}}}]' if suffix == ".json" else f'{{"a": 1}}\n{{"a": {"1" * 5000}}}\n')
+    assert "holds a number too long to read (Exceeds the limit (4300 digits)" in refusal(path)
+    assert refusal(path).startswith(str(path) if suffix == ".json" else f"{path}, line 2 ")
+
+
+def test_parquet_text_that_is_no_utf8(tmp_path: Path) -> None:
+    raw = pa.array([b"ok", b"\xff"], pa.binary()).cast(pa.large_binary())
+    text = pa.LargeStringArray.from_buffers(2, raw.buffers()[1], raw.buffers()[2])
+    parquet.write_table(pa.table({"a": text}), tmp_path / "my.parquet")
+    assert refusal(tmp_path / "my.parquet").startswith(f"{tmp_path}/my.parquet is no whole Parquet file: 'utf-8' codec")
+
+
+def test_long_fields_come_through(tmp_path: Path) -> None:
+    path = tmp_path / "my.jsonl"
+    path.write_text(json.dumps({"a": "x" * 100_000}) + "\n", encoding="utf-8")
+    assert read_records(str(path)).records == [{"a": "x" * 100_000}]
+    (tmp_path / "my.csv").write_text(f"a\n{'x' * 100_000}\n")
+    assert read_records(str(tmp_path / "my.csv")).records == [{"a": "x" * 100_000}]

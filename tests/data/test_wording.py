@@ -255,6 +255,32 @@ def test_an_unknown_wording() -> None:
     assert list(WORDINGS) == ["chat", "plain", "llama2"]
 
 
+@pytest.mark.parametrize(
+    ("template", "told"),
+    [
+        ("{{ raise_exception('users only') }}", r"refuses the turns user, assistant \(users only\): mend them"),
+        ("{{ messages[0].content + 1 }}", r"refuses the turns user, assistant \(TypeError: can only concatenate str"),
+        ("{{ messages[9].content }}", r"refuses the turns user, assistant \(.*has no element 9"),
+        ("{% for m in messages %}", r"refuses the turns user, assistant \(Unexpected end of template"),
+        ("{{ 1 // 0 }}", r"refuses the turns user, assistant \(ZeroDivisionError"),
+        (" {#- nothing -#} ", r"makes no text of the turns user: give the tokenizer one that does, or choose another"),
+        (
+            "{% if add_generation_prompt %}ask{% endif %}",
+            r"makes no text of the turns user, assistant: give the tokenizer one that does",
+        ),
+        (
+            "{% if not add_generation_prompt %}all{% endif %}",
+            r"makes no text of the turns user: give the tokenizer one",
+        ),
+    ],
+)
+def test_a_template_that_fails_is_told(template: str, told: str, tokenizer: PreTrainedTokenizerFast) -> None:
+    tokenizer.chat_template = template
+    record = {"question": "why", "answer": "so"}
+    with pytest.raises(InputError, match=rf"^the tokenizer's chat template {told}"):
+        WORDINGS["chat"].texts(FORMATS["gsm8k"], record, tokenizer)
+
+
 # plain ----------------------------------------------------------------------------------------------------------
 
 

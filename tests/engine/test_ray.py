@@ -10,11 +10,11 @@ import socket
 import threading
 
 import pytest
+from ray_cluster import free_port, head
 
 from raysweep.engine import events
 from raysweep.engine.driver import drive
-from raysweep.errors import EngineError, InputError
-from ray_cluster import free_port, head
+from raysweep.errors import InputError, RunError
 
 
 def is_joined():
@@ -103,7 +103,7 @@ def test_a_share_of_a_gpu_is_shared(on_ray, tmp_path, events_of):
 
 
 def test_auto_takes_a_cluster_with_gpus_for_cuda_and_says_where_torch_finds_none(on_ray, tmp_path):
-    with pytest.raises(EngineError) as caught:
+    with pytest.raises(RunError) as caught:
         drive(on_ray(tmp_path, "execution.device=auto"))
     assert "was given GPU" in str(caught.value)
     assert str(caught.value).endswith(
@@ -181,7 +181,7 @@ def test_a_worker_that_cannot_start_is_told_in_words(on_ray, tmp_path, monkeypat
             raise ModuleNotFoundError("No module named 'torch'")
 
     monkeypatch.setattr(ray_executor, "RayWorker", Broken)
-    told = refusal(on_ray(tmp_path), EngineError)
+    told = refusal(on_ray(tmp_path), RunError)
     assert told == (
         "a worker could not start on its node (ModuleNotFoundError: No module named 'torch'); are the same raysweep, torch "
         "and Python installed there?"

@@ -14,11 +14,11 @@ import time
 from collections import Counter
 
 import pytest
+from ray_cluster import raylet_below, start, workers_below
 
 from raysweep.config import parse_config
 from raysweep.engine.driver import drive
 from raysweep.engine.events import read_events
-from ray_cluster import raylet_below, start, workers_below
 
 ROUNDS = int(os.environ.get("RAYSWEEP_KILLS", "3"))
 SEED = 23

@@ -404,8 +404,10 @@ def test_an_adapter_with_nan_in_it_is_refused(save: Save, save_lora: Save) -> No
     lora = save_lora("lora")
     name = "base_model.model.model.layers.2.mlp.down_proj.lora_B.weight"
     edit_tensors(lora.folder / "adapter_model.safetensors", lambda tensors: tensors[name].fill_(torch.nan))
-    with pytest.raises(InputError, match=r"^PEFT adapter '.*/lora' does not fit its base '.*/base': NaNs detected"):
-        load_model(describe(lora.source), base=save("base"))
+    with pytest.raises(
+        InputError, match=rf"lora/adapter_model\.safetensors: tensor {name} of layer 2 has a weight that is not finite"
+    ):
+        describe(lora.source)
 
 
 def test_an_adapter_that_changes_no_weights_is_refused(save: Save, tiny: Build, tmp_path: Path) -> None:

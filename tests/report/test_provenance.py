@@ -105,6 +105,6 @@ def test_what_was_left_out_is_a_warning(folder):
     )
     assert provenance(folder, GRAPH, about, {"substitution": losses}).warnings == [
         "d (for m): 3 records left out for having no response token",
-        "d (for m): 12 examples cut to max_tokens",
-        "d on m: 2 losses are NaN and left out of every mean",
+        "d (for m): 12 examples cut to max_tokens or the model's context",
+        "d on m: 2 of 2 losses are NaN and left out of every mean",
     ]

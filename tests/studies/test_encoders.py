@@ -160,7 +160,7 @@ def test_a_substitution_study_of_an_encoder_is_refused_before_anything_runs(fold
 def test_an_encoder_stands_beside_a_pair_that_is_swept(
     folder: Path, tmp_path: Path, tiny_pair: Callable[..., Any], tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    for name, model in zip(("a", "b"), tiny_pair("llama", 6), strict=True):
+    for name, model in zip(("a", "b"), tiny_pair("llama", 6, max_position_embeddings=256), strict=True):
         model.save_pretrained(tmp_path / name)
         tokenizer.save_pretrained(tmp_path / name)
     config = settings(folder, tmp_path / "run")

@@ -15,7 +15,13 @@ from raysweep.data.examples import Example
 from raysweep.errors import InputError
 from raysweep.models.adapter import Adapter
 from raysweep.numerics.resampling import half_samples
-from raysweep.studies.similarity import Critical, critical_layers, similarity_matrix, similarity_tables
+from raysweep.studies.similarity import (
+    Critical,
+    critical_layers,
+    finite_examples,
+    similarity_matrix,
+    similarity_tables,
+)
 
 METRICS = ("cka_linear", "cka_rbf", "cka_linear_debiased")
 
@@ -278,3 +284,16 @@ def test_the_lists_for_training_name_the_critical_layers_only(
     trained = {n for n, p in lora.named_parameters() if p.requires_grad}
     assert len(trained) == 2 * 2
     assert {n.split(f"{block_path[kind]}.")[1].split(".")[0] for n in trained} == {"1", "10"}
+
+
+def test_no_two_finite_examples_leave_nothing_to_compare() -> None:
+    states = torch.ones(3, 4, 5)
+    states[1:, 1:] = torch.nan
+    with pytest.raises(InputError) as caught:
+        finite_examples(states)
+    assert str(caught.value) == (
+        "3 of 4 examples have states that are not finite (from layer 1 on), so that no two can be compared; the model overflows "
+        "in this dtype: choose another"
+    )
+    states[1:, 1] = 1.0
+    assert finite_examples(states).sum(axis=1).tolist() == [4, 2, 2]

@@ -1,0 +1,87 @@
+"""The disk under a run folder: whether it can be written to, before a run, and words for when it cannot any more.
+
+Nothing is written to find out. What is committed is whole whatever happens to the disk (store/artifacts.py), so that a run
+that ends for want of room goes on once there is some.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+from raysweep.engine.graph import Graph
+from raysweep.engine.inspection import Facts
+from raysweep.engine.plan import hidden_size
+from raysweep.errors import InputError, RunError
+
+# After these no call can be committed: the run ends, and does not try the others.
+_LASTING = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
+_ASIDE = 2**20  # bytes for tables, events and the page, at least
+_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+def check_writable(root: Path) -> None:
+    """Raise InputError unless folders and files can be made in `root`, which need not exist yet.
+
+    The system is asked, so that a read-only file system is found although the user is root.
+    """
+    try:
+        there = root
+        while not there.exists():
+            there = there.parent
+        if not there.is_dir():
+            raise InputError(f"storage '{root}' lies under '{there}', which is a file; give another folder")
+        if not os.access(there, os.W_OK | os.X_OK):
+            read_only = bool(os.statvfs(there).f_flag & os.ST_RDONLY)
+            why = "its file system is read-only" if read_only else "you may not write there"
+            raise InputError(f"storage '{root}' cannot be written to ('{there}': {why}); give another folder")
+    except OSError as error:
+        raise InputError(f"storage '{root}' cannot be used ({error.strerror or error}); give another folder") from error
+
+
+def check_room(root: Path, needed: int) -> None:
+    """Raise InputError where the file system of `root` has not `needed` bytes free."""
+    there = root
+    while not there.exists():
+        there = there.parent
+    found = os.statvfs(there)
+    free = found.f_bavail * found.f_frsize
+    if found.f_blocks and free < needed:  # some network file systems tell nothing: all zero
+        raise InputError(
+            f"storage '{root}' has {free / 1e6:.1f} MB free, and the run needs about {needed / 1e6:.1f} MB; make room, or give "
+            "another folder"
+        )
+
+
+def bytes_to_write(facts: Facts, graph: Graph, done: Collection[str]) -> int:
+    """About how many bytes a run writes: the states that are not captured yet, and a little for everything else."""
+    total = 0
+    for (model_name, dataset), cell in facts.cells.items():
+        model = facts.models[model_name]
+        for task in graph.cell("similarity", model_name, dataset):
+            n = sum(len(chunk) for chunk, key in zip(cell.chunks, task.parts, strict=True) if key not in done)
+            total += n * model.base.n_layers * hidden_size(model.base.config) * _BYTES.get(model.dtype, 4)
+    lacking = any(key not in done for task in graph.tasks for key in task.keys)
+    return total + _ASIDE if lacking else 0
+
+
+def is_lasting(error: BaseException) -> bool:
+    """Whether the error is the disk's, so that other calls would end in it as well."""
+    return isinstance(error, OSError) and error.errno in _LASTING
+
+
+@contextlib.contextmanager
+def failures_told(root: Path) -> Iterator[None]:
+    """What the system refuses to write becomes a RunError in words."""
+    try:
+        yield
+    except OSError as error:
+        what = os.strerror(error.errno) if error.errno else str(error)
+        where = f" (writing {error.filename})" if error.filename else ""
+        remedy = "make room there" if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else "mend that"
+        raise RunError(
+            f"the run folder '{root}' cannot be written to: {what}{where}; what is committed is kept: {remedy} and run again"
+        ) from error

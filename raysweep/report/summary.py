@@ -1,0 +1,55 @@
+"""The answer in a few plain lines, as commands print it: the same means and the same costliest windows as the page's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from raysweep.report.cells import Cell, cells_of
+from raysweep.report.summaries import Window, windows_of
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def summary_lines(tables: Mapping[str, pd.DataFrame]) -> list[str]:
+    """ρ of every cell, or the costliest window of each where nothing was correlated; losses left out are told with both."""
+    cells = cells_of({name: rows for name, rows in tables.items() if len(rows)}, [])
+    if len(tables.get("correlation", ())):
+        return [
+            f"{cell.model} on {cell.dataset}: Spearman {row.spearman:+.3f} [{row.ci_low:+.3f}, {row.ci_high:+.3f}] between "
+            f"{row.metric} dynamics and the loss after substitution, over {row.n_layers} windows of width {row.width}"
+            f"{_not_finite(cell)}"
+            for cell in cells
+            for row in cell.correlations
+        ]
+    return [_costliest_line(cell) for cell in cells if "substitution" in cell.tables]
+
+
+def _costliest_line(cell: Cell) -> str:
+    windows = [window for window in windows_of(cell.windows) if window.role == "window"]
+    known = [window for window in windows if not math.isnan(_measure(window))]
+    if not known:
+        return f"{cell.model} on {cell.dataset}: no window has a loss{_not_finite(cell)}"
+    top = max(known, key=_measure)
+    layers = str(top.start) if top.width == 1 else f"{top.start}-{top.stop - 1}"
+    return f"{cell.model} on {cell.dataset}: layers {layers} put back cost most, loss {top.loss:.4f}{_not_finite(cell)}"
+
+
+def _measure(window: Window) -> float:
+    """The cost, or the mean loss where there is no tuned model's to compare with."""
+    return window.loss if math.isnan(window.cost) else window.cost
+
+
+def _not_finite(cell: Cell) -> str:
+    """How many losses are NaN (and left out) or infinite (and count as the largest), in brackets; nothing for none."""
+    if "substitution" not in cell.tables:
+        return ""
+    losses = cell.tables["substitution"]["loss"]
+    missing, infinite = int(losses.isna().sum()), int(np.isinf(losses).sum())
+    said = [f"{missing} of {len(losses)} losses are NaN and left out"] if missing else []
+    said += [f"{infinite} of {len(losses)} losses are infinite"] if infinite else []
+    return f" ({'; '.join(said)})" if said else ""

@@ -1,0 +1,198 @@
+"""Data and models at their worst, through the command line: refused before anything runs, exit code 2, nothing written.
+
+The wording of single readers is tested beside them; here the whole way is, as a user takes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from spoil import (
+    UP,
+    Result,
+    content,
+    edit_json,
+    edit_tensors,
+    new_token,
+    put,
+    spoil_adapter,
+    spoil_shards,
+    spoil_with_pickle,
+    template,
+    told,
+)
+
+LONG = {"question": "x" * 200, "answer": "y"}
+WORSE: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "a torn shard": (
+        lambda w: (w / "base/model.safetensors").write_bytes((w / "base/model.safetensors").read_bytes()[:-9]),
+        "{w}/base/model.safetensors has * bytes where its header tells *; copy the checkpoint again",
+    ),
+    "an empty weights file": (
+        lambda w: (w / "tuned/model.safetensors").write_bytes(b""),
+        "{w}/tuned/model.safetensors is no whole safetensors file (0 bytes); copy or write the checkpoint again",
+    ),
+    "a missing shard": (
+        spoil_shards,
+        f"{{w}}/base/model.safetensors.index.json names the shard model-00002-of-00002.safetensors for 1 tensors ({UP} among "
+        "them), and there is no such file; copy the checkpoint again, all of it",
+    ),
+    "NaN in a layer": (
+        lambda w: edit_tensors(w / "tuned/model.safetensors", lambda t: t[UP][3].fill_(torch.nan)),
+        f"{{w}}/tuned/model.safetensors: tensor {UP} of layer 2 has a weight that is not finite (NaN at [3, 0]); every loss "
+        "through it would be NaN: write the checkpoint again from weights that are whole",
+    ),
+    "infinity outside the layers": (
+        lambda w: edit_tensors(w / "base/model.safetensors", lambda t: t["model.norm.weight"][5:6].fill_(-torch.inf)),
+        "{w}/base/model.safetensors: tensor model.norm.weight has a weight that is not finite (minus infinity at [5]); *",
+    ),
+    "a pickle": (
+        spoil_with_pickle,
+        "checkpoint '{w}/tuned' has .bin weights that are not plain tensors, and raysweep runs no pickled code; save it as "
+        "safetensors",
+    ),
+    "NaN in an adapter": (
+        spoil_adapter,
+        f"{{w}}/tuned/adapter_model.safetensors: tensor base_model.model.{UP} of layer 2 has a weight that is not finite (NaN at "
+        "[1]); *",
+    ),
+    "a config of a checkpoint that is no object": (
+        lambda w: (w / "base/config.json").write_text("3"),
+        "{w}/base/config.json is no JSON object; write the checkpoint again",
+    ),
+    "a billion layers": (
+        lambda w: edit_json(w / "base/config.json", num_hidden_layers=10**9),
+        "{w}/base/config.json tells of 1000000000 decoder layers (num_hidden_layers), where a number from 1 to 10000 belongs; "
+        "write the checkpoint again",
+    ),
+    "a tokenizer that is torn": (
+        lambda w: (w / "base/tokenizer.json").write_text('{"version": '),
+        "checkpoint '{w}/base' has no usable tokenizer: *",
+    ),
+    "ids beyond the embedding": (
+        new_token,
+        "1 of 11 examples of {w}/counts.jsonl have tokens that 'm' has no embedding for: its vocabulary has 320 (ids 0 to 319), "
+        "its tokenizer 321, and the largest id is 320, '<new>' ({w}/counts.jsonl, line 11): use the tokenizer that the "
+        "checkpoint was trained with, or leave those records out",
+    ),
+    "no chat template": (
+        template(None),
+        "tokenizer '{w}/base' has no chat template, and wording 'chat' is that template: give the tokenizer one, or choose "
+        "another wording (plain, llama2)",
+    ),
+    "a chat template that refuses": (
+        template("{{ raise_exception('no users here') }}"),
+        "{w}/counts.jsonl, line 1: the tokenizer's chat template refuses the turns user, assistant (no users here): mend them, "
+        "or choose another wording",
+    ),
+    "a chat template with a type error": (
+        template("{{ messages[0]['content'] + 1 }}"),
+        "{w}/counts.jsonl, line 1: the tokenizer's chat template refuses the turns user, assistant (TypeError: can only "
+        "concatenate str (not \"int\") to str): mend them, or choose another wording",
+    ),
+    "a chat template that says nothing": (
+        template("{# nothing #}"),
+        "{w}/counts.jsonl, line 1: the tokenizer's chat template makes no text of the turns user: give the tokenizer one that "
+        "does, or choose another wording",
+    ),
+    "a chat template that does not parse": (
+        template("{% for m in %}"),
+        "{w}/counts.jsonl, line 1: the tokenizer's chat template refuses the turns user, assistant (*): mend them, or choose "
+        "another wording",
+    ),
+    "examples longer than the context": (
+        lambda w: put(w, LONG, LONG | {"question": "x" * 300}),
+        "2 of 12 examples of {w}/counts.jsonl are longer than the context of 'm', 128 tokens; the longest ({w}/counts.jsonl, "
+        "line 12) has *: set too_long: cut for this data set, which cuts them there and counts them, or a max_tokens of 128 or "
+        "less",
+    ),
+    "a shorter context of the tuned one": (
+        lambda w: edit_json(w / "tuned/config.json", max_position_embeddings=20),
+        "* of 10 examples of {w}/counts.jsonl are longer than the context of 'm', 20 tokens; *",
+    ),
+    "a torn line": (
+        lambda w: put(w, b'{"question": "x", "ans'),
+        "{w}/counts.jsonl, line 11 is no whole JSON object (Unterminated string starting at, column 19): mend the line; JSONL "
+        "has one object a line",
+    ),
+    "an empty file": (
+        lambda w: (w / "counts.jsonl").write_bytes(b""),
+        "{w}/counts.jsonl is empty: it holds no record",
+    ),
+    "UTF-16": (
+        lambda w: (w / "counts.jsonl").write_text('{"question": "x", "answer": "y"}\n', encoding="utf-16"),
+        "{w}/counts.jsonl is UTF-16 (its first bytes are that one's mark), where UTF-8 is needed: convert the file",
+    ),
+    "Latin-1": (
+        lambda w: put(w, '{"question": "Café", "answer": "y"}'.encode("latin-1")),
+        "{w}/counts.jsonl, line 11 is not UTF-8 (byte 0xe9): convert the file",
+    ),
+    "a null byte": (
+        lambda w: put(w, b'{"question": "a\0b", "answer": "y"}'),
+        "{w}/counts.jsonl, line 11 holds a null byte, which no text has (is it UTF-16, or binary?): convert the file",
+    ),
+    "half a surrogate pair": (
+        lambda w: put(w, {"question": "x", "answer": "\udc00"}),
+        "{w}/counts.jsonl, line 11: has half of a surrogate pair (\\udc00) in its response, which is no character: mend the text",
+    ),
+    "nested too deeply": (
+        lambda w: put(w, b'{"question": ' + b"[" * 50_000),
+        "{w}/counts.jsonl, line 11 is nested too deeply: mend the line, or leave it out",
+    ),
+    "a number of 5000 digits": (
+        lambda w: put(w, b'{"question": "x", "answer": "y", "n": ' + b"1" * 5000 + b"}"),
+        "{w}/counts.jsonl, line 11 holds a number too long to read (Exceeds the limit (4300 digits) *): mend the line, or leave "
+        "it out",
+    ),
+    "a field of another type": (
+        lambda w: put(w, {"question": "x", "answer": 7}),
+        "{w}/counts.jsonl, line 11: has a field 'answer' of type int, where format 'gsm8k' needs str",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WORSE)
+def test_refused_before_anything_is_written(name, world, raysweep, tmp_path):
+    spoil, expected = WORSE[name]
+    spoil(world)
+    before = content(tmp_path)
+    refused = raysweep("run", world / "config.yaml")
+    assert (refused.code, refused.out) == (2, "")
+    assert told(refused, expected.replace("{w}", str(world))), refused.err
+    assert content(tmp_path) == before
+
+
+def test_one_example_is_too_few_to_compare(world, raysweep):
+    refused = raysweep("run", world / "config.yaml", "--set", "datasets.0.limit=1")
+    assert refused == Result(
+        2,
+        "",
+        "error: data set 'd' has one usable example for 'm', and similarity compares examples: give 2 or more, or leave "
+        "studies.similarity out\n",
+    )
+
+
+def test_text_generated_beyond_the_context_is_refused(world, raysweep):
+    refused = raysweep("run", world / "config.yaml", "--set", "studies.substitution.generate.tokens=120")
+    assert refused.code == 2
+    assert told(
+        refused,
+        "studies.substitution.generate asks for 120 tokens after each prompt, that of record 2 of 'd' (counted from 0) has *, and "
+        "the context of 'm' is 128: set tokens to * or less, or examples to fewer",
+    ), refused.err
+    most = refused.err.partition("set tokens to ")[2].split()[0]
+    assert raysweep("plan", world / "config.yaml", "--set", f"studies.substitution.generate.tokens={most}").code == 0
+
+
+def test_a_device_that_is_not_there(world, raysweep, monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    refused = raysweep("run", world / "config.yaml", "--set", "execution.device=cuda:7")
+    assert refused == Result(
+        2,
+        "",
+        "error: execution.device asks for cuda:7, and this machine shows 2 CUDA devices; use auto or cpu\n",
+    )
