@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test fuzz lint types bench clean
+.PHONY: demo test fuzz soak lint types bench clean
 
 demo: $(VENV)/.run  ## the whole study on the embedded laboratory; ends by naming the report
 	$(BIN)/raysweep demo --fresh
@@ -16,6 +16,9 @@ test: $(VENV)/.test  ## the tests
 fuzz: $(VENV)/.test  ## random configs, records and checkpoints for a minute, others each time
 	OMP_NUM_THREADS=1 RAYSWEEP_FUZZ_SECONDS=60 RAYSWEEP_FUZZ_SEED=$${RAYSWEEP_FUZZ_SEED:-$$(date +%s)} $(BIN)/python -m pytest -q tests/test_fuzz.py
 
+soak: $(VENV)/.test  ## twenty rounds of kill -9 to a worker, the raylet or the driver of a run on Ray
+	OMP_NUM_THREADS=1 RAYSWEEP_KILLS=20 $(BIN)/python -m pytest -q tests/engine/test_ray_kill.py
+
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -24,7 +27,7 @@ types: $(VENV)/.test
 	$(BIN)/mypy
 
 bench: $(VENV)/.test  ## every figure that the README claims
-	cd benchmarks && for file in layer_time against_reloading weights_check demo; do ../$(BIN)/python $$file.py || exit 1; done
+	cd benchmarks && for file in layer_time against_reloading weights_check driver_cost ray_workers demo; do ../$(BIN)/python $$file.py || exit 1; done
 
 $(VENV)/.run: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -19,7 +19,7 @@ from raysweep.engine import events
 from raysweep.engine.driver import drive
 from raysweep.report.tables import collect_tables
 
-ROUNDS = 3
+ROUNDS = 5
 
 
 def one(workers: int) -> tuple[float, np.ndarray]:
@@ -37,7 +37,7 @@ def one(workers: int) -> tuple[float, np.ndarray]:
                     "models": [{"name": "tiny", "base": "lab://tiny", "tuned": {"sums": "lab://tiny/sums"}}],
                     "datasets": [{"name": "sums", "path": "lab://sums/test", "format": "gsm8k", "limit": 256}],
                     "studies": {"substitution": {"widths": [5]}, "similarity": {}, "correlation": {}},
-                    "execution": {"executor": "ray", "device": "cpu", "workers": workers, "chunk": 16},
+                    "execution": {"executor": "ray", "device": "cpu", "workers": workers, "chunk": 8},
                     "storage": storage,
                 }
             ),

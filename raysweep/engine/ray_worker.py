@@ -27,6 +27,8 @@ class RayWorker:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
         import torch
+        import transformers.modeling_utils  # two seconds, which the first call would take
+        import transformers.models.auto.modeling_auto  # noqa: F401 - as above
 
         from raysweep.engine.work import Worker
 
