@@ -9,12 +9,12 @@ import contextlib
 import os
 import random
 import signal
-import subprocess
 import time
 from collections import Counter
 
 import pytest
-from ray_cluster import raylet_below, start, workers_below
+from ray_cluster import raylet_below, workers_below
+from ray_cluster import start as start_process
 
 from raysweep.config import parse_config
 from raysweep.engine.driver import drive
@@ -46,6 +46,21 @@ def uninterrupted(tmp_path_factory):
     return drive(laboratory(tmp_path_factory.mktemp("uninterrupted") / "run", "local"))
 
 
+@pytest.fixture
+def start():
+    """Starts `raysweep …`; what a failed test leaves running is killed."""
+    started = []
+
+    def begin(arguments):
+        started.append(start_process(arguments))
+        return started[-1]
+
+    yield begin
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
 def lines(path):
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
@@ -59,7 +74,9 @@ def victim(what, pid, chance):
 
 
 @pytest.mark.parametrize("number", range(ROUNDS))
-def test_a_killed_run_completes_after_at_most_one_more_start(tmp_path, uninterrupted, tables_of, same_tables, number):
+def test_a_killed_run_completes_after_at_most_one_more_start(
+    tmp_path, uninterrupted, tables_of, same_tables, start, number
+):
     chance = random.Random(SEED + number)
     what = ("worker", "raylet", "driver")[number % 3]
     config, events = tmp_path / "config.yaml", tmp_path / "run" / "events.jsonl"
@@ -101,7 +118,7 @@ def test_a_killed_run_completes_after_at_most_one_more_start(tmp_path, uninterru
     assert not list((tmp_path / "run").rglob(".tmp-*"))
 
 
-def test_ctrl_c_ends_cleanly_and_what_is_committed_is_kept(tmp_path):
+def test_ctrl_c_ends_cleanly_and_what_is_committed_is_kept(tmp_path, start):
     config, events = tmp_path / "config.yaml", tmp_path / "run" / "events.jsonl"
     config.write_text(laboratory(tmp_path / "run", "ray").to_yaml())
     process = start(["run", str(config)])
@@ -127,18 +144,20 @@ def test_ctrl_c_ends_cleanly_and_what_is_committed_is_kept(tmp_path):
     assert len(after) == len(set(after))
 
 
-def test_a_second_run_in_the_folder_is_refused_while_the_first_works(tmp_path):
+def test_a_second_run_in_the_folder_is_refused_while_the_first_works(tmp_path, start):
     config, events = tmp_path / "config.yaml", tmp_path / "run" / "events.jsonl"
     config.write_text(laboratory(tmp_path / "run", "local").to_yaml())
     first = start(["run", str(config)])
     while lines(events) < 3:
         assert first.poll() is None, first.communicate()
         time.sleep(0.01)
+    first.send_signal(signal.SIGSTOP)  # so that it cannot end before the other asks
     second = start(["run", str(config), "--executor", "local"])
     _, said = second.communicate(timeout=60)
     assert (second.returncode, said.count("\n")) == (2, 1), said
     assert f"is in use by another raysweep (process {first.pid} on " in said
     first.send_signal(signal.SIGKILL)
     first.communicate()
-    third = subprocess.run([*first.args], capture_output=True, text=True, timeout=120, check=False)
-    assert third.returncode == 0, third.stderr
+    third = start(["run", str(config)])
+    _, said = third.communicate(timeout=120)
+    assert third.returncode == 0, said
