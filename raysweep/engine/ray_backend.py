@@ -79,7 +79,7 @@ class RayBackend:
         """How many workers: as many as asked for, or as there is room for. Raises InputError where there is not."""
         room = room_for(nodes, self._share.cpus, self._share.gpus)
         where = f"the cluster at {self._address}" if self._address else "this machine"
-        has = f"{where} has {sum(n.cpus for n in nodes):g} CPUs and {sum(n.gpus for n in nodes):g} GPUs on {len(nodes)} nodes"
+        has = f"{where} has {sum(n.cpus for n in nodes):g} CPUs and {sum(n.gpus for n in nodes):g} GPUs on {len(nodes)} node{'s' * (len(nodes) != 1)}"
         if self._asked.workers != "auto" and self._asked.workers > room:
             raise InputError(
                 f"execution.workers asks for {self._asked.workers} workers of {self._share.words} each, and there is room "

@@ -55,8 +55,11 @@ def loss_curve(windows: pd.DataFrame, width: int, title: str) -> Figure:
     layer_axis(axes, _depth(windows), "centre of the window (layer)")
     _draw_losses(axes, rows)
     low, high = _loss_limits(windows, rows)
-    axes.set_ylim(low, high)
     tuned, everything = _loss_of(windows, "tuned"), _loss_of(windows, "all")
+    beyond = everything > high
+    if beyond:  # a strip above the highest window, for the label of what lies higher still
+        high += (high - low) / 8
+    axes.set_ylim(low, high)
     right, middle = axes.get_xlim()[1], rows["loss"].median()
     decimals = max(2, 1 - math.floor(math.log10(high - low)))
     if not math.isnan(tuned):
@@ -72,7 +75,6 @@ def loss_curve(windows: pd.DataFrame, width: int, title: str) -> Figure:
         )
     if not math.isnan(everything):
         axes.axhline(everything, color=MUTED, linewidth=1.1, linestyle=(0, (5, 3)), label="all")
-        beyond = everything > high
         text = f"all layers put back: {number(everything, decimals)}{' (above this scale ↑)' if beyond else ''}"
         note(axes, right, min(everything, high), text, MUTED, above=everything > middle and not beyond, ha="right")
     top = costliest(windows, width)

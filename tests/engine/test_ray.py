@@ -124,14 +124,14 @@ def refusal(config, kind=InputError):
 def test_more_workers_than_slots(on_ray, tmp_path, address):
     assert refusal(on_ray(tmp_path / "run", "execution.workers=5")) == (
         f"execution.workers asks for 5 workers of 1 CPU each, and there is room for 4: the cluster at {address} has 4 CPUs and "
-        "4 GPUs on 1 nodes; ask for fewer, or for less each (execution.cpus_per_worker, gpus_per_worker)"
+        "4 GPUs on 1 node; ask for fewer, or for less each (execution.cpus_per_worker, gpus_per_worker)"
     )
     assert not (tmp_path / "run").exists()
 
 
 def test_a_worker_that_fits_nowhere(on_ray, tmp_path, address):
     assert refusal(on_ray(tmp_path / "run", "execution.gpus_per_worker=8")) == (
-        f"no worker of 1 CPU and 8 GPU fits: the cluster at {address} has 4 CPUs and 4 GPUs on 1 nodes; ask for less "
+        f"no worker of 1 CPU and 8 GPU fits: the cluster at {address} has 4 CPUs and 4 GPUs on 1 node; ask for less "
         "(execution.cpus_per_worker, gpus_per_worker), or set execution.device to cpu"
     )
 
