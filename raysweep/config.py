@@ -96,6 +96,14 @@ class SimilarityConfig(_Section):
     pooling: Literal["first", "last", "mean"] = "last"
     neighbourhood: Positive = 3
 
+    @field_validator("metrics")
+    @classmethod
+    def _distinct(cls, value: list[Metric]) -> list[Metric]:
+        doubled = next((metric for metric in value if value.count(metric) > 1), None)
+        if doubled:
+            raise ValueError(f"'{doubled}' is named twice; name each metric once")
+        return value
+
     @field_validator("neighbourhood")
     @classmethod
     def _odd(cls, value: int) -> int:

@@ -145,6 +145,10 @@ def test_a_misspelt_key_names_the_nearest(override, told):
         ),
         ("studies.similarity.pooling=max", "key 'studies.similarity.pooling': 'max' is not 'first', 'last' or 'mean'"),
         (
+            "studies.similarity.metrics=[cka_rbf, cka_linear, cka_rbf]",
+            "key 'studies.similarity.metrics': 'cka_rbf' is named twice; name each metric once",
+        ),
+        (
             "studies.similarity.neighbourhood=4",
             "key 'studies.similarity.neighbourhood': a neighbourhood has a layer in its middle, so it is odd; 4 is even",
         ),
