@@ -10,7 +10,8 @@ from raysweep.config import Config
 from raysweep.engine.graph import Graph, Task
 from raysweep.engine.inspection import Cell, Facts, ModelFacts, chunk_fingerprint
 from raysweep.fingerprint import fingerprint
-from raysweep.studies.windows import Window, layer_applications, windows_of_widths
+from raysweep.studies.schedule import layer_applications
+from raysweep.studies.windows import Window, windows_of_widths
 
 _CALCULATION = 1  # raised when a study's arithmetic changes, so that old results are not taken for new ones
 

@@ -11,7 +11,7 @@ import math
 import pickle
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,7 +36,10 @@ _SCALED_BY_LENGTH = ("dynamic", "yarn", "longrope")  # rotary types whose tables
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint's identity: its config, `shapes` (tensor → shape), bytes, and the fingerprint of its contents."""
+    """A checkpoint's identity: its config, `shapes` (tensor → shape), bytes, and the fingerprint of its contents.
+
+    `digests` has each tensor's own (none of `.bin` files).
+    """
 
     source: str
     folder: Path
@@ -45,6 +48,7 @@ class Checkpoint:
     bytes: int
     adapter: bool
     fingerprint: str
+    digests: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def n_layers(self) -> int:
@@ -122,6 +126,7 @@ def describe(source: str) -> Checkpoint:
         weights.bytes,
         adapter,
         weights.fingerprint,
+        weights.digests,
     )
 
 
