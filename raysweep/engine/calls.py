@@ -17,7 +17,9 @@ from raysweep.engine.inspection import Cell, Facts
 from raysweep.engine.plan import window_names
 from raysweep.fingerprint import fingerprint
 from raysweep.models.checkpoint import Checkpoint
+from raysweep.models.same import NOTHING, Same
 from raysweep.store.artifacts import FileEntry
+from raysweep.studies.interventions import Change
 from raysweep.studies.windows import Window
 
 if TYPE_CHECKING:
@@ -76,7 +78,7 @@ class PairCall(ModelCall):
     """A call that runs a tuned model with `windows` of its layers put back to the base's; `keys` has one a window."""
 
     tuned: Checkpoint
-    windows: tuple[Window, ...]
+    windows: tuple[Change, ...]
     keys: tuple[str, ...]
 
     @property
@@ -87,7 +89,9 @@ class PairCall(ModelCall):
 
 @dataclass(frozen=True)
 class SubstituteCall(PairCall):
-    """One pass over one chunk for all windows."""
+    """One pass over one chunk for all windows; `same` is what the plan took base and tuned to have in common."""
+
+    same: Same
 
 
 @dataclass(frozen=True)
@@ -201,7 +205,8 @@ def _lacking(config: Config, facts: Facts, graph: Graph, done: Collection[str]) 
         for cell in cells:
             if cell.dataset in of_model.tuned:
                 pair = (of_model.base, of_model.tuned[cell.dataset])
-                yield from _substitutions(config, cell, graph, pair, loading, done)
+                same = of_model.same.get(cell.dataset, NOTHING)
+                yield from _substitutions(config, cell, graph, pair, loading, done, same)
                 yield from _generations(config, cell, graph, pair, loading, done)
 
 
@@ -236,13 +241,16 @@ def _substitutions(
     pair: tuple[Checkpoint, Checkpoint],
     loading: Loading,
     done: Collection[str],
+    same: Same,
 ) -> Iterator[SubstituteCall]:
     tasks = graph.cell("substitute", cell.model, cell.dataset)
     for index, chunk in enumerate(cell.chunks):
         missing = [task for task in tasks if task.parts[index] not in done]
         for group in _groups(missing, config.execution.fuse):
-            if group:
-                windows = tuple(task.window for task in group if task.window is not None)
+            if any(task.parts[index] not in done for task in group):  # without fusing, an equal one may be taken by now
+                first = {task.parts[index]: task for task in reversed(group)}  # of tasks that are one part
+                chosen = [task for task in group if first[task.parts[index]] is task]
+                windows = tuple(task.window for task in chosen if task.window is not None)
                 yield SubstituteCall(
                     f"substitute {cell.model}/{cell.dataset} {window_names(windows)} chunk {index}",
                     cell.model,
@@ -253,7 +261,8 @@ def _substitutions(
                     chunk,
                     pair[1],
                     windows,
-                    tuple(task.parts[index] for task in group),
+                    tuple(task.parts[index] for task in chosen),
+                    same,
                 )
 
 
@@ -309,7 +318,8 @@ def result_call(config: Config, graph: Graph, task: Task) -> SimilarityCall | Co
             seed,
         )
     assert correlation is not None
-    losses = {t.window: t.parts for t in graph.cell("substitute", task.model, task.dataset) if t.window is not None}
+    swept = graph.cell("substitute", task.model, task.dataset)
+    losses = {t.window: t.parts for t in swept if isinstance(t.window, Window)}
     return CorrelateCall(
         task.name,
         task.model,

@@ -300,6 +300,15 @@ def load_model(
     return model.eval().requires_grad_(False)
 
 
+def skeleton(checkpoint: Checkpoint) -> PreTrainedModel:
+    """The causal language model without weights (on the meta device), to look at how it is made."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(_standard_config(checkpoint.folder), trust_remote_code=False)
+
+
 def _merge_adapter(
     adapter: Checkpoint, base: Checkpoint, *, dtype: str, device: str, device_map: str | Mapping[str, Any] | None
 ) -> PreTrainedModel:

@@ -65,9 +65,9 @@ def interpolated(block: nn.Module, donor: nn.Module, share: float, names: Sequen
                 "`coefficients` out, or load the model whole in a floating dtype"
             )
     made = copy.deepcopy(block, kept)  # a config is no part of a layer, and stays the one it is
-    theirs = dict(donor.named_parameters())
-    for name, weight in made.named_parameters():
-        if names is None or name.partition(".")[0] in names:
+    theirs = donor.state_dict()
+    for name, weight in made.state_dict().items():  # buffers that are stored are weights, too
+        if weight.is_floating_point() and (names is None or name.partition(".")[0] in names):
             exact = torch.promote_types(weight.dtype, torch.float32)
             other = theirs[name].to(device=weight.device, dtype=exact)
             weight.copy_((1 - share) * weight.to(exact) + share * other)

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from raysweep.errors import InputError
 from raysweep.models.same import NOTHING, Same
 from raysweep.studies.windows import BASE, TUNED, Part, Version, Window, windows_of_widths
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Kind = Literal["window", "set", "attention", "mlp", "reverse"]
 
@@ -155,6 +158,19 @@ def labels(change: Change) -> dict[str, Any]:
         "coefficient": change.coefficient,
         "estimator": "exact",
     }
+
+
+def relabelled(rows: pd.DataFrame, owners: pd.DataFrame, changes: Iterable[Change]) -> pd.DataFrame:
+    """Committed rows (with a column `part`) as those of `changes`, one for each row of `owners` (`part` and others).
+
+    Changes that make the same model share a part, whose rows carry the words of the change that it was computed for.
+    """
+    import pandas as pd
+
+    told = pd.DataFrame(map(labels, changes)).drop(columns="estimator")
+    told = told.astype({"centre": float, "start": "Int64", "stop": "Int64"})
+    joined = pd.concat([owners, told], axis="columns").merge(rows.drop(columns=told.columns), on="part")
+    return joined if joined["start"].hasnans else joined.astype({"start": int, "stop": int})
 
 
 def change_from_json(value: Any) -> Change:
