@@ -102,7 +102,8 @@ class SubstitutionConfig(_Section):
     """Every window of each width is put back to the base model's, and the test loss measured; and what is asked for beside.
 
     `coefficients` are steps between tuned (0) and base (1) for windows and sets; `modules` put back a part of each window's
-    layers alone; `reverse` puts each window of the tuned model into the base. 1 is always among the coefficients.
+    layers alone; `reverse` puts each window of the tuned model into the base. 1 is always among the coefficients. `verify`
+    of all these, drawn at random, are computed again by true substitution of modules.
     """
 
     widths: Annotated[list[int] | Literal["all"], _OrAll()] = [5]
@@ -110,6 +111,7 @@ class SubstitutionConfig(_Section):
     modules: list[Literal["attention", "mlp"]] = []
     coefficients: list[Annotated[float, Field(ge=0, le=1)]] = []
     reverse: bool = False
+    verify: Annotated[int, Field(ge=0, le=10**6, strict=True)] = 0
     generate: GenerationConfig | None = None
 
     @field_validator("sets")
@@ -435,6 +437,7 @@ studies:
     # modules: [attention, mlp]      # only this part of each window's layers put back
     # coefficients: [0.25, 0.5]      # windows and sets at steps between tuned (0) and base (1, always there)
     # reverse: true                  # the base model with each window of the tuned one, too
+    # verify: 5                      # so many, drawn at random, computed again by true substitution of modules
     # generate: {examples: 3, tokens: 32}   # text produced under each window
   similarity:
     metrics: [cka_linear]            # cka_linear, cka_linear_debiased, cka_rbf

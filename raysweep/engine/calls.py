@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from raysweep.config import Config
 from raysweep.data.examples import Example
 from raysweep.engine.graph import Graph, Task
-from raysweep.engine.inspection import Cell, Facts
-from raysweep.engine.plan import window_names
+from raysweep.engine.inspection import Cell, Facts, ModelFacts
+from raysweep.engine.plan import VERIFIED, drawn, window_names
 from raysweep.fingerprint import fingerprint
 from raysweep.models.checkpoint import Checkpoint
 from raysweep.models.same import NOTHING, Same
@@ -92,6 +92,13 @@ class SubstituteCall(PairCall):
     """One pass over one chunk for all windows; `same` is what the plan took base and tuned to have in common."""
 
     same: Same
+
+
+@dataclass(frozen=True)
+class VerifyCall(PairCall):
+    """Losses of a few examples under a few changes, taken again; `parts` has the sweep's own for each. One key for all."""
+
+    parts: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -193,11 +200,33 @@ def model_calls(config: Config, facts: Facts, graph: Graph, done: Collection[str
         yield call
 
 
-def _lacking(config: Config, facts: Facts, graph: Graph, done: Collection[str]) -> Iterator[ModelCall]:
+def _loading(config: Config, facts: Facts, model: ModelFacts) -> Loading:
     budget = batch_budget(config.execution.batch_tokens, facts.device)
+    return Loading(model.dtype, facts.device, config.execution.device_map, budget)
+
+
+def _verification(config: Config, facts: Facts, graph: Graph, task: Task) -> VerifyCall:
+    model, cell = facts.models[task.model], facts.cells[task.model, task.dataset]
+    chosen = drawn(config, graph.cell("substitute", task.model, task.dataset))
+    return VerifyCall(
+        task.name,
+        task.model,
+        task.dataset,
+        (task.name,),
+        model.base,
+        _loading(config, facts, model),
+        cell.chunks[0][:VERIFIED],
+        model.tuned[task.dataset],
+        tuple(t.window for t in chosen if t.window is not None),
+        (task.results["verification"],),
+        tuple(t.parts[0] for t in chosen),
+    )
+
+
+def _lacking(config: Config, facts: Facts, graph: Graph, done: Collection[str]) -> Iterator[ModelCall]:
     for model in config.models:
         of_model = facts.models[model.name]
-        loading = Loading(of_model.dtype, facts.device, config.execution.device_map, budget)
+        loading = _loading(config, facts, of_model)
         cells = [cell for (name, _), cell in facts.cells.items() if name == model.name]
         for cell in cells:
             for task in graph.cell("similarity", model.name, cell.dataset):
@@ -297,8 +326,10 @@ def _generations(
         )
 
 
-def result_call(config: Config, graph: Graph, task: Task) -> SimilarityCall | CorrelateCall:
+def result_call(config: Config, facts: Facts, graph: Graph, task: Task) -> SimilarityCall | CorrelateCall | VerifyCall:
     """The call that makes a task's tables out of what is committed."""
+    if task.kind == "verify":
+        return _verification(config, facts, graph, task)
     similarity = config.studies.similarity
     assert similarity is not None
     correlation = config.studies.correlation

@@ -13,6 +13,7 @@ from raysweep.fingerprint import fingerprint
 from raysweep.models.same import NOTHING
 from raysweep.studies.interventions import Change, identity
 from raysweep.studies.schedule import layer_applications, shared_rows
+from raysweep.studies.verification import draw
 from raysweep.studies.windows import Window, windows_of_widths
 
 _CALCULATION = 1  # raised when a study's arithmetic changes, so that old results are not taken for new ones
@@ -35,6 +36,8 @@ def _cell_tasks(config: Config, facts: Facts, model: ModelFacts, cell: Cell, is_
     studies = config.studies
     substitutions = _substitutions(config, facts, model, cell) if studies.substitution and is_tuned else []
     tasks = list(substitutions)
+    if studies.substitution and studies.substitution.verify and substitutions:
+        tasks.append(_verification(config, cell, substitutions))
     if studies.substitution and studies.substitution.generate and is_tuned:
         tasks += _generations(config, facts, model, cell)
     if studies.similarity:
@@ -95,6 +98,28 @@ def _generations(config: Config, facts: Facts, model: ModelFacts, cell: Cell) ->
         )
         for window in windows_of_widths(model.base.n_layers, config.studies.substitution.widths)
     ]
+
+
+VERIFIED = 4  # examples, of the first chunk, whose losses are taken again
+
+
+def drawn(config: Config, substitutions: list[Task]) -> list[Task]:
+    """The tasks whose losses are taken again."""
+    assert config.studies.substitution is not None
+    chosen = draw([t.window for t in substitutions if t.window is not None], config.studies.substitution.verify)
+    return [task for task in substitutions if task.window in chosen]
+
+
+def _verification(config: Config, cell: Cell, substitutions: list[Task]) -> Task:
+    chosen = drawn(config, substitutions)
+    made_from = {
+        "study": "verification",
+        "examples": chunk_fingerprint(cell.chunks[0][:VERIFIED], prompts_only=False),
+        "changes": [[task.name, task.parts[0]] for task in chosen],  # the rows tell the changes' own words
+    }
+    key = fingerprint(made_from)
+    needs = tuple(task.name for task in chosen)
+    return Task("verify", cell.model, cell.dataset, results={"verification": key}, needs=needs)
 
 
 def _similarity(config: Config, facts: Facts, model: ModelFacts, cell: Cell) -> Task:

@@ -26,6 +26,7 @@ from raysweep.engine.calls import (
     PairCall,
     SimilarityCall,
     SubstituteCall,
+    VerifyCall,
     commit_name,
 )
 from raysweep.engine.disk import is_lasting
@@ -36,9 +37,10 @@ from raysweep.models.checkpoint import Checkpoint, load_model, load_tokenizer
 from raysweep.store.activations import Activations, open_activations, publish_manifest, write_part
 from raysweep.studies.capture import capture_states
 from raysweep.studies.correlation import correlate_cell
-from raysweep.studies.interventions import relabelled, windows_in
+from raysweep.studies.interventions import labels, relabelled, windows_in
 from raysweep.studies.similarity import similarity_tables
 from raysweep.studies.substitution import Pair, Work, generate_text, loss_table, sweep_losses
+from raysweep.studies.verification import apart, true_losses, within
 
 RESIDENT = 2  # a pair
 
@@ -113,6 +115,29 @@ class Worker:
             "load_seconds": round(loaded - loading, 4),
         }
         return [_commit("substitute", call, call.keys, rows)], measured
+
+    @_run.register
+    def _(self, call: VerifyCall) -> tuple[list[Commit], dict[str, float]]:
+        pair, ids = self._pair(call), [e.id for e in call.examples]
+        swept = self.folder.chunks.read_parts(dict.fromkeys(call.parts)).to_pandas().set_index(["part", "example_id"])
+        tables = []
+        for change, part in zip(call.windows, call.parts, strict=True):
+            losses = swept.loc[part].loc[ids, "loss"].to_numpy(dtype=float)
+            recomputed = true_losses(pair, call.examples, change)
+            difference = apart(losses, recomputed)
+            close = within(difference, losses, call.loading.dtype)
+            if not close.all():
+                at = int(close.argmin())
+                raise RaysweepError(
+                    f"'{change.text}' taken again by true substitution of modules gives another loss for record {ids[at]}: "
+                    f"{recomputed[at]:.6f}, where the sweep has {losses[at]:.6f}; more than rounding in {call.loading.dtype} "
+                    "explains: do not trust this run's losses, and report the architecture"
+                )
+            told = {key: labels(change)[key] for key in ("kind", "layers", "coefficient")}
+            figures = {"example_id": ids, "loss": losses, "recomputed": recomputed, "difference": difference}
+            tables.append(pd.DataFrame({**told, **figures}))
+        rows = pd.concat(tables, ignore_index=True).assign(part=call.keys[0])
+        return [_commit("verification", call, call.keys, rows)], {}
 
     @_run.register
     def _(self, call: GenerateCall) -> tuple[list[Commit], dict[str, float]]:

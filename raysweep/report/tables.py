@@ -25,6 +25,9 @@ COLUMNS: dict[str, tuple[str, ...]] = {
         *("model", "dataset", "kind", "layers", "start", "stop", "width", "centre", "coefficient", "estimator"),
         *("example_id", "n_tokens", "loss"),
     ),
+    "verification": (
+        *("model", "dataset", "kind", "layers", "coefficient", "example_id", "loss", "recomputed", "difference"),
+    ),
     "similarity": (
         *("model", "other", "dataset", "metric", "layer_i", "layer_j", "value", "ci_low", "ci_high", "reason"),
     ),
