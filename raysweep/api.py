@@ -157,7 +157,11 @@ def status(folder: str | Path) -> Standing:
 
 @dataclass(frozen=True)
 class Planned:
-    """What a run would do: tasks by kind (done, all), and the cost of what is not done."""
+    """What a run would do: tasks by kind (done, all), and the cost of what is not done.
+
+    `identical`: for a model and data set whose checkpoints have weights in common, the number of layers that are the same
+    in both, and of the windows and other changes that cost nothing because they are one with another.
+    """
 
     tasks: Mapping[str, tuple[int, int]]
     names: Sequence[str]
@@ -166,6 +170,7 @@ class Planned:
     memory: int
     seconds: float
     device: str
+    identical: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -179,6 +184,10 @@ class Planned:
             f"to compute   {self.layer_applications:,} layer applications, each on a whole data set",
             f"memory       about {_size(self.memory)} for weights and states, on {self.device}",
             f"time         about {_duration(self.seconds)}, from a matrix product timed just now; overheads come on top",
+        ]
+        lines += [
+            f"identical    {layers} decoder layers in base and tuned of {cell}; {shared} changes are another's for that"
+            for cell, (layers, shared) in self.identical.items()
         ]
         return "\n".join(lines)
 
@@ -213,6 +222,7 @@ def plan_run(config: Config | str | Path, overrides: Sequence[str] = ()) -> Plan
         needed.memory,
         seconds_for(config, facts, needed),
         facts.device,
+        needed.identical,
     )
 
 

@@ -107,6 +107,9 @@ def run(
     overrides: Overrides = None,
     executor: Annotated[str | None, typer.Option(help="local or ray; the same as --set execution.executor=…")] = None,
     address: Annotated[str | None, typer.Option(help="The Ray cluster to join (host:port, or auto).")] = None,
+    verify: Annotated[
+        int | None, typer.Option(help="Compute so many windows, drawn at random, again by true substitution.")
+    ] = None,
     fresh: Fresh = False,
 ) -> None:
     """Run a config; what is whole is not done again."""
@@ -115,6 +118,8 @@ def run(
         chosen += [f"execution.address={address}", f"execution.executor={executor or 'ray'}"]
     elif executor is not None:
         chosen.append(f"execution.executor={executor}")
+    if verify is not None:
+        chosen.append(f"studies.substitution.verify={verify}")
     _run(str(config), chosen, fresh=fresh)
 
 

@@ -17,12 +17,14 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    GetCoreSchemaHandler,
     StringConstraints,
     ValidationError,
     ValidationInfo,
     field_validator,
     model_validator,
 )
+from pydantic_core import core_schema
 
 from raysweep.errors import InputError, nearest, shortened, shown
 
@@ -82,11 +84,45 @@ class GenerationConfig(_Section):
     tokens: Positive = 32
 
 
-class SubstitutionConfig(_Section):
-    """Every window of each width is put back to the base model's, and the test loss measured."""
+class _OrAll:
+    """Widths, or `all`: what is neither is told as a wrong list is (a plain union would tell two problems of each value)."""
 
-    widths: Annotated[list[Positive], Field(min_length=1)] = [5]
+    def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+        def read(value: object, as_list: core_schema.ValidatorFunctionWrapHandler) -> object:
+            return value if value == "all" else as_list(value)
+
+        return core_schema.no_info_wrap_validator_function(
+            read,
+            handler.generate_schema(Annotated[list[Positive], Field(min_length=1)]),
+            serialization=core_schema.plain_serializer_function_ser_schema(lambda value: value),
+        )
+
+
+class SubstitutionConfig(_Section):
+    """Every window of each width is put back to the base model's, and the test loss measured; and what is asked for beside.
+
+    `coefficients` are steps between tuned (0) and base (1) for windows and sets; `modules` put back a part of each window's
+    layers alone; `reverse` puts each window of the tuned model into the base. 1 is always among the coefficients. `verify`
+    of all these, drawn at random, are computed again by true substitution of modules.
+    """
+
+    widths: Annotated[list[int] | Literal["all"], _OrAll()] = [5]
+    sets: dict[Name, Annotated[list[Annotated[int, Field(ge=0, le=10**9, strict=True)]], Field(min_length=1)]] = {}
+    modules: list[Literal["attention", "mlp"]] = []
+    coefficients: list[Annotated[float, Field(ge=0, le=1)]] = []
+    reverse: bool = False
+    verify: Annotated[int, Field(ge=0, le=10**6, strict=True)] = 0
     generate: GenerationConfig | None = None
+
+    @field_validator("sets")
+    @classmethod
+    def _distinct(cls, value: dict[str, list[int]]) -> dict[str, list[int]]:
+        seen: dict[frozenset[int], str] = {}
+        for name, layers in value.items():
+            other = seen.setdefault(frozenset(layers), name)
+            if other != name:
+                raise ValueError(f"the sets '{other}' and '{name}' have the same layers; leave one out")
+        return value
 
 
 class SimilarityConfig(_Section):
@@ -404,7 +440,12 @@ datasets:
 
 studies:
   substitution:
-    widths: [5]                      # every window of so many layers is put back to the base model's
+    widths: [5]                      # every window of so many layers is put back to the base model's; all: of every width
+    # sets: {mine: [3, 5, 9]}        # sets of layers put back together
+    # modules: [attention, mlp]      # only this part of each window's layers put back
+    # coefficients: [0.25, 0.5]      # windows and sets at steps between tuned (0) and base (1, always there)
+    # reverse: true                  # the base model with each window of the tuned one, too
+    # verify: 5                      # so many, drawn at random, computed again by true substitution of modules
     # generate: {examples: 3, tokens: 32}   # text produced under each window
   similarity:
     metrics: [cka_linear]            # cka_linear, cka_linear_debiased, cka_rbf

@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Any, Literal
 from raysweep.config import Config
 from raysweep.data.examples import Example
 from raysweep.engine.graph import Graph, Task
-from raysweep.engine.inspection import Cell, Facts
-from raysweep.engine.plan import window_names
+from raysweep.engine.inspection import Cell, Facts, ModelFacts
+from raysweep.engine.plan import VERIFIED, drawn, window_names
 from raysweep.fingerprint import fingerprint
 from raysweep.models.checkpoint import Checkpoint
+from raysweep.models.same import NOTHING, Same
 from raysweep.store.artifacts import FileEntry
+from raysweep.studies.interventions import Change
 from raysweep.studies.windows import Window
 
 if TYPE_CHECKING:
@@ -76,7 +78,7 @@ class PairCall(ModelCall):
     """A call that runs a tuned model with `windows` of its layers put back to the base's; `keys` has one a window."""
 
     tuned: Checkpoint
-    windows: tuple[Window, ...]
+    windows: tuple[Change, ...]
     keys: tuple[str, ...]
 
     @property
@@ -87,7 +89,16 @@ class PairCall(ModelCall):
 
 @dataclass(frozen=True)
 class SubstituteCall(PairCall):
-    """One pass over one chunk for all windows."""
+    """One pass over one chunk for all windows; `same` is what the plan took base and tuned to have in common."""
+
+    same: Same
+
+
+@dataclass(frozen=True)
+class VerifyCall(PairCall):
+    """Losses of a few examples under a few changes, taken again; `parts` has the sweep's own for each. One key for all."""
+
+    parts: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -189,11 +200,33 @@ def model_calls(config: Config, facts: Facts, graph: Graph, done: Collection[str
         yield call
 
 
-def _lacking(config: Config, facts: Facts, graph: Graph, done: Collection[str]) -> Iterator[ModelCall]:
+def _loading(config: Config, facts: Facts, model: ModelFacts) -> Loading:
     budget = batch_budget(config.execution.batch_tokens, facts.device)
+    return Loading(model.dtype, facts.device, config.execution.device_map, budget)
+
+
+def _verification(config: Config, facts: Facts, graph: Graph, task: Task) -> VerifyCall:
+    model, cell = facts.models[task.model], facts.cells[task.model, task.dataset]
+    chosen = drawn(config, graph.cell("substitute", task.model, task.dataset))
+    return VerifyCall(
+        task.name,
+        task.model,
+        task.dataset,
+        (task.name,),
+        model.base,
+        _loading(config, facts, model),
+        cell.chunks[0][:VERIFIED],
+        model.tuned[task.dataset],
+        tuple(t.window for t in chosen if t.window is not None),
+        (task.results["verification"],),
+        tuple(t.parts[0] for t in chosen),
+    )
+
+
+def _lacking(config: Config, facts: Facts, graph: Graph, done: Collection[str]) -> Iterator[ModelCall]:
     for model in config.models:
         of_model = facts.models[model.name]
-        loading = Loading(of_model.dtype, facts.device, config.execution.device_map, budget)
+        loading = _loading(config, facts, of_model)
         cells = [cell for (name, _), cell in facts.cells.items() if name == model.name]
         for cell in cells:
             for task in graph.cell("similarity", model.name, cell.dataset):
@@ -201,7 +234,8 @@ def _lacking(config: Config, facts: Facts, graph: Graph, done: Collection[str]) 
         for cell in cells:
             if cell.dataset in of_model.tuned:
                 pair = (of_model.base, of_model.tuned[cell.dataset])
-                yield from _substitutions(config, cell, graph, pair, loading, done)
+                same = of_model.same.get(cell.dataset, NOTHING)
+                yield from _substitutions(config, cell, graph, pair, loading, done, same)
                 yield from _generations(config, cell, graph, pair, loading, done)
 
 
@@ -236,13 +270,16 @@ def _substitutions(
     pair: tuple[Checkpoint, Checkpoint],
     loading: Loading,
     done: Collection[str],
+    same: Same,
 ) -> Iterator[SubstituteCall]:
     tasks = graph.cell("substitute", cell.model, cell.dataset)
     for index, chunk in enumerate(cell.chunks):
         missing = [task for task in tasks if task.parts[index] not in done]
         for group in _groups(missing, config.execution.fuse):
-            if group:
-                windows = tuple(task.window for task in group if task.window is not None)
+            if any(task.parts[index] not in done for task in group):  # without fusing, an equal one may be taken by now
+                first = {task.parts[index]: task for task in reversed(group)}  # of tasks that are one part
+                chosen = [task for task in group if first[task.parts[index]] is task]
+                windows = tuple(task.window for task in chosen if task.window is not None)
                 yield SubstituteCall(
                     f"substitute {cell.model}/{cell.dataset} {window_names(windows)} chunk {index}",
                     cell.model,
@@ -253,7 +290,8 @@ def _substitutions(
                     chunk,
                     pair[1],
                     windows,
-                    tuple(task.parts[index] for task in group),
+                    tuple(task.parts[index] for task in chosen),
+                    same,
                 )
 
 
@@ -288,8 +326,10 @@ def _generations(
         )
 
 
-def result_call(config: Config, graph: Graph, task: Task) -> SimilarityCall | CorrelateCall:
+def result_call(config: Config, facts: Facts, graph: Graph, task: Task) -> SimilarityCall | CorrelateCall | VerifyCall:
     """The call that makes a task's tables out of what is committed."""
+    if task.kind == "verify":
+        return _verification(config, facts, graph, task)
     similarity = config.studies.similarity
     assert similarity is not None
     correlation = config.studies.correlation
@@ -309,7 +349,8 @@ def result_call(config: Config, graph: Graph, task: Task) -> SimilarityCall | Co
             seed,
         )
     assert correlation is not None
-    losses = {t.window: t.parts for t in graph.cell("substitute", task.model, task.dataset) if t.window is not None}
+    swept = graph.cell("substitute", task.model, task.dataset)
+    losses = {t.window: t.parts for t in swept if isinstance(t.window, Window)}
     return CorrelateCall(
         task.name,
         task.model,

@@ -109,7 +109,7 @@ class _Run:
     """One pass of the driver over what is not done."""
 
     def __init__(self, config: Config, facts: Facts, graph: Graph, folder: RunFolder, log: EventLog) -> None:
-        self.config, self.graph, self.folder, self.log = config, graph, folder, log
+        self.config, self.facts, self.graph, self.folder, self.log = config, facts, graph, folder, log
         done = folder.committed()
         self.ledger = Ledger(graph, done)
         self.queue = CallQueue(model_calls(config, facts, graph, done))
@@ -213,7 +213,7 @@ class _Run:
 
     def _queue_results(self) -> None:
         for task in self.ledger.take_makeable():
-            self.queue.push(result_call(self.config, self.graph, task))
+            self.queue.push(result_call(self.config, self.facts, self.graph, task))
 
 
 def describe_run(config: Config, facts: Facts) -> dict[str, Any]:

@@ -12,9 +12,9 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
-from raysweep.studies.windows import Window
+from raysweep.studies.interventions import Change, change_from_json, to_json
 
-Kind = Literal["substitute", "generate", "similarity", "correlate"]
+Kind = Literal["substitute", "generate", "similarity", "correlate", "verify"]
 
 
 @dataclass(frozen=True)
@@ -28,14 +28,14 @@ class Task:
     model: str
     dataset: str
     parts: tuple[str, ...] = ()
-    window: Window | None = None
+    window: Change | None = None
     results: Mapping[str, str] = field(default_factory=dict)
     needs: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
         """The task's name in the plan, the status and the events, such as `substitute tiny/sums 8-12`."""
-        layers = "" if self.window is None else f" {self.window.layers or 'none'}"
+        layers = "" if self.window is None else f" {self.window.text}"
         return f"{self.kind} {self.model}/{self.dataset}{layers}"
 
     @property
@@ -50,7 +50,8 @@ class Task:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, as plan.json holds them."""
-        return {**asdict(self), "name": self.name, "results": dict(self.results)}
+        window = None if self.window is None else to_json(self.window)
+        return {**asdict(self), "name": self.name, "window": window, "results": dict(self.results)}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Task:
@@ -61,7 +62,7 @@ class Task:
             data["model"],
             data["dataset"],
             tuple(data["parts"]),
-            None if window is None else Window(*window),
+            None if window is None else change_from_json(window),
             dict(data["results"]),
             tuple(data["needs"]),
         )

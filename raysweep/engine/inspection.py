@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from raysweep.config import Config, DatasetConfig, GenerationConfig, ModelConfig
+from raysweep.config import Config, DatasetConfig, GenerationConfig, ModelConfig, SubstitutionConfig
 from raysweep.data.examples import Example, Loaded, Room, load_examples
 from raysweep.errors import InputError
 from raysweep.fingerprint import fingerprint
+from raysweep.models.adapter import find_blocks
 from raysweep.models.checkpoint import (
     Checkpoint,
     check_pair,
@@ -26,8 +27,11 @@ from raysweep.models.checkpoint import (
     load_tokenizer,
     predicts_tokens,
     resolve_dtype,
+    skeleton,
 )
-from raysweep.studies.windows import windows_of_widths
+from raysweep.models.parts import parts_of
+from raysweep.models.same import Same, same_in_checkpoints
+from raysweep.studies.interventions import Change, check_changes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -53,12 +57,16 @@ class Cell:
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """A model's checkpoints, the dtype it is computed in, and whether it predicts the next token (an encoder does not)."""
+    """A model's checkpoints, the dtype it is computed in, and whether it predicts the next token (an encoder does not).
+
+    `same` tells by data set what base and tuned have in common, weight for weight.
+    """
 
     base: Checkpoint
     tuned: Mapping[str, Checkpoint]
     dtype: str
     predicts: bool = True
+    same: Mapping[str, Same] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -69,6 +77,19 @@ class Facts:
     cells: Mapping[tuple[str, str], Cell]
     device: str
     libraries: Mapping[str, str]
+
+
+def asked_changes(asked: SubstitutionConfig, n_layers: int, where: str = "") -> list[Change]:
+    """Every change that the config asks for in a model of `n_layers`, windows first. Raises InputError for one that does not fit."""
+    return check_changes(
+        n_layers,
+        asked.widths,
+        sets=asked.sets,
+        modules=asked.modules,
+        coefficients=asked.coefficients,
+        reverse=asked.reverse,
+        where=where,
+    )
 
 
 def libraries() -> dict[str, str]:
@@ -131,9 +152,13 @@ def inspect(config: Config, find_device: Callable[[str], str] = resolve_device) 
                 "lacks its head), and substitution measures the loss of a response's tokens; leave its `tuned` out and "
                 "ask for similarity alone"
             )
-        models[model.name] = ModelFacts(base, tuned, resolve_dtype(model.dtype, base.dtype, device), predicts)
+        same = {name: same_in_checkpoints(base, checkpoint) for name, checkpoint in tuned.items()}
+        models[model.name] = ModelFacts(base, tuned, resolve_dtype(model.dtype, base.dtype, device), predicts, same)
         if tuned and config.studies.substitution:
-            windows_of_widths(base.n_layers, config.studies.substitution.widths, f" of model '{model.name}'")
+            asked_changes(config.studies.substitution, base.n_layers, f" of model '{model.name}'")
+            if config.studies.substitution.modules:
+                for block in find_blocks(skeleton(base)):
+                    parts_of(block)
     cells: dict[tuple[str, str], Cell] = {}
     for model in config.models:
         wanted = [d for d in config.datasets if config.studies.similarity or d.name in model.tuned]

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from raysweep.config import Config
 from raysweep.engine.graph import Graph, Task
-from raysweep.engine.inspection import Cell, Facts, ModelFacts, chunk_fingerprint
+from raysweep.engine.inspection import Cell, Facts, ModelFacts, asked_changes, chunk_fingerprint
 from raysweep.fingerprint import fingerprint
-from raysweep.studies.windows import Window, layer_applications, windows_of_widths
+from raysweep.models.same import NOTHING
+from raysweep.studies.interventions import Change, identity
+from raysweep.studies.schedule import layer_applications, shared_rows
+from raysweep.studies.verification import draw
+from raysweep.studies.windows import Window, windows_of_widths
 
 _CALCULATION = 1  # raised when a study's arithmetic changes, so that old results are not taken for new ones
 
@@ -32,6 +36,8 @@ def _cell_tasks(config: Config, facts: Facts, model: ModelFacts, cell: Cell, is_
     studies = config.studies
     substitutions = _substitutions(config, facts, model, cell) if studies.substitution and is_tuned else []
     tasks = list(substitutions)
+    if studies.substitution and studies.substitution.verify and substitutions:
+        tasks.append(_verification(config, cell, substitutions))
     if studies.substitution and studies.substitution.generate and is_tuned:
         tasks += _generations(config, facts, model, cell)
     if studies.similarity:
@@ -50,7 +56,7 @@ def _computed(facts: Facts, model: ModelFacts) -> dict[str, Any]:
 
 def _substitutions(config: Config, facts: Facts, model: ModelFacts, cell: Cell) -> list[Task]:
     assert config.studies.substitution is not None
-    chunks = [chunk_fingerprint(chunk, prompts_only=False) for chunk in cell.chunks]
+    layers, chunks = model.base.n_layers, [chunk_fingerprint(chunk, prompts_only=False) for chunk in cell.chunks]
     same = {
         "study": "substitution",
         "base": model.base.fingerprint,
@@ -62,10 +68,11 @@ def _substitutions(config: Config, facts: Facts, model: ModelFacts, cell: Cell) 
             "substitute",
             cell.model,
             cell.dataset,
-            tuple(fingerprint({**same, "window": list(window), "chunk": chunk}) for chunk in chunks),
-            window,
+            tuple(fingerprint({**same, **what, "chunk": chunk}) for chunk in chunks),
+            change,
         )
-        for window in windows_of_widths(model.base.n_layers, config.studies.substitution.widths)
+        for change in asked_changes(config.studies.substitution, layers)
+        for what in [identity(change, layers, model.same.get(cell.dataset, NOTHING))]
     ]
 
 
@@ -91,6 +98,28 @@ def _generations(config: Config, facts: Facts, model: ModelFacts, cell: Cell) ->
         )
         for window in windows_of_widths(model.base.n_layers, config.studies.substitution.widths)
     ]
+
+
+VERIFIED = 4  # examples, of the first chunk, whose losses are taken again
+
+
+def drawn(config: Config, substitutions: list[Task]) -> list[Task]:
+    """The tasks whose losses are taken again."""
+    assert config.studies.substitution is not None
+    chosen = draw([t.window for t in substitutions if t.window is not None], config.studies.substitution.verify)
+    return [task for task in substitutions if task.window in chosen]
+
+
+def _verification(config: Config, cell: Cell, substitutions: list[Task]) -> Task:
+    chosen = drawn(config, substitutions)
+    made_from = {
+        "study": "verification",
+        "examples": chunk_fingerprint(cell.chunks[0][:VERIFIED], prompts_only=False),
+        "changes": [[task.name, task.parts[0]] for task in chosen],  # the rows tell the changes' own words
+    }
+    key = fingerprint(made_from)
+    needs = tuple(task.name for task in chosen)
+    return Task("verify", cell.model, cell.dataset, results={"verification": key}, needs=needs)
 
 
 def _similarity(config: Config, facts: Facts, model: ModelFacts, cell: Cell) -> Task:
@@ -127,28 +156,31 @@ def _resampling(config: Config) -> dict[str, int]:
 
 def _correlation(config: Config, cell: Cell, similarity: Task, substitutions: list[Task]) -> Task:
     assert config.studies.correlation is not None
+    windows = [task for task in substitutions if isinstance(task.window, Window)]
     made_from = {
         "study": "correlation",
         "calculation": _CALCULATION,
         "similarity": similarity.results["similarity"],
-        "substitution": [task.parts for task in substitutions],
+        "substitution": [task.parts for task in windows],
         "resampling": _resampling(config),
         "drop_ends": config.studies.correlation.drop_ends,
     }
-    needs = (similarity.name, *(task.name for task in substitutions))
+    needs = (similarity.name, *(task.name for task in windows))
     return Task("correlate", cell.model, cell.dataset, results={"correlation": fingerprint(made_from)}, needs=needs)
 
 
 @dataclass(frozen=True)
 class Cost:
     """What is still to do: layer applications (counted for a whole data set each), their floating point operations,
-    bytes of checkpoints to read, and the largest memory that states and weights need together, in bytes."""
+    bytes of checkpoints to read, and the largest memory that states and weights need together, in bytes. `identical` tells
+    by model and data set how many layers base and tuned have in common, and how many changes are another's for that."""
 
     layer_applications: int
     token_applications: int
     flops: float
     bytes_to_read: int
     memory: int
+    identical: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
 
 def cost(config: Config, facts: Facts, graph: Graph, done: Collection[str]) -> Cost:
@@ -156,6 +188,7 @@ def cost(config: Config, facts: Facts, graph: Graph, done: Collection[str]) -> C
     applications = token_applications = 0
     flops = 0.0
     read: dict[str, int] = {}
+    identical: dict[str, tuple[int, int]] = {}
     memory = 0
     for (model_name, dataset), cell in facts.cells.items():
         model = facts.models[model_name]
@@ -164,11 +197,14 @@ def cost(config: Config, facts: Facts, graph: Graph, done: Collection[str]) -> C
         lengths = [[len(e.tokens) for e in chunk] for chunk in cell.chunks]
         prompts = [[e.n_prompt for e in chunk] for chunk in cell.chunks]
         most = 0
-        tasks = graph.cell("substitute", model_name, dataset)
+        tasks, same = graph.cell("substitute", model_name, dataset), model.same.get(dataset, NOTHING)
+        if tasks and (same.layers or same.rest):
+            shared = shared_rows(layers, [t.window for t in tasks if t.window is not None], same)
+            identical[f"{model_name}/{dataset}"] = (len(same.layers), shared)
         for index, chunk in enumerate(lengths):
             missing = [t.window for t in tasks if t.window is not None and t.parts[index] not in done]
             if missing:
-                needed = layer_applications(layers, missing)
+                needed = layer_applications(layers, missing, same)
                 most = max(most, needed)
                 token_applications += needed * sum(chunk)
                 flops += 2.0 * per_layer * needed * sum(chunk)
@@ -186,7 +222,7 @@ def cost(config: Config, facts: Facts, graph: Graph, done: Collection[str]) -> C
                 token_applications += layers * tokens
                 flops += 2.0 * per_layer * layers * tokens
                 read |= {model.base.fingerprint: model.base.bytes}
-    return Cost(applications, token_applications, flops, sum(read.values()), memory)
+    return Cost(applications, token_applications, flops, sum(read.values()), memory, identical)
 
 
 def _layer_parameters(model: ModelFacts) -> float:
@@ -213,9 +249,9 @@ def hidden_size(config: Mapping[str, Any]) -> int:
     return int(text.get("hidden_size") or text.get("n_embd") or 0)
 
 
-def window_names(windows: Collection[Window]) -> str:
-    """A short text for the windows of one fused call: the range of layers they cover."""
-    real = [window for window in windows if window.width]
-    if not real:
-        return "none"
-    return Window(min(w.start for w in real), max(w.stop for w in real)).layers
+def window_names(changes: Collection[Change]) -> str:
+    """A short text for the changes of one fused call: the range of layers they cover, or the only one's own."""
+    if len(changes) == 1:
+        return next(iter(changes)).text
+    layers = [layer for c in changes for layer in (range(*c) if isinstance(c, Window) else c.chosen)]
+    return Window(min(layers), max(layers) + 1).layers if layers else "none"

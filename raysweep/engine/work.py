@@ -26,18 +26,21 @@ from raysweep.engine.calls import (
     PairCall,
     SimilarityCall,
     SubstituteCall,
+    VerifyCall,
     commit_name,
 )
 from raysweep.engine.disk import is_lasting
 from raysweep.engine.folder import RunFolder
-from raysweep.errors import RaysweepError
+from raysweep.errors import InputError, RaysweepError
 from raysweep.models.adapter import Adapter
 from raysweep.models.checkpoint import Checkpoint, load_model, load_tokenizer
 from raysweep.store.activations import Activations, open_activations, publish_manifest, write_part
 from raysweep.studies.capture import capture_states
 from raysweep.studies.correlation import correlate_cell
+from raysweep.studies.interventions import labels, relabelled, windows_in
 from raysweep.studies.similarity import similarity_tables
 from raysweep.studies.substitution import Pair, Work, generate_text, loss_table, sweep_losses
+from raysweep.studies.verification import apart, true_losses, within
 
 RESIDENT = 2  # a pair
 
@@ -97,6 +100,12 @@ class Worker:
         loading = time.monotonic()
         pair, work = self._pair(call), Work()
         loaded = time.monotonic()
+        if not call.same.layers <= pair.same.layers or (call.same.rest and not pair.same.rest):
+            raise InputError(
+                f"checkpoints '{call.base.source}' and '{call.tuned.source}' have the same digests for layers "
+                f"{sorted(call.same.layers)}, and of these {sorted(pair.same.layers & call.same.layers)} are the same once loaded; "
+                "were they written anew since they were checked? Run again"
+            )
         losses = sweep_losses(pair, call.examples, call.windows, batch_tokens=call.loading.batch_tokens, work=work)
         rows = loss_table(losses, call.windows, call.examples)
         rows["part"] = [key for key in call.keys for _ in call.examples]
@@ -108,8 +117,32 @@ class Worker:
         return [_commit("substitute", call, call.keys, rows)], measured
 
     @_run.register
+    def _(self, call: VerifyCall) -> tuple[list[Commit], dict[str, float]]:
+        pair, ids = self._pair(call), [e.id for e in call.examples]
+        swept = self.folder.chunks.read_parts(dict.fromkeys(call.parts)).to_pandas().set_index(["part", "example_id"])
+        tables = []
+        for change, part in zip(call.windows, call.parts, strict=True):
+            losses = swept.loc[part].loc[ids, "loss"].to_numpy(dtype=float)
+            recomputed = true_losses(pair, call.examples, change)
+            difference = apart(losses, recomputed)
+            close = within(difference, losses, call.loading.dtype)
+            if not close.all():
+                at = int(close.argmin())
+                raise RaysweepError(
+                    f"'{change.text}' taken again by true substitution of modules gives another loss for record {ids[at]}: "
+                    f"{recomputed[at]:.6f}, where the sweep has {losses[at]:.6f}; more than rounding in {call.loading.dtype} "
+                    "explains: do not trust this run's losses, and report the architecture"
+                )
+            told = {key: labels(change)[key] for key in ("kind", "layers", "coefficient")}
+            figures = {"example_id": ids, "loss": losses, "recomputed": recomputed, "difference": difference}
+            tables.append(pd.DataFrame({**told, **figures}))
+        rows = pd.concat(tables, ignore_index=True).assign(part=call.keys[0])
+        return [_commit("verification", call, call.keys, rows)], {}
+
+    @_run.register
     def _(self, call: GenerateCall) -> tuple[list[Commit], dict[str, float]]:
         pair, tokenizer = self._pair(call), load_tokenizer(call.base)
+        windows = zip(windows_in(call.windows), call.keys, strict=True)
         rows = pd.concat(
             [
                 pd.DataFrame(
@@ -122,7 +155,7 @@ class Worker:
                         "part": key,
                     }
                 )
-                for window, key in zip(call.windows, call.keys, strict=True)
+                for window, key in windows
             ],
             ignore_index=True,
         )
@@ -167,9 +200,12 @@ class Worker:
     @_run.register
     def _(self, call: CorrelateCall) -> tuple[list[Commit], dict[str, float]]:
         chunks = self.folder.chunks
-        losses = chunks.read_parts([key for keys in call.losses.values() for key in keys]).to_pandas()
+        parts = [(key, window) for window, keys in call.losses.items() for key in keys]
+        owners = pd.DataFrame({"part": [key for key, _ in parts]})
+        rows = chunks.read_parts(owners["part"].unique()).to_pandas()
+        losses = relabelled(rows, owners, [window for _, window in parts])
         activations = self._activations(call)
-        rows = correlate_cell(
+        correlation = correlate_cell(
             activations.states(),
             activations.example_ids,
             losses,
@@ -179,7 +215,7 @@ class Worker:
             seed=call.seed,
             drop_ends=call.drop_ends,
         ).assign(part=call.key)
-        return [_commit("correlation", call, (call.key,), rows)], {}
+        return [_commit("correlation", call, (call.key,), correlation)], {}
 
     def _activations(self, call: SimilarityCall | CorrelateCall) -> Activations:
         """The cell's captured chunks as one store; its manifest is published anew, for an earlier config may have had others."""

@@ -11,7 +11,7 @@ import math
 import pickle
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,7 +36,10 @@ _SCALED_BY_LENGTH = ("dynamic", "yarn", "longrope")  # rotary types whose tables
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint's identity: its config, `shapes` (tensor → shape), bytes, and the fingerprint of its contents."""
+    """A checkpoint's identity: its config, `shapes` (tensor → shape), bytes, and the fingerprint of its contents.
+
+    `digests` has each tensor's own (none of `.bin` files).
+    """
 
     source: str
     folder: Path
@@ -45,6 +48,7 @@ class Checkpoint:
     bytes: int
     adapter: bool
     fingerprint: str
+    digests: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def n_layers(self) -> int:
@@ -122,6 +126,7 @@ def describe(source: str) -> Checkpoint:
         weights.bytes,
         adapter,
         weights.fingerprint,
+        weights.digests,
     )
 
 
@@ -293,6 +298,15 @@ def load_model(
             f"{sorted(info['missing_keys'])[0]} among them; it would run on random values"
         )
     return model.eval().requires_grad_(False)
+
+
+def skeleton(checkpoint: Checkpoint) -> PreTrainedModel:
+    """The causal language model without weights (on the meta device), to look at how it is made."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(_standard_config(checkpoint.folder), trust_remote_code=False)
 
 
 def _merge_adapter(

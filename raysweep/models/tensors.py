@@ -140,12 +140,16 @@ def _are_counts(values: Any) -> bool:
     return isinstance(values, list) and all(type(value) is int and value >= 0 for value in values)
 
 
-def read_tensors(path: Path, tensors: Iterable[Tensor]) -> str:
-    """The file's SHA-256, in hexadecimal, from one pass over its bytes that also looks for values that are not finite.
+def read_tensors(path: Path, tensors: Iterable[Tensor]) -> tuple[str, dict[str, str]]:
+    """Digests in hexadecimal, the file's and each tensor's, from one pass that also looks for values that are not finite.
+
+    The file's is made of its header and the tensors' digests, so that no byte is digested twice; a tensor's of its dtype,
+    shape and bytes.
 
     Raises InputError naming the first tensor with such a value, its layer, and the value's place.
     """
-    digest, block = hashlib.sha256(), memoryview(bytearray(_BLOCK))
+    whole, digest, block = hashlib.sha256(), hashlib.sha256(), memoryview(bytearray(_BLOCK))
+    digests: dict[str, str] = {}
     values_of = np.frombuffer(block, dtype=np.uint8)
     with path.open("rb", buffering=0) as file:
 
@@ -163,14 +167,23 @@ def read_tensors(path: Path, tensors: Iterable[Tensor]) -> str:
         for tensor in tensors:
             while place < tensor.start:  # the header, before the first
                 place += len(read(min(_BLOCK, tensor.start - place)))
+            whole.update(digest.digest())
+            digest = tensor_digest(tensor.dtype, tensor.shape)
             while place < tensor.stop:
                 before = place - tensor.start
                 values = read(min(_BLOCK, tensor.stop - place))
                 place += len(values)
                 check_finite(values, tensor.dtype, f"{path}: ", tensor.name, tensor.shape, before)
+            digests[tensor.name] = digest.hexdigest()
         while more := file.readinto(block):  # a file without tensors is all header
             digest.update(block[:more])
-    return digest.hexdigest()
+    whole.update(digest.digest())
+    return whole.hexdigest(), digests
+
+
+def tensor_digest(dtype: str, shape: Shape) -> hashlib._Hash:
+    """The SHA-256 to go on with for a tensor's bytes, so that equal bytes under another dtype or shape are another tensor."""
+    return hashlib.sha256(f"{dtype}{list(shape)}".encode())
 
 
 def check_finite(

@@ -39,11 +39,13 @@ _TORCH_NAMES = {  # torch's dtypes of floating values under the names that safet
 
 @dataclass(frozen=True)
 class Weights:
-    """A checkpoint's weights: tensor → shape, bytes on disk, and the fingerprint of config and files together."""
+    """A checkpoint's weights: tensor → shape, bytes on disk, the fingerprint of config and files together, and each
+    tensor's own digest (none of `.bin` files)."""
 
     shapes: Mapping[str, Shape]
     bytes: int
     fingerprint: str
+    digests: Mapping[str, str]
 
 
 def read_weights(folder: Path, source: str, config_path: Path, *, adapter: bool) -> Weights:
@@ -56,9 +58,12 @@ def read_weights(folder: Path, source: str, config_path: Path, *, adapter: bool)
     headers = {path: read_header(path) for path in files if path.suffix == ".safetensors"}
     stored = {path: {tensor.name: tensor.shape for tensor in tensors} for path, tensors in headers.items()}
 
+    digests: dict[Path, dict[str, str]] = {}
+
     def digest(path: Path) -> str:
         if path in headers:
-            return read_tensors(path, headers[path])
+            whole, digests[path] = read_tensors(path, headers[path])
+            return whole
         if path.suffix == ".bin":
             stored[path] = _plain_tensors(path, source, adapter=adapter)
         with path.open("rb") as file:
@@ -66,13 +71,14 @@ def read_weights(folder: Path, source: str, config_path: Path, *, adapter: bool)
 
     _check_index(index, stored)  # what headers tell is told before hours of reading
     with ThreadPoolExecutor(4) as pool:
-        digests = list(pool.map(digest, [config_path, *files]))
+        found = list(pool.map(digest, [config_path, *files]))
     _check_index(index, stored)
-    named = [[path.name, found] for path, found in zip([config_path, *files], digests, strict=True)]
+    named = [[path.name, of_file] for path, of_file in zip([config_path, *files], found, strict=True)]
     return Weights(
         {name: shape for path in files for name, shape in stored[path].items()},
         sum(path.stat().st_size for path in files),
         hashlib.sha256(json.dumps(named).encode()).hexdigest(),
+        {name: value for of_file in digests.values() for name, value in of_file.items()},
     )
 
 

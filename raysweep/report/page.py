@@ -20,6 +20,7 @@ import pandas as pd
 from raysweep.report import page_tables
 from raysweep.report.answer import CARDS, Answer, answer_of, headline
 from raysweep.report.cells import Cell, cells_of
+from raysweep.report.changes import changes_table, verification_table
 from raysweep.report.page_tables import Table, records_table
 from raysweep.report.pictures import Drawings, Picture, overview, pictures_of
 from raysweep.report.words import duration, layers_text, moment
@@ -114,6 +115,7 @@ class _CellView:
 
 def _cell_view(cell: Cell, drawings: Drawings) -> _CellView:
     tables = [page_tables.windows_table(cell, width) for width in cell.widths]
+    tables += [table for table in (changes_table(cell), verification_table(cell)) if table is not None]
     tables += [page_tables.dynamics_table(cell)] if cell.settings else []
     tables += [page_tables.correlation_table(cell)] if cell.correlations else []
     tables += [page_tables.health_table(cell)] if "health" in cell.tables else []

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from raysweep.report.cells import Cell, cells_of
+from raysweep.report.changes import verification_lines
 from raysweep.report.summaries import Window, windows_of
 
 if TYPE_CHECKING:
@@ -16,7 +17,14 @@ if TYPE_CHECKING:
 
 
 def summary_lines(tables: Mapping[str, pd.DataFrame]) -> list[str]:
-    """ρ of every cell, or the costliest window of each where nothing was correlated; losses left out are told with both."""
+    """ρ of every cell, or the costliest window of each where nothing was correlated; losses left out are told with both.
+
+    Then what came of losses that were taken again.
+    """
+    return [*_answers(tables), *verification_lines(tables)]
+
+
+def _answers(tables: Mapping[str, pd.DataFrame]) -> list[str]:
     cells = cells_of({name: rows for name, rows in tables.items() if len(rows)}, [])
     if len(tables.get("correlation", ())):
         return [

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raysweep.store.artifacts import publish
+from raysweep.studies.interventions import relabelled
 
 if TYPE_CHECKING:
     from raysweep.engine.folder import RunFolder
@@ -23,6 +24,9 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "substitution": (
         *("model", "dataset", "kind", "layers", "start", "stop", "width", "centre", "coefficient", "estimator"),
         *("example_id", "n_tokens", "loss"),
+    ),
+    "verification": (
+        *("model", "dataset", "kind", "layers", "coefficient", "example_id", "loss", "recomputed", "difference"),
     ),
     "similarity": (
         *("model", "other", "dataset", "metric", "layer_i", "layer_j", "value", "ci_low", "ci_high", "reason"),
@@ -49,11 +53,16 @@ def collect_tables(folder: RunFolder, graph: Graph) -> dict[str, pd.DataFrame]:
     done = folder.committed()
     tables = {}
     for name in COLUMNS:
-        owned = [(key, task.model, task.dataset) for key, task in keys_of(graph, name) if key in done]
+        owned = [(key, task) for key, task in keys_of(graph, name) if key in done]
         if owned:
-            owners = pd.DataFrame(owned, columns=["part", "model", "dataset"])
+            named = [(key, task.model, task.dataset) for key, task in owned]
+            owners = pd.DataFrame(named, columns=["part", "model", "dataset"])
             rows = folder.chunks.read_parts(owners["part"].unique()).to_pandas()
-            tables[name] = owners.merge(rows, on="part")[list(COLUMNS[name])]
+            if name == "substitution":
+                joined = relabelled(rows, owners, [task.window for _, task in owned if task.window is not None])
+            else:
+                joined = owners.merge(rows, on="part")
+            tables[name] = joined[list(COLUMNS[name])]
     return tables
 
 

@@ -67,6 +67,8 @@ def correlate_cell(
     place = pd.Index(example_ids)
     deltas = {metric: local_dynamics(similarity_matrix(states, metric), neighbourhood) for metric in metrics}
     resampled: dict[tuple[str, tuple[int, ...]], np.ndarray | None] = {}
+    whole = (losses["kind"] == "window") & (losses["coefficient"] == 1) & (losses["estimator"] == "exact")
+    losses = losses[whole]  # sets, parts of layers and steps between the models have widths and centres as well
     rows = []
     for width in sorted(int(w) for w in losses["width"].unique() if 0 < w < len(states)):
         of_width = losses[losses["width"] == width].pivot_table(

@@ -1,8 +1,9 @@
 """Substitution: the test loss of the tuned model after a window of its layers is put back to the base model's.
 
-All windows go through the layers together, in one pass (windows.py has the order): at each layer the tuned model's own
-states and the windows that have ended take the tuned layer, the open ones take the base layer. States are stacked on the
-batch axis up to a token budget. Nothing here knows of tasks or files.
+All windows, and whatever else is changed (interventions.py), go through the layers together, in one pass (schedule.py has
+the order): at each layer every state takes the version of the layer that its change asks for, and changes that have not
+differed so far are one state. States are stacked on the batch axis up to a token budget. Nothing here knows of tasks or
+files.
 
 Shapes: B examples of a batch, T tokens, D width, M labelled tokens, W windows; the streams of an architecture that has
 several come before B.
@@ -10,8 +11,9 @@ several come before B.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,8 +25,12 @@ from raysweep.data.examples import Example
 from raysweep.errors import InputError
 from raysweep.models.adapter import Adapter, Recording, Shared, apply_block
 from raysweep.models.checkpoint import check_settings
+from raysweep.models.same import Same, same_in_models
 from raysweep.models.surgery import substitute
-from raysweep.studies.windows import UNTOUCHED, Window, check_windows, schedule
+from raysweep.studies.interventions import Change, labels
+from raysweep.studies.schedule import Schedule, Step, schedule
+from raysweep.studies.versions import version_of
+from raysweep.studies.windows import UNTOUCHED, Window, check_windows
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -73,6 +79,15 @@ class Pair:
         """Number of decoder layers."""
         return self.tuned.n_layers
 
+    @cached_property
+    def same(self) -> Same:
+        """What both models have in common, weight for weight."""
+        return same_in_models(self.base, self.tuned)
+
+    def frame(self, in_base: bool) -> Adapter:
+        """The model whose embedding, norm and head surround the layers."""
+        return self.base if in_base else self.tuned
+
 
 @dataclass(frozen=True)
 class _Branch:
@@ -90,14 +105,14 @@ class _Batch:
     tokens: torch.Tensor
     stack: int
     work: Work
-    recordings: dict[int, Recording] = field(default_factory=dict)
+    recordings: dict[tuple[int, bool], Recording] = field(default_factory=dict)
 
-    def recording(self, copies: int) -> Recording:
-        if copies not in self.recordings:
-            self.recordings[copies] = self.pair.tuned.record(self.tokens.repeat(copies, 1))
-        return self.recordings[copies]
+    def recording(self, copies: int, in_base: bool) -> Recording:
+        if (copies, in_base) not in self.recordings:
+            self.recordings[copies, in_base] = self.pair.frame(in_base).record(self.tokens.repeat(copies, 1))
+        return self.recordings[copies, in_base]
 
-    def apply(self, block: nn.Module, layer: int, branches: list[_Branch]) -> list[_Branch]:
+    def apply(self, block: nn.Module, layer: int, branches: list[_Branch], in_base: bool) -> list[_Branch]:
         """The branches behind the block, at most `stack` of them in one call."""
         out: list[_Branch] = []
         for first in range(0, len(branches), self.stack):
@@ -112,7 +127,7 @@ class _Batch:
                 )
                 for name, tensors in slab[0].shared.items()
             }
-            applied = apply_block(block, together, self.recording(len(slab)).calls[layer], shared)
+            applied = apply_block(block, together, self.recording(len(slab), in_base).calls[layer], shared)
             size = len(self.tokens)
             for at, states in enumerate(torch.split(applied, size, dim=-3)):
                 rows = slice(at * size, (at + 1) * size)
@@ -127,22 +142,24 @@ def _stacked(tensors: Sequence[torch.Tensor], dim: int) -> torch.Tensor:
 
 
 @torch.no_grad()
-def _run_layers(batch: _Batch, windows: Sequence[Window]) -> dict[Window, torch.Tensor]:
-    """States [..., B, T, D] behind the last layer for each window."""
-    pair = batch.pair
-    trunk = _Branch(batch.recording(1).states)
-    branches: dict[int, _Branch] = {}
-    tails: dict[Window, _Branch] = {}
-    for step in schedule(pair.n_layers, windows):
-        branches |= dict.fromkeys(step.forks, trunk)
-        opened = batch.apply(pair.base.blocks[step.layer], step.layer, [branches[start] for start in step.open])
-        tuned = [tails[window] for window in step.tails] + [trunk] * step.trunk
-        tuned = batch.apply(pair.tuned.blocks[step.layer], step.layer, tuned)
-        trunk = tuned.pop() if step.trunk else trunk
-        tails = dict(zip(step.tails, tuned, strict=True))
-        branches = dict(zip(step.open, opened, strict=True))
-        tails |= {window: branches[window.start] for window in step.closes}
-    return {window: (tails[window] if window.width else trunk).states for window in windows}
+def _take(batch: _Batch, step: Step, states: Mapping[int, _Branch]) -> dict[int, _Branch]:
+    """The states behind one layer from those before it, both by their numbers in the schedule."""
+    behind: dict[int, _Branch] = {}
+    for group in step.groups:
+        with version_of(
+            batch.pair.tuned.blocks[step.layer], batch.pair.base.blocks[step.layer], group.version
+        ) as block:
+            applied = batch.apply(block, step.layer, [states[before] for before, _ in group.moves], group.in_base)
+        behind |= {number: branch for (_, number), branch in zip(group.moves, applied, strict=True)}
+    return behind
+
+
+def _run_layers(batch: _Batch, plan: Schedule) -> dict[int, torch.Tensor]:
+    """States [..., B, T, D] behind the last layer, by their numbers in the schedule."""
+    states = {number: _Branch(batch.recording(1, in_base).states) for number, in_base in plan.roots.items()}
+    for step in plan.steps:
+        states = _take(batch, step, states)
+    return {number: branch.states for number, branch in states.items()}
 
 
 @torch.no_grad()
@@ -170,60 +187,49 @@ def _losses(adapter: Adapter, states: torch.Tensor, examples: Sequence[Example],
 def sweep_losses(
     pair: Pair,
     examples: Sequence[Example],
-    windows: Sequence[Window],
+    windows: Sequence[Change],
     *,
     batch_tokens: int = 8192,
     work: Work | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> np.ndarray:
-    """Loss of every example under every window, float64 [W, N], in nats; distinct windows, and examples, in the order given.
+    """Loss of every example under every window (or other change), float64 [W, N], in nats; all in the order given.
+
+    Windows are distinct; those that differ in identical layers only (`Pair.same`) are computed once.
 
     `batch_tokens` bounds the padded tokens of one block call (a single longer example goes alone); it does not change the
     result beyond rounding. `progress` is called with the number of examples done after each batch.
     """
     work = work if work is not None else Work()
-    rows = {window: row for row, window in enumerate(windows)}
-    if len(rows) < len(windows):
+    if len(set(windows)) < len(windows):
         raise ValueError("windows must be distinct")
+    plan = schedule(pair.n_layers, windows, pair.same)
     losses = np.full((len(windows), len(examples)), np.nan)
     lengths = [e.length - 1 for e in examples]
     for indices in make_batches(lengths, batch_tokens, [pair.tuned.table(length) for length in lengths]):
         chosen = [examples[i] for i in indices]
         tokens = torch.from_numpy(pad([e.tokens[:-1] for e in chosen]))  # the last token predicts nothing
         batch = _Batch(pair, tokens, max(1, batch_tokens // tokens.numel()), work)
-        for window, states in _run_layers(batch, windows).items():
-            losses[rows[window], indices] = _losses(pair.tuned, states, chosen, work)
+        for number, states in _run_layers(batch, plan).items():
+            in_base, rows = plan.ends[number]
+            losses[np.ix_(rows, indices)] = _losses(pair.frame(in_base), states, chosen, work)
         if progress:
             progress(len(chosen))
     return losses
 
 
-def loss_table(losses: np.ndarray, windows: Sequence[Window], examples: Sequence[Example]) -> pd.DataFrame:
+def loss_table(losses: np.ndarray, windows: Sequence[Change], examples: Sequence[Example]) -> pd.DataFrame:
     """Losses [W, N] as rows of the substitution table, windows outermost (without model and dataset)."""
     import pandas as pd
 
-    n, ids = len(examples), [e.id for e in examples]
-    return pd.concat(
-        [
-            pd.DataFrame(
-                {
-                    "kind": "window",
-                    "layers": window.layers,
-                    "start": window.start,
-                    "stop": window.stop,
-                    "width": window.width,
-                    "centre": np.full(n, np.nan if window.centre is None else window.centre),
-                    "coefficient": 1.0,
-                    "estimator": "exact",
-                    "example_id": np.array(ids, dtype=np.int64),
-                    "n_tokens": np.array([e.n_tokens for e in examples], dtype=np.int64),
-                    "loss": losses[row],
-                }
-            )
-            for row, window in enumerate(windows)
-        ],
-        ignore_index=True,
-    )
+    tables = []
+    for row, window in enumerate(windows):
+        told = {name: np.nan if value is None else value for name, value in labels(window).items()}
+        told["example_id"] = np.array([e.id for e in examples], dtype=np.int64)
+        told["n_tokens"] = np.array([e.n_tokens for e in examples], dtype=np.int64)
+        tables.append(pd.DataFrame({**told, "loss": losses[row]}).astype({"centre": float}))
+    rows = pd.concat(tables, ignore_index=True)
+    return rows.astype(dict.fromkeys(("start", "stop"), "Int64" if rows["start"].hasnans else np.int64))
 
 
 def sweep_windows(

@@ -1,15 +1,28 @@
-"""Windows of decoder layers, and the order in which one pass over the layers computes them all.
+"""Windows of decoder layers, and the versions of a layer that a model under study may have in its place.
 
-Pure arithmetic on layer indices; substitution.py runs the schedule, the engine plans and costs with it.
+Pure arithmetic on layer indices. What is not a whole window put back is interventions.py's; the order in which one pass
+over the layers computes them all is schedule.py's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Literal, NamedTuple
 
 from raysweep.errors import InputError
+
+Part = Literal["layer", "attention", "mlp"]
+
+
+class Version(NamedTuple):
+    """Which weights a layer has: in `part` of it (tuned + share · (base − tuned)), in the rest the tuned model's."""
+
+    part: Part
+    share: float
+
+
+TUNED = Version("layer", 0.0)
+BASE = Version("layer", 1.0)
 
 
 class Window(NamedTuple):
@@ -35,6 +48,30 @@ class Window(NamedTuple):
             return ""
         return str(self.start) if self.width == 1 else f"{self.start}-{self.stop - 1}"
 
+    @property
+    def kind(self) -> str:
+        """The kind of change, as the table has it."""
+        return "window"
+
+    @property
+    def coefficient(self) -> float:
+        """How far the window goes towards the base: all the way."""
+        return 1.0
+
+    @property
+    def in_base(self) -> bool:
+        """Whether embedding, norm and head are the base model's; no, the tuned one's."""
+        return False
+
+    @property
+    def text(self) -> str:
+        """The window as plans and events name it."""
+        return self.layers or "none"
+
+    def version(self, layer: int) -> Version:
+        """The version of a layer: the base's inside the window."""
+        return BASE if self.start <= layer < self.stop else TUNED
+
 
 UNTOUCHED = Window(0, 0)
 
@@ -52,11 +89,13 @@ def check_windows(windows: Iterable[tuple[int, int]], n_layers: int, where: str 
     return distinct
 
 
-def windows_of_widths(n_layers: int, widths: Sequence[int], where: str = "") -> list[Window]:
-    """Every window of each width, and the two that every sweep has: none put back, and all.
+def windows_of_widths(n_layers: int, widths: Sequence[int] | Literal["all"], where: str = "") -> list[Window]:
+    """Every window of each width (`all`: of every one), and the two that every sweep has: none put back, and all.
 
     Raises InputError for a width below 1 or above the number of layers.
     """
+    if widths == "all":
+        widths = range(1, n_layers + 1)
     for width in widths:
         if not 1 <= width <= n_layers:
             raise InputError(
@@ -65,46 +104,3 @@ def windows_of_widths(n_layers: int, widths: Sequence[int], where: str = "") -> 
             )
     windows = [(start, start + width) for width in widths for start in range(n_layers - width + 1)]
     return check_windows([UNTOUCHED, *windows, (0, n_layers)], n_layers, where)
-
-
-@dataclass(frozen=True)
-class LayerStep:
-    """What one layer computes: with the base layer the open branches, with the tuned one the closed windows and the trunk.
-
-    `forks` start their branch here from the trunk, the tuned model's own states; `closes` are the windows whose branch
-    ends behind this layer. Branches are named by their start: windows that start together share one.
-    """
-
-    layer: int
-    forks: tuple[int, ...]
-    open: tuple[int, ...]
-    tails: tuple[Window, ...]
-    trunk: bool
-    closes: tuple[Window, ...]
-
-    @property
-    def applications(self) -> int:
-        """Layer applications of this step: one for each state that goes through."""
-        return len(self.open) + len(self.tails) + self.trunk
-
-
-def schedule(n_layers: int, windows: Iterable[Window]) -> Iterator[LayerStep]:
-    """The steps of one pass over all layers; the trunk runs as far as something still needs it."""
-    windows = list(windows)
-    real = [window for window in windows if window.width]
-    ends = {start: max(w.stop for w in real if w.start == start) for start in sorted({w.start for w in real})}
-    last_fork = n_layers if UNTOUCHED in windows else max(ends, default=0)
-    for layer in range(n_layers):
-        yield LayerStep(
-            layer,
-            forks=tuple(start for start in ends if start == layer),
-            open=tuple(start for start, end in ends.items() if start <= layer < end),
-            tails=tuple(window for window in real if window.stop <= layer),
-            trunk=layer < last_fork,
-            closes=tuple(window for window in real if window.stop == layer + 1),
-        )
-
-
-def layer_applications(n_layers: int, windows: Iterable[Window]) -> int:
-    """Layer applications that one pass needs for all windows, per batch of examples."""
-    return sum(step.applications for step in schedule(n_layers, windows))

@@ -146,14 +146,15 @@ def test_result_calls_carry_the_studies_settings(make_config):
         "studies.similarity={metrics: [cka_rbf, cka_linear], pooling: mean, neighbourhood: 5}",
         "studies.correlation={resamples: 9, seed: 4, drop_ends: 1}",
     )
-    graph = plan(config, inspect(config))
+    facts = inspect(config)
+    graph = plan(config, facts)
     similarity, correlation = graph.cell("similarity", "m", "first")[0], next(graph.of_kind("correlate"))
-    call = result_call(config, graph, similarity)
+    call = result_call(config, facts, graph, similarity)
     assert (call.name, call.tasks) == ("similarity m/first", ("similarity m/first",))
     assert (call.parts, call.results) == (similarity.parts, similarity.results)
     assert (call.metrics, call.pooling, call.neighbourhood) == (("cka_rbf", "cka_linear"), "mean", 5)
     assert (call.resamples, call.seed) == (9, 4)
-    call = result_call(config, graph, correlation)
+    call = result_call(config, facts, graph, correlation)
     assert (call.key, call.parts) == (correlation.results["correlation"], similarity.parts)
     assert call.losses == {task.window: task.parts for task in graph.of_kind("substitute")}
     assert (call.metrics, call.pooling, call.neighbourhood) == (("cka_rbf", "cka_linear"), "mean", 5)

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from raysweep.config import parse_config
 from raysweep.engine import rates
 from raysweep.engine.plan import cost, plan
-from raysweep.studies.windows import Window, layer_applications, windows_of_widths
+from raysweep.studies.schedule import layer_applications
+from raysweep.studies.windows import Window, windows_of_widths
 
 
 def distinct_states(n_layers, windows):
@@ -78,6 +79,7 @@ def test_what_is_done_costs_nothing(small):
         "flops": 0.0,
         "bytes_to_read": 0,
         "memory": 0,
+        "identical": {},
     }
 
 

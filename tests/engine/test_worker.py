@@ -13,7 +13,7 @@ from raysweep.engine.executor import LocalExecutor
 from raysweep.engine.plan import plan
 from raysweep.engine.work import Worker
 from raysweep.errors import InputError
-from raysweep.studies.windows import layer_applications
+from raysweep.studies.schedule import layer_applications
 
 
 @pytest.fixture

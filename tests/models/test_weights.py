@@ -158,12 +158,14 @@ def test_every_dtype_and_odd_places_are_read(tmp_path: Path) -> None:
         "empty": (0, 4),
         "scalar": (),
     }
-    expected = hashlib.sha256((tmp_path / "x.safetensors").read_bytes()).hexdigest()
-    assert read_tensors(tmp_path / "x.safetensors", found) == expected
-    assert (
-        read_tensors(file_of(tmp_path / "y.safetensors", {}), [])
-        == hashlib.sha256((tmp_path / "y.safetensors").read_bytes()).hexdigest()
-    )
+    whole, digests = read_tensors(tmp_path / "x.safetensors", found)
+    content = (tmp_path / "x.safetensors").read_bytes()
+    parts = {t.name: f"{t.dtype}{list(t.shape)}".encode() + content[t.start : t.stop] for t in found}
+    assert digests == {name: hashlib.sha256(part).hexdigest() for name, part in parts.items()}
+    of_parts = [hashlib.sha256(part).digest() for part in (content[: found[0].start], *parts.values())]
+    assert whole == hashlib.sha256(b"".join(of_parts)).hexdigest()
+    header = hashlib.sha256(file_of(tmp_path / "y.safetensors", {}).read_bytes()).digest()
+    assert read_tensors(tmp_path / "y.safetensors", []) == (hashlib.sha256(header).hexdigest(), {})
 
 
 # Values that are not finite

@@ -60,7 +60,8 @@ def losses(states: torch.Tensor, ids: np.ndarray) -> pd.DataFrame:
             cost = -at(delta, np.array([centre]))[0] if 0 < width < LAYERS else 0.0
             for example in ids:
                 rows.append((width, centre, example, 9 + 6 * cost + rng.normal(0, 0.6)))
-    return pd.DataFrame(rows, columns=["width", "centre", "example_id", "loss"])
+    table = pd.DataFrame(rows, columns=["width", "centre", "example_id", "loss"])
+    return table.assign(kind="window", coefficient=1.0, estimator="exact")
 
 
 def correlate(states: torch.Tensor, ids: np.ndarray, losses: pd.DataFrame, **changes: object) -> pd.DataFrame:
@@ -231,3 +232,13 @@ def test_curves_without_variation_have_no_correlation() -> None:
     figures = correlate_curves(np.ones(6), np.arange(6.0))
     assert figures.pop("n_layers") == 6
     assert np.isnan([figures[name] for name in ("spearman", "kendall", "partial_depth", "p_shift")]).all()
+
+
+def test_only_whole_windows_put_back_exactly_are_correlated(
+    states: torch.Tensor, ids: np.ndarray, losses: pd.DataFrame
+) -> None:
+    others = [{"kind": "attention"}, {"kind": "reverse"}, {"coefficient": 0.5}, {"estimator": "gradient"}]
+    more = [losses.assign(loss=-losses["loss"], **other) for other in others]
+    pd.testing.assert_frame_equal(
+        correlate(states, ids, pd.concat([*more, losses])), correlate(states, ids, losses), check_exact=True
+    )

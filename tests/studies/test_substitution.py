@@ -23,8 +23,9 @@ from raysweep.lab.tasks import FORMAT
 from raysweep.lab.train import TUNED
 from raysweep.models.adapter import Adapter
 from raysweep.models.checkpoint import describe, load_model, load_tokenizer
+from raysweep.studies.schedule import layer_applications
 from raysweep.studies.substitution import Pair, Work, generate_text, sweep_losses, sweep_windows
-from raysweep.studies.windows import Window, layer_applications, windows_of_widths
+from raysweep.studies.windows import Window, windows_of_widths
 
 KINDS = ("llama", "gpt2", "qwen3", "falcon")
 TOLERANCE = 1e-5

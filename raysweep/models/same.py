@@ -1,0 +1,90 @@
+"""Which decoder layers two models have in common, weight for weight: frozen in training, or left alone by an adapter.
+
+Checkpoints are compared by the digests of their tensors, taken in the one pass that reads them; loaded models by value.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from raysweep.models.adapter import Adapter
+    from raysweep.models.checkpoint import Checkpoint
+
+# Their layers use weights that are stored under another layer's name, so that names do not tell what a layer has.
+_SHARING = ("zamba", "zamba2")
+
+
+@dataclass(frozen=True)
+class Same:
+    """`layers` are identical in both models; `rest` tells whether embedding, norm and head (all that is no layer) are."""
+
+    layers: frozenset[int] = frozenset()
+    rest: bool = False
+
+
+NOTHING = Same()
+
+
+def same_in_checkpoints(base: Checkpoint, tuned: Checkpoint) -> Same:
+    """What the two have in common by their digests; of a PEFT adapter, the layers that none of its tensors belongs to.
+
+    In doubt a layer counts as different: a checkpoint that stores equal values in another dtype has no layer in common
+    with the other, and what carries a layer's number counts to that layer (an image tower's layer 3 to layer 3).
+    """
+    if base.config.get("model_type") in _SHARING:
+        return NOTHING
+    n_layers = base.n_layers
+    if tuned.adapter:
+        if tuned.config.get("layer_replication"):  # its layers are copies of others
+            return NOTHING
+        touched = {layer_of(name) for name in tuned.shapes}
+        return Same(frozenset(range(n_layers)) - touched, None not in touched)
+    ours, theirs = (
+        _by_layer(base.digests),
+        _by_layer(tuned.digests),
+    )  # empty for .bin files: nothing is known to be alike
+    alike = {layer for layer, digests in ours.items() if theirs.get(layer) == digests}
+    layers = frozenset(layer for layer in alike if layer is not None and layer < n_layers)
+    return Same(layers, None in alike)
+
+
+def layer_of(name: str) -> int | None:
+    """The number of the layer that a tensor belongs to: the first number among the parts of its name; None without one."""
+    return next((int(part) for part in name.split(".") if part.isdecimal()), None)
+
+
+def _by_layer(digests: Mapping[str, str]) -> dict[int | None, dict[str, str]]:
+    found: dict[int | None, dict[str, str]] = defaultdict(dict)
+    for name, digest in digests.items():
+        found[layer_of(name)][name] = digest
+    return found
+
+
+@torch.no_grad()
+def same_in_models(base: Adapter, tuned: Adapter) -> Same:
+    """What two loaded models have in common, by value: parameters and buffers. NaN is like nothing, itself included."""
+    layers = frozenset(
+        index
+        for index, (ours, theirs) in enumerate(zip(base.blocks, tuned.blocks, strict=True))
+        if _equal(ours.state_dict(), theirs.state_dict(), ours.state_dict())
+    )
+    ours, theirs = base.model.state_dict(), tuned.model.state_dict()
+    paths = (f"{base.block_path}.", f"{tuned.block_path}.")
+    return Same(layers, _equal(ours, theirs, (name for name in ours | theirs if not name.startswith(paths))))
+
+
+def _equal(ours: Mapping[str, torch.Tensor], theirs: Mapping[str, torch.Tensor], names: Iterable[str]) -> bool:
+    """Whether the named tensors are in both and equal; what is offloaded (meta) cannot be looked at, and is not."""
+    for name in names:
+        one, other = ours.get(name), theirs.get(name)
+        if one is None or other is None or one.shape != other.shape or one.dtype != other.dtype:
+            return False
+        if one.is_meta or other.is_meta or not torch.equal(one, other.to(one.device)):
+            return False
+    return True
