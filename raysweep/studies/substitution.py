@@ -10,7 +10,8 @@ several come before B.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -21,16 +22,16 @@ from torch import nn
 from raysweep.data.batches import labelled_positions, make_batches, pad
 from raysweep.data.examples import Example
 from raysweep.errors import InputError
-from raysweep.models.adapter import Adapter, Recording, Shared, apply_block
+from raysweep.models.adapter import Adapter, BlockCall, Shared, apply_block
 from raysweep.models.checkpoint import check_settings
 from raysweep.models.surgery import substitute
-from raysweep.studies.windows import UNTOUCHED, Window, check_windows, schedule
+from raysweep.studies.windows import UNTOUCHED, LayerStep, Window, check_windows, schedule
 
 if TYPE_CHECKING:
     import pandas as pd
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-_LOGIT_BYTES = 64 * 2**20
+LOGIT_BYTES = 64 * 2**20
 
 
 @dataclass
@@ -73,6 +74,15 @@ class Pair:
         """Number of decoder layers."""
         return self.tuned.n_layers
 
+    def layers(self, steps: Sequence[LayerStep]) -> Generator[tuple[nn.Module, nn.Module]]:
+        """The base's and the tuned model's layer for each step; each may be used until the next is asked for."""
+        for step in steps:
+            yield self.base.blocks[step.layer], self.tuned.blocks[step.layer]
+
+    def passes(self, batches: Sequence[torch.Tensor], windows: Sequence[Window]) -> list[list[int]]:
+        """Which batches of tokens [B, T] go through the layers together: each alone, for its states are then few."""
+        return [[index] for index in range(len(batches))]
+
 
 @dataclass(frozen=True)
 class _Branch:
@@ -84,18 +94,25 @@ class _Branch:
 
 @dataclass
 class _Batch:
-    """One batch on its way through the layers; `recordings` holds the block calls for k stacked copies of it."""
+    """One batch on its way through the layers; `calls` holds the block calls for k stacked copies of it."""
 
     pair: Pair
     tokens: torch.Tensor
     stack: int
     work: Work
-    recordings: dict[int, Recording] = field(default_factory=dict)
+    calls: dict[int, tuple[BlockCall, ...]] = field(default_factory=dict)
 
-    def recording(self, copies: int) -> Recording:
-        if copies not in self.recordings:
-            self.recordings[copies] = self.pair.tuned.record(self.tokens.repeat(copies, 1))
-        return self.recordings[copies]
+    def recorded(self, copies: int) -> tuple[BlockCall, ...]:
+        """Each block's call for so many stacked copies."""
+        if copies not in self.calls:
+            self.calls[copies] = self.pair.tuned.record(self.tokens.repeat(copies, 1)).calls
+        return self.calls[copies]
+
+    def embedded(self) -> torch.Tensor:
+        """The states [..., B, T, D] that enter the first block."""
+        recording = self.pair.tuned.record(self.tokens)
+        self.calls[1] = recording.calls
+        return recording.states
 
     def apply(self, block: nn.Module, layer: int, branches: list[_Branch]) -> list[_Branch]:
         """The branches behind the block, at most `stack` of them in one call."""
@@ -112,7 +129,7 @@ class _Batch:
                 )
                 for name, tensors in slab[0].shared.items()
             }
-            applied = apply_block(block, together, self.recording(len(slab)).calls[layer], shared)
+            applied = apply_block(block, together, self.recorded(len(slab))[layer], shared)
             size = len(self.tokens)
             for at, states in enumerate(torch.split(applied, size, dim=-3)):
                 rows = slice(at * size, (at + 1) * size)
@@ -126,23 +143,41 @@ def _stacked(tensors: Sequence[torch.Tensor], dim: int) -> torch.Tensor:
     return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors), dim)
 
 
+@dataclass
+class _Flight:
+    """All windows of one batch on their way through the layers."""
+
+    batch: _Batch
+    trunk: _Branch
+    branches: dict[int, _Branch] = field(default_factory=dict)
+    tails: dict[Window, _Branch] = field(default_factory=dict)
+
+    def advance(self, step: LayerStep, base: nn.Module, tuned: nn.Module) -> None:
+        """Take every state through one layer."""
+        self.branches |= dict.fromkeys(step.forks, self.trunk)
+        opened = self.batch.apply(base, step.layer, [self.branches[start] for start in step.open])
+        ended = [self.tails[window] for window in step.tails] + [self.trunk] * step.trunk
+        ended = self.batch.apply(tuned, step.layer, ended)
+        self.trunk = ended.pop() if step.trunk else self.trunk
+        self.tails = dict(zip(step.tails, ended, strict=True))
+        self.branches = dict(zip(step.open, opened, strict=True))
+        self.tails |= {window: self.branches[window.start] for window in step.closes}
+
+    def states(self, window: Window) -> torch.Tensor:
+        """States [..., B, T, D] under the window, behind the last layer; given once, so that memory is given back."""
+        return (self.tails.pop(window) if window.width else self.trunk).states
+
+
 @torch.no_grad()
-def _run_layers(batch: _Batch, windows: Sequence[Window]) -> dict[Window, torch.Tensor]:
-    """States [..., B, T, D] behind the last layer for each window."""
-    pair = batch.pair
-    trunk = _Branch(batch.recording(1).states)
-    branches: dict[int, _Branch] = {}
-    tails: dict[Window, _Branch] = {}
-    for step in schedule(pair.n_layers, windows):
-        branches |= dict.fromkeys(step.forks, trunk)
-        opened = batch.apply(pair.base.blocks[step.layer], step.layer, [branches[start] for start in step.open])
-        tuned = [tails[window] for window in step.tails] + [trunk] * step.trunk
-        tuned = batch.apply(pair.tuned.blocks[step.layer], step.layer, tuned)
-        trunk = tuned.pop() if step.trunk else trunk
-        tails = dict(zip(step.tails, tuned, strict=True))
-        branches = dict(zip(step.open, opened, strict=True))
-        tails |= {window: branches[window.start] for window in step.closes}
-    return {window: (tails[window] if window.width else trunk).states for window in windows}
+def _run_layers(pair: Pair, batches: Sequence[_Batch], windows: Sequence[Window]) -> list[_Flight]:
+    """The batches of one pass behind the last layer: layers outermost, so that each is needed once."""
+    flights = [_Flight(batch, _Branch(batch.embedded())) for batch in batches]
+    steps = list(schedule(pair.n_layers, windows))
+    with closing(pair.layers(steps)) as layers:
+        for step, (base, tuned) in zip(steps, layers, strict=True):
+            for flight in flights:
+                flight.advance(step, base, tuned)
+    return flights
 
 
 @torch.no_grad()
@@ -151,7 +186,7 @@ def _losses(adapter: Adapter, states: torch.Tensor, examples: Sequence[Example],
     rows, cols, targets = (torch.from_numpy(a).to(states.device) for a in labelled_positions(examples))
     chosen = states[..., rows, cols, :]
     vocabulary = adapter.model.config.get_text_config().vocab_size
-    step = max(1, _LOGIT_BYTES // (4 * vocabulary))
+    step = max(1, LOGIT_BYTES // (4 * vocabulary))
     nll = torch.cat(
         [
             nn.functional.cross_entropy(logits.float(), target.to(logits.device), reduction="none")
@@ -187,14 +222,16 @@ def sweep_losses(
         raise ValueError("windows must be distinct")
     losses = np.full((len(windows), len(examples)), np.nan)
     lengths = [e.length - 1 for e in examples]
-    for indices in make_batches(lengths, batch_tokens, [pair.tuned.table(length) for length in lengths]):
-        chosen = [examples[i] for i in indices]
-        tokens = torch.from_numpy(pad([e.tokens[:-1] for e in chosen]))  # the last token predicts nothing
-        batch = _Batch(pair, tokens, max(1, batch_tokens // tokens.numel()), work)
-        for window, states in _run_layers(batch, windows).items():
-            losses[rows[window], indices] = _losses(pair.tuned, states, chosen, work)
-        if progress:
-            progress(len(chosen))
+    groups = make_batches(lengths, batch_tokens, [pair.tuned.table(length) for length in lengths])
+    padded = [torch.from_numpy(pad([examples[i].tokens[:-1] for i in g])) for g in groups]  # the last predicts nothing
+    for together in pair.passes(padded, windows):
+        batches = [_Batch(pair, padded[i], max(1, batch_tokens // padded[i].numel()), work) for i in together]
+        for group, flight in zip((groups[i] for i in together), _run_layers(pair, batches, windows), strict=True):
+            chosen = [examples[i] for i in group]
+            for window in windows:
+                losses[rows[window], group] = _losses(pair.tuned, flight.states(window), chosen, work)
+            if progress:
+                progress(len(chosen))
     return losses
 
 
