@@ -166,6 +166,7 @@ class Planned:
     memory: int
     seconds: float
     device: str
+    residency: Mapping[str, str]
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -180,6 +181,7 @@ class Planned:
             f"memory       about {_size(self.memory)} for weights and states, on {self.device}",
             f"time         about {_duration(self.seconds)}, from a matrix product timed just now; overheads come on top",
         ]
+        lines += [f"weights      of {name}: {told}" for name, told in self.residency.items()]
         return "\n".join(lines)
 
 
@@ -213,6 +215,7 @@ def plan_run(config: Config | str | Path, overrides: Sequence[str] = ()) -> Plan
         needed.memory,
         seconds_for(config, facts, needed),
         facts.device,
+        {name: f"{model.residency.mode}, {model.residency.why}" for name, model in facts.models.items()},
     )
 
 

@@ -14,10 +14,11 @@ from raysweep.config import Config
 from raysweep.data.examples import Example
 from raysweep.engine.graph import Graph, Task
 from raysweep.engine.inspection import Cell, Facts
-from raysweep.engine.plan import window_names
+from raysweep.engine.plan import hidden_size, window_names
 from raysweep.fingerprint import fingerprint
 from raysweep.models.checkpoint import Checkpoint
 from raysweep.store.artifacts import FileEntry
+from raysweep.studies.passes import group_passes, most_states
 from raysweep.studies.windows import Window
 
 if TYPE_CHECKING:
@@ -35,6 +36,8 @@ class Loading:
     device: str
     device_map: str | Mapping[str, Any] | None
     batch_tokens: int
+    stream: bool = False
+    memory: int | None = None
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,12 @@ class PairCall(ModelCall):
 
 @dataclass(frozen=True)
 class SubstituteCall(PairCall):
-    """One pass over one chunk for all windows."""
+    """One pass over one chunk for all windows; over several where layers are streamed.
+
+    `sizes` are then the examples of each chunk, and `keys` has one a window for the first chunk, then for the next, …
+    """
+
+    sizes: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -193,7 +201,10 @@ def _lacking(config: Config, facts: Facts, graph: Graph, done: Collection[str]) 
     budget = batch_budget(config.execution.batch_tokens, facts.device)
     for model in config.models:
         of_model = facts.models[model.name]
-        loading = Loading(of_model.dtype, facts.device, config.execution.device_map, budget)
+        at = of_model.residency
+        loading = Loading(
+            of_model.dtype, facts.device, config.execution.device_map, budget, at.mode == "stream", at.memory
+        )
         cells = [cell for (name, _), cell in facts.cells.items() if name == model.name]
         for cell in cells:
             for task in graph.cell("similarity", model.name, cell.dataset):
@@ -201,7 +212,7 @@ def _lacking(config: Config, facts: Facts, graph: Graph, done: Collection[str]) 
         for cell in cells:
             if cell.dataset in of_model.tuned:
                 pair = (of_model.base, of_model.tuned[cell.dataset])
-                yield from _substitutions(config, cell, graph, pair, loading, done)
+                yield from _substitutions(config, cell, graph, pair, loading, at.room, done)
                 yield from _generations(config, cell, graph, pair, loading, done)
 
 
@@ -235,26 +246,54 @@ def _substitutions(
     graph: Graph,
     pair: tuple[Checkpoint, Checkpoint],
     loading: Loading,
+    room: int,
     done: Collection[str],
 ) -> Iterator[SubstituteCall]:
     tasks = graph.cell("substitute", cell.model, cell.dataset)
-    for index, chunk in enumerate(cell.chunks):
+    runs: list[tuple[list[Task], list[int]]] = []
+    for index in range(len(cell.chunks)):
         missing = [task for task in tasks if task.parts[index] not in done]
-        for group in _groups(missing, config.execution.fuse):
-            if group:
-                windows = tuple(task.window for task in group if task.window is not None)
-                yield SubstituteCall(
-                    f"substitute {cell.model}/{cell.dataset} {window_names(windows)} chunk {index}",
-                    cell.model,
-                    cell.dataset,
-                    tuple(task.name for task in group),
-                    pair[0],
-                    loading,
-                    chunk,
-                    pair[1],
-                    windows,
-                    tuple(task.parts[index] for task in group),
-                )
+        if missing and loading.stream and runs and runs[-1][0] == missing:
+            runs[-1][1].append(index)
+        elif missing:
+            runs.append((missing, [index]))
+    for missing, whole in runs:
+        for indices in _together(cell, whole, missing, pair[0], loading, room):
+            for group in _groups(missing, config.execution.fuse):
+                yield _substitution(cell, group, indices, pair, loading)
+
+
+def _together(
+    cell: Cell, indices: list[int], tasks: list[Task], base: Checkpoint, loading: Loading, room: int
+) -> list[list[int]]:
+    """Runs of chunks whose states fit in memory together, so that each layer is read once for all of a run."""
+    windows = [task.window for task in tasks if task.window is not None]
+    per_token = (
+        most_states(base.n_layers, windows) * hidden_size(base.config) * (4 if loading.dtype == "float32" else 2)
+    )
+    needs = [sum(example.length for example in cell.chunks[index]) * per_token for index in indices]
+    return [[indices[place] for place in places] for places in group_passes(needs, room)]
+
+
+def _substitution(
+    cell: Cell, tasks: list[Task], indices: list[int], pair: tuple[Checkpoint, Checkpoint], loading: Loading
+) -> SubstituteCall:
+    windows = tuple(task.window for task in tasks if task.window is not None)
+    chunks = [cell.chunks[index] for index in indices]
+    which = f"chunk {indices[0]}" if len(indices) == 1 else f"chunks {indices[0]}-{indices[-1]}"
+    return SubstituteCall(
+        f"substitute {cell.model}/{cell.dataset} {window_names(windows)} {which}",
+        cell.model,
+        cell.dataset,
+        tuple(task.name for task in tasks),
+        pair[0],
+        loading,
+        tuple(example for chunk in chunks for example in chunk),
+        pair[1],
+        windows,
+        tuple(task.parts[index] for index in indices for task in tasks),
+        tuple(map(len, chunks)),
+    )
 
 
 def _generations(

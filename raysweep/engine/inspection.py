@@ -16,6 +16,7 @@ import numpy as np
 
 from raysweep.config import Config, DatasetConfig, GenerationConfig, ModelConfig
 from raysweep.data.examples import Example, Loaded, Room, load_examples
+from raysweep.engine.residency import RESIDENT, Residency, choose_residency
 from raysweep.errors import InputError
 from raysweep.fingerprint import fingerprint
 from raysweep.models.checkpoint import (
@@ -59,6 +60,7 @@ class ModelFacts:
     tuned: Mapping[str, Checkpoint]
     dtype: str
     predicts: bool = True
+    residency: Residency = RESIDENT
 
 
 @dataclass(frozen=True)
@@ -131,7 +133,9 @@ def inspect(config: Config, find_device: Callable[[str], str] = resolve_device) 
                 "lacks its head), and substitution measures the loss of a response's tokens; leave its `tuned` out and "
                 "ask for similarity alone"
             )
-        models[model.name] = ModelFacts(base, tuned, resolve_dtype(model.dtype, base.dtype, device), predicts)
+        dtype = resolve_dtype(model.dtype, base.dtype, device)
+        residency = choose_residency(config, model.name, base, list(tuned.values()), dtype, device)
+        models[model.name] = ModelFacts(base, tuned, dtype, predicts, residency)
         if tuned and config.studies.substitution:
             windows_of_widths(base.n_layers, config.studies.substitution.widths, f" of model '{model.name}'")
     cells: dict[tuple[str, str], Cell] = {}

@@ -9,8 +9,8 @@ thread copies between them on a stream of its own.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -174,6 +174,14 @@ class StreamedModel:
             place.set(place.empty)
         if self._slots[slot].used is not None:
             self._slots[slot].used.record(torch.cuda.current_stream(self._device))
+
+    def layers(self) -> Generator[nn.Module]:
+        """Every layer in order, filled until the next is asked for (streaming.py does it for a pair)."""
+        from raysweep.models.streaming import streamed_layers
+
+        with closing(streamed_layers([[(self, layer)] for layer in range(self.n_layers)])) as fetched:
+            for [block] in fetched:
+                yield block
 
     def close(self) -> None:
         """Close the files. What is read later opens them again."""

@@ -16,26 +16,9 @@ from raysweep.errors import InputError
 from raysweep.models.memory import free_bytes, private_bytes
 from raysweep.models.stream import SLOTS, StreamedModel
 from raysweep.models.streaming import streamed_layers
+from raysweep.studies.passes import group_passes, most_states
 from raysweep.studies.substitution import LOGIT_BYTES, Pair
-from raysweep.studies.windows import LayerStep, Window, schedule
-
-
-def most_states(n_layers: int, windows: Sequence[Window]) -> int:
-    """The most states of one batch that are in memory at the same time, between two layers."""
-    return max((len(step.open) + len(step.tails) + 1 for step in schedule(n_layers, windows)), default=1)
-
-
-def group_passes(needs: Sequence[int], room: int) -> list[list[int]]:
-    """Consecutive batches whose `needs` (bytes) fit into `room` together; one that is larger goes alone."""
-    passes: list[list[int]] = []
-    left = 0
-    for index, need in enumerate(needs):
-        if not passes or need > left:
-            passes.append([])
-            left = room
-        passes[-1].append(index)
-        left -= need
-    return passes
+from raysweep.studies.windows import LayerStep, Window
 
 
 @dataclass(frozen=True)

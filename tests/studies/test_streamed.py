@@ -18,7 +18,8 @@ from raysweep.models.checkpoint import describe, load_model
 from raysweep.models.prefetch import THREAD
 from raysweep.models.stream import StreamedModel
 from raysweep.models.streaming import streamed_layers
-from raysweep.studies.streamed import StreamedPair, group_passes, most_states
+from raysweep.studies.passes import group_passes, most_states
+from raysweep.studies.streamed import StreamedPair
 from raysweep.studies.substitution import Pair, sweep_losses
 from raysweep.studies.windows import UNTOUCHED, Window, windows_of_widths
 
