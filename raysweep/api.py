@@ -170,6 +170,7 @@ class Planned:
     memory: int
     seconds: float
     device: str
+    residency: Mapping[str, str]
     identical: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
@@ -185,6 +186,7 @@ class Planned:
             f"memory       about {_size(self.memory)} for weights and states, on {self.device}",
             f"time         about {_duration(self.seconds)}, from a matrix product timed just now; overheads come on top",
         ]
+        lines += [f"weights      of {name}: {told}" for name, told in self.residency.items()]
         lines += [
             f"identical    {layers} decoder layers in base and tuned of {cell}; {shared} changes are another's for that"
             for cell, (layers, shared) in self.identical.items()
@@ -222,6 +224,7 @@ def plan_run(config: Config | str | Path, overrides: Sequence[str] = ()) -> Plan
         needed.memory,
         seconds_for(config, facts, needed),
         facts.device,
+        {name: f"{model.residency.mode}, {model.residency.why}" for name, model in facts.models.items()},
         needed.identical,
     )
 

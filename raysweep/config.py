@@ -172,6 +172,15 @@ class StudiesConfig(_Section):
         return self
 
 
+def _bytes(value: object) -> int | None:
+    """A size such as `1.5GB` in bytes (also kB, MB, TB, GiB, …; a plain number is bytes), or None for what is none."""
+    found = (
+        re.fullmatch(r"(\d{1,12}(?:\.\d{1,9})?) ?([kKMGT]?)(i?)B?", str(value)) if not isinstance(value, bool) else None
+    )
+    size = float(found[1]) * (1024 if found[3] else 1000) ** " KMGT".index(found[2].upper() or " ") if found else 0
+    return int(size) if 1 <= size < 2**62 else None
+
+
 class ExecutionConfig(_Section):
     """How to compute it; nothing here changes a result beyond rounding, except `chunk`, which decides what is committed together."""
 
@@ -186,6 +195,20 @@ class ExecutionConfig(_Section):
     batch_tokens: Positive | Literal["auto"] = "auto"
     chunk: Positive = 32
     fuse: bool = True
+    residency: Literal["auto", "resident", "stream"] = "auto"
+    memory: str | int | float = "auto"
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """The budget in bytes; None for what is free."""
+        return None if self.memory == "auto" else _bytes(self.memory)
+
+    @field_validator("memory", mode="before")
+    @classmethod
+    def _size(cls, value: object) -> object:
+        if value != "auto" and _bytes(value) is None:
+            raise ValueError(f"give auto, or a size such as 1.5GB or 800MB, not {shown(value)}")
+        return value
 
     @field_validator("batch_tokens", "workers", mode="before")
     @classmethod
@@ -463,6 +486,8 @@ execution:
   device: auto                       # cuda where there is one, else cpu
   batch_tokens: auto                 # padded tokens of one block call: 8192 on a GPU, 1024 on a CPU, or a number
   chunk: 32                          # examples committed together
+  residency: auto                    # resident: all weights in memory; stream: two layers at a time from disk; auto: by size
+  memory: auto                       # what the program may have in all: what is free, or a size such as 1.5GB
 
 storage: runs/tiny
 """

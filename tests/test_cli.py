@@ -213,7 +213,7 @@ def test_plan_tells_and_writes_nothing(config, raysweep):
     assert content(config.parent) == before
     lines = told.out.splitlines()
     assert lines[:3] == ["substitute   6 tasks, 0 done", "similarity   1 tasks, 0 done", "correlate    1 tasks, 0 done"]
-    assert [line.split()[0] for line in lines[3:]] == ["to", "to", "memory", "time"]
+    assert [line.split()[0] for line in lines[3:]] == ["to", "to", "memory", "time", "weights"]
     # trunk 5; branches 5 + 3 × 2; tails 3 + 2 + 1; the base model's own layers 5
     assert lines[4] == "to compute   27 layer applications, each on a whole data set"
 

@@ -85,6 +85,8 @@ def test_defaults():
         "batch_tokens": "auto",
         "chunk": 32,
         "fuse": True,
+        "residency": "auto",
+        "memory": "auto",
     }
 
 

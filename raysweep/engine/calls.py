@@ -14,12 +14,13 @@ from raysweep.config import Config
 from raysweep.data.examples import Example
 from raysweep.engine.graph import Graph, Task
 from raysweep.engine.inspection import Cell, Facts, ModelFacts
-from raysweep.engine.plan import VERIFIED, drawn, window_names
+from raysweep.engine.plan import VERIFIED, drawn, hidden_size, window_names
 from raysweep.fingerprint import fingerprint
 from raysweep.models.checkpoint import Checkpoint
 from raysweep.models.same import NOTHING, Same
 from raysweep.store.artifacts import FileEntry
 from raysweep.studies.interventions import Change
+from raysweep.studies.passes import group_passes, most_states
 from raysweep.studies.windows import Window
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ class Loading:
     device: str
     device_map: str | Mapping[str, Any] | None
     batch_tokens: int
+    stream: bool = False
+    memory: int | None = None
 
 
 @dataclass(frozen=True)
@@ -89,9 +92,14 @@ class PairCall(ModelCall):
 
 @dataclass(frozen=True)
 class SubstituteCall(PairCall):
-    """One pass over one chunk for all windows; `same` is what the plan took base and tuned to have in common."""
+    """One pass over one chunk for all windows; over several where layers are streamed.
+
+    `same` is what the plan took base and tuned to have in common. `sizes` are the examples of each chunk, and `keys` has one
+    a window for the first chunk, then for the next, …
+    """
 
     same: Same
+    sizes: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -202,7 +210,8 @@ def model_calls(config: Config, facts: Facts, graph: Graph, done: Collection[str
 
 def _loading(config: Config, facts: Facts, model: ModelFacts) -> Loading:
     budget = batch_budget(config.execution.batch_tokens, facts.device)
-    return Loading(model.dtype, facts.device, config.execution.device_map, budget)
+    at = model.residency
+    return Loading(model.dtype, facts.device, config.execution.device_map, budget, at.mode == "stream", at.memory)
 
 
 def _verification(config: Config, facts: Facts, graph: Graph, task: Task) -> VerifyCall:
@@ -235,7 +244,7 @@ def _lacking(config: Config, facts: Facts, graph: Graph, done: Collection[str]) 
             if cell.dataset in of_model.tuned:
                 pair = (of_model.base, of_model.tuned[cell.dataset])
                 same = of_model.same.get(cell.dataset, NOTHING)
-                yield from _substitutions(config, cell, graph, pair, loading, done, same)
+                yield from _substitutions(config, cell, graph, pair, loading, of_model.residency.room, done, same)
                 yield from _generations(config, cell, graph, pair, loading, done)
 
 
@@ -269,30 +278,66 @@ def _substitutions(
     graph: Graph,
     pair: tuple[Checkpoint, Checkpoint],
     loading: Loading,
+    room: int,
     done: Collection[str],
     same: Same,
 ) -> Iterator[SubstituteCall]:
     tasks = graph.cell("substitute", cell.model, cell.dataset)
-    for index, chunk in enumerate(cell.chunks):
+    runs: list[tuple[list[Task], list[int]]] = []
+    for index in range(len(cell.chunks)):
         missing = [task for task in tasks if task.parts[index] not in done]
-        for group in _groups(missing, config.execution.fuse):
-            if any(task.parts[index] not in done for task in group):  # without fusing, an equal one may be taken by now
-                first = {task.parts[index]: task for task in reversed(group)}  # of tasks that are one part
-                chosen = [task for task in group if first[task.parts[index]] is task]
-                windows = tuple(task.window for task in chosen if task.window is not None)
-                yield SubstituteCall(
-                    f"substitute {cell.model}/{cell.dataset} {window_names(windows)} chunk {index}",
-                    cell.model,
-                    cell.dataset,
-                    tuple(task.name for task in group),
-                    pair[0],
-                    loading,
-                    chunk,
-                    pair[1],
-                    windows,
-                    tuple(task.parts[index] for task in chosen),
-                    same,
-                )
+        if missing and loading.stream and runs and runs[-1][0] == missing:
+            runs[-1][1].append(index)
+        elif missing:
+            runs.append((missing, [index]))
+    for missing, whole in runs:
+        for indices in _together(cell, whole, missing, pair[0], loading, room, same):
+            for group in _groups(missing, config.execution.fuse):
+                lacking = [index for index in indices if any(task.parts[index] not in done for task in group)]
+                if lacking:  # without fusing, an equal one may be taken by now
+                    yield _substitution(cell, group, lacking, pair, loading, same)
+
+
+def _together(
+    cell: Cell, indices: list[int], tasks: list[Task], base: Checkpoint, loading: Loading, room: int, same: Same
+) -> list[list[int]]:
+    """Runs of chunks whose states fit in memory together, so that each layer is read once for all of a run."""
+    if not loading.stream:
+        return [[index] for index in indices]
+    windows = [task.window for task in tasks if task.window is not None]
+    size = 4 if loading.dtype == "float32" else 2
+    per_token = most_states(base.n_layers, windows, same) * hidden_size(base.config) * size
+    needs = [sum(example.length for example in cell.chunks[index]) * per_token for index in indices]
+    return [[indices[place] for place in places] for places in group_passes(needs, room)]
+
+
+def _substitution(
+    cell: Cell,
+    tasks: list[Task],
+    indices: list[int],
+    pair: tuple[Checkpoint, Checkpoint],
+    loading: Loading,
+    same: Same,
+) -> SubstituteCall:
+    first = {task.parts[indices[0]]: task for task in reversed(tasks)}  # of tasks that are one part
+    chosen = [task for task in tasks if first[task.parts[indices[0]]] is task]
+    windows = tuple(task.window for task in chosen if task.window is not None)
+    chunks = [cell.chunks[index] for index in indices]
+    which = f"chunk {indices[0]}" if len(indices) == 1 else f"chunks {indices[0]}-{indices[-1]}"
+    return SubstituteCall(
+        f"substitute {cell.model}/{cell.dataset} {window_names(windows)} {which}",
+        cell.model,
+        cell.dataset,
+        tuple(task.name for task in tasks),
+        pair[0],
+        loading,
+        tuple(example for chunk in chunks for example in chunk),
+        pair[1],
+        windows,
+        tuple(task.parts[index] for index in indices for task in chosen),
+        same,
+        tuple(map(len, chunks)),
+    )
 
 
 def _generations(

@@ -16,6 +16,7 @@ import numpy as np
 
 from raysweep.config import Config, DatasetConfig, GenerationConfig, ModelConfig, SubstitutionConfig
 from raysweep.data.examples import Example, Loaded, Room, load_examples
+from raysweep.engine.residency import RESIDENT, Residency, choose_residency
 from raysweep.errors import InputError
 from raysweep.fingerprint import fingerprint
 from raysweep.models.adapter import find_blocks
@@ -67,6 +68,7 @@ class ModelFacts:
     dtype: str
     predicts: bool = True
     same: Mapping[str, Same] = field(default_factory=dict)
+    residency: Residency = RESIDENT
 
 
 @dataclass(frozen=True)
@@ -153,7 +155,9 @@ def inspect(config: Config, find_device: Callable[[str], str] = resolve_device) 
                 "ask for similarity alone"
             )
         same = {name: same_in_checkpoints(base, checkpoint) for name, checkpoint in tuned.items()}
-        models[model.name] = ModelFacts(base, tuned, resolve_dtype(model.dtype, base.dtype, device), predicts, same)
+        dtype = resolve_dtype(model.dtype, base.dtype, device)
+        residency = choose_residency(config, model.name, base, list(tuned.values()), dtype, device)
+        models[model.name] = ModelFacts(base, tuned, dtype, predicts, same, residency)
         if tuned and config.studies.substitution:
             asked_changes(config.studies.substitution, base.n_layers, f" of model '{model.name}'")
             if config.studies.substitution.modules:

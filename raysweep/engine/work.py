@@ -34,11 +34,13 @@ from raysweep.engine.folder import RunFolder
 from raysweep.errors import InputError, RaysweepError
 from raysweep.models.adapter import Adapter
 from raysweep.models.checkpoint import Checkpoint, load_model, load_tokenizer
+from raysweep.models.stream import StreamedModel
 from raysweep.store.activations import Activations, open_activations, publish_manifest, write_part
 from raysweep.studies.capture import capture_states
 from raysweep.studies.correlation import correlate_cell
 from raysweep.studies.interventions import labels, relabelled, windows_in
 from raysweep.studies.similarity import similarity_tables
+from raysweep.studies.streamed import StreamedPair
 from raysweep.studies.substitution import Pair, Work, generate_text, loss_table, sweep_losses
 from raysweep.studies.verification import apart, true_losses, within
 
@@ -50,7 +52,7 @@ class Worker:
 
     def __init__(self, folder: Path) -> None:
         self.folder = RunFolder(folder)
-        self._resident: OrderedDict[tuple[str, str, str], Adapter] = OrderedDict()
+        self._resident: OrderedDict[tuple[str, str, str], Adapter | StreamedModel] = OrderedDict()
 
     def attempt(self, call: Call) -> Outcome:
         """Run the call; whatever it raises becomes an outcome with the traceback, but for a disk that is full or gone (OSError)."""
@@ -76,18 +78,34 @@ class Worker:
     def _adapter(self, checkpoint: Checkpoint, loading: Loading, base: Checkpoint | None = None) -> Adapter:
         """The loaded model, the least recently used one making room."""
         key = (checkpoint.fingerprint, base.fingerprint if base and checkpoint.adapter else "", loading.dtype)
-        if key not in self._resident:
+        found = self._resident.get(key)
+        if not isinstance(found, Adapter):
             while len(self._resident) >= RESIDENT:
                 self._resident.popitem(last=False)
-            self._resident[key] = Adapter(
+            self._resident[key] = found = Adapter(
                 load_model(
                     checkpoint, dtype=loading.dtype, device=loading.device, device_map=loading.device_map, base=base
                 )
             )
         self._resident.move_to_end(key)
-        return self._resident[key]
+        return found
+
+    def _streamed(self, checkpoint: Checkpoint, loading: Loading) -> StreamedModel:
+        """The checkpoint with its layers on disk, the least recently used model making room."""
+        key = (checkpoint.fingerprint, "stream", loading.dtype)
+        found = self._resident.get(key)
+        if not isinstance(found, StreamedModel):
+            while len(self._resident) >= RESIDENT:
+                self._resident.popitem(last=False)
+            found = StreamedModel(checkpoint, dtype=loading.dtype, device=loading.device)
+            self._resident[key] = found
+        self._resident.move_to_end(key)
+        return found
 
     def _pair(self, call: PairCall) -> Pair:
+        if call.loading.stream:
+            streamed = self._streamed(call.base, call.loading)
+            return StreamedPair.of(streamed, self._streamed(call.tuned, call.loading), call.loading.memory)
         base = self._adapter(call.base, call.loading)
         return Pair(base, self._adapter(call.tuned, call.loading, base=call.base))
 
@@ -107,14 +125,20 @@ class Worker:
                 "were they written anew since they were checked? Run again"
             )
         losses = sweep_losses(pair, call.examples, call.windows, batch_tokens=call.loading.batch_tokens, work=work)
-        rows = loss_table(losses, call.windows, call.examples)
-        rows["part"] = [key for key in call.keys for _ in call.examples]
+        commits, first, n = [], 0, len(call.windows)
+        for chunk, size in enumerate(call.sizes or (len(call.examples),)):
+            examples = call.examples[first : first + size]
+            keys = call.keys[chunk * n : (chunk + 1) * n]
+            rows = loss_table(losses[:, first : first + size], call.windows, examples)
+            rows["part"] = [key for key in keys for _ in examples]
+            commits.append(_commit("substitute", call, keys, rows))
+            first += size
         measured = {
             "layer_applications": work.applications,
             "token_applications": work.token_applications,
             "load_seconds": round(loaded - loading, 4),
         }
-        return [_commit("substitute", call, call.keys, rows)], measured
+        return commits, measured
 
     @_run.register
     def _(self, call: VerifyCall) -> tuple[list[Commit], dict[str, float]]:
@@ -163,24 +187,32 @@ class Worker:
 
     @_run.register
     def _(self, call: CaptureCall) -> tuple[list[Commit], dict[str, float]]:
-        adapter = self._adapter(call.base, call.loading)
-        captured = capture_states(adapter, call.examples, pooling=call.pooling, batch_tokens=call.loading.batch_tokens)  # type: ignore[arg-type]
+        source = self._streamed(call.base, call.loading) if call.loading.stream else None
+        adapter = source.adapter if source else self._adapter(call.base, call.loading)
+        layers = source.layers if source else None
+        captured = capture_states(
+            adapter,
+            call.examples,
+            pooling=call.pooling,  # type: ignore[arg-type]
+            batch_tokens=call.loading.batch_tokens,
+            layers=layers,
+        )
         folder = self.folder.activations(call.model, call.dataset)
         files = write_part(
             folder, call.part, captured.states, captured.example_ids, captured.token_pos, captured.token_ids
         )
-        layers, _, width = captured.states.shape
+        depth, _, width = captured.states.shape
         extra = {
             "part": call.part,
             "folder": folder.relative_to(self.folder.root).as_posix(),
-            "layers": layers,
+            "layers": depth,
             "width": width,
             "torch_dtype": str(captured.states.dtype).removeprefix("torch."),
         }
         commit = Commit(
             commit_name("capture", call.model, call.dataset, [call.key]), (call.key,), None, tuple(files), extra
         )
-        return [commit], {"layer_applications": layers}
+        return [commit], {"layer_applications": depth}
 
     @_run.register
     def _(self, call: SimilarityCall) -> tuple[list[Commit], dict[str, float]]:

@@ -141,7 +141,7 @@ def limits(checkpoint: Checkpoint) -> tuple[int | None, int | None]:
 
     The context is `max_position_embeddings` under whatever name the architecture writes it. An adapter has its base's.
     """
-    text = _standard_config(checkpoint.folder).get_text_config()
+    text = standard_config(checkpoint.folder).get_text_config()
     context, vocabulary = (getattr(text, key, None) for key in ("max_position_embeddings", "vocab_size"))
     return (
         context if isinstance(context, int) and context > 0 else None,
@@ -149,7 +149,7 @@ def limits(checkpoint: Checkpoint) -> tuple[int | None, int | None]:
     )
 
 
-def _standard_config(folder: Path) -> PreTrainedConfig:
+def standard_config(folder: Path) -> PreTrainedConfig:
     """The config as transformers reads it: standard names, and defaults for what the file leaves out."""
     from transformers import AutoConfig
 
@@ -161,7 +161,7 @@ def _standard_config(folder: Path) -> PreTrainedConfig:
 
 def _standard_names(folder: Path) -> Mapping[str, Any]:
     """The config under transformers' standard names (GPT-2 and others name their sizes differently)."""
-    config = _standard_config(folder)
+    config = standard_config(folder)
     text = config.get_text_config()
     sizes = {
         "num_hidden_layers": text.num_hidden_layers,
@@ -195,7 +195,7 @@ def check_pair(base: Checkpoint, tuned: Checkpoint) -> None:
     if base.n_layers != tuned.n_layers:
         only = _only_in_one(base, tuned)
         raise InputError(f"{where} differ in depth: {base.n_layers} and {tuned.n_layers} decoder layers{only}")
-    check_settings(_standard_config(base.folder), _standard_config(tuned.folder), where)
+    check_settings(standard_config(base.folder), standard_config(tuned.folder), where)
 
 
 def check_settings(base: PreTrainedConfig, tuned: PreTrainedConfig, where: str) -> None:
@@ -242,14 +242,14 @@ def predicts_tokens(checkpoint: Checkpoint) -> bool:
 
     Raises InputError for what is neither.
     """
-    return checkpoint_predicts(_standard_config(checkpoint.folder), checkpoint.source)
+    return checkpoint_predicts(standard_config(checkpoint.folder), checkpoint.source)
 
 
-def _may_pool(checkpoint: Checkpoint) -> bool:
+def may_pool(checkpoint: Checkpoint) -> bool:
     """Whether the encoder's class can be built without a pooler, which a checkpoint with another head does not have."""
     from transformers import AutoModel
 
-    model_class = AutoModel._model_mapping[type(_standard_config(checkpoint.folder))]
+    model_class = AutoModel._model_mapping[type(standard_config(checkpoint.folder))]
     return "add_pooling_layer" in signature(model_class.__init__).parameters
 
 
@@ -278,7 +278,7 @@ def load_model(
         return _merge_adapter(checkpoint, base, dtype=dtype, device=device, device_map=device_map)
     placed: dict[str, Any] = {"device_map": device_map if device_map is not None else {"": device}}
     predicts = predicts_tokens(checkpoint)
-    if not predicts and _may_pool(checkpoint):
+    if not predicts and may_pool(checkpoint):
         placed["add_pooling_layer"] = False
     try:
         model, info = (AutoModelForCausalLM if predicts else AutoModel).from_pretrained(
@@ -306,7 +306,7 @@ def skeleton(checkpoint: Checkpoint) -> PreTrainedModel:
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(_standard_config(checkpoint.folder), trust_remote_code=False)
+        return AutoModelForCausalLM.from_config(standard_config(checkpoint.folder), trust_remote_code=False)
 
 
 def _merge_adapter(

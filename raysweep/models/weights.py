@@ -108,6 +108,11 @@ def _files(folder: Path, source: str, *, adapter: bool) -> tuple[list[Path], _In
     raise InputError(f"checkpoint '{source}' has no weights (*.safetensors) in {folder}")
 
 
+def weight_files(folder: Path, source: str) -> list[Path]:
+    """The files that hold a full checkpoint's weights. Raises InputError where there are none, or a shard is missing."""
+    return _files(folder, source, adapter=False)[0]
+
+
 def _read_index(path: Path) -> _Index:
     try:
         weight_map = json.loads(path.read_bytes())["weight_map"]

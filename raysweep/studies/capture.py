@@ -9,17 +9,18 @@ Shapes: L layers, N examples, D width; B examples of a batch, T tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 import torch
+from torch import nn
 
 from raysweep.data.batches import make_batches, pad
 from raysweep.data.examples import Example
 from raysweep.errors import InputError, nearest
-from raysweep.models.adapter import Adapter, apply_block
+from raysweep.models.adapter import Adapter, Shared, apply_block
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -46,31 +47,39 @@ def capture_states(
     pooling: Pooling = "last",
     batch_tokens: int = 8192,
     progress: Callable[[int], None] | None = None,
+    layers: Callable[[], Iterable[nn.Module]] | None = None,
 ) -> Captured:
     """Every block's output for every example, on the CPU.
 
     `last` and `first`: the state of that token of the prompt, in the model's own dtype, bit for bit; `first` is for
     encoders ([CLS]): in a causal model the first token has seen nothing but itself. `mean`: the mean over the prompt's
-    tokens, special ones included, summed and kept in float32. Raises InputError for an unknown pooling.
+    tokens, special ones included, summed and kept in float32. `layers`, where given, are the blocks from elsewhere than the
+    model (from disk): all batches then go through each together. Raises InputError for an unknown pooling.
     """
     if pooling not in POOLINGS:
         raise InputError(f"unknown pooling '{pooling}'; {nearest(pooling, POOLINGS)}")
     prompts = [e.tokens[: e.n_prompt] for e in examples]
     out: torch.Tensor | None = None
     sizes = [len(p) for p in prompts]
-    for indices in make_batches(sizes, batch_tokens, [adapter.table(size) for size in sizes]):
-        tokens = torch.from_numpy(pad([prompts[i] for i in indices]))
-        lengths = [sizes[i] for i in indices]
-        recording = adapter.record(tokens, lengths)
-        states = recording.states
-        for layer, (block, call) in enumerate(zip(adapter.blocks, recording.calls, strict=True)):
-            states = apply_block(block, states, call)
-            pooled = _pool(_joined(states), torch.tensor(lengths, device=states.device), pooling).cpu()
-            if out is None:
-                out = torch.empty(adapter.n_layers, len(examples), pooled.shape[-1], dtype=pooled.dtype)
-            out[layer, indices] = pooled
+    batches = make_batches(sizes, batch_tokens, [adapter.table(size) for size in sizes])
+    for together in [batches] if layers else [[indices] for indices in batches]:
+        flights = [
+            (indices, adapter.record(torch.from_numpy(pad([prompts[i] for i in indices])), [sizes[i] for i in indices]))
+            for indices in together
+        ]
+        entering = [recording.states for _, recording in flights]
+        shared: list[Shared] = [{} for _ in flights]
+        for layer, block in enumerate(layers() if layers else adapter.blocks):
+            for at, (indices, recording) in enumerate(flights):
+                states = apply_block(block, entering[at], recording.calls[layer], shared[at])
+                lengths = torch.tensor([sizes[i] for i in indices], device=states.device)
+                pooled = _pool(_joined(states), lengths, pooling).cpu()
+                if out is None:
+                    out = torch.empty(adapter.n_layers, len(examples), pooled.shape[-1], dtype=pooled.dtype)
+                out[layer, indices] = pooled
+                entering[at] = states
         if progress:
-            progress(len(indices))
+            progress(sum(map(len, together)))
     if out is None:
         raise InputError("there are no examples to capture")
     place = {"first": [0] * len(prompts), "last": [size - 1 for size in sizes], "mean": [-1] * len(prompts)}[pooling]

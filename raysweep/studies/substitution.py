@@ -11,7 +11,8 @@ several come before B.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -23,7 +24,7 @@ from torch import nn
 from raysweep.data.batches import labelled_positions, make_batches, pad
 from raysweep.data.examples import Example
 from raysweep.errors import InputError
-from raysweep.models.adapter import Adapter, Recording, Shared, apply_block
+from raysweep.models.adapter import Adapter, BlockCall, Shared, apply_block
 from raysweep.models.checkpoint import check_settings
 from raysweep.models.same import Same, same_in_models
 from raysweep.models.surgery import substitute
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-_LOGIT_BYTES = 64 * 2**20
+LOGIT_BYTES = 64 * 2**20
 
 
 @dataclass
@@ -84,6 +85,15 @@ class Pair:
         """What both models have in common, weight for weight."""
         return same_in_models(self.base, self.tuned)
 
+    def layers(self, steps: Sequence[Step]) -> Generator[tuple[nn.Module, nn.Module]]:
+        """The base's and the tuned model's layer for each step; each may be used until the next is asked for."""
+        for step in steps:
+            yield self.base.blocks[step.layer], self.tuned.blocks[step.layer]
+
+    def passes(self, batches: Sequence[torch.Tensor], windows: Sequence[Change]) -> list[list[int]]:
+        """Which batches of tokens [B, T] go through the layers together: each alone, for its states are then few."""
+        return [[index] for index in range(len(batches))]
+
     def frame(self, in_base: bool) -> Adapter:
         """The model whose embedding, norm and head surround the layers."""
         return self.base if in_base else self.tuned
@@ -99,18 +109,25 @@ class _Branch:
 
 @dataclass
 class _Batch:
-    """One batch on its way through the layers; `recordings` holds the block calls for k stacked copies of it."""
+    """One batch on its way through the layers; `calls` holds the block calls for k stacked copies of it."""
 
     pair: Pair
     tokens: torch.Tensor
     stack: int
     work: Work
-    recordings: dict[tuple[int, bool], Recording] = field(default_factory=dict)
+    calls: dict[tuple[int, bool], tuple[BlockCall, ...]] = field(default_factory=dict)
 
-    def recording(self, copies: int, in_base: bool) -> Recording:
-        if (copies, in_base) not in self.recordings:
-            self.recordings[copies, in_base] = self.pair.frame(in_base).record(self.tokens.repeat(copies, 1))
-        return self.recordings[copies, in_base]
+    def recorded(self, copies: int, in_base: bool) -> tuple[BlockCall, ...]:
+        """Each block's call for so many stacked copies."""
+        if (copies, in_base) not in self.calls:
+            self.calls[copies, in_base] = self.pair.frame(in_base).record(self.tokens.repeat(copies, 1)).calls
+        return self.calls[copies, in_base]
+
+    def embedded(self, in_base: bool) -> torch.Tensor:
+        """The states [..., B, T, D] that enter the first block."""
+        recording = self.pair.frame(in_base).record(self.tokens)
+        self.calls[1, in_base] = recording.calls
+        return recording.states
 
     def apply(self, block: nn.Module, layer: int, branches: list[_Branch], in_base: bool) -> list[_Branch]:
         """The branches behind the block, at most `stack` of them in one call."""
@@ -127,7 +144,7 @@ class _Batch:
                 )
                 for name, tensors in slab[0].shared.items()
             }
-            applied = apply_block(block, together, self.recording(len(slab), in_base).calls[layer], shared)
+            applied = apply_block(block, together, self.recorded(len(slab), in_base)[layer], shared)
             size = len(self.tokens)
             for at, states in enumerate(torch.split(applied, size, dim=-3)):
                 rows = slice(at * size, (at + 1) * size)
@@ -141,25 +158,30 @@ def _stacked(tensors: Sequence[torch.Tensor], dim: int) -> torch.Tensor:
     return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors), dim)
 
 
-@torch.no_grad()
-def _take(batch: _Batch, step: Step, states: Mapping[int, _Branch]) -> dict[int, _Branch]:
+def _take(
+    batch: _Batch, step: Step, states: Mapping[int, _Branch], base: nn.Module, tuned: nn.Module
+) -> dict[int, _Branch]:
     """The states behind one layer from those before it, both by their numbers in the schedule."""
     behind: dict[int, _Branch] = {}
     for group in step.groups:
-        with version_of(
-            batch.pair.tuned.blocks[step.layer], batch.pair.base.blocks[step.layer], group.version
-        ) as block:
+        with version_of(tuned, base, group.version) as block:
             applied = batch.apply(block, step.layer, [states[before] for before, _ in group.moves], group.in_base)
         behind |= {number: branch for (_, number), branch in zip(group.moves, applied, strict=True)}
     return behind
 
 
-def _run_layers(batch: _Batch, plan: Schedule) -> dict[int, torch.Tensor]:
-    """States [..., B, T, D] behind the last layer, by their numbers in the schedule."""
-    states = {number: _Branch(batch.recording(1, in_base).states) for number, in_base in plan.roots.items()}
-    for step in plan.steps:
-        states = _take(batch, step, states)
-    return {number: branch.states for number, branch in states.items()}
+@torch.no_grad()
+def _run_layers(pair: Pair, batches: Sequence[_Batch], plan: Schedule) -> list[dict[int, _Branch]]:
+    """The states of each batch of one pass behind the last layer, by their numbers in the schedule.
+
+    Layers are outermost, so that each is needed once.
+    """
+    states = [{n: _Branch(batch.embedded(in_base)) for n, in_base in plan.roots.items()} for batch in batches]
+    with closing(pair.layers(plan.steps)) as layers:
+        for step, (base, tuned) in zip(plan.steps, layers, strict=True):
+            for place, batch in enumerate(batches):
+                states[place] = _take(batch, step, states[place], base, tuned)
+    return states
 
 
 @torch.no_grad()
@@ -168,7 +190,7 @@ def _losses(adapter: Adapter, states: torch.Tensor, examples: Sequence[Example],
     rows, cols, targets = (torch.from_numpy(a).to(states.device) for a in labelled_positions(examples))
     chosen = states[..., rows, cols, :]
     vocabulary = adapter.model.config.get_text_config().vocab_size
-    step = max(1, _LOGIT_BYTES // (4 * vocabulary))
+    step = max(1, LOGIT_BYTES // (4 * vocabulary))
     nll = torch.cat(
         [
             nn.functional.cross_entropy(logits.float(), target.to(logits.device), reduction="none")
@@ -206,15 +228,18 @@ def sweep_losses(
     plan = schedule(pair.n_layers, windows, pair.same)
     losses = np.full((len(windows), len(examples)), np.nan)
     lengths = [e.length - 1 for e in examples]
-    for indices in make_batches(lengths, batch_tokens, [pair.tuned.table(length) for length in lengths]):
-        chosen = [examples[i] for i in indices]
-        tokens = torch.from_numpy(pad([e.tokens[:-1] for e in chosen]))  # the last token predicts nothing
-        batch = _Batch(pair, tokens, max(1, batch_tokens // tokens.numel()), work)
-        for number, states in _run_layers(batch, plan).items():
-            in_base, rows = plan.ends[number]
-            losses[np.ix_(rows, indices)] = _losses(pair.frame(in_base), states, chosen, work)
-        if progress:
-            progress(len(chosen))
+    groups = make_batches(lengths, batch_tokens, [pair.tuned.table(length) for length in lengths])
+    padded = [torch.from_numpy(pad([examples[i].tokens[:-1] for i in g])) for g in groups]  # the last predicts nothing
+    for together in pair.passes(padded, windows):
+        batches = [_Batch(pair, padded[i], max(1, batch_tokens // padded[i].numel()), work) for i in together]
+        for group, states in zip((groups[i] for i in together), _run_layers(pair, batches, plan), strict=True):
+            chosen = [examples[i] for i in group]
+            for number in list(states):
+                in_base, rows = plan.ends[number]
+                branch = states.pop(number)  # so that memory is given back
+                losses[np.ix_(rows, group)] = _losses(pair.frame(in_base), branch.states, chosen, work)
+            if progress:
+                progress(len(chosen))
     return losses
 
 

@@ -1,0 +1,128 @@
+"""Where a model's weights are while it is measured: all in memory, or two layers at a time from disk; and why.
+
+Decided once, when a run is inspected, from the checkpoints' sizes and the memory that there is. A budget that holds not
+even two layers, and a checkpoint that cannot be streamed though it was asked for, are refused here.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from raysweep.config import Config
+from raysweep.errors import InputError
+from raysweep.models.checkpoint import Checkpoint
+
+_LAYER = re.compile(r"(?:^|\.)(\d+)\.")
+_SIZES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+@dataclass(frozen=True)
+class Residency:
+    """`stream` or `resident`, and the reason in words; `room` is what states may take of `memory`, in bytes (None: what is free)."""
+
+    mode: Literal["resident", "stream"]
+    why: str
+    least: int = 0
+    room: int = 0
+    memory: int | None = None
+
+
+RESIDENT = Residency("resident", "as asked")
+
+
+def layer_sizes(checkpoint: Checkpoint, dtype: str) -> tuple[int, int]:
+    """(largest layer, everything outside layers), bytes in the dtype; a layer is what carries its number in its name."""
+    layers: dict[int, int] = {}
+    rest = 0
+    for name, shape in checkpoint.shapes.items():
+        size = math.prod(shape) * _SIZES[dtype]
+        found = _LAYER.search(name)
+        if found:
+            layers[int(found[1])] = layers.get(int(found[1]), 0) + size
+        else:
+            rest += size
+    return max(layers.values(), default=0), rest
+
+
+def choose_residency(
+    config: Config, name: str, base: Checkpoint, tuned: Sequence[Checkpoint], dtype: str, device: str
+) -> Residency:
+    """The residency of the model `name`, for the largest of its pairs.
+
+    Raises InputError where streaming is asked for and cannot be, or the budget is too small for two layers.
+    """
+    from raysweep.models.memory import private_bytes
+    from raysweep.models.skeleton import refuse_if_not_streamable
+
+    asked, memory = config.execution.residency, config.execution.memory_bytes
+    if asked == "resident":
+        return RESIDENT
+    free = _budget(memory, device)
+    if free is None:
+        if asked == "auto":
+            return Residency("resident", "the workers' memory is not known here; set execution.memory to let it stream")
+        free = 0
+    taken = private_bytes() if device == "cpu" else 0
+    other = max(tuned, key=lambda checkpoint: checkpoint.n_parameters, default=None)
+    pair = [base, *([other] if other is not None else [])]
+    whole = sum(checkpoint.n_parameters for checkpoint in pair) * _SIZES[dtype]
+    if asked == "auto" and taken + whole <= free:
+        return Residency("resident", f"its weights ({_gb(whole)}) fit in {_gb(free)}")
+    try:
+        _refuse_what_needs_all(config, name, bool(tuned))
+        for checkpoint in (base, *tuned):
+            refuse_if_not_streamable(checkpoint)
+    except InputError as error:
+        if asked == "auto":
+            return Residency("resident", f"its weights ({_gb(whole)}) do not fit in {_gb(free)}, but {error}")
+        raise
+    sizes = [layer_sizes(checkpoint, dtype) for checkpoint in pair]
+    least = taken + sum(2 * layer + rest for layer, rest in sizes)
+    if free and least >= free:
+        raise InputError(
+            f"model '{name}': a memory budget of {_gb(free)} (execution.memory) does not hold two layers of each checkpoint "
+            f"({_gb(2 * sum(layer for layer, _ in sizes))}), its embeddings and head ({_gb(sum(rest for _, rest in sizes))}) "
+            f"and the program ({_gb(taken)}); the least that would do is {_gb(least + 10**7)}, and states come on top"
+        )
+    why = "as asked" if asked == "stream" else f"its weights ({_gb(whole)}) do not fit in {_gb(free)}"
+    return Residency("stream", why, least, max(0, free - least), memory)
+
+
+def _budget(memory: int | None, device: str) -> int | None:
+    """What the program may have in all, bytes; None where the device is another machine's and nothing was set."""
+    if memory is not None:
+        return memory
+    import torch
+
+    from raysweep.models.memory import free_bytes, private_bytes
+
+    if device.startswith("cuda"):
+        return free_bytes(device) if torch.cuda.is_available() else None
+    return free_bytes(device) + private_bytes()
+
+
+def _refuse_what_needs_all(config: Config, name: str, tuned: bool) -> None:
+    substitution = config.studies.substitution
+    if substitution and substitution.generate and tuned:
+        raise InputError(
+            f"model '{name}' cannot be streamed: studies.substitution.generate writes token by token and would read every layer "
+            "for each; leave it out, or set execution.residency to resident"
+        )
+    if substitution and substitution.verify and tuned:
+        raise InputError(
+            f"model '{name}' cannot be streamed: studies.substitution.verify runs the whole model; leave it out, or set "
+            "execution.residency to resident"
+        )
+    if config.execution.device_map is not None:
+        raise InputError(
+            f"model '{name}' cannot be streamed: execution.device_map spreads its layers over devices; leave it out, or set "
+            "execution.residency to resident"
+        )
+
+
+def _gb(size: float) -> str:
+    return f"{-(-size // 10**7) / 100:.2f} GB"

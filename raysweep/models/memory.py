@@ -1,0 +1,53 @@
+"""How much memory there is: what this process has for itself, and what is free on a device. Bytes."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+
+_SHARE_OF_FREE = 0.8  # what other processes and allocators' slack may take meanwhile stays free
+
+
+def private_bytes() -> int:
+    """Memory that this process shares with no other: it counts against a budget. Files that are only mapped do not.
+
+    Where the system does not tell (it is Linux's), an estimate for an interpreter with torch and transformers.
+    """
+    try:
+        lines = Path("/proc/self/smaps_rollup").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return 512 * 2**20
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(("Private_Dirty:", "Private_Hugetlb:")))
+
+
+def free_bytes(device: str) -> int:
+    """What may be taken on the device beyond what this process already has."""
+    if device.startswith("cuda"):
+        free, _ = torch.cuda.mem_get_info(torch.device(device))
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(_SHARE_OF_FREE * (free + unused))
+    return int(_SHARE_OF_FREE * min(_machine_free(), _group_free()))
+
+
+def _machine_free() -> int:
+    try:
+        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+
+
+def _group_free() -> int:
+    """What a container's limit leaves; a very large number where there is none."""
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit = (group / "memory.max").read_text(encoding="ascii").strip()
+        used = int((group / "memory.current").read_text(encoding="ascii"))
+        stat = dict(line.split() for line in (group / "memory.stat").read_text(encoding="ascii").splitlines())
+        return 2**62 if limit == "max" else max(0, int(limit) - used + int(stat.get("inactive_file", 0)))
+    except (OSError, ValueError):
+        return 2**62

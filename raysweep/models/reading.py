@@ -1,0 +1,125 @@
+"""A checkpoint's safetensors files read tensor by tensor, and every byte that is read counted.
+
+Reads are positioned ones into memory that the caller owns, not through a memory map: what is in memory is then known, and
+a file that became shorter is an error that names the tensor instead of a dead process. Conversion to parameters is
+conversion.py's.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from threading import Event
+
+import numpy as np
+import torch
+
+from raysweep.errors import InputError
+from raysweep.models.tensors import AGAIN, Tensor, read_header
+
+_PIECE = 4 * 2**20  # bytes read at a time where they are converted: they are still in the cache then
+_TORCH = {
+    "BOOL": torch.bool,
+    "U8": torch.uint8,
+    "I8": torch.int8,
+    "I16": torch.int16,
+    "I32": torch.int32,
+    "I64": torch.int64,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F32": torch.float32,
+    "F64": torch.float64,
+}
+
+
+class InterruptedReadError(Exception):
+    """A read was given up because nobody waits for it any more."""
+
+
+class TensorFiles:
+    """The tensors of some safetensors files, by name; `bytes_read` counts the bytes of tensors that were read.
+
+    Its headers are read and checked at once (InputError), nothing else is. One thread reads at a time. `close` it.
+    """
+
+    def __init__(self, files: Iterable[Path]) -> None:
+        self.bytes_read = 0
+        self.stop = Event()  # set by another thread to end a read early
+        self._at: dict[str, tuple[Path, Tensor]] = {}
+        self._handles: dict[Path, int] = {}
+        self._piece = bytearray(_PIECE)
+        for path in files:
+            self._at |= {tensor.name: (path, tensor) for tensor in read_header(path)}
+
+    @property
+    def tensors(self) -> Mapping[str, Tensor]:
+        """The headers' entries by name."""
+        return {name: tensor for name, (_, tensor) in self._at.items()}
+
+    def where(self, name: str) -> str:
+        """The file and the tensor, as messages name them."""
+        return f"{self._at[name][0]}: tensor {name}"
+
+    def dtype(self, name: str) -> torch.dtype:
+        """The dtype it is stored in. Raises InputError for one that is no plain number (float8, for example)."""
+        stored = self._at[name][1].dtype
+        if stored not in _TORCH:
+            raise InputError(
+                f"{self.where(name)} is stored as {stored}, which raysweep cannot stream; save the checkpoint in bfloat16, "
+                "float16 or float32, or set execution.residency to resident"
+            )
+        return _TORCH[stored]
+
+    def read_into(self, name: str, target: torch.Tensor) -> None:
+        """Fill `target`, contiguous on the CPU and of the tensor's size, converting to its dtype where it has another.
+
+        Raises InputError, naming file and tensor, where the file cannot be read or ends too early, and
+        InterruptedReadError once `stop` is set.
+        """
+        path, tensor = self._at[name]
+        stored = self.dtype(name)
+        flat = target.reshape(-1)
+        if flat.numel() * stored.itemsize != tensor.stop - tensor.start:
+            raise InputError(
+                f"{self.where(name)} has shape {list(tensor.shape)}, where the model has {list(target.shape)}; {AGAIN}"
+            )
+        try:
+            handle = self._handle(path)
+            if flat.dtype == stored:
+                view = flat.view(torch.uint8).numpy().data
+                for start in range(0, len(view), 4 * _PIECE):
+                    self._fill(handle, view[start : start + 4 * _PIECE], tensor.start + start, name)
+                return
+            for start in range(0, tensor.stop - tensor.start, _PIECE):
+                piece = memoryview(self._piece)[: min(_PIECE, tensor.stop - tensor.start - start)]
+                self._fill(handle, piece, tensor.start + start, name)
+                values = torch.from_numpy(np.frombuffer(piece, dtype=np.uint8)).view(stored)
+                first = start // stored.itemsize
+                flat[first : first + len(values)].copy_(values)
+        except OSError as error:
+            raise InputError(f"{self.where(name)} cannot be read: {error.strerror or error}") from error
+
+    def _fill(self, handle: int, view: memoryview, place: int, name: str) -> None:
+        got = 0
+        while got < len(view):
+            if self.stop.is_set():
+                raise InterruptedReadError(self.where(name))
+            more = os.preadv(handle, [view[got:]], place + got)
+            if not more:
+                raise InputError(
+                    f"{self.where(name)} ends at byte {place + got} of the file, before its last; the file became shorter "
+                    f"since it was checked: {AGAIN}"
+                )
+            got += more
+        self.bytes_read += len(view)
+
+    def _handle(self, path: Path) -> int:
+        if path not in self._handles:
+            self._handles[path] = os.open(path, os.O_RDONLY)
+        return self._handles[path]
+
+    def close(self) -> None:
+        """Close the files; a later read opens them again."""
+        while self._handles:
+            os.close(self._handles.popitem()[1])

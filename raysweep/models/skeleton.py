@@ -1,0 +1,198 @@
+"""A model without its layers' weights: embeddings, norm, head and tables in memory, the layers' parameters nowhere.
+
+Built as transformers' from_pretrained builds a model, so that what is made up (tied heads, rotary tables, buffers that are
+not stored) is made by its own code. Layers are filled in by stream.py. What cannot be built so is refused with the reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from raysweep.errors import InputError
+from raysweep.models.adapter import find_blocks
+from raysweep.models.checkpoint import Checkpoint, may_pool, predicts_tokens, standard_config
+from raysweep.models.conversion import Recipe, find_recipes
+from raysweep.models.reading import TensorFiles
+from raysweep.models.weights import weight_files
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class Skeleton:
+    """The model, its list of layers (whose parameters have no memory), and each layer's recipes."""
+
+    model: PreTrainedModel
+    blocks: nn.ModuleList
+    path: str
+    files: TensorFiles
+    recipes: tuple[tuple[Recipe, ...], ...]
+    dtypes: dict[str, torch.dtype]  # of the layers' parameters and stored buffers, by full name
+
+
+def refuse_if_not_streamable(checkpoint: Checkpoint) -> None:
+    """Raise InputError, with the reason, for a checkpoint whose layers cannot be read one at a time; no weight is read."""
+    config = standard_config(checkpoint.folder) if not checkpoint.adapter else None
+    name = (config.architectures or [config.model_type])[0] if config is not None else "PEFT adapter"
+    reason = _reason(checkpoint) or _shared_layers(_empty_model(checkpoint, torch.float32))
+    if reason:
+        raise InputError(
+            f"checkpoint '{checkpoint.source}' ({name}) cannot be streamed: {reason}; set execution.residency to resident"
+        )
+
+
+def _reason(checkpoint: Checkpoint) -> str | None:
+    if checkpoint.adapter:
+        return "an adapter is merged onto its base's weights, all of them in memory (merge and save it first)"
+    if checkpoint.config.get("quantization_config"):
+        return "its weights are quantised, and are unpacked by code of their own"
+    bins = [path.name for path in weight_files(checkpoint.folder, checkpoint.source) if path.suffix != ".safetensors"]
+    return f"{bins[0]} is no safetensors file, of which a part could be read" if bins else None
+
+
+def _shared_layers(model: PreTrainedModel) -> str | None:
+    blocks = find_blocks(model)
+    path = _path(model, blocks)
+    tied = next((name for name in model.all_tied_weights_keys if name.startswith(path)), None)
+    seen: dict[int, int] = {}
+    for layer, block in enumerate(blocks):
+        for parameter in block.parameters():
+            if seen.setdefault(id(parameter), layer) != layer:
+                return f"its layers {seen[id(parameter)]} and {layer} share weights"
+    return f"its layers share weights ({tied} is {model.all_tied_weights_keys[tied]})" if tied else None
+
+
+def _path(model: PreTrainedModel, blocks: nn.ModuleList) -> str:
+    return next(f"{path}." for path, module in model.named_modules() if module is blocks)
+
+
+def _empty_model(checkpoint: Checkpoint, dtype: torch.dtype) -> PreTrainedModel:
+    """The model as from_pretrained begins with it: every parameter on the device `meta`."""
+    from transformers import AutoModel, AutoModelForCausalLM
+    from transformers.models.auto.auto_factory import _get_model_class
+    from transformers.utils.generic import ContextManagers
+
+    config = standard_config(checkpoint.folder)
+    predicts = predicts_tokens(checkpoint)
+    extra: dict[str, Any] = {} if predicts or not may_pool(checkpoint) else {"add_pooling_layer": False}
+    made: Any = _get_model_class(config, (AutoModelForCausalLM if predicts else AutoModel)._model_mapping)
+    if made.config_class is config.sub_configs.get("text_config"):
+        config = config.get_text_config()
+    config.dtype = dtype
+    for name in config.sub_configs:
+        if (inner := getattr(config, name, None)) is not None:
+            inner.dtype = dtype
+    with ContextManagers(made.get_init_context(dtype, False, False, False)):
+        model: PreTrainedModel = made(config, **extra)
+    return model
+
+
+def build_skeleton(checkpoint: Checkpoint, dtype: torch.dtype, device: str) -> Skeleton:
+    """The model with everything but its layers' weights on the device.
+
+    Raises InputError for what cannot be streamed, and where the checkpoint lacks weights.
+    """
+    from transformers.core_model_loading import set_param_for_module
+    from transformers.modeling_utils import LoadStateDictConfig
+    from transformers.utils.loading_report import LoadStateDictInfo
+
+    refuse_if_not_streamable(checkpoint)
+    model = _empty_model(checkpoint, dtype)
+    blocks = find_blocks(model)
+    path = _path(model, blocks)
+    files = TensorFiles(weight_files(checkpoint.folder, checkpoint.source))
+    recipes = find_recipes(model, {name: tensor.shape for name, tensor in files.tensors.items()})
+    dtypes = _dtypes(model, dtype)
+    layers: list[list[Recipe]] = [[] for _ in blocks]
+    lacking = set(model.state_dict())
+    info = LoadStateDictInfo(set(), set(), set(), [], {}, set())
+    for recipe in recipes:
+        lacking -= set(recipe.targets)
+        inside = {_layer(name, path) for name in recipe.targets}
+        if len(inside) > 1:
+            raise InputError(
+                f"checkpoint '{checkpoint.source}' ({type(model).__name__}) cannot be streamed: tensor "
+                f"{recipe.sources[0][1]} belongs to several layers; set execution.residency to resident"
+            )
+        layer = next(iter(inside), None)
+        if layer is not None:
+            layers[layer].append(recipe)
+            continue
+        for name, value in recipe.convert(model, _reader(files, dtypes[recipe.first])).items():
+            if name in dtypes:
+                set_param_for_module(model, name, value.to(device), info, None)
+    of_layers = {name for name in lacking if name.startswith(path)}
+    for stored in [*blocks.parameters(), *blocks.buffers()]:
+        setattr(stored, "_is_hf_initialized", True)  # noqa: B010  # transformers' own mark: leave it as it is
+    info.missing_keys = lacking - of_layers
+    type(model)._finalize_model_loading(model, LoadStateDictConfig(dtype=dtype, device_map={"": device}), info)
+    info.missing_keys |= of_layers
+    model._adjust_missing_and_unexpected_keys(info)
+    missing = sorted(info.missing_keys - set(model.all_tied_weights_keys))
+    if missing:
+        raise InputError(
+            f"checkpoint '{checkpoint.source}' lacks {len(missing)} weights, {missing[0]} among them; it would run on "
+            "random values"
+        )
+    _share_equal_tables(blocks)
+    files.close()
+    model = model.eval().requires_grad_(False)
+    return Skeleton(
+        model,
+        blocks,
+        path,
+        files,
+        tuple(map(tuple, layers)),
+        {n: dtypes[n] for n in dtypes if _layer(n, path) is not None},
+    )
+
+
+def _layer(name: str, path: str) -> int | None:
+    return int(name.removeprefix(path).partition(".")[0]) if name.startswith(path) else None
+
+
+def _reader(files: TensorFiles, dtype: torch.dtype) -> Any:
+    def read(name: str) -> torch.Tensor:
+        target = torch.empty(files.tensors[name].shape, dtype=dtype)
+        files.read_into(name, target)
+        return target
+
+    return read
+
+
+def _dtypes(model: PreTrainedModel, dtype: torch.dtype) -> dict[str, torch.dtype]:
+    """The dtype of every stored parameter: the model's own, but for those that an architecture keeps in float32."""
+    from transformers.core_model_loading import build_glob_alternation
+
+    dtypes = {name: value.dtype for name, value in model.state_dict().items()}
+    plan = model._get_dtype_plan(dtype)
+    if plan:
+        pattern, groups, _ = build_glob_alternation(list(plan))
+        for name in dtypes:
+            if (found := pattern.search(name)) is not None and found.lastgroup is not None:
+                dtypes[name] = plan[groups[found.lastgroup]]
+    return dtypes
+
+
+def _share_equal_tables(blocks: Iterable[nn.Module]) -> None:
+    """Buffers that are not stored (masks, tables) are mostly the same in every layer: keep one of each."""
+    kept: list[torch.Tensor] = []
+    for block in blocks:
+        for module in block.modules():
+            for name in module._non_persistent_buffers_set:
+                buffer = module._buffers[name]
+                if buffer is None or buffer.is_meta:
+                    continue
+                same = next(
+                    (other for other in kept if other.dtype == buffer.dtype and torch.equal(other, buffer)), None
+                )
+                if same is None:
+                    kept.append(buffer)
+                else:
+                    module._buffers[name] = same

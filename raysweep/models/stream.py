@@ -1,0 +1,188 @@
+"""A checkpoint whose decoder layers come from disk one at a time, everything else of it in memory.
+
+A layer's weights are read into one of two slots, each as large as the largest layer, and the layer's module, which has no
+memory of its own, borrows them until it is given back. So memory does not grow with depth, and one layer can be fetched by a
+thread (prefetch.py) while another computes. On a CUDA device a slot has a pinned half here and a half there, and the
+thread copies between them on a stream of its own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from raysweep.models.adapter import Adapter
+from raysweep.models.checkpoint import Checkpoint
+from raysweep.models.skeleton import build_skeleton
+
+_ALIGNED = 64  # bytes; as torch aligns its own memory
+SLOTS = 2
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a parameter (or stored buffer) of a layer lies in a slot."""
+
+    module: nn.Module
+    leaf: str
+    empty: torch.Tensor
+    dtype: torch.dtype
+    start: int
+
+    def view(self, flat: torch.Tensor) -> torch.Tensor:
+        part = flat[self.start : self.start + self.empty.numel() * self.dtype.itemsize]
+        return part.view(self.dtype).view(self.empty.shape)
+
+    def set(self, value: torch.Tensor) -> None:
+        if self.leaf in self.module._parameters:
+            whole = value if isinstance(value, nn.Parameter) else nn.Parameter(value, requires_grad=False)
+            self.module._parameters[self.leaf] = whole
+        else:
+            self.module._buffers[self.leaf] = value
+
+
+class _Slot:
+    """Room for one layer: `host` is read into, `device` is computed with; the same memory on a CPU."""
+
+    def __init__(self, size: int, device: torch.device) -> None:
+        cuda = device.type == "cuda"
+        self.host = torch.empty(size, dtype=torch.uint8, pin_memory=cuda)
+        self.device = self.host if device.type == "cpu" else torch.empty(size, dtype=torch.uint8, device=device)
+        events: Any = torch.cuda
+        self.copied: Any = events.Event() if cuda else None
+        self.used: Any = events.Event() if cuda else None
+
+
+class StreamedModel:
+    """A checkpoint with its layers on disk: `adapter` for all but them, and `fetch`, `bind`, `release` for each.
+
+    The adapter's probe runs on layers of small random values: it is the architecture that it looks at, and no byte of a
+    layer is read for it. Raises InputError for what cannot be streamed (skeleton.py).
+    """
+
+    def __init__(self, checkpoint: Checkpoint, *, dtype: str = "float32", device: str = "cpu") -> None:
+        self.checkpoint = checkpoint
+        skeleton = build_skeleton(checkpoint, getattr(torch, dtype), device)
+        self.files = skeleton.files
+        self._model, self._recipes, self._blocks = skeleton.model, skeleton.recipes, skeleton.blocks
+        self._device = torch.device(device)
+        streams: Any = torch.cuda
+        self._side = streams.Stream(self._device) if self._device.type == "cuda" else None
+        self._places = [self._layout(skeleton.path, layer, skeleton.dtypes) for layer in range(len(self._blocks))]
+        sizes = [
+            max((p.start + p.empty.numel() * p.dtype.itemsize for p in places.values()), default=0)
+            for places in self._places
+        ]
+        self.layer_bytes = max(sizes)
+        self._slots = [_Slot(self.layer_bytes, self._device) for _ in range(SLOTS)]
+        with self._stand_in():
+            self.adapter = Adapter(self._model)
+
+    @property
+    def n_layers(self) -> int:
+        """Number of decoder layers."""
+        return len(self._blocks)
+
+    @property
+    def decoder_bytes(self) -> int:
+        """Bytes of the layers' tensors on disk."""
+        tensors = self.files.tensors
+        names = {name for recipes in self._recipes for recipe in recipes for _, name in recipe.sources}
+        return sum(tensors[name].stop - tensors[name].start for name in names)
+
+    def _layout(self, path: str, layer: int, dtypes: dict[str, torch.dtype]) -> dict[str, _Place]:
+        places, start = {}, 0
+        block = self._blocks[layer]
+        for name in block.state_dict():
+            parent, _, leaf = name.rpartition(".")
+            module = block.get_submodule(parent)
+            full = f"{path}{layer}.{name}"
+            empty = getattr(module, leaf)
+            places[full] = _Place(module, leaf, empty, dtypes[full], start)
+            start += math.ceil(empty.numel() * dtypes[full].itemsize / _ALIGNED) * _ALIGNED
+        return places
+
+    @contextmanager
+    def _stand_in(self) -> Iterator[None]:
+        """Every layer borrows the first slot at once, filled with small random values."""
+        generator = torch.Generator().manual_seed(0)
+        flat = self._slots[0].device
+        for places in self._places:
+            for place in places.values():
+                view = place.view(flat)
+                if place.dtype.is_floating_point:
+                    view.copy_(0.02 * torch.randn(view.shape, generator=generator))
+                else:
+                    view.zero_()
+                place.set(view)
+        try:
+            yield
+        finally:
+            for layer in range(self.n_layers):
+                self.release(layer)
+
+    def fetch(self, layer: int, slot: int) -> None:
+        """Read a layer into a slot, converting; for a thread. The slot's last layer must have been released.
+
+        Raises InputError, naming file and tensor, where a read fails.
+        """
+        room, places = self._slots[slot], self._places[layer]
+        if room.copied is not None:
+            room.copied.synchronize()
+        for recipe in self._recipes[layer]:
+            if recipe.converter is None:
+                self.files.read_into(recipe.sources[0][1], places[recipe.first].view(room.host))
+                continue
+            dtype = places[recipe.first].dtype
+            for name, value in recipe.convert(self._model, self._reader(dtype)).items():
+                if name in places:
+                    places[name].view(room.host).copy_(value)
+        if self._side is not None:
+            with torch.cuda.stream(self._side):
+                self._side.wait_event(room.used)
+                room.device.copy_(room.host, non_blocking=True)
+                room.copied.record(self._side)
+        elif room.device is not room.host:
+            room.device.copy_(room.host)
+
+    def _reader(self, dtype: torch.dtype) -> Callable[[str], torch.Tensor]:
+        def read(name: str) -> torch.Tensor:
+            target = torch.empty(self.files.tensors[name].shape, dtype=dtype)
+            self.files.read_into(name, target)
+            return target
+
+        return read
+
+    def bind(self, layer: int, slot: int) -> nn.Module:
+        """The layer's module, with the weights that were fetched into the slot, until `release`."""
+        room = self._slots[slot]
+        if room.copied is not None:
+            torch.cuda.current_stream(self._device).wait_event(room.copied)
+        for place in self._places[layer].values():
+            place.set(place.view(room.device))
+        return self._blocks[layer]
+
+    def release(self, layer: int, slot: int = 0) -> None:
+        """Take the layer's weights from its module again."""
+        for place in self._places[layer].values():
+            place.set(place.empty)
+        if self._slots[slot].used is not None:
+            self._slots[slot].used.record(torch.cuda.current_stream(self._device))
+
+    def layers(self) -> Generator[nn.Module]:
+        """Every layer in order, filled until the next is asked for (streaming.py does it for a pair)."""
+        from raysweep.models.streaming import streamed_layers
+
+        with closing(streamed_layers([[(self, layer)] for layer in range(self.n_layers)])) as fetched:
+            for [block] in fetched:
+                yield block
+
+    def close(self) -> None:
+        """Close the files. What is read later opens them again."""
+        self.files.close()

@@ -1,0 +1,105 @@
+"""A pair whose layers come from disk: as many batches go through the layers together as their states fit in memory.
+
+Each checkpoint's layer is read once a pass. The arithmetic is substitution.py's own; nothing here touches a state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import nn
+
+from raysweep.errors import InputError
+from raysweep.models.memory import free_bytes, private_bytes
+from raysweep.models.same import Same, same_in_checkpoints
+from raysweep.models.stream import SLOTS, StreamedModel
+from raysweep.models.streaming import streamed_layers
+from raysweep.studies.interventions import Change
+from raysweep.studies.passes import group_passes, most_states
+from raysweep.studies.schedule import Step
+from raysweep.studies.substitution import LOGIT_BYTES, Pair
+from raysweep.studies.windows import BASE, TUNED
+
+
+@dataclass(frozen=True)
+class StreamedPair(Pair):
+    """A base and a tuned model of which two layers are in memory at a time (and the next two, on their way).
+
+    `memory` bounds what the process has for itself, in bytes; without it what is free is used. Raises InputError as Pair
+    does, and where the budget does not hold even one batch's states, saying the least that would do.
+    """
+
+    sources: tuple[StreamedModel, StreamedModel]
+    memory: int | None = None
+
+    @classmethod
+    def of(cls, base: StreamedModel, tuned: StreamedModel, memory: int | None = None) -> StreamedPair:
+        """The pair of two streamed checkpoints."""
+        return cls(base.adapter, tuned.adapter, (base, tuned), memory)
+
+    @cached_property
+    def same(self) -> Same:
+        """What both have in common, by the digests of their tensors: no layer is here to be compared."""
+        base, tuned = self.sources
+        return same_in_checkpoints(base.checkpoint, tuned.checkpoint)
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes of both checkpoints' tensors read so far, those that stay in memory among them."""
+        return sum(source.files.bytes_read for source in self.sources)
+
+    def layers(self, steps: Sequence[Step]) -> Generator[tuple[nn.Module, nn.Module]]:
+        """The layers of each step; one that no state goes through is not read, and its module is empty."""
+        base, tuned = self.sources
+        wanted = [
+            [
+                *([(base, step.layer)] if any(group.version != TUNED for group in step.groups) else []),
+                *([(tuned, step.layer)] if any(group.version != BASE for group in step.groups) else []),
+            ]
+            for step in steps
+        ]
+        with closing(streamed_layers(wanted)) as fetched:
+            for step, _ in zip(steps, fetched, strict=True):
+                yield self.base.blocks[step.layer], self.tuned.blocks[step.layer]
+
+    def passes(self, batches: Sequence[torch.Tensor], windows: Sequence[Change]) -> list[list[int]]:
+        """As many batches as fit, in their order."""
+        if not batches:
+            return []
+        one = self.tuned.record(batches[0][:1, :1]).states
+        per_token, size = one.numel() * one.element_size(), one.element_size()
+        states = most_states(self.n_layers, windows, self.same)
+        # What the calls hold (masks, [B, T, T] at most, and tables) stays as long as the states do.
+        needs = [tokens.numel() * (states * per_token + tokens.shape[1] * size) for tokens in batches]
+        at_work = (
+            max(tokens.numel() for tokens in batches) * (2 * per_token + 4 * self._widest() * size) + 3 * LOGIT_BYTES
+        )
+        taken = private_bytes()
+        if self.memory is None or self.tuned.device.type != "cpu":
+            room = (self.memory or free_bytes(str(self.tuned.device))) - at_work
+            taken = 0
+        else:
+            room = self.memory - taken - at_work
+        if max(needs) > room:
+            least = taken + at_work + max(needs)
+            raise InputError(
+                f"a memory budget of {gigabytes(room + taken + at_work)} is too small: two layers of each checkpoint "
+                f"({gigabytes(SLOTS * sum(s.layer_bytes for s in self.sources))}), what stays in memory, and the states of one batch "
+                f"under {len(windows)} windows need {gigabytes(least)}; set execution.memory to that or more, or fewer "
+                "execution.batch_tokens"
+            )
+        return group_passes(needs, room)
+
+    def _widest(self) -> int:
+        """The most values that a layer makes of one token in one product."""
+        weights = (weight for block in self.tuned.blocks for weight in block.parameters() if weight.ndim > 1)
+        return max((max(weight.shape[-2:]) for weight in weights), default=0)
+
+
+def gigabytes(size: float) -> str:
+    """A size in bytes as messages show it, rounded up so that it does where it is asked for."""
+    return f"{-(-size // 10**7) / 100:.2f} GB"
