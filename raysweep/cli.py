@@ -79,8 +79,8 @@ def sweep(
 @app.command()
 def init(path: Annotated[Path, typer.Argument(help="Where to write it.")] = Path("raysweep.yaml")) -> None:
     """Write a commented config to start from."""
-    from raysweep.config import TEMPLATE
     from raysweep.errors import InputError
+    from raysweep.recipes import TEMPLATE
 
     if path.exists():
         raise InputError(f"'{path}' exists already; give another name or delete it")

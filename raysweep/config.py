@@ -26,7 +26,8 @@ from pydantic import (
 )
 from pydantic_core import core_schema
 
-from raysweep.errors import InputError, nearest, shortened, shown
+from raysweep.config_problems import problems_in_words
+from raysweep.errors import InputError, nearest, shown
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
 Positive = Annotated[int, Field(ge=1, le=10**9, strict=True)]
@@ -325,8 +326,7 @@ def parse_config(values: Any, *, where: str = "config", overrides: Sequence[str]
     except RecursionError as error:
         raise InputError(f"{where}: keys are nested too deeply, or in themselves (YAML's & and *)") from error
     except ValidationError as error:
-        problems = [_problem(dict(problem), values) for problem in error.errors()]
-        raise InputError("\n".join(f"{where}: {problem}" for problem in problems[:_MOST_PROBLEMS])) from error
+        raise InputError("\n".join(f"{where}: {problem}" for problem in problems_in_words(error, Config))) from error
     except ValueError as error:
         raise InputError(f"{where}: {error}") from error
 
@@ -369,125 +369,3 @@ def _with(node: Any, path: list[str], value: Any, override: str) -> Any:
     if not isinstance(node, dict):
         raise InputError(f"--set {override}: '{head}' lies under a plain value")
     return {**node, head: _with(node.get(head), rest, value, override)}
-
-
-def _problem(problem: dict[str, Any], values: Any) -> str:
-    """One validation problem in words, with the key's place and, for an unknown key, the nearest known one."""
-    location = tuple(problem["loc"])
-    place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location)
-    place = shortened(place.lstrip(".").removesuffix(".[key]"), 200)
-    if problem["type"] == "extra_forbidden":
-        known = _fields_at(location[:-1])
-        return f"unknown key '{place}'; {nearest(str(location[-1]), known)}"
-    if problem["type"] == "missing":
-        return f"key '{place}' is missing"
-    if problem["type"] == "value_error":
-        message = str(problem["msg"]).removeprefix("Value error, ")
-        if isinstance(problem["input"], Mapping):  # between the keys of a section, or of the whole
-            return f"{place}: {message}" if place else message
-        return f"key '{place}': {message}"
-    return f"key '{place}': {_wanted(problem)}"
-
-
-def _wanted(problem: dict[str, Any]) -> str:
-    """What belongs where pydantic found another value."""
-    kind, found, context = problem["type"], problem["input"], problem.get("ctx", {})
-    told = "nothing" if found is None else shown(found)
-    if kind == "literal_error":
-        return f"{told} is not {context['expected']}"
-    if kind == "string_pattern_mismatch":
-        return f"{told} is no name; use letters, digits and . _ -, a letter or digit first"
-    if kind == "too_short":
-        return "give at least one item"
-    if kind == "greater_than_equal":
-        return f"give {context['ge']} or more, not {told}"
-    if kind == "less_than_equal":
-        return f"give {context['le']} or less, not {told}"
-    if kind in _BELONGS:
-        return f"{_BELONGS[kind]} belongs here, not {told}"
-    message = str(problem["msg"])
-    return f"{message[0].lower()}{message[1:]}, not {told}"
-
-
-_MOST_PROBLEMS = 20  # told of a config at once
-
-_BELONGS = {
-    "model_type": "a mapping of keys",
-    "dict_type": "a mapping of keys",
-    "list_type": "a list",
-    "string_type": "text",
-    "int_type": "a whole number",
-}
-
-
-def _fields_at(location: tuple[str | int, ...]) -> list[str]:
-    node: type[BaseModel] = Config
-    for part in location:
-        if isinstance(part, str) and part in node.model_fields:
-            inner = _section_in(node.model_fields[part].annotation)
-            node = inner or node
-    return list(node.model_fields)
-
-
-def _section_in(annotation: Any) -> type[BaseModel] | None:
-    """The section class inside an annotation such as list[X] or X | None."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    for inner in getattr(annotation, "__args__", ()):
-        found = _section_in(inner)
-        if found:
-            return found
-    return None
-
-
-TEMPLATE = """\
-# A raysweep run. `raysweep plan FILE` shows what it would do, `raysweep run FILE` does it and resumes by itself.
-name: tiny
-
-models:
-  - name: tiny
-    base: lab://tiny                 # a folder written by save_pretrained, a hub id, or the laboratory's
-    tuned:                           # data set -> fine-tuned checkpoint, or PEFT adapter on the base
-      sums: lab://tiny/sums
-    wording: chat                    # chat: the tokenizer's own template; plain: no words added (encoders); or llama2
-    dtype: auto                      # the checkpoint's own on a GPU, float32 on a CPU
-
-datasets:
-  - name: sums
-    path: lab://sums/test            # .jsonl, .json, .parquet, .csv, a save_to_disk folder, or a hub data set (with split)
-    format: gsm8k                    # dolly, alpaca, gsm8k, boolq, openbookqa, messages, or columns
-    limit: 300                       # the first so many records
-    max_tokens: 512                  # longer examples are cut here (and counted)
-    too_long: refuse                 # examples that are still longer than the model's context: refuse, or cut (and count)
-  # - {name: mine, path: my.jsonl, format: columns, prompt: question, response: "{{ answer }}"}
-
-studies:
-  substitution:
-    widths: [5]                      # every window of so many layers is put back to the base model's; all: of every width
-    # sets: {mine: [3, 5, 9]}        # sets of layers put back together
-    # modules: [attention, mlp]      # only this part of each window's layers put back
-    # coefficients: [0.25, 0.5]      # windows and sets at steps between tuned (0) and base (1, always there)
-    # reverse: true                  # the base model with each window of the tuned one, too
-    # verify: 5                      # so many, drawn at random, computed again by true substitution of modules
-    # generate: {examples: 3, tokens: 32}   # text produced under each window
-  similarity:
-    metrics: [cka_linear]            # cka_linear, cka_linear_debiased, cka_rbf
-    pooling: last                    # the last prompt token, the first ([CLS] of an encoder), or mean over the prompt
-    neighbourhood: 3                 # layers that δ is the mean over
-  correlation:
-    resamples: 1000                  # half-samples of the examples behind each interval
-
-execution:
-  executor: local                    # this process; or ray: workers of a cluster, or of this machine
-  # address: 10.0.0.1:6379           # ray: the cluster to join; without one, Ray is started on this machine
-  # workers: auto                    # ray: as many as there is room for, or a number
-  # gpus_per_worker: auto            # ray: 1 where there are GPUs; or a share of one, or several
-  attempts: 3                        # a chunk that fails or loses its worker so often is set aside
-  device: auto                       # cuda where there is one, else cpu
-  batch_tokens: auto                 # padded tokens of one block call: 8192 on a GPU, 1024 on a CPU, or a number
-  chunk: 32                          # examples committed together
-  residency: auto                    # resident: all weights in memory; stream: two layers at a time from disk; auto: by size
-  memory: auto                       # what the program may have in all: what is free, or a size such as 1.5GB
-
-storage: runs/tiny
-"""

@@ -1,4 +1,4 @@
-"""Configs made for the user: the laboratory's demo, and the one behind `raysweep sweep`."""
+"""Configs made for the user: the laboratory's demo, the one behind `raysweep sweep`, and the one that `raysweep init` writes."""
 
 from __future__ import annotations
 
@@ -73,3 +73,56 @@ def _name(source: str) -> str:
     stem = Path(source.rstrip("/")).stem if "." in Path(source).name[1:] else Path(source.rstrip("/")).name
     clean = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in stem).strip("._-")
     return (clean or "data")[:48]  # two of them make the run's name
+
+
+TEMPLATE = """\
+# A raysweep run. `raysweep plan FILE` shows what it would do, `raysweep run FILE` does it and resumes by itself.
+name: tiny
+
+models:
+  - name: tiny
+    base: lab://tiny                 # a folder written by save_pretrained, a hub id, or the laboratory's
+    tuned:                           # data set -> fine-tuned checkpoint, or PEFT adapter on the base
+      sums: lab://tiny/sums
+    wording: chat                    # chat: the tokenizer's own template; plain: no words added (encoders); or llama2
+    dtype: auto                      # the checkpoint's own on a GPU, float32 on a CPU
+
+datasets:
+  - name: sums
+    path: lab://sums/test            # .jsonl, .json, .parquet, .csv, a save_to_disk folder, or a hub data set (with split)
+    format: gsm8k                    # dolly, alpaca, gsm8k, boolq, openbookqa, messages, or columns
+    limit: 300                       # the first so many records
+    max_tokens: 512                  # longer examples are cut here (and counted)
+    too_long: refuse                 # examples that are still longer than the model's context: refuse, or cut (and count)
+  # - {name: mine, path: my.jsonl, format: columns, prompt: question, response: "{{ answer }}"}
+
+studies:
+  substitution:
+    widths: [5]                      # every window of so many layers is put back to the base model's; all: of every width
+    # sets: {mine: [3, 5, 9]}        # sets of layers put back together
+    # modules: [attention, mlp]      # only this part of each window's layers put back
+    # coefficients: [0.25, 0.5]      # windows and sets at steps between tuned (0) and base (1, always there)
+    # reverse: true                  # the base model with each window of the tuned one, too
+    # verify: 5                      # so many, drawn at random, computed again by true substitution of modules
+    # generate: {examples: 3, tokens: 32}   # text produced under each window
+  similarity:
+    metrics: [cka_linear]            # cka_linear, cka_linear_debiased, cka_rbf
+    pooling: last                    # the last prompt token, the first ([CLS] of an encoder), or mean over the prompt
+    neighbourhood: 3                 # layers that δ is the mean over
+  correlation:
+    resamples: 1000                  # half-samples of the examples behind each interval
+
+execution:
+  executor: local                    # this process; or ray: workers of a cluster, or of this machine
+  # address: 10.0.0.1:6379           # ray: the cluster to join; without one, Ray is started on this machine
+  # workers: auto                    # ray: as many as there is room for, or a number
+  # gpus_per_worker: auto            # ray: 1 where there are GPUs; or a share of one, or several
+  attempts: 3                        # a chunk that fails or loses its worker so often is set aside
+  device: auto                       # cuda where there is one, else cpu
+  batch_tokens: auto                 # padded tokens of one block call: 8192 on a GPU, 1024 on a CPU, or a number
+  chunk: 32                          # examples committed together
+  residency: auto                    # resident: all weights in memory; stream: two layers at a time from disk; auto: by size
+  memory: auto                       # what the program may have in all: what is free, or a size such as 1.5GB
+
+storage: runs/tiny
+"""

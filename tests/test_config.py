@@ -8,8 +8,9 @@ import pytest
 import yaml
 
 import raysweep
-from raysweep.config import TEMPLATE, Config, load_config, parse_config
+from raysweep.config import Config, load_config, parse_config
 from raysweep.errors import InputError
+from raysweep.recipes import TEMPLATE
 
 CONFIGS = sorted((Path(raysweep.__file__).parents[1] / "configs").glob("*.yaml"))
 

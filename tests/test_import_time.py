@@ -40,7 +40,7 @@ def test_answers_at_once(code):
         IMPORT,
         HELP,
         "import raysweep; raysweep.InputError; dir(raysweep)",
-        "from raysweep.config import TEMPLATE, parse_config; import yaml; parse_config(yaml.safe_load(TEMPLATE))",
+        "from raysweep.config import parse_config; from raysweep.recipes import TEMPLATE; import yaml; parse_config(yaml.safe_load(TEMPLATE))",
     ],
     ids=["import raysweep", "raysweep --help", "its errors", "a config"],
 )
