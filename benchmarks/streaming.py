@@ -15,6 +15,7 @@ import sys
 import tempfile
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -99,7 +100,7 @@ class Peak:
 
 def bytes_and_time(folder: Path, parts: set[str]) -> None:
     make_pair(folder, 24, 512)
-    windows, texts = windows_of_widths(24, [5]), examples(32, 64)
+    windows, texts = windows_of_widths(24, [5]), examples(8, 64)
     pair = streamed(folder)
     if "bytes" in parts:
         before = pair.bytes_read
@@ -111,7 +112,7 @@ def bytes_and_time(folder: Path, parts: set[str]) -> None:
     if "time" in parts:
         whole = resident(folder)
         found: dict[str, np.ndarray] = {}
-        for budget in (1024, 256):
+        for budget in (512, 256):
 
             def one(budget: int = budget) -> None:
                 found["streamed"] = sweep_losses(pair, texts, windows, batch_tokens=budget)
@@ -119,7 +120,7 @@ def bytes_and_time(folder: Path, parts: set[str]) -> None:
             def other(budget: int = budget) -> None:
                 found["resident"] = sweep_losses(whole, texts, windows, batch_tokens=budget)
 
-            ours, theirs = in_turn(5, one, other)
+            ours, theirs = in_turn(3, one, other)
             apart = abs(found["streamed"] - found["resident"]).max()
             ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
             print(
@@ -127,39 +128,44 @@ def bytes_and_time(folder: Path, parts: set[str]) -> None:
             )
 
 
-def child(folder: Path, memory: int | None, dtype: str, n: int, mode: str) -> dict[str, object]:
+def child(folder: Path, memory: int | None, dtype: str, n: int, mode: str) -> dict[str, Any]:
     """One sweep in a process of its own: its peak private memory and its losses."""
     command = [sys.executable, __file__, "--child", str(folder), "--dtype", dtype, "--texts", str(n), "--mode", mode]
     out = subprocess.run([*command, "--budget", str(memory or 0)], check=True, capture_output=True, text=True).stdout
-    found: dict[str, object] = json.loads(out.splitlines()[-1])
+    found: dict[str, Any] = json.loads(out.splitlines()[-1])
     return found
 
 
 def run_child(folder: Path, memory: int, dtype: str, n: int, mode: str) -> None:
     layers = describe(str(folder / "base")).n_layers
+    before = private_bytes()
     with Peak() as peak:
         pair = streamed(folder, memory or None, dtype) if mode == "stream" else resident(folder, dtype)
         losses = sweep_losses(pair, examples(n, 64), few_windows(layers), batch_tokens=512)
-    print(json.dumps({"peak": peak.bytes, "losses": losses.tolist()}))
+    print(json.dumps({"peak": peak.bytes, "before": before, "losses": losses.tolist()}))
 
 
 def memory_over_depth(folder: Path) -> None:
-    peaks = {}
+    peaks: dict[int, int] = {}
+    befores: dict[int, int] = {}
     for layers in DEPTHS:
-        make_pair(folder / str(layers), layers, 512)
-        peaks[layers] = child(folder / str(layers), None, "float32", 64, "stream")["peak"]
+        make_pair(folder / str(layers), layers, 256)
+        found = child(folder / str(layers), None, "float32", 16, "stream")
+        peaks[layers], befores[layers] = int(found["peak"]), int(found["before"])
         shutil.rmtree(folder / str(layers))
-    told = ", ".join(f"{layers} layers {int(peak) / 1e6:.0f} MB" for layers, peak in peaks.items())
-    growth = int(peaks[DEPTHS[-1]]) / int(peaks[DEPTHS[0]]) - 1
+    told = ", ".join(
+        f"{n} layers {peaks[n] / 1e6:.0f} MB ({befores[n] / 1e6:.0f} before anything was read)" for n in DEPTHS
+    )
+    growth = peaks[DEPTHS[-1]] / peaks[DEPTHS[0]] - 1
     print(f"peak private memory: {told}: grows by {growth:.1%} (limit 10 %)")
 
 
 def large(folder: Path) -> None:
     make_pair(folder, LARGE_LAYERS, LARGE_WIDTH, torch.bfloat16)
     size = sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
-    ours = child(folder, BUDGET, "bfloat16", 16, "stream")
+    ours = child(folder, BUDGET, "bfloat16", 4, "stream")
     print(f"a pair of {size / 1e9:.1f} GB, budget {BUDGET / 1e9} GB: peak {int(ours['peak']) / 1e9:.2f} GB", flush=True)
-    theirs = child(folder, None, "bfloat16", 16, "resident")
+    theirs = child(folder, None, "bfloat16", 4, "resident")
     apart = abs(np.array(ours["losses"]) - np.array(theirs["losses"])).max()
     print(f"  losses apart from the resident sweep's by {apart:.1e}; its peak {int(theirs['peak']) / 1e9:.2f} GB")
 
