@@ -1,0 +1,197 @@
+"""Streamed sweeps: bytes read per pass, time against the resident sweep, memory over depth, and a pair larger than its budget.
+
+`--only bytes|time|memory|large` runs one part; `large` (8 GB of checkpoints, made on disk and removed) runs only when asked
+for. Memory is private memory (/proc/self/smaps_rollup, private dirty pages: mapped and cached files do not count), sampled
+ten times a second in a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from common import in_turn, machine, spread
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from raysweep.data.examples import Example
+from raysweep.models.adapter import Adapter
+from raysweep.models.checkpoint import describe, load_model
+from raysweep.models.memory import private_bytes
+from raysweep.models.stream import StreamedModel
+from raysweep.studies.streamed import StreamedPair
+from raysweep.studies.substitution import Pair, sweep_losses
+from raysweep.studies.windows import UNTOUCHED, Window, windows_of_widths
+
+DEPTHS = (8, 32, 96)
+LARGE_LAYERS, LARGE_WIDTH = 40, 2048
+BUDGET = 1_500_000_000
+
+
+def make_pair(folder: Path, layers: int, width: int, dtype: torch.dtype = torch.float32) -> None:
+    """Two random Llamas of the width on disk."""
+    config = LlamaConfig(
+        hidden_size=width,
+        intermediate_size=3 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=width // 64,
+        num_key_value_heads=width // 64,
+        vocab_size=1000,
+        max_position_embeddings=512,
+        tie_word_embeddings=False,
+        dtype=dtype,
+    )
+    torch.manual_seed(0)
+    torch.set_default_dtype(dtype)
+    model = LlamaForCausalLM(config)
+    torch.set_default_dtype(torch.float32)
+    model.save_pretrained(folder / "base", max_shard_size="500MB")
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(1.01)
+    model.save_pretrained(folder / "tuned", max_shard_size="500MB")
+
+
+def examples(n: int, tokens: int) -> list[Example]:
+    """Random texts, the second half of each the response."""
+    rng = np.random.default_rng(0)
+    return [Example(i, rng.integers(0, 1000, tokens), tokens // 2, "", "") for i in range(n)]
+
+
+def streamed(folder: Path, memory: int | None = None, dtype: str = "float32") -> StreamedPair:
+    base, tuned = (StreamedModel(describe(str(folder / name)), dtype=dtype) for name in ("base", "tuned"))
+    return StreamedPair.of(base, tuned, memory)
+
+
+def resident(folder: Path, dtype: str = "float32") -> Pair:
+    return Pair(*(Adapter(load_model(describe(str(folder / name)), dtype=dtype)) for name in ("base", "tuned")))
+
+
+def few_windows(layers: int) -> list[Window]:
+    """The same number of windows whatever the depth, so that as many states are in memory."""
+    return [UNTOUCHED, *(Window(start, start + 2) for start in range(0, 6, 2)), Window(0, layers)]
+
+
+class Peak:
+    """The greatest private memory while it lasts."""
+
+    def __enter__(self) -> Peak:
+        self.bytes, self._over = private_bytes(), threading.Event()
+        self._thread = threading.Thread(target=self._sample)
+        self._thread.start()
+        return self
+
+    def _sample(self) -> None:
+        while not self._over.wait(0.1):
+            self.bytes = max(self.bytes, private_bytes())
+
+    def __exit__(self, *args: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+
+def bytes_and_time(folder: Path, parts: set[str]) -> None:
+    make_pair(folder, 24, 512)
+    windows, texts = windows_of_widths(24, [5]), examples(8, 64)
+    pair = streamed(folder)
+    if "bytes" in parts:
+        before = pair.bytes_read
+        sweep_losses(pair, texts, windows, batch_tokens=1024)
+        needed = sum(source.decoder_bytes for source in pair.sources)
+        print(
+            f"decoder bytes read / bytes in both checkpoints, one pass: {(pair.bytes_read - before) / needed:.4f} (1.00)"
+        )
+    if "time" in parts:
+        whole = resident(folder)
+        found: dict[str, np.ndarray] = {}
+        for budget in (512, 256):
+
+            def one(budget: int = budget) -> None:
+                found["streamed"] = sweep_losses(pair, texts, windows, batch_tokens=budget)
+
+            def other(budget: int = budget) -> None:
+                found["resident"] = sweep_losses(whole, texts, windows, batch_tokens=budget)
+
+            ours, theirs = in_turn(3, one, other)
+            apart = abs(found["streamed"] - found["resident"]).max()
+            ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
+            print(
+                f"streamed / resident, batches of {budget}: {spread(ratios)} (limit 1.25); losses apart by {apart:.1e}"
+            )
+
+
+def child(folder: Path, memory: int | None, dtype: str, n: int, mode: str) -> dict[str, Any]:
+    """One sweep in a process of its own: its peak private memory and its losses."""
+    command = [sys.executable, __file__, "--child", str(folder), "--dtype", dtype, "--texts", str(n), "--mode", mode]
+    out = subprocess.run([*command, "--budget", str(memory or 0)], check=True, capture_output=True, text=True).stdout
+    found: dict[str, Any] = json.loads(out.splitlines()[-1])
+    return found
+
+
+def run_child(folder: Path, memory: int, dtype: str, n: int, mode: str) -> None:
+    layers = describe(str(folder / "base")).n_layers
+    before = private_bytes()
+    with Peak() as peak:
+        pair = streamed(folder, memory or None, dtype) if mode == "stream" else resident(folder, dtype)
+        losses = sweep_losses(pair, examples(n, 64), few_windows(layers), batch_tokens=512)
+    print(json.dumps({"peak": peak.bytes, "before": before, "losses": losses.tolist()}))
+
+
+def memory_over_depth(folder: Path) -> None:
+    peaks: dict[int, int] = {}
+    befores: dict[int, int] = {}
+    for layers in DEPTHS:
+        make_pair(folder / str(layers), layers, 256)
+        found = child(folder / str(layers), None, "float32", 16, "stream")
+        peaks[layers], befores[layers] = int(found["peak"]), int(found["before"])
+        shutil.rmtree(folder / str(layers))
+    told = ", ".join(
+        f"{n} layers {peaks[n] / 1e6:.0f} MB ({befores[n] / 1e6:.0f} before anything was read)" for n in DEPTHS
+    )
+    growth = peaks[DEPTHS[-1]] / peaks[DEPTHS[0]] - 1
+    print(f"peak private memory: {told}: grows by {growth:.1%} (limit 10 %)")
+
+
+def large(folder: Path) -> None:
+    make_pair(folder, LARGE_LAYERS, LARGE_WIDTH, torch.bfloat16)
+    size = sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
+    ours = child(folder, BUDGET, "bfloat16", 4, "stream")
+    print(f"a pair of {size / 1e9:.1f} GB, budget {BUDGET / 1e9} GB: peak {int(ours['peak']) / 1e9:.2f} GB", flush=True)
+    theirs = child(folder, None, "bfloat16", 4, "resident")
+    apart = abs(np.array(ours["losses"]) - np.array(theirs["losses"])).max()
+    print(f"  losses apart from the resident sweep's by {apart:.1e}; its peak {int(theirs['peak']) / 1e9:.2f} GB")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--only", choices=("bytes", "time", "memory", "large"))
+    parser.add_argument("--scratch", help="a folder for the checkpoints, with 9 GB free for `large`")
+    parser.add_argument("--child")
+    parser.add_argument("--budget", type=int, default=0)
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--texts", type=int, default=64)
+    parser.add_argument("--mode", default="stream")
+    asked = parser.parse_args()
+    if asked.child:
+        run_child(Path(asked.child), asked.budget, asked.dtype, asked.texts, asked.mode)
+        return
+    print(f"streamed sweeps; {machine()}", flush=True)
+    with tempfile.TemporaryDirectory(dir=asked.scratch) as scratch:
+        if asked.only in (None, "bytes", "time"):
+            bytes_and_time(Path(scratch) / "pair", {asked.only} if asked.only else {"bytes", "time"})
+        if asked.only in (None, "memory"):
+            memory_over_depth(Path(scratch))
+        if asked.only == "large":
+            large(Path(scratch) / "large")
+
+
+if __name__ == "__main__":
+    main()
