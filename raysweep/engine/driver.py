@@ -19,7 +19,7 @@ from typing import Any
 
 from raysweep.config import Config
 from raysweep.engine import events
-from raysweep.engine.calls import Call, Commit, Outcome, model_calls, result_call
+from raysweep.engine.calls import Call, Commit, Outcome
 from raysweep.engine.disk import bytes_to_write, check_room, check_writable
 from raysweep.engine.dispatch import CallQueue, is_final, may_queue_behind
 from raysweep.engine.events import EventLog, Listener
@@ -28,6 +28,7 @@ from raysweep.engine.folder import RunFolder
 from raysweep.engine.graph import Graph
 from raysweep.engine.inspection import Facts, inspect
 from raysweep.engine.ledger import Ledger
+from raysweep.engine.pending import model_calls, result_call
 from raysweep.engine.plan import plan
 from raysweep.store.artifacts import sweep_temporaries
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from raysweep.engine.calls import batch_budget
+from raysweep.engine.pending import batch_budget
 from raysweep.engine.plan import hidden_size
 
 if TYPE_CHECKING:

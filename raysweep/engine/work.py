@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 import traceback
 from collections import OrderedDict
+from collections.abc import Callable
 from functools import singledispatchmethod
 from pathlib import Path
 
@@ -53,6 +54,7 @@ class Worker:
     def __init__(self, folder: Path) -> None:
         self.folder = RunFolder(folder)
         self._resident: OrderedDict[tuple[str, str, str], Adapter | StreamedModel] = OrderedDict()
+        self._last: tuple[tuple[object, object], Pair] | None = None
 
     def attempt(self, call: Call) -> Outcome:
         """Run the call; whatever it raises becomes an outcome with the traceback, but for a disk that is full or gone (OSError)."""
@@ -74,14 +76,19 @@ class Worker:
     def unload(self) -> None:
         """Let go of all models."""
         self._resident.clear()
+        self._last = None
+
+    def _make_room(self) -> None:
+        while len(self._resident) >= RESIDENT:
+            self._resident.popitem(last=False)
+            self._last = None  # it holds its models
 
     def _adapter(self, checkpoint: Checkpoint, loading: Loading, base: Checkpoint | None = None) -> Adapter:
         """The loaded model, the least recently used one making room."""
         key = (checkpoint.fingerprint, base.fingerprint if base and checkpoint.adapter else "", loading.dtype)
         found = self._resident.get(key)
         if not isinstance(found, Adapter):
-            while len(self._resident) >= RESIDENT:
-                self._resident.popitem(last=False)
+            self._make_room()
             self._resident[key] = found = Adapter(
                 load_model(
                     checkpoint, dtype=loading.dtype, device=loading.device, device_map=loading.device_map, base=base
@@ -95,19 +102,24 @@ class Worker:
         key = (checkpoint.fingerprint, "stream", loading.dtype)
         found = self._resident.get(key)
         if not isinstance(found, StreamedModel):
-            while len(self._resident) >= RESIDENT:
-                self._resident.popitem(last=False)
+            self._make_room()
             found = StreamedModel(checkpoint, dtype=loading.dtype, device=loading.device)
             self._resident[key] = found
         self._resident.move_to_end(key)
         return found
 
     def _pair(self, call: PairCall) -> Pair:
+        """The call's pair; the last one again while its models are, for it has found out what they have in common."""
         if call.loading.stream:
-            streamed = self._streamed(call.base, call.loading)
-            return StreamedPair.of(streamed, self._streamed(call.tuned, call.loading), call.loading.memory)
-        base = self._adapter(call.base, call.loading)
-        return Pair(base, self._adapter(call.tuned, call.loading, base=call.base))
+            sources = self._streamed(call.base, call.loading), self._streamed(call.tuned, call.loading)
+            return self._kept(sources, lambda: StreamedPair.of(*sources, call.loading.memory))
+        models = self._adapter(call.base, call.loading), self._adapter(call.tuned, call.loading, base=call.base)
+        return self._kept(models, lambda: Pair(*models))
+
+    def _kept(self, models: tuple[object, object], make: Callable[[], Pair]) -> Pair:
+        if self._last is None or self._last[0] != models:
+            self._last = (models, make())
+        return self._last[1]
 
     @singledispatchmethod
     def _run(self, call: Call) -> tuple[list[Commit], dict[str, float]]:

@@ -7,9 +7,10 @@ import pytest
 from raysweep.api import plan_run
 from raysweep.config import parse_config
 from raysweep.engine import events, residency
-from raysweep.engine.calls import SubstituteCall, model_calls
+from raysweep.engine.calls import SubstituteCall
 from raysweep.engine.driver import drive
 from raysweep.engine.inspection import inspect
+from raysweep.engine.pending import model_calls
 from raysweep.engine.plan import plan
 from raysweep.errors import InputError
 from raysweep.store.artifacts import ChunkStore
@@ -57,7 +58,7 @@ def test_chunks_share_a_pass_as_far_as_their_states_fit(make_config, monkeypatch
     config = make_config("nowhere", STREAM)
     facts = inspect(config)
     graph = plan(config, facts)
-    monkeypatch.setattr("raysweep.engine.calls.group_passes", lambda needs, room: [[0, 1], [2]])
+    monkeypatch.setattr("raysweep.engine.pending.group_passes", lambda needs, room: [[0, 1], [2]])
     calls = [c for c in model_calls(config, facts, graph, set()) if isinstance(c, SubstituteCall)]
     assert [call.sizes for call in calls] == [(4, 4), (2,)]
     assert all(len(call.keys) == len(call.sizes) * len(call.windows) for call in calls)

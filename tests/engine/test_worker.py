@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
+import weakref
 
 import pytest
 
 from raysweep.engine import work
-from raysweep.engine.calls import Call, CaptureCall, SubstituteCall, model_calls
+from raysweep.engine.calls import Call, CaptureCall, SubstituteCall
 from raysweep.engine.dispatch import Slot
 from raysweep.engine.executor import LocalExecutor
+from raysweep.engine.pending import model_calls
 from raysweep.engine.plan import plan
 from raysweep.engine.work import Worker
 from raysweep.errors import InputError
@@ -51,6 +54,26 @@ def test_of_three_checkpoints_the_one_used_last_of_all_makes_room(calls, loaded,
     for call in (first, second, first):
         assert worker.attempt(call).error is None
     assert loaded == ["base", "tuned", "tuned", "tuned"], "the base model stays"
+
+
+def test_what_makes_room_is_let_go_of(calls, monkeypatch, tmp_path):
+    models, load = [], work.load_model
+
+    def noting(checkpoint, **how):
+        model = load(checkpoint, **how)
+        models.append(weakref.ref(model))
+        return model
+
+    monkeypatch.setattr(work, "load_model", noting)
+    first = next(call for call in calls if isinstance(call, SubstituteCall))
+    second = dataclasses.replace(first, tuned=dataclasses.replace(first.tuned, fingerprint="another"))
+    worker = Worker(tmp_path)
+    alive = []
+    for call in (first, first, second):
+        worker.attempt(call)
+        gc.collect()
+        alive.append([model() is not None for model in models])
+    assert alive == [[True, True], [True, True], [True, False, True]]
 
 
 def test_a_sweep_says_what_it_did(calls, tmp_path):
