@@ -236,12 +236,11 @@ class Adapter:
         with self._stubbed([_Stub(block, items, act) for block, items, act in parts]):
             return self._forward(tokens, lengths)
 
-    @torch.no_grad()
     def logits(self, states: torch.Tensor) -> torch.Tensor:
         """Logits [M, V] of M states [..., M, D] that left the last block, by the model's own norm and head.
 
-        Each state goes in as a sequence of its own; norm and head see no neighbours. Raises InputError for a model that
-        predicts nothing.
+        Each state goes in as a sequence of its own; norm and head see no neighbours. Gradients go back through it. Raises
+        InputError for a model that predicts nothing.
         """
         self.require_predictions()
         return self._finish(states[..., None, :], torch.zeros(states.shape[-2], 1, dtype=torch.long))[:, 0]

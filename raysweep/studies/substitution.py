@@ -80,6 +80,11 @@ class Pair:
         """Number of decoder layers."""
         return self.tuned.n_layers
 
+    @property
+    def in_memory(self) -> bool:
+        """Whether both models are loaded whole."""
+        return True
+
     @cached_property
     def same(self) -> Same:
         """What both models have in common, weight for weight."""

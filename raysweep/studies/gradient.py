@@ -1,0 +1,180 @@
+"""First order in the weights: what every window, set and part of layers would cost, from one forward and one backward pass.
+
+loss(layers S put back) ≈ loss + Σ_{ℓ ∈ S} ⟨∂loss/∂θ_ℓ, θ_base,ℓ − θ_tuned,ℓ⟩, for each example. With several points the gradient is its
+mean over the straight way from tuned to base, all layers moving together, by Gauss-Legendre's rule (the path integral of
+integrated gradients, Sundararajan et al. 2017): summed over all layers it is exact but for the rule's error.
+An estimate knows nothing of curvature, or of how layers act on each other; how good it is, only exact losses tell.
+
+About three layer applications a layer and point, whatever the changes: forward, backward by the states, and the products of
+the step (models/directional.py); a fourth where the forward is made anew, for memory or at a point between the models.
+
+Shapes: B examples of a batch, T tokens, D width, L layers, W changes, N examples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from raysweep.data.batches import make_batches, pad
+from raysweep.data.examples import Example
+from raysweep.models.directional import Shares
+from raysweep.models.memory import free_bytes
+from raysweep.models.parts import parts_of
+from raysweep.models.surgery import interpolated
+from raysweep.studies.backward import Flow, Probe
+from raysweep.studies.interventions import Change
+from raysweep.studies.passes import group_passes
+from raysweep.studies.schedule import Group, Step
+from raysweep.studies.substitution import Pair, Work
+from raysweep.studies.windows import BASE, TUNED, Part, Version, Window
+
+_GRAPH = 40  # values by token and width that a layer keeps for its backward pass (Korthikanti et al. 2022: 34 bytes of 16 bits, and scores)
+
+
+@dataclass(frozen=True)
+class FirstOrder:
+    """Loss of each example, float64 [N], nats, and by part what a whole step of each layer adds to it, [L, N]."""
+
+    losses: np.ndarray
+    scores: dict[Part, np.ndarray]
+
+
+def nodes(points: int, upto: float = 1.0) -> list[tuple[float, float]]:
+    """(share of the way, weight) of each point: where the step starts for one, else Gauss-Legendre's on [0, upto]."""
+    if points == 1:
+        return [(0.0, 1.0)]
+    at, weights = np.polynomial.legendre.leggauss(points)
+    return [(float(upto * (x + 1) / 2), float(w / 2)) for x, w in zip(at, weights, strict=True)]
+
+
+def estimate_losses(
+    pair: Pair,
+    examples: Sequence[Example],
+    changes: Sequence[Change],
+    *,
+    points: int = 1,
+    batch_tokens: int = 8192,
+    work: Work | None = None,
+) -> np.ndarray:
+    """Estimated loss of every example under every change, float64 [W, N], in nats; that of an untouched model is exact.
+
+    A change of coefficient c has its points on the way up to c; a `reverse` one starts from the base model. Raises
+    InputError where parts of a layer are asked for and cannot be told apart, or weights cannot be interpolated.
+    """
+    work = work if work is not None else Work()
+    parts = {_part(change) for change in changes}
+    found: dict[tuple[bool, float], FirstOrder] = {}
+
+    def at(in_base: bool, share: float) -> FirstOrder:
+        if (in_base, share) not in found:
+            found[in_base, share] = first_order(
+                pair, examples, parts, share=share, reverse=in_base, batch_tokens=batch_tokens, work=work
+            )
+        return found[in_base, share]
+
+    estimates = np.empty((len(changes), len(examples)))
+    for row, change in enumerate(changes):
+        layers = list(range(*change)) if isinstance(change, Window) else list(change.chosen)
+        step = np.zeros(len(examples))
+        for share, weight in nodes(points, change.coefficient) if layers else []:
+            step += weight * at(change.in_base, share).scores[_part(change)][layers].sum(axis=0)
+        estimates[row] = at(change.in_base, 0.0).losses + change.coefficient * step
+    return estimates
+
+
+def first_order(
+    pair: Pair,
+    examples: Sequence[Example],
+    parts: Collection[Part] = frozenset({"layer"}),
+    *,
+    share: float = 0.0,
+    reverse: bool = False,
+    batch_tokens: int = 8192,
+    work: Work | None = None,
+) -> FirstOrder:
+    """Losses at `share` of the way from tuned to base (from base to tuned if `reverse`), and their slopes along the whole way.
+
+    Embedding, norm and head stay those of where the way starts. Raises InputError as estimate_losses does.
+    """
+    work = work if work is not None else Work()
+    frame = pair.frame(reverse)
+    lengths = [e.length - 1 for e in examples]
+    groups = make_batches(lengths, batch_tokens, [frame.table(length) for length in lengths])
+    padded = [torch.from_numpy(pad([examples[i].tokens[:-1] for i in g])) for g in groups]
+    losses = np.full(len(examples), np.nan)
+    scores = {part: np.zeros((pair.n_layers, len(examples))) for part in parts}
+    probe = Probe(frame)
+    version = Version("layer", share) if share else BASE if reverse else TUNED
+    there = [_step(layer, version) for layer in range(pair.n_layers)]
+    back = [_step(layer, TUNED, BASE) for layer in reversed(range(pair.n_layers))]
+    for together in _passes(pair, padded, share):
+        flows = [Flow(frame, padded[i], [examples[j] for j in groups[i]]) for i in together]
+        keep = share == 0 and pair.in_memory and _fit(flows, pair)
+        probe.start()
+        with closing(pair.layers(there)) as layers:
+            for step, (base, tuned) in zip(there, layers, strict=True):
+                own, other = (base, tuned) if reverse else (tuned, base)
+                block = own if share == 0 else interpolated(own, other, share)
+                probe.take(step.layer, block)
+                for flow in flows:
+                    flow.take(step.layer, block, other if keep and probe.by_outputs(block) else None)
+                    _count(work, flow, 1)
+        for i, flow in zip(together, flows, strict=True):
+            losses[groups[i]] = flow.turn()
+            work.heads += 1
+        with closing(pair.layers(back)) as layers:
+            for step, (base, tuned) in zip(back, layers, strict=True):
+                own, other = (base, tuned) if reverse else (tuned, base)
+                block = own if share == 0 else interpolated(own, other, share)
+                by_outputs = probe.by_outputs(block) or step.layer in pair.same.layers
+                for i, flow in zip(together, flows, strict=True):
+                    shares = flow.go_back(step.layer, block, other, by_outputs=by_outputs)
+                    for part, score in scores.items():
+                        score[step.layer, groups[i]] = _sum(shares, part, own) / (1 - share)
+                    _count(work, flow, 2 if keep and by_outputs else 3)
+    return FirstOrder(losses, scores)
+
+
+def _part(change: Change) -> Part:
+    return "attention" if change.kind == "attention" else "mlp" if change.kind == "mlp" else "layer"
+
+
+def _step(layer: int, *versions: Version) -> Step:
+    """The versions of a layer that a pass reads."""
+    return Step(layer, tuple(Group(version, False, ((0, 0),)) for version in versions))
+
+
+def _sum(shares: Shares, part: Part, block: nn.Module) -> np.ndarray | float:
+    """The shares [B] of a part's modules together; 0 where the step changes none of them."""
+    if part == "layer":
+        chosen = list(shares.values())
+    else:
+        names = parts_of(block)[part]
+        chosen = [share for name, share in shares.items() if name.partition(".")[0] in names]
+    return torch.stack(chosen).sum(0).numpy() if chosen else 0.0
+
+
+def _passes(pair: Pair, batches: Sequence[torch.Tensor], share: float) -> list[list[int]]:
+    """Which batches go together: each alone where that costs nothing, else as many as a quarter of what is free holds."""
+    if pair.in_memory and share == 0:
+        return [[index] for index in range(len(batches))]
+    one = pair.tuned.record(batches[0][:1, :1]).states if batches else torch.empty(0)
+    size = one.numel() * one.element_size() * (pair.n_layers + 3)
+    return group_passes([tokens.numel() * size for tokens in batches], free_bytes(str(pair.tuned.device)) // 4)
+
+
+def _fit(flows: Sequence[Flow], pair: Pair) -> bool:
+    """Whether all layers' pieces of graph can be kept: a quarter of what is free, by a rough estimate."""
+    size = sum(flow.size for flow in flows) * _GRAPH * pair.n_layers
+    return size <= free_bytes(str(pair.tuned.device)) // 4
+
+
+def _count(work: Work, flow: Flow, applications: int) -> None:
+    work.applications += applications
+    work.token_applications += applications * flow.tokens.numel()
