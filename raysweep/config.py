@@ -104,7 +104,9 @@ class SubstitutionConfig(_Section):
 
     `coefficients` are steps between tuned (0) and base (1) for windows and sets; `modules` put back a part of each window's
     layers alone; `reverse` puts each window of the tuned model into the base. 1 is always among the coefficients. `verify`
-    of all these, drawn at random, are computed again by true substitution of modules.
+    of all these, drawn at random, are computed again by true substitution of modules. With `estimator: gradient` all are
+    estimated to first order in the weights, from gradients at so many `points` between the models, and a `sample` of them, drawn
+    at random, is measured exactly beside the tuned model and all layers put back.
     """
 
     widths: Annotated[list[int] | Literal["all"], _OrAll()] = [5]
@@ -113,7 +115,23 @@ class SubstitutionConfig(_Section):
     coefficients: list[Annotated[float, Field(ge=0, le=1)]] = []
     reverse: bool = False
     verify: Annotated[int, Field(ge=0, le=10**6, strict=True)] = 0
+    estimator: Literal["exact", "gradient"] = "exact"
+    points: Annotated[int, Field(ge=1, le=64, strict=True)] = 1
+    sample: Annotated[int, Field(ge=0, le=10**6, strict=True)] = 8
     generate: GenerationConfig | None = None
+
+    @model_validator(mode="after")
+    def _estimated(self) -> SubstitutionConfig:
+        for key in ("points", "sample"):
+            if (
+                self.estimator == "exact"
+                and key in self.model_fields_set
+                and getattr(self, key) != type(self).model_fields[key].default
+            ):
+                raise ValueError(
+                    f"{key} is for estimator: gradient, and estimator is exact; leave {key} out, or set the estimator"
+                )
+        return self
 
     @field_validator("sets")
     @classmethod

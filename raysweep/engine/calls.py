@@ -98,6 +98,14 @@ class SubstituteCall(PairCall):
 
 
 @dataclass(frozen=True)
+class EstimateCall(PairCall):
+    """Losses of all changes by first order in the weights, from gradients at so many points; `sizes` and `keys` as of a sweep."""
+
+    sizes: tuple[int, ...]
+    points: int
+
+
+@dataclass(frozen=True)
 class VerifyCall(PairCall):
     """Losses of a few examples under a few changes, taken again; `parts` has the sweep's own for each. One key for all."""
 

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from raysweep.studies.interventions import Change, change_from_json, to_json
 
-Kind = Literal["substitute", "generate", "similarity", "correlate", "verify"]
+Kind = Literal["substitute", "estimate", "generate", "similarity", "correlate", "verify"]
 
 
 @dataclass(frozen=True)

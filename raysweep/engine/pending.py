@@ -13,6 +13,7 @@ from raysweep.config import Config
 from raysweep.engine.calls import (
     CaptureCall,
     CorrelateCall,
+    EstimateCall,
     GenerateCall,
     Loading,
     ModelCall,
@@ -26,7 +27,7 @@ from raysweep.engine.inspection import Cell, Facts, ModelFacts
 from raysweep.engine.plan import VERIFIED, drawn, hidden_size, window_names
 from raysweep.models.checkpoint import Checkpoint
 from raysweep.models.same import NOTHING, Same
-from raysweep.studies.passes import group_passes, most_states
+from raysweep.studies.passes import group_passes, most_states, states_of_a_way_back
 from raysweep.studies.windows import Window
 
 
@@ -89,6 +90,7 @@ def _lacking(config: Config, facts: Facts, graph: Graph, done: Collection[str]) 
                 pair = (of_model.base, of_model.tuned[cell.dataset])
                 same = of_model.same.get(cell.dataset, NOTHING)
                 yield from _substitutions(config, cell, graph, pair, loading, of_model.residency.room, done, same)
+                yield from _estimates(config, cell, graph, of_model, loading, done)
                 yield from _generations(config, cell, graph, pair, loading, done)
 
 
@@ -184,6 +186,45 @@ def _substitution(
     )
 
 
+def _estimates(
+    config: Config, cell: Cell, graph: Graph, model: ModelFacts, loading: Loading, done: Collection[str]
+) -> Iterator[EstimateCall]:
+    """One call a chunk; where layers are streamed, as many chunks as their states at all layers fit."""
+    tasks = graph.cell("estimate", cell.model, cell.dataset)
+    if not tasks:
+        return
+    assert config.studies.substitution is not None
+    chosen = list({task.parts[0]: task for task in reversed(tasks)}.values())[::-1]  # of tasks that are one part
+    lacking = [i for i in range(len(cell.chunks)) if any(task.parts[i] not in done for task in chosen)]
+    per_token = (
+        states_of_a_way_back(model.base.n_layers)
+        * hidden_size(model.base.config)
+        * (4 if loading.dtype == "float32" else 2)
+    )
+    needs = [sum(e.length for e in cell.chunks[i]) * per_token for i in lacking]
+    together = (
+        group_passes(needs, model.residency.room) if loading.stream else [[place] for place in range(len(lacking))]
+    )
+    for indices in ([lacking[place] for place in places] for places in together):
+        windows = tuple(task.window for task in chosen if task.window is not None)
+        which = f"chunk {indices[0]}" if len(indices) == 1 else f"chunks {indices[0]}-{indices[-1]}"
+        chunks = [cell.chunks[index] for index in indices]
+        yield EstimateCall(
+            f"estimate {cell.model}/{cell.dataset} {window_names(windows)} {which}",
+            cell.model,
+            cell.dataset,
+            tuple(task.name for task in tasks),
+            model.base,
+            loading,
+            tuple(example for chunk in chunks for example in chunk),
+            model.tuned[cell.dataset],
+            windows,
+            tuple(task.parts[index] for index in indices for task in chosen),
+            tuple(map(len, chunks)),
+            config.studies.substitution.points,
+        )
+
+
 def _generations(
     config: Config,
     cell: Cell,
@@ -238,7 +279,8 @@ def result_call(config: Config, facts: Facts, graph: Graph, task: Task) -> Simil
             seed,
         )
     assert correlation is not None
-    swept = graph.cell("substitute", task.model, task.dataset)
+    cell = (task.model, task.dataset)
+    swept = graph.cell("estimate", *cell) or graph.cell("substitute", *cell)
     losses = {t.window: t.parts for t in swept if isinstance(t.window, Window)}
     return CorrelateCall(
         task.name,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from raysweep.config import Config
 from raysweep.engine.graph import Graph, Task
@@ -36,6 +36,8 @@ def _cell_tasks(config: Config, facts: Facts, model: ModelFacts, cell: Cell, is_
     studies = config.studies
     substitutions = _substitutions(config, facts, model, cell) if studies.substitution and is_tuned else []
     tasks = list(substitutions)
+    if studies.substitution and studies.substitution.estimator == "gradient" and is_tuned:
+        tasks += _estimates(config, facts, model, cell)
     if studies.substitution and studies.substitution.verify and substitutions:
         tasks.append(_verification(config, cell, substitutions))
     if studies.substitution and studies.substitution.generate and is_tuned:
@@ -44,7 +46,8 @@ def _cell_tasks(config: Config, facts: Facts, model: ModelFacts, cell: Cell, is_
         similarity = _similarity(config, facts, model, cell)
         tasks.append(similarity)
         if studies.correlation and substitutions:
-            tasks.append(_correlation(config, cell, similarity, substitutions))
+            estimates = [task for task in tasks if task.kind == "estimate"]
+            tasks.append(_correlation(config, cell, similarity, estimates or substitutions))
     return tasks
 
 
@@ -56,22 +59,51 @@ def _computed(facts: Facts, model: ModelFacts) -> dict[str, Any]:
 
 def _substitutions(config: Config, facts: Facts, model: ModelFacts, cell: Cell) -> list[Task]:
     assert config.studies.substitution is not None
+    changes = asked_changes(config.studies.substitution, model.base.n_layers)
+    if config.studies.substitution.estimator == "gradient":
+        changes = sampled(changes, model.base.n_layers, config.studies.substitution.sample)
+    return _losses("substitute", facts, model, cell, changes, {"study": "substitution"})
+
+
+def sampled(changes: list[Change], n_layers: int, n: int) -> list[Change]:
+    """What is measured exactly where all is estimated: the models that nothing or all is put back in, and `n` at random."""
+    always = [c for c in changes if isinstance(c, Window) and c.width in (0, n_layers)]
+    drawn = draw([c for c in changes if c not in always], n)
+    return [c for c in changes if c in always or c in drawn]
+
+
+def _estimates(config: Config, facts: Facts, model: ModelFacts, cell: Cell) -> list[Task]:
+    asked = config.studies.substitution
+    assert asked is not None
+    changes = asked_changes(asked, model.base.n_layers)
+    return _losses("estimate", facts, model, cell, changes, {"study": "gradient", "points": asked.points})
+
+
+def _losses(
+    kind: Literal["substitute", "estimate"],
+    facts: Facts,
+    model: ModelFacts,
+    cell: Cell,
+    changes: list[Change],
+    study: dict[str, Any],
+) -> list[Task]:
+    """A task a change, whose parts are a chunk's losses each."""
     layers, chunks = model.base.n_layers, [chunk_fingerprint(chunk, prompts_only=False) for chunk in cell.chunks]
     same = {
-        "study": "substitution",
+        **study,
         "base": model.base.fingerprint,
         "tuned": model.tuned[cell.dataset].fingerprint,
         **_computed(facts, model),
     }
     return [
         Task(
-            "substitute",
+            kind,
             cell.model,
             cell.dataset,
             tuple(fingerprint({**same, **what, "chunk": chunk}) for chunk in chunks),
             change,
         )
-        for change in asked_changes(config.studies.substitution, layers)
+        for change in changes
         for what in [identity(change, layers, model.same.get(cell.dataset, NOTHING))]
     ]
 

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from functools import singledispatchmethod
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 
@@ -21,6 +22,7 @@ from raysweep.engine.calls import (
     CaptureCall,
     Commit,
     CorrelateCall,
+    EstimateCall,
     GenerateCall,
     Loading,
     Outcome,
@@ -39,6 +41,7 @@ from raysweep.models.stream import StreamedModel
 from raysweep.store.activations import Activations, open_activations, publish_manifest, write_part
 from raysweep.studies.capture import capture_states
 from raysweep.studies.correlation import correlate_cell
+from raysweep.studies.gradient import estimate_losses
 from raysweep.studies.interventions import labels, relabelled, windows_in
 from raysweep.studies.similarity import similarity_tables
 from raysweep.studies.streamed import StreamedPair
@@ -137,20 +140,17 @@ class Worker:
                 "were they written anew since they were checked? Run again"
             )
         losses = sweep_losses(pair, call.examples, call.windows, batch_tokens=call.loading.batch_tokens, work=work)
-        commits, first, n = [], 0, len(call.windows)
-        for chunk, size in enumerate(call.sizes or (len(call.examples),)):
-            examples = call.examples[first : first + size]
-            keys = call.keys[chunk * n : (chunk + 1) * n]
-            rows = loss_table(losses[:, first : first + size], call.windows, examples)
-            rows["part"] = [key for key in keys for _ in examples]
-            commits.append(_commit("substitute", call, keys, rows))
-            first += size
-        measured = {
-            "layer_applications": work.applications,
-            "token_applications": work.token_applications,
-            "load_seconds": round(loaded - loading, 4),
-        }
-        return commits, measured
+        return _loss_commits(call, losses, "exact"), _did(work, loaded - loading)
+
+    @_run.register
+    def _(self, call: EstimateCall) -> tuple[list[Commit], dict[str, float]]:
+        loading = time.monotonic()
+        pair, work = self._pair(call), Work()
+        loaded = time.monotonic()
+        losses = estimate_losses(
+            pair, call.examples, call.windows, points=call.points, batch_tokens=call.loading.batch_tokens, work=work
+        )
+        return _loss_commits(call, losses, "gradient"), _did(work, loaded - loading)
 
     @_run.register
     def _(self, call: VerifyCall) -> tuple[list[Commit], dict[str, float]]:
@@ -279,6 +279,27 @@ class Worker:
             dataset=call.dataset,
         )
         return open_activations(folder)
+
+
+def _loss_commits(call: SubstituteCall | EstimateCall, losses: np.ndarray, estimator: str) -> list[Commit]:
+    """A commit a chunk of losses [W, N]."""
+    commits, first, n = [], 0, len(call.windows)
+    for chunk, size in enumerate(call.sizes or (len(call.examples),)):
+        examples = call.examples[first : first + size]
+        keys = call.keys[chunk * n : (chunk + 1) * n]
+        rows = loss_table(losses[:, first : first + size], call.windows, examples, estimator)
+        rows["part"] = [key for key in keys for _ in examples]
+        commits.append(_commit(call.kind, call, keys, rows))
+        first += size
+    return commits
+
+
+def _did(work: Work, load_seconds: float) -> dict[str, float]:
+    return {
+        "layer_applications": work.applications,
+        "token_applications": work.token_applications,
+        "load_seconds": round(load_seconds, 4),
+    }
 
 
 def _commit(kind: str, call: Call, keys: tuple[str, ...], rows: pd.DataFrame) -> Commit:

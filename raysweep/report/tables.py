@@ -44,7 +44,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
 def keys_of(graph: Graph, table: str) -> list[tuple[str, Task]]:
     """The key of every part of one table with its task, in the order of the graph; equal tasks share their keys."""
     if table == "substitution":
-        return [(key, task) for task in graph.of_kind("substitute") for key in task.parts]
+        return [(key, task) for task in graph.tasks if task.kind in ("substitute", "estimate") for key in task.parts]
     return [(task.results[table], task) for task in graph.tasks if table in task.results]
 
 

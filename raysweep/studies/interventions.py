@@ -146,7 +146,7 @@ def identity(change: Change, n_layers: int, same: Same = NOTHING) -> dict[str, A
     return {"in_base": in_base, "versions": [[layer, *versions[layer]] for layer in changed]}
 
 
-def labels(change: Change) -> dict[str, Any]:
+def labels(change: Change, estimator: str = "exact") -> dict[str, Any]:
     """The columns of the substitution table that say what was changed."""
     return {
         "kind": change.kind,
@@ -156,7 +156,7 @@ def labels(change: Change) -> dict[str, Any]:
         "width": change.width,
         "centre": change.centre,
         "coefficient": change.coefficient,
-        "estimator": "exact",
+        "estimator": estimator,
     }
 
 

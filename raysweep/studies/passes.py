@@ -14,6 +14,11 @@ def most_states(n_layers: int, windows: Sequence[Change], same: Same = NOTHING) 
     return max((step.applications for step in schedule(n_layers, windows, same).steps), default=1)
 
 
+def states_of_a_way_back(n_layers: int) -> int:
+    """States of one batch that a gradient's pass holds: what enters each layer, what leaves the last, gradients, and some room."""
+    return n_layers + 4
+
+
 def group_passes(needs: Sequence[int], room: int) -> list[list[int]]:
     """Consecutive batches whose `needs` (bytes) fit into `room` together; one that is larger goes alone."""
     passes: list[list[int]] = []

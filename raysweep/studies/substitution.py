@@ -248,13 +248,15 @@ def sweep_losses(
     return losses
 
 
-def loss_table(losses: np.ndarray, windows: Sequence[Change], examples: Sequence[Example]) -> pd.DataFrame:
+def loss_table(
+    losses: np.ndarray, windows: Sequence[Change], examples: Sequence[Example], estimator: str = "exact"
+) -> pd.DataFrame:
     """Losses [W, N] as rows of the substitution table, windows outermost (without model and dataset)."""
     import pandas as pd
 
     tables = []
     for row, window in enumerate(windows):
-        told = {name: np.nan if value is None else value for name, value in labels(window).items()}
+        told = {name: np.nan if value is None else value for name, value in labels(window, estimator).items()}
         told["example_id"] = np.array([e.id for e in examples], dtype=np.int64)
         told["n_tokens"] = np.array([e.n_tokens for e in examples], dtype=np.int64)
         tables.append(pd.DataFrame({**told, "loss": losses[row]}).astype({"centre": float}))
