@@ -41,6 +41,11 @@ class StreamedPair(Pair):
         """The pair of two streamed checkpoints."""
         return cls(base.adapter, tuned.adapter, (base, tuned), memory)
 
+    @property
+    def in_memory(self) -> bool:
+        """They are not."""
+        return False
+
     @cached_property
     def same(self) -> Same:
         """What both have in common, by the digests of their tensors: no layer is here to be compared."""
