@@ -68,7 +68,7 @@ def _verification(config: Config, facts: Facts, graph: Graph, task: Task) -> Ver
         (task.name,),
         model.base,
         _loading(config, facts, model),
-        cell.chunks[0][:VERIFIED],
+        cell.swept[0][:VERIFIED],
         model.tuned[task.dataset],
         tuple(t.window for t in chosen if t.window is not None),
         (task.results["verification"],),
@@ -128,7 +128,7 @@ def _substitutions(
 ) -> Iterator[SubstituteCall]:
     tasks = graph.cell("substitute", cell.model, cell.dataset)
     runs: list[tuple[list[Task], list[int]]] = []
-    for index in range(len(cell.chunks)):
+    for index in range(len(cell.swept)):
         missing = [task for task in tasks if task.parts[index] not in done]
         if missing and loading.stream and runs and runs[-1][0] == missing:
             runs[-1][1].append(index)
@@ -151,7 +151,7 @@ def _together(
     windows = [task.window for task in tasks if task.window is not None]
     size = 4 if loading.dtype == "float32" else 2
     per_token = most_states(base.n_layers, windows, same) * hidden_size(base.config) * size
-    needs = [sum(example.length for example in cell.chunks[index]) * per_token for index in indices]
+    needs = [sum(example.length for example in cell.swept[index]) * per_token for index in indices]
     return [[indices[place] for place in places] for places in group_passes(needs, room)]
 
 
@@ -166,7 +166,7 @@ def _substitution(
     first = {task.parts[indices[0]]: task for task in reversed(tasks)}  # of tasks that are one part
     chosen = [task for task in tasks if first[task.parts[indices[0]]] is task]
     windows = tuple(task.window for task in chosen if task.window is not None)
-    chunks = [cell.chunks[index] for index in indices]
+    chunks = [cell.swept[index] for index in indices]
     which = f"chunk {indices[0]}" if len(indices) == 1 else f"chunks {indices[0]}-{indices[-1]}"
     return SubstituteCall(
         f"substitute {cell.model}/{cell.dataset} {window_names(windows)} {which}",
