@@ -37,8 +37,8 @@ def top_candidates(values_Cn: ArrayLike, k: int, of: int, error: float, resoluti
     the rows depend on one another, where the paired means are near normal.
 
     Examples with a NaN in any row are left out. At n = N the means are exact and `error` plays no part; rows within
-    `resolution` of the k-th are candidates too. Before, nothing is told of a pair whose differences are all the same,
-    or not finite. Raises ValueError unless 1 ≤ k < C, 2 ≤ n ≤ N and 0 < error < 1.
+    `resolution` of the k-th are candidates too. Before, nothing is told of a pair whose differences have a standard
+    deviation of no more than `resolution`, or are not finite. Raises ValueError unless 1 ≤ k < C, 2 ≤ n ≤ N and 0 < error < 1.
     """
     values_Cn = _matrix(values_Cn)
     curves, seen = values_Cn.shape
@@ -56,7 +56,8 @@ def top_candidates(values_Cn: ArrayLike, k: int, of: int, error: float, resoluti
             apart_C = means_C[v] - means_C
             if seen < of:
                 variance_C = (values_Cn[v] - values_Cn).var(axis=1, ddof=1)
-                apart_C = np.where(variance_C > 0, apart_C - critical * np.sqrt(variance_C / n * (1 - seen / of)), 0.0)
+                limit_C = apart_C - critical * np.sqrt(variance_C / n * (1 - seen / of))
+                apart_C = np.where(variance_C > resolution**2, limit_C, resolution)
             above_C += apart_C > resolution
     return above_C < k
 

@@ -22,8 +22,9 @@ def stopping_sentences(cell: Cell) -> list[Markup]:
 
 def stopping_lines(tables: Mapping[str, pd.DataFrame]) -> list[str]:
     """A plain line for every model and data set whose sweep might stop early."""
-    rows = tables.get("stopping", ())
-    return [f"{row.model} on {row.dataset}: {_sentence(row).striptags()}" for row in rows_of(rows)] if len(rows) else []
+    if "stopping" not in tables:
+        return []
+    return [f"{row.model} on {row.dataset}: {_sentence(row).striptags()}" for row in rows_of(tables["stopping"])]
 
 
 def _sentence(row: Any) -> Markup:
