@@ -212,7 +212,9 @@ def test_the_declared_set_holds_the_true_top_as_often_as_it_says(kind, curves, k
         n, found = declared(values, k, 0.05 / n_looks)
         missed += found != true
         early += n < 192
-        if curves == 2 and gap < 0.1:  # each look as if it were the only one: the simulation must see that this is wrong
+        if (
+            curves == 2 and gap < 0.1
+        ):  # each look as if it were the only one: the simulation must see that this is wrong
             careless += declared(values, k, 0.05)[1] != true
     # 300 trials at 5 %: 15 expected, and 30 are four standard deviations above that
     assert missed <= 30
