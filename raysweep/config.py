@@ -116,13 +116,17 @@ class StopConfig(_Section):
     @field_validator("half_width", "confidence", mode="before")
     @classmethod
     def _in_range(cls, value: object, info: ValidationInfo) -> object:
-        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if info.field_name == "confidence":
-            if not (is_number and 0.5 <= value < 1):  # type: ignore[operator]
-                raise ValueError(f"give a confidence from 0.5 to below 1, such as 0.95, not {shown(value)}")
-        elif value is not None and not (is_number and 0 < value < math.inf):  # type: ignore[operator]
+        if value is None and info.field_name == "half_width":
+            return value
+        try:
+            number = math.nan if isinstance(value, bool) else float(value)  # type: ignore[arg-type]
+        except (TypeError, ValueError, OverflowError):
+            number = math.nan
+        if info.field_name == "confidence" and not 0.5 <= number < 1:
+            raise ValueError(f"give a confidence from 0.5 to below 1, such as 0.95, not {shown(value)}")
+        if not 0 < number < math.inf:
             raise ValueError(f"give a number of nats above 0, such as 0.02, not {shown(value)}")
-        return value
+        return number
 
     @model_validator(mode="after")
     def _one_rule(self) -> StopConfig:
