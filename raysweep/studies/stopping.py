@@ -143,10 +143,16 @@ def _top(
     error = (1 - rule.confidence) / max(1, n_looks)
     places = np.flatnonzero(top_candidates(losses_Cn, rule.top, of, error, resolution))
     complete_Cn = losses_Cn[:, ~np.isnan(losses_Cn).any(axis=0)]
-    means_C = complete_Cn.mean(axis=1) if complete_Cn.shape[1] else np.zeros(len(of_width))
+    if not complete_Cn.shape[1]:
+        everything = tuple(window for i in of_width if isinstance(window := changes[i], Window))
+        return False, everything, "no example has a loss under every one of the windows"
+    left_out = losses_Cn.shape[1] - complete_Cn.shape[1]
+    more = f"; {left_out} examples without a loss under one of the windows were left out" if left_out else ""
+    means_C = complete_Cn.mean(axis=1)
     ordered = sorted(places, key=lambda place: -means_C[place])
     chosen = tuple(window for place in ordered if isinstance(window := changes[of_width[place]], Window))
     if len(chosen) == rule.top:
         how = "all examples were used" if losses_Cn.shape[1] == of else "no other window can be among them"
-        return True, chosen, f"{how}, so the set is settled"
-    return False, chosen, f"windows within {resolution:g} nats of one another cannot be told apart by all the examples"
+        return True, chosen, f"{how}, so the set is settled{more}"
+    told = f"windows within {resolution:g} nats of one another cannot be told apart by all the examples"
+    return False, chosen, told + more

@@ -133,6 +133,20 @@ def test_fused_or_apart_the_tables_are_the_same(stopping, tmp_path, stopped, tab
     assert done.n_calls == 7 * stopped.n_calls
 
 
+@pytest.mark.parametrize("together", [True, False])
+def test_streamed_it_stops_at_the_same_chunk(
+    stopping, tmp_path, stopped, tables_of, same_tables, together, monkeypatch
+):
+    if not together:  # as where memory holds the states of one chunk
+        monkeypatch.setattr(
+            "raysweep.engine.pending.group_passes", lambda needs, room: [[i] for i in range(len(needs))]
+        )
+    done = drive(stopping(tmp_path, TOP, "execution.residency=stream"))
+    assert done.n_calls == (1 if together else stopped.n_calls)
+    same_tables(tables_of(done), tables_of(stopped))
+    assert api.status(tmp_path).unfinished == []
+
+
 @pytest.mark.parametrize("after", [1, 2])
 def test_an_interrupted_run_goes_on_to_the_same_tables(stopping, tmp_path, stopped, tables_of, same_tables, after):
     with pytest.raises(KeyboardInterrupt):

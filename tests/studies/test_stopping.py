@@ -148,8 +148,16 @@ def test_half_width_that_no_example_reaches_uses_all():
 
 def test_losses_that_are_nan_settle_nothing():
     found = np.full((7, 100), math.nan)
-    assert first_decision(found, WINDOWS, SIZES, TOP, 1e-5).settled is False
+    decision = first_decision(found, WINDOWS, SIZES, TOP, 1e-5)
+    assert (decision.examples, decision.settled, decision.chosen) == (100, False, tuple(WINDOWS[1:6]))
+    assert decision.reason == "no example has a loss under every one of the windows"
     assert first_decision(found, WINDOWS, SIZES, NARROW, 1e-5).settled is False
+    found = losses([0, 0.1, 2, 0.2, 1, 0.1, 5])
+    found[[2, 3], [1, 5]] = math.nan
+    found[6, 7] = math.nan  # all layers: none of the windows compared
+    decision = first_decision(found, WINDOWS, SIZES, TOP, 1e-5)
+    assert (decision.examples, decision.chosen) == (16, (Window(1, 3), Window(3, 5)))
+    assert decision.reason.endswith("settled; 2 examples without a loss under one of the windows were left out")
 
 
 def test_a_part_of_a_chunk_is_refused():
