@@ -160,7 +160,8 @@ class Planned:
     """What a run would do: tasks by kind (done, all), and the cost of what is not done.
 
     `identical`: for a model and data set whose checkpoints have weights in common, the number of layers that are the same
-    in both, and of the windows and other changes that cost nothing because they are one with another.
+    in both, and of the windows and other changes that cost nothing because they are one with another. `at_most`: sweeps may
+    stop before they have needed all of it.
     """
 
     tasks: Mapping[str, tuple[int, int]]
@@ -172,6 +173,7 @@ class Planned:
     device: str
     residency: Mapping[str, str]
     identical: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    at_most: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -191,6 +193,8 @@ class Planned:
             f"identical    {layers} decoder layers in base and tuned of {cell}; {shared} changes are another's for that"
             for cell, (layers, shared) in self.identical.items()
         ]
+        if self.at_most:
+            lines.append("at most      what is told above: a sweep ends once studies.substitution.stop is met")
         return "\n".join(lines)
 
 
@@ -198,6 +202,7 @@ def plan_run(config: Config | str | Path, overrides: Sequence[str] = ()) -> Plan
     """What `run` would do with this config; reads and checks everything it names, and runs and writes nothing."""
     from raysweep.engine.driver import prepare
     from raysweep.engine.executor import backend_for
+    from raysweep.engine.graph import beyond, shortened
     from raysweep.engine.plan import cost
     from raysweep.engine.rates import seconds_for
 
@@ -211,11 +216,12 @@ def plan_run(config: Config | str | Path, overrides: Sequence[str] = ()) -> Plan
     finally:
         backend.close()
     done = folder.committed() if folder.is_run else {}
+    needed_graph = shortened(graph, done)
     tasks: dict[str, tuple[int, int]] = defaultdict(lambda: (0, 0))
-    for task in graph.tasks:
+    for task in needed_graph.tasks:
         before = tasks[task.kind]
         tasks[task.kind] = (before[0] + all(key in done for key in task.keys), before[1] + 1)
-    needed = cost(config, facts, graph, done)
+    needed = cost(config, facts, graph, done.keys() | beyond(graph, needed_graph))
     return Planned(
         dict(tasks),
         [task.name for task in graph.tasks],
@@ -226,6 +232,7 @@ def plan_run(config: Config | str | Path, overrides: Sequence[str] = ()) -> Plan
         facts.device,
         {name: f"{model.residency.mode}, {model.residency.why}" for name, model in facts.models.items()},
         needed.identical,
+        any(key not in done for task in graph.of_kind("stop") for key in task.keys),
     )
 
 

@@ -6,6 +6,7 @@ which also happens before anything runs. Every key has its meaning beside it, an
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -99,6 +100,45 @@ class _OrAll:
         )
 
 
+class StopConfig(_Section):
+    """When a sweep has seen enough examples: one of `half_width` (nats) and `top` (so many costliest windows).
+
+    `half_width`: the interval of every change's paired difference is so narrow. `top`: a confidence set for the costliest
+    windows of the first of `widths` has so many members. `confidence` is the interval's, or the set's; the examples are
+    swept in an order drawn from `seed`.
+    """
+
+    half_width: float | None = None
+    top: Positive | None = None
+    confidence: float = 0.95
+    seed: Annotated[int, Field(ge=0, le=2**63, strict=True)] = 0
+
+    @field_validator("half_width", "confidence", mode="before")
+    @classmethod
+    def _in_range(cls, value: object, info: ValidationInfo) -> object:
+        if value is None and info.field_name == "half_width":
+            return value
+        try:
+            number = math.nan if isinstance(value, bool) else float(value)  # type: ignore[arg-type]
+        except (TypeError, ValueError, OverflowError):
+            number = math.nan
+        if info.field_name == "confidence" and not 0.5 <= number < 1:
+            raise ValueError(f"give a confidence from 0.5 to below 1, such as 0.95, not {shown(value)}")
+        if not 0 < number < math.inf:
+            raise ValueError(f"give a number of nats above 0, such as 0.02, not {shown(value)}")
+        return number
+
+    @model_validator(mode="after")
+    def _one_rule(self) -> StopConfig:
+        if self.half_width is None and self.top is None:
+            raise ValueError(
+                "has neither half_width nor top; give one: {half_width: 0.02} in nats, or {top: 3}, a number of windows"
+            )
+        if self.half_width is not None and self.top is not None:
+            raise ValueError(f"half_width is {self.half_width:g} and top is {self.top}; give one of them")
+        return self
+
+
 class SubstitutionConfig(_Section):
     """Every window of each width is put back to the base model's, and the test loss measured; and what is asked for beside.
 
@@ -106,7 +146,7 @@ class SubstitutionConfig(_Section):
     layers alone; `reverse` puts each window of the tuned model into the base. 1 is always among the coefficients. `verify`
     of all these, drawn at random, are computed again by true substitution of modules. With `estimator: gradient` all are
     estimated to first order in the weights, from gradients at so many `points` between the models, and a `sample` of them, drawn
-    at random, is measured exactly beside the tuned model and all layers put back.
+    at random, is measured exactly beside the tuned model and all layers put back. `stop` ends an exact sweep early.
     """
 
     widths: Annotated[list[int] | Literal["all"], _OrAll()] = [5]
@@ -118,7 +158,14 @@ class SubstitutionConfig(_Section):
     estimator: Literal["exact", "gradient"] = "exact"
     points: Annotated[int, Field(ge=1, le=64, strict=True)] = 1
     sample: Annotated[int, Field(ge=0, le=10**6, strict=True)] = 8
+    stop: StopConfig | None = None
     generate: GenerationConfig | None = None
+
+    @model_validator(mode="after")
+    def _exact_only(self) -> SubstitutionConfig:
+        if self.stop and self.estimator != "exact":
+            raise ValueError(f"stop decides by exact losses, and estimator is {self.estimator}; leave one of them out")
+        return self
 
     @model_validator(mode="after")
     def _estimated(self) -> SubstitutionConfig:

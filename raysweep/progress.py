@@ -40,6 +40,9 @@ class Tally:
             kind = kind_of(event["call"])
             self.done[kind] = self.done.get(kind, 0) + 1
             self.seconds[kind] = self.seconds.get(kind, 0.0) + event["measured"].get("seconds", 0.0)
+        elif name == events.CALLS_DROPPED:  # not needed: a sweep has stopped early
+            for kind, n in event["calls"].items():
+                self.total[kind] = self.total.get(kind, 0) - n
         elif name == events.CALL_RETRIED:
             self.retried += 1
         elif name == events.CALL_FAILED:
@@ -141,6 +144,9 @@ class Progress:
             now = self._clock()
             if now - self._printed >= _SECONDS_BETWEEN_LINES:
                 self._line(self._tally.words())
+        elif name == events.CALLS_DROPPED and self._bars:
+            for kind in event["calls"]:
+                self._bars.update(self._rows[kind], total=self._tally.total[kind])
         self._update_rows(event)
 
     def _add_rows(self) -> None:

@@ -104,6 +104,7 @@ studies:
     # coefficients: [0.25, 0.5]      # windows and sets at steps between tuned (0) and base (1, always there)
     # reverse: true                  # the base model with each window of the tuned one, too
     # verify: 5                      # so many, drawn at random, computed again by true substitution of modules
+    # stop: {top: 3}                 # measure until the 3 costliest windows are settled; or {half_width: 0.02}, in nats
     # generate: {examples: 3, tokens: 32}   # text produced under each window
   similarity:
     metrics: [cka_linear]            # cka_linear, cka_linear_debiased, cka_rbf

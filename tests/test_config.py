@@ -41,12 +41,13 @@ def test_the_template_is_a_config():
 
 def test_the_commented_lines_of_the_template_are_right_too():
     uncommented = "\n".join(
-        line.replace("# - {name: mine", "- {name: mine").replace("# generate:", "generate:")
+        line.replace("# - {name: mine", "- {name: mine").replace("# generate:", "generate:").replace("# stop:", "stop:")
         for line in TEMPLATE.splitlines()
     )
     config = parse_config(yaml.safe_load(uncommented))
     assert config.datasets[1].format == "columns"
     assert (config.studies.substitution.generate.examples, config.studies.substitution.generate.tokens) == (3, 32)
+    assert config.studies.substitution.stop.top == 3
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=[path.name for path in CONFIGS])
@@ -91,6 +92,15 @@ def test_defaults():
     }
 
 
+def test_when_to_stop():
+    config = parse_config(PLAIN)
+    assert config.studies.substitution.stop is None
+    stop = parse_config(PLAIN, overrides=["studies.substitution.stop.top=3"]).studies.substitution.stop
+    assert stop.model_dump() == {"half_width": None, "top": 3, "confidence": 0.95, "seed": 0}
+    stop = parse_config(PLAIN, overrides=["studies.substitution.stop={half_width: 1e-3}"]).studies.substitution.stop
+    assert (stop.half_width, stop.top) == (0.001, None)
+
+
 def test_a_study_that_is_left_out_is_not_run():
     config = parse_config({**PLAIN, "studies": {"similarity": {}}})
     assert config.studies.substitution is None
@@ -109,6 +119,10 @@ def test_a_study_that_is_left_out_is_not_run():
         (
             "studies.substitution.generate={example: 1}",
             "unknown key 'studies.substitution.generate.example'; did you mean 'examples'?",
+        ),
+        (
+            "studies.substitution.stop={top: 3, confidance: 0.9}",
+            "unknown key 'studies.substitution.stop.confidance'; did you mean 'confidence'?",
         ),
         ("studies.similarity.neighborhood=3", "unknown key 'studies.similarity.neighborhood'; did you mean 'neighbourhood'?"),
         ("studies.correlation.resample=9", "unknown key 'studies.correlation.resample'; did you mean 'resamples'?"),
@@ -155,6 +169,37 @@ def test_a_misspelt_key_names_the_nearest(override, told):
             "studies.similarity.neighbourhood=4",
             "key 'studies.similarity.neighbourhood': a neighbourhood has a layer in its middle, so it is odd; 4 is even",
         ),
+        (
+            "studies.substitution.stop={}",
+            "studies.substitution.stop: has neither half_width nor top; give one: {half_width: 0.02} in nats, or {top: 3}, a "
+            "number of windows",
+        ),
+        (
+            "studies.substitution.stop={half_width: 0.02, top: 3}",
+            "studies.substitution.stop: half_width is 0.02 and top is 3; give one of them",
+        ),
+        ("studies.substitution.stop={top: 0}", "key 'studies.substitution.stop.top': give 1 or more, not 0"),
+        (
+            "studies.substitution.stop={half_width: 0}",
+            "key 'studies.substitution.stop.half_width': give a number of nats above 0, such as 0.02, not 0",
+        ),
+        (
+            "studies.substitution.stop={half_width: narrow}",
+            "key 'studies.substitution.stop.half_width': give a number of nats above 0, such as 0.02, not 'narrow'",
+        ),
+        (
+            "studies.substitution.stop={half_width: .inf}",
+            "key 'studies.substitution.stop.half_width': give a number of nats above 0, such as 0.02, not inf",
+        ),
+        (
+            "studies.substitution.stop={top: 3, confidence: 95}",
+            "key 'studies.substitution.stop.confidence': give a confidence from 0.5 to below 1, such as 0.95, not 95",
+        ),
+        (
+            "studies.substitution.stop={top: 3, confidence: true}",
+            "key 'studies.substitution.stop.confidence': give a confidence from 0.5 to below 1, such as 0.95, not True",
+        ),
+        ("studies.substitution.stop={top: 3, seed: -1}", "key 'studies.substitution.stop.seed': give 0 or more, not -1"),
         ("studies.correlation.drop_ends=-1", "key 'studies.correlation.drop_ends': give 0 or more, not -1"),
         ("execution.executor=dask", "key 'execution.executor': 'dask' is not 'local' or 'ray'"),
         ("execution.workers=0", "key 'execution.workers': give auto or a number of workers, 1 or more, not 0"),

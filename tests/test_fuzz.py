@@ -94,7 +94,7 @@ CONFIG = {
         }
     ],
     "studies": {
-        "substitution": {"widths": [5], "generate": None},
+        "substitution": {"widths": [5], "generate": None, "stop": {"top": 3, "confidence": 0.95, "seed": 0}},
         "similarity": {"metrics": ["cka_linear"], "pooling": "last", "neighbourhood": 3},
         "correlation": {"resamples": 10, "seed": 0, "drop_ends": 0},
     },

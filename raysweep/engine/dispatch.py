@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter, deque
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from raysweep.engine.calls import Call, Outcome
@@ -100,6 +100,18 @@ class CallQueue:
         queue = self._groups.setdefault(call.affinity, deque()) if call.affinity else self._results
         queue.appendleft(call)
         self._size += 1
+
+    def drop(self, is_needless: Callable[[Call], bool]) -> Counter[str]:
+        """Take out the calls that need not be made; how many, by kind."""
+        dropped: Counter[str] = Counter()
+        for group, calls in list(self._groups.items()):
+            kept = deque(call for call in calls if not is_needless(call))
+            dropped += Counter(call.kind for call in calls) - Counter(call.kind for call in kept)
+            self._groups[group] = kept
+            if not kept:
+                del self._groups[group]
+        self._size -= dropped.total()
+        return dropped
 
     def take(self, index: int, slot: Slot) -> Call | None:
         """The next call for the worker `index`, or None where nothing waits that it takes."""

@@ -19,17 +19,18 @@ from typing import Any
 
 from raysweep.config import Config
 from raysweep.engine import events
-from raysweep.engine.calls import Call, Commit, Outcome
+from raysweep.engine.calls import Call, Commit, Outcome, SubstituteCall
 from raysweep.engine.disk import bytes_to_write, check_room, check_writable
 from raysweep.engine.dispatch import CallQueue, is_final, may_queue_behind
 from raysweep.engine.events import EventLog, Listener
 from raysweep.engine.executor import Backend, Executor, backend_for
 from raysweep.engine.folder import RunFolder
-from raysweep.engine.graph import Graph
+from raysweep.engine.graph import Graph, beyond, shortened
 from raysweep.engine.inspection import Facts, inspect
 from raysweep.engine.ledger import Ledger
 from raysweep.engine.pending import model_calls, result_call
 from raysweep.engine.plan import plan
+from raysweep.engine.stopping import watches
 from raysweep.store.artifacts import sweep_temporaries
 
 
@@ -54,7 +55,8 @@ def prepare(config: Config, find_device: Callable[[str], str]) -> tuple[Facts, G
     check_writable(folder.root)
     facts = inspect(config, find_device)
     graph = plan(config, facts)
-    check_room(folder.root, bytes_to_write(facts, graph, folder.committed() if folder.is_run else {}))
+    done = folder.committed() if folder.is_run else {}
+    check_room(folder.root, bytes_to_write(facts, shortened(graph, done), done))
     return facts, graph, folder
 
 
@@ -93,7 +95,7 @@ def drive(
                 failed=sorted(run.failed),
                 seconds=seconds,
             )
-            return Done(folder, graph, run.failed, run.n_calls, seconds)
+            return Done(folder, run.graph, run.failed, run.n_calls, seconds)
     finally:
         backend.close()
 
@@ -110,15 +112,17 @@ class _Run:
     """One pass of the driver over what is not done."""
 
     def __init__(self, config: Config, facts: Facts, graph: Graph, folder: RunFolder, log: EventLog) -> None:
-        self.config, self.facts, self.graph, self.folder, self.log = config, facts, graph, folder, log
+        self.config, self.facts, self.folder, self.log = config, facts, folder, log
         done = folder.committed()
-        self.ledger = Ledger(graph, done)
-        self.queue = CallQueue(model_calls(config, facts, graph, done))
+        self.graph = shortened(graph, done)
+        self.ledger = Ledger(self.graph, done)
+        self.queue = CallQueue(model_calls(config, facts, graph, done.keys() | beyond(graph, self.graph)))
         self.failed: dict[str, str] = {}
         self.n_calls = 0
         self._running: dict[str, int] = {}  # the worker of each call in flight
         self._attempts: Counter[str] = Counter()
-        self._queue_results()
+        self._watches = watches(config, facts, self.graph, done)
+        self._dropped: set[str] = set()  # keys that were called for when their sweep stopped
         log.emit(
             events.RUN_STARTED,
             name=config.name,
@@ -128,6 +132,11 @@ class _Run:
             done=self.ledger.n_done,
             calls=self.queue.counts() + self.ledger.to_make(),
         )
+        for watch in self._watches:
+            if there := [key for key in watch.keys if key in done]:
+                watch.take(folder.chunks.read_parts(there).to_pandas())
+        self._stop_settled()
+        self._queue_results()
 
     def all(self, backend: Backend) -> None:
         """Submit and collect until nothing is left."""
@@ -171,13 +180,18 @@ class _Run:
         self.n_calls += 1
         self._attempts.pop(call.name, None)
         for commit in outcome.commits:
-            if any(map(self.ledger.lacks, commit.keys)):  # a kill may have kept some of the call's commits
+            # a kill may have kept some of the call's commits
+            if any(self.ledger.lacks(key) or key in self._dropped for key in commit.keys):
                 self._commit(call, commit, outcome.measured)
         self.log.emit(events.CALL_DONE, call=call.name, measured=dict(outcome.measured))
+        self._stop_settled()
         self._queue_results()
 
     def _take_failure(self, outcome: Outcome) -> None:
         call = outcome.call
+        if self._is_needless(call):
+            self.log.emit(events.CALLS_DROPPED, calls={call.kind: 1})
+            return
         if outcome.failure == "unstarted":
             self.queue.push_back(call)
             return
@@ -187,6 +201,8 @@ class _Run:
         final = is_final(outcome, attempts, limit)
         if final:
             self.failed |= dict.fromkeys(call.tasks, outcome.error or "")
+        elif self._is_watched(call):
+            self.queue.push_back(call)  # a sweep stops by its chunks in order
         else:
             self.queue.push(call)
         self.log.emit(
@@ -211,6 +227,34 @@ class _Run:
         self.log.emit(events.CHUNK_COMMITTED, commit=commit.name, keys=commit.keys, **log)
         for task in self.ledger.commit(commit.keys):
             self.log.emit(events.TASK_DONE, task=task.name)
+        self._dropped.difference_update(commit.keys)
+        for watch in self._watches:
+            if commit.table is not None and not watch.keys.isdisjoint(commit.keys):
+                watch.take(commit.table.select(["part", "loss"]).to_pandas())
+
+    def _is_watched(self, call: Call) -> bool:
+        return any((call.model, call.dataset) == (watch.task.model, watch.task.dataset) for watch in self._watches)
+
+    def _is_needless(self, call: Call) -> bool:
+        """Whether a call is for chunks beyond where its sweep has stopped."""
+        return isinstance(call, SubstituteCall) and not any(map(self.ledger.lacks, call.keys))
+
+    def _stop_settled(self) -> None:
+        """Commit where sweeps stop, as far as that can be told now, and drop what they do not need any more."""
+        decided = [(watch, found) for watch in self._watches if (found := watch.decide())]
+        for watch, found in decided:
+            self._watches.remove(watch)
+            self._commit(*watch.committable(found), {})
+            for task in watch.swept:
+                keys = task.parts[found.chunks :]
+                self._dropped.update(filter(self.ledger.lacks, keys))
+                if self.ledger.drop(task, keys):
+                    self.failed.pop(task.name, None)  # for a chunk that is not needed
+                    self.log.emit(events.TASK_DONE, task=task.name)
+        if decided:
+            self.graph = shortened(self.graph, self.folder.committed())
+            if dropped := self.queue.drop(self._is_needless):
+                self.log.emit(events.CALLS_DROPPED, calls=dropped)
 
     def _queue_results(self) -> None:
         for task in self.ledger.take_makeable():

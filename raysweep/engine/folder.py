@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from raysweep.engine.graph import Graph, Task
+from raysweep.engine.graph import Graph, Task, shortened
 from raysweep.errors import InputError, StoreError
 from raysweep.store.artifacts import ChunkStore, Manifest, check_file, publish_bytes, publish_json
 from raysweep.store.lock import HeldError, hold
@@ -124,6 +124,7 @@ class RunFolder:
         publish_json(self.plan, {"about": about, "tasks": [task.to_json() for task in graph.tasks]})
 
     def read_plan(self) -> tuple[Graph, dict[str, Any]]:
-        """The graph and the `about` of the latest run."""
+        """The graph of the latest run, of stopped sweeps what they needed, and its `about`."""
         data = json.loads(self.plan.read_text(encoding="utf-8"))
-        return Graph(tuple(Task.from_json(task) for task in data["tasks"])), data["about"]
+        graph = Graph(tuple(Task.from_json(task) for task in data["tasks"]))
+        return shortened(graph, self.committed()) if any(graph.of_kind("stop")) else graph, data["about"]

@@ -8,13 +8,18 @@ again whatever it was called. Nothing here does I/O.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from raysweep.studies.interventions import Change, change_from_json, to_json
 
-Kind = Literal["substitute", "estimate", "generate", "similarity", "correlate", "verify"]
+if TYPE_CHECKING:
+    from raysweep.store.artifacts import Manifest
+
+Kind = Literal["substitute", "estimate", "generate", "similarity", "correlate", "verify", "stop"]
+
+STOPPED_AFTER = "chunks"  # where the manifest of a decision to stop has the number of chunks
 
 
 @dataclass(frozen=True)
@@ -45,8 +50,11 @@ class Task:
 
     @property
     def made_from_others(self) -> bool:
-        """Whether its tables are made from what other parts and tasks committed."""
-        return bool(self.results) and bool(self.parts or self.needs)
+        """Whether its tables are made from what other parts and tasks committed, once these are done.
+
+        Where a sweep stops is decided while its tasks go on, by the driver.
+        """
+        return self.kind != "stop" and bool(self.results) and bool(self.parts or self.needs)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, as plan.json holds them."""
@@ -88,3 +96,27 @@ class Graph:
         for task in self.tasks:
             cells.setdefault((task.kind, task.model, task.dataset), []).append(task)
         return cells
+
+
+def shortened(graph: Graph, done: Mapping[str, Manifest]) -> Graph:
+    """The graph with each stopped sweep's parts up to where it stopped; `done` has the manifest of each committed key."""
+    needed = {
+        (task.model, task.dataset): int(done[key].extra[STOPPED_AFTER])
+        for task in graph.of_kind("stop")
+        for key in task.results.values()
+        if key in done
+    }
+    if not needed:
+        return graph
+    return Graph(tuple(_cut(task, needed.get((task.model, task.dataset))) for task in graph.tasks))
+
+
+def _cut(task: Task, chunks: int | None) -> Task:
+    if task.kind != "substitute" or chunks is None:
+        return task
+    return replace(task, parts=task.parts[:chunks])
+
+
+def beyond(graph: Graph, short: Graph) -> set[str]:
+    """The keys of `graph` that no task of the shortened one has."""
+    return {key for task in graph.tasks for key in task.keys} - {key for task in short.tasks for key in task.keys}

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from raysweep.config import Config, DatasetConfig, GenerationConfig, ModelConfig, SubstitutionConfig
+from raysweep.config import Config, DatasetConfig, GenerationConfig, ModelConfig, StopConfig, SubstitutionConfig
 from raysweep.data.examples import Example, Loaded, Room, load_examples
 from raysweep.engine.residency import RESIDENT, Residency, choose_residency
 from raysweep.errors import InputError
@@ -33,6 +33,7 @@ from raysweep.models.checkpoint import (
 from raysweep.models.parts import parts_of
 from raysweep.models.same import Same, same_in_checkpoints
 from raysweep.studies.interventions import Change, check_changes
+from raysweep.studies.stopping import Rule, check_rule, in_random_order
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -42,13 +43,22 @@ _FEWEST_TO_COMPARE = 2
 
 @dataclass(frozen=True)
 class Cell:
-    """One model on one data set: its examples, cut into chunks in their source's order."""
+    """One model on one data set: its examples, cut into chunks in their source's order.
+
+    `drawn` are the chunks that a sweep which may stop early takes: the same examples in random order.
+    """
 
     model: str
     dataset: str
     chunks: tuple[tuple[Example, ...], ...]
     n_cut: int
     n_unusable: int
+    drawn: tuple[tuple[Example, ...], ...] = ()
+
+    @property
+    def swept(self) -> tuple[tuple[Example, ...], ...]:
+        """The chunks of a sweep, in the order in which it takes them."""
+        return self.drawn or self.chunks
 
     @property
     def examples(self) -> list[Example]:
@@ -92,6 +102,12 @@ def asked_changes(asked: SubstitutionConfig, n_layers: int, where: str = "") -> 
         reverse=asked.reverse,
         where=where,
     )
+
+
+def stop_rule(asked: SubstitutionConfig) -> Rule | None:
+    """When a sweep stops early, if it may; `top` is about the first of the widths, which is 1 for `all`."""
+    stop, width = asked.stop, 1 if asked.widths == "all" else asked.widths[0]
+    return Rule(stop.half_width, stop.top, stop.confidence, width) if stop else None
 
 
 def libraries() -> dict[str, str]:
@@ -160,6 +176,8 @@ def inspect(config: Config, find_device: Callable[[str], str] = resolve_device) 
         models[model.name] = ModelFacts(base, tuned, dtype, predicts, same, residency)
         if tuned and config.studies.substitution:
             asked_changes(config.studies.substitution, base.n_layers, f" of model '{model.name}'")
+            if rule := stop_rule(config.studies.substitution):
+                check_rule(rule, base.n_layers, f" of model '{model.name}'")
             if config.studies.substitution.modules:
                 for block in find_blocks(skeleton(base)):
                     parts_of(block)
@@ -177,7 +195,8 @@ def inspect(config: Config, find_device: Callable[[str], str] = resolve_device) 
                 )
             if config.studies.substitution and dataset.name in model.tuned:
                 _check_generation(config.studies.substitution.generate, loaded.examples, room, dataset.name)
-            cells[model.name, dataset.name] = _cell(model.name, dataset.name, loaded, config.execution.chunk)
+            stop = config.studies.substitution.stop if config.studies.substitution else None
+            cells[model.name, dataset.name] = _cell(model.name, dataset.name, loaded, config.execution.chunk, stop)
     return Facts(models, cells, device, libraries())
 
 
@@ -233,12 +252,15 @@ def _examples(
     )
 
 
-def _cell(model: str, dataset: str, loaded: Loaded, size: int) -> Cell:
+def _cell(model: str, dataset: str, loaded: Loaded, size: int, stop: StopConfig | None) -> Cell:
     """Chunks are runs of `size` records of the source, so an unusable record shifts no other example's chunk."""
     chunks: dict[int, list[Example]] = {}
     for example in loaded.examples:
         chunks.setdefault(example.id // size, []).append(example)
-    return Cell(model, dataset, tuple(tuple(chunks[i]) for i in sorted(chunks)), loaded.n_cut, loaded.n_unusable)
+    runs = tuple(tuple(chunks[i]) for i in sorted(chunks))
+    drawn: list[Example] = in_random_order(loaded.examples, stop.seed) if stop else []
+    in_turn = tuple(tuple(drawn[i : i + size]) for i in range(0, len(drawn), size))
+    return Cell(model, dataset, runs, loaded.n_cut, loaded.n_unusable, in_turn)
 
 
 def chunk_fingerprint(examples: tuple[Example, ...], *, prompts_only: bool) -> str:

@@ -47,19 +47,35 @@ class Ledger:
 
     def commit(self, keys: Iterable[str]) -> list[Task]:
         """Take note of committed keys; the tasks that this makes done."""
-        finished: list[Task] = []
+        return [task for key in keys for task in self._tasks_of.pop(key, ()) if self._finishes(task, key)]
+
+    def drop(self, task: Task, keys: Iterable[str]) -> bool:
+        """Take note that a task does not need these keys of its parts after all; whether it is done by that.
+
+        Other tasks that have them still do.
+        """
+        finished = False
         for key in keys:
-            for task in self._tasks_of.pop(key, ()):
-                self._missing[task.name] -= 1
-                self._missing_parts[task.name] -= key not in task.results.values()
-                touched = [task]
-                if not self._missing[task.name]:
-                    del self._missing[task.name], self._missing_parts[task.name]
-                    finished.append(task)
-                    self._to_make.pop(task.name, None)
-                    self._makeable.pop(task.name, None)
-                    touched = self._needed_by.pop(task.name, [])
-                self._makeable |= {other.name: other for other in touched if self._can_be_made(other)}
+            tasks = self._tasks_of.get(key, [])
+            own = [other for other in tasks if other.name == task.name]
+            if own:
+                self._tasks_of[key] = [other for other in tasks if other.name != task.name]
+                if not self._tasks_of[key]:
+                    del self._tasks_of[key]
+                finished |= self._finishes(own[0], key)
+        return finished
+
+    def _finishes(self, task: Task, key: str) -> bool:
+        """Count a key of a task as no longer missing; whether it was the last."""
+        self._missing[task.name] -= 1
+        self._missing_parts[task.name] -= key not in task.results.values()
+        touched, finished = [task], not self._missing[task.name]
+        if finished:
+            del self._missing[task.name], self._missing_parts[task.name]
+            self._to_make.pop(task.name, None)
+            self._makeable.pop(task.name, None)
+            touched = self._needed_by.pop(task.name, [])
+        self._makeable |= {other.name: other for other in touched if self._can_be_made(other)}
         return finished
 
     def take_makeable(self) -> list[Task]:

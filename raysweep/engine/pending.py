@@ -69,7 +69,7 @@ def _verification(config: Config, facts: Facts, graph: Graph, task: Task) -> Ver
         (task.name,),
         model.base,
         _loading(config, facts, model),
-        cell.chunks[0][:VERIFIED],
+        cell.swept[0][:VERIFIED],
         model.tuned[task.dataset],
         tuple(t.window for t in chosen if t.window is not None),
         (task.results["verification"],),
@@ -130,7 +130,7 @@ def _substitutions(
 ) -> Iterator[SubstituteCall]:
     tasks = graph.cell("substitute", cell.model, cell.dataset)
     runs: list[tuple[list[Task], list[int]]] = []
-    for index in range(len(cell.chunks)):
+    for index in range(len(cell.swept)):
         missing = [task for task in tasks if task.parts[index] not in done]
         if missing and loading.stream and runs and runs[-1][0] == missing:
             runs[-1][1].append(index)
@@ -153,7 +153,7 @@ def _together(
     windows = [task.window for task in tasks if task.window is not None]
     size = 4 if loading.dtype == "float32" else 2
     per_token = most_states(base.n_layers, windows, same) * hidden_size(base.config) * size
-    needs = [sum(example.length for example in cell.chunks[index]) * per_token for index in indices]
+    needs = [sum(example.length for example in cell.swept[index]) * per_token for index in indices]
     return [[indices[place] for place in places] for places in group_passes(needs, room)]
 
 
@@ -168,7 +168,7 @@ def _substitution(
     first = {task.parts[indices[0]]: task for task in reversed(tasks)}  # of tasks that are one part
     chosen = [task for task in tasks if first[task.parts[indices[0]]] is task]
     windows = tuple(task.window for task in chosen if task.window is not None)
-    chunks = [cell.chunks[index] for index in indices]
+    chunks = [cell.swept[index] for index in indices]
     which = f"chunk {indices[0]}" if len(indices) == 1 else f"chunks {indices[0]}-{indices[-1]}"
     return SubstituteCall(
         f"substitute {cell.model}/{cell.dataset} {window_names(windows)} {which}",
@@ -195,20 +195,20 @@ def _estimates(
         return
     assert config.studies.substitution is not None
     chosen = list({task.parts[0]: task for task in reversed(tasks)}.values())[::-1]  # of tasks that are one part
-    lacking = [i for i in range(len(cell.chunks)) if any(task.parts[i] not in done for task in chosen)]
+    lacking = [i for i in range(len(cell.swept)) if any(task.parts[i] not in done for task in chosen)]
     per_token = (
         states_of_a_way_back(model.base.n_layers)
         * hidden_size(model.base.config)
         * (4 if loading.dtype == "float32" else 2)
     )
-    needs = [sum(e.length for e in cell.chunks[i]) * per_token for i in lacking]
+    needs = [sum(e.length for e in cell.swept[i]) * per_token for i in lacking]
     together = (
         group_passes(needs, model.residency.room) if loading.stream else [[place] for place in range(len(lacking))]
     )
     for indices in ([lacking[place] for place in places] for places in together):
         windows = tuple(task.window for task in chosen if task.window is not None)
         which = f"chunk {indices[0]}" if len(indices) == 1 else f"chunks {indices[0]}-{indices[-1]}"
-        chunks = [cell.chunks[index] for index in indices]
+        chunks = [cell.swept[index] for index in indices]
         yield EstimateCall(
             f"estimate {cell.model}/{cell.dataset} {window_names(windows)} {which}",
             cell.model,

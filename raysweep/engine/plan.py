@@ -8,11 +8,12 @@ from typing import Any, Literal
 
 from raysweep.config import Config
 from raysweep.engine.graph import Graph, Task
-from raysweep.engine.inspection import Cell, Facts, ModelFacts, asked_changes, chunk_fingerprint
+from raysweep.engine.inspection import Cell, Facts, ModelFacts, asked_changes, chunk_fingerprint, stop_rule
 from raysweep.fingerprint import fingerprint
 from raysweep.models.same import NOTHING
 from raysweep.studies.interventions import Change, identity
 from raysweep.studies.schedule import layer_applications, shared_rows
+from raysweep.studies.stopping import Rule
 from raysweep.studies.verification import draw
 from raysweep.studies.windows import Window, windows_of_widths
 
@@ -38,6 +39,8 @@ def _cell_tasks(config: Config, facts: Facts, model: ModelFacts, cell: Cell, is_
     tasks = list(substitutions)
     if studies.substitution and studies.substitution.estimator == "gradient" and is_tuned:
         tasks += _estimates(config, facts, model, cell)
+    if rule := stop_rule(studies.substitution) if studies.substitution and substitutions else None:
+        tasks.append(_stopping(cell, rule, substitutions))
     if studies.substitution and studies.substitution.verify and substitutions:
         tasks.append(_verification(config, cell, substitutions))
     if studies.substitution and studies.substitution.generate and is_tuned:
@@ -88,7 +91,7 @@ def _losses(
     study: dict[str, Any],
 ) -> list[Task]:
     """A task a change, whose parts are a chunk's losses each."""
-    layers, chunks = model.base.n_layers, [chunk_fingerprint(chunk, prompts_only=False) for chunk in cell.chunks]
+    layers, chunks = model.base.n_layers, [chunk_fingerprint(chunk, prompts_only=False) for chunk in cell.swept]
     same = {
         **study,
         "base": model.base.fingerprint,
@@ -132,6 +135,17 @@ def _generations(config: Config, facts: Facts, model: ModelFacts, cell: Cell) ->
     ]
 
 
+def _stopping(cell: Cell, rule: Rule, substitutions: list[Task]) -> Task:
+    made_from = {
+        "study": "stopping",
+        "calculation": _CALCULATION,
+        "rule": [rule.half_width, rule.top, rule.confidence, rule.width],
+        "substitution": [[task.name, task.parts] for task in substitutions],  # the set tells the windows' own words
+    }
+    results = {"stopping": fingerprint(made_from)}
+    return Task("stop", cell.model, cell.dataset, results=results, needs=tuple(task.name for task in substitutions))
+
+
 VERIFIED = 4  # examples, of the first chunk, whose losses are taken again
 
 
@@ -146,7 +160,7 @@ def _verification(config: Config, cell: Cell, substitutions: list[Task]) -> Task
     chosen = drawn(config, substitutions)
     made_from = {
         "study": "verification",
-        "examples": chunk_fingerprint(cell.chunks[0][:VERIFIED], prompts_only=False),
+        "examples": chunk_fingerprint(cell.swept[0][:VERIFIED], prompts_only=False),
         "changes": [[task.name, task.parts[0]] for task in chosen],  # the rows tell the changes' own words
     }
     key = fingerprint(made_from)
@@ -197,6 +211,9 @@ def _correlation(config: Config, cell: Cell, similarity: Task, substitutions: li
         "resampling": _resampling(config),
         "drop_ends": config.studies.correlation.drop_ends,
     }
+    assert config.studies.substitution is not None
+    if rule := stop_rule(config.studies.substitution):  # it decides how many of the chunks are taken, from all changes
+        made_from["stop"] = _stopping(cell, rule, substitutions).results["stopping"]
     needs = (similarity.name, *(task.name for task in windows))
     return Task("correlate", cell.model, cell.dataset, results={"correlation": fingerprint(made_from)}, needs=needs)
 
@@ -226,7 +243,7 @@ def cost(config: Config, facts: Facts, graph: Graph, done: Collection[str]) -> C
         model = facts.models[model_name]
         layers, per_layer = model.base.n_layers, _layer_parameters(model)
         size = {"float32": 4, "bfloat16": 2, "float16": 2}[model.dtype]
-        lengths = [[len(e.tokens) for e in chunk] for chunk in cell.chunks]
+        lengths = [[len(e.tokens) for e in chunk] for chunk in cell.swept]
         prompts = [[e.n_prompt for e in chunk] for chunk in cell.chunks]
         most = 0
         tasks, same = graph.cell("substitute", model_name, dataset), model.same.get(dataset, NOTHING)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from raysweep.report.cells import SIGNIFICANT, Cell, Correlation, Rival, Setting, Verdict
+from raysweep.report.stopping import stopping_sentences
 from raysweep.report.summaries import Window, windows_of
 from raysweep.report.words import decimals_for, interval, layers_text, metric_name, number
 
@@ -46,6 +47,7 @@ class Answer:
 def answer_of(cell: Cell) -> Answer:
     """The sentences of one cell: what each width's costliest window costs, where δ is smallest, and ρ."""
     sentences = [s for width in cell.widths for s in _cost_sentences(cell, width, brief=width != cell.widths[0])]
+    sentences += stopping_sentences(cell)
     if cell.settings:
         sentences.append(_change_sentence(cell, cell.settings[0]))
     found = cell.first_correlation

@@ -49,7 +49,7 @@ def _timings(folder: RunFolder, graph: Graph) -> list[dict[str, str]]:
     for manifest in chunks.values():
         kind = manifest.name.split("-")[0]
         measured = manifest.extra["log"]["measured"]
-        if kind in ("dynamics", "health"):  # made by the same call as the similarity table
+        if kind in ("dynamics", "health", "stopping"):  # made by the call of the similarity table, or by none
             continue
         seconds[kind] += measured.get("seconds", 0.0)
         applications[kind] += measured.get("layer_applications", 0.0)

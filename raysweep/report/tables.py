@@ -28,6 +28,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "verification": (
         *("model", "dataset", "kind", "layers", "coefficient", "example_id", "loss", "recomputed", "difference"),
     ),
+    "stopping": ("model", "dataset", "rule", "confidence", "examples", "of", "share", "settled", "set", "reason"),
     "similarity": (
         *("model", "other", "dataset", "metric", "layer_i", "layer_j", "value", "ci_low", "ci_high", "reason"),
     ),

@@ -91,6 +91,15 @@ def test_counts():
     assert len(queue) == 3
 
 
+def test_calls_that_are_not_needed_are_taken_out():
+    queue = CallQueue([call("x 1", *A), call("x 2", *B), call("y 3", *B), call("table 1")])
+    assert queue.drop(lambda waiting: waiting.name.startswith("x")) == Counter(x=2)
+    assert queue.counts() == Counter(y=1, table=1)
+    assert len(queue) == 2
+    assert [queue.take(0, Slot()).name for _ in range(2)] == ["table 1", "y 3"]
+    assert queue.drop(lambda waiting: True) == Counter()
+
+
 def test_a_second_call_waits_behind_a_first_only_while_all_have_work():
     assert may_queue_behind(0, 0, 4)
     assert may_queue_behind(1, 4, 4)

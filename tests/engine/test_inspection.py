@@ -12,6 +12,8 @@ from raysweep.engine import inspection
 from raysweep.engine.inspection import chunk_fingerprint, inspect, libraries, resolve_device
 from raysweep.errors import InputError
 
+ORDER = [4, 7, 3, 8, 2, 9, 1, 5, 6, 0]
+
 
 def test_chunks_are_runs_of_the_source(small):
     _, facts = small
@@ -19,6 +21,16 @@ def test_chunks_are_runs_of_the_source(small):
     assert [[e.id for e in chunk] for chunk in cell.chunks] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
     assert [e.id for e in cell.examples] == list(range(10))
     assert (cell.n_cut, cell.n_unusable) == (0, 0)
+
+
+def test_a_sweep_that_may_stop_takes_the_examples_in_random_order(make_config, small):
+    _, plain = small
+    cell = inspect(make_config("nowhere", "studies.substitution.stop={top: 1, seed: 7}")).cells["m", "first"]
+    for one, other in zip(cell.chunks, plain.cells["m", "first"].chunks, strict=True):
+        assert chunk_fingerprint(one, prompts_only=False) == chunk_fingerprint(other, prompts_only=False), "capture's"
+    # frozen: the numbers 0 to 9 by the SHA-256 of "7:0" … "7:9"
+    assert [[e.id for e in chunk] for chunk in cell.swept] == [ORDER[:4], ORDER[4:8], ORDER[8:]]
+    assert plain.cells["m", "first"].swept == plain.cells["m", "first"].chunks
 
 
 def test_an_unusable_record_shifts_no_other(make_config, small, tmp_path, world):

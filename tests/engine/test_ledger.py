@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections import Counter
 
 import pytest
 
+from raysweep.engine.graph import Graph
 from raysweep.engine.ledger import Ledger
 from raysweep.engine.plan import plan
 
@@ -76,3 +78,30 @@ def test_it_shrinks(graph):
         ledger.commit(task.keys)
     assert not any(ledger.lacks(key) for task in graph.tasks for key in task.keys)
     assert (ledger._tasks_of, ledger._missing, ledger._missing_parts) == ({}, {}, {})
+
+
+def test_a_task_that_drops_keys_is_done_without_them_and_others_are_not(graph):
+    tasks = list(graph.of_kind("substitute"))
+    twin = dataclasses.replace(tasks[0], model="n")
+    ledger = Ledger(Graph((*graph.tasks, twin)), ())
+    first, *rest = tasks[0].parts
+    ledger.commit([first])
+    assert not ledger.drop(tasks[0], rest[:1])
+    assert ledger.drop(tasks[0], rest[1:])
+    assert ledger.n_done == 1
+    assert all(ledger.lacks(key) for key in rest), "the other task of these parts still needs them"
+    assert not ledger.drop(tasks[0], rest), "known already"
+    assert ledger.drop(twin, rest)
+    assert not any(ledger.lacks(key) for key in rest)
+
+
+def test_dropped_keys_make_tables_makeable(graph):
+    ledger = Ledger(graph, ())
+    (correlation,) = graph.of_kind("correlate")
+    similarity = graph.cell("similarity", "m", "first")[0]
+    ledger.commit(similarity.keys)
+    for task in graph.of_kind("substitute"):
+        assert correlation not in ledger.take_makeable()
+        ledger.commit(task.parts[:1])
+        ledger.drop(task, task.parts[1:])
+    assert ledger.take_makeable() == [correlation]

@@ -21,6 +21,7 @@ from raysweep.studies.windows import Window
 PROMISED = {
     "substitution": "model, dataset, kind, layers, start, stop, width, centre, coefficient, estimator, example_id, n_tokens, loss",
     "verification": "model, dataset, kind, layers, coefficient, example_id, loss, recomputed, difference",
+    "stopping": "model, dataset, rule, confidence, examples, of, share, settled, set, reason",
     "similarity": "model, other, dataset, metric, layer_i, layer_j, value, ci_low, ci_high, reason",
     "dynamics": "model, dataset, metric, neighbourhood, layer, delta, ci_low, ci_high, rank",
     "health": "model, dataset, layer, measure, value, warning",
