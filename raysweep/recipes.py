@@ -104,7 +104,7 @@ studies:
     # coefficients: [0.25, 0.5]      # windows and sets at steps between tuned (0) and base (1, always there)
     # reverse: true                  # the base model with each window of the tuned one, too
     # verify: 5                      # so many, drawn at random, computed again by true substitution of modules
-    # generate: {examples: 3, tokens: 32}   # text produced under each window
+    # generate: {examples: 3, tokens: 32}   # text produced under each window; changes: all for every other change, too
   similarity:
     metrics: [cka_linear]            # cka_linear, cka_linear_debiased, cka_rbf
     pooling: last                    # the last prompt token, the first ([CLS] of an encoder), or mean over the prompt
