@@ -45,7 +45,7 @@ class Answer:
 
 def answer_of(cell: Cell) -> Answer:
     """The sentences of one cell: what each width's costliest window costs, where δ is smallest, and ρ."""
-    sentences = [s for width in cell.widths for s in _cost_sentences(cell, width, brief=width != cell.widths[0])]
+    sentences = [s for width in cell.shown_widths for s in _cost_sentences(cell, width, brief=width != cell.widths[0])]
     if cell.settings:
         sentences.append(_change_sentence(cell, cell.settings[0]))
     found = cell.first_correlation
