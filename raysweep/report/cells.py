@@ -180,9 +180,16 @@ class Cell:
         text = runs_text(summaries.layers_in(layers))
         return f"{self.sets[layers]} ({text})" if layers in self.sets else text
 
+    @cached_property
+    def main_width(self) -> int | None:
+        """The width that the answer is about: the first shown whose costliest window has a cost that the examples tell from 0,
+        else the first; None where no window was swept.
+        """
+        return next((width for width in self.shown_widths if self.leans(width)), next(iter(self.widths), None))
+
     def top(self, width: int | None = None) -> Window | None:
-        """The costliest window of a width (the first one swept, unless given)."""
-        width = width or next(iter(self.widths), None)
+        """The costliest window of a width (the main one, unless given)."""
+        width = width or self.main_width
         return None if width is None else summaries.costliest(self.windows, width)
 
     def leans(self, width: int) -> bool:
@@ -261,8 +268,8 @@ class Cell:
 
     @property
     def first_correlation(self) -> Correlation | None:
-        """ρ for the first setting and width: the one that the answer is about."""
-        return self.correlation(self.settings[0], self.widths[0]) if self.settings and self.widths else None
+        """ρ for the first setting and the main width: the one that the answer is about."""
+        return self.correlation(self.settings[0], self.main_width) if self.settings and self.main_width else None
 
     def verdict(self, found: Correlation) -> Verdict:
         """Whether the base model would have told.

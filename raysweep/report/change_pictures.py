@@ -10,7 +10,7 @@ from raysweep.report import change_figures
 from raysweep.report.cells import WIDTHS
 from raysweep.report.pictures import Drawings, Picture, heading
 from raysweep.report.summaries import change_losses, changes_of, swept, windows_of
-from raysweep.report.words import number
+from raysweep.report.words import consecutive, number
 
 if TYPE_CHECKING:
     from raysweep.report.cells import Cell
@@ -106,7 +106,7 @@ def _module_picture(cell: Cell, width: int, drawings: Drawings) -> Picture:
         change_figures.module_curves(swept(cell.windows, width), rows, width, cell.n_layers, heading(cell)),
         ("modules", cell.model, cell.dataset, f"w{width}"),
         f"Line chart of cost by the centre of the window of width {width}, whole and by parts; {'; '.join(highest) or 'no cost'}.",
-        f"How much the loss rises over the tuned model's when {width} consecutive layers are put back whole, or their attention or "
+        f"How much the loss rises over the tuned model's with {consecutive(width)} put back whole, or the attention or the "
         f"MLP alone (a norm goes with the module before which it stands). Bars are {_PAIRED}. The parts' costs need not add "
         "up to the whole's.",
     )
@@ -150,8 +150,8 @@ def _reverse_picture(cell: Cell, width: int, drawings: Drawings) -> Picture:
     return drawings.add(
         change_figures.reverse_curve(cell.gains, width, own, cell.n_layers, heading(cell)),
         ("reverse", cell.model, cell.dataset, f"w{width}"),
-        f"Line chart of mean test loss of the base model by the centre of {width} tuned layers in it{lowest}.",
-        f"The other direction: mean test loss of the base model, its embedding, norm and head too, with {width} consecutive layers of "
+        f"Line chart of mean test loss of the base model by the centre of the window of width {width} of the tuned one in it{lowest}.",
+        f"The other direction: mean test loss of the base model, its embedding, norm and head too, with {consecutive(width)} of "
         "the tuned model in it. Bars are 95 % intervals of the difference to the base model on the same examples, drawn "
         "around the mean: where one stays clear of the grey line, these layers alone change the base model's loss.",
     )

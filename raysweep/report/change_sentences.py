@@ -23,7 +23,7 @@ _MODULES = {"attention": "attention", "mlp": "MLP"}
 
 
 def change_sentences(cell: Cell) -> list[Markup]:
-    """Sets, parts of windows, steps and the other direction (of the first width), then the verification."""
+    """Sets, parts of windows, steps and the other direction (of the main width), then the verification."""
     lines: list[Markup] = []
     if len(cell.changes):
         lines += [*_sets(cell), *_modules(cell), *_steps(cell), *_reverse(cell)]
@@ -137,9 +137,9 @@ def _steps(cell: Cell) -> list[Markup]:
 
 
 def _reverse(cell: Cell) -> list[Markup]:
-    if not cell.widths or not len(cell.gains):
+    if cell.main_width is None or not len(cell.gains):
         return []
-    rows = cell.gains[(cell.gains["width"] == cell.widths[0]) & cell.gains["cost"].notna()]
+    rows = cell.gains[(cell.gains["width"] == cell.main_width) & cell.gains["cost"].notna()]
     if not len(rows):
         return []
     best = next(changes_of(rows.loc[[rows["cost"].idxmin()]]))
@@ -147,7 +147,7 @@ def _reverse(cell: Cell) -> list[Markup]:
     if not best.cost_high < -cell.resolution:
         text = "In the base model, <strong>no window of {}</strong> of the tuned one lowers the loss by what these examples tell from 0; closest {} {}: {}."
         verb = "comes" if best.width == 1 else "come"
-        return [Markup(text).format(_layers(cell.widths[0]), verb, best.name, _cost(best))]
+        return [Markup(text).format(_layers(cell.main_width), verb, best.name, _cost(best))]
     text = "In the base model, {} of the tuned one {} most: {} (loss {} → {}; the tuned model's is {})."
     decimals = decimals_for(best.cost_low, best.cost_high)
     losses = (number(value, decimals) for value in (base, best.loss, float(cell.untouched.mean())))

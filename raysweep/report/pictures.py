@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from raysweep.report import figures, plotting
 from raysweep.report.cells import Cell, Setting
-from raysweep.report.words import layers_text, metric_name, number
+from raysweep.report.words import consecutive, layers_text, metric_name, number
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -99,7 +99,7 @@ def _loss_picture(cell: Cell, width: int, drawings: Drawings) -> Picture:
         figures.loss_curve(cell.windows, width, heading(cell)),
         ("loss", cell.model, cell.dataset, f"w{width}"),
         f"Line chart of mean test loss by the centre of the window of width {width} put back to the base model{highest}.",
-        f"Mean test loss over {swept['examples'].max()} examples after {width} consecutive layers are put back to the base "
+        f"Mean test loss over {swept['examples'].max()} examples with {consecutive(width)} put back to the base "
         "model's. Bars are 95 % intervals of the difference to the tuned model on the same examples, drawn around the "
         "mean: where one stays clear of the black line, the cost is told from 0."
         + (f" Up to {left_out} examples a window have no loss and are left out." if left_out else ""),
