@@ -143,6 +143,9 @@ def _reverse_picture(cell: Cell, width: int, drawings: Drawings) -> Picture:
     rows = cell.gains[cell.gains["width"] == width]
     base = cell.gains.loc[cell.gains["layers"] == "", "loss"]
     own = (float(cell.untouched.mean()), float(base.iloc[0]) if len(base) else float("nan"))
+    missing = (
+        " There are none: the base model's own losses were not measured (n/a)." if rows["cost"].isna().all() else ""
+    )
     lowest = ""
     if rows["loss"].notna().any():
         best = next(changes_of(rows.loc[[rows["loss"].idxmin()]]))
@@ -153,5 +156,6 @@ def _reverse_picture(cell: Cell, width: int, drawings: Drawings) -> Picture:
         f"Line chart of mean test loss of the base model by the centre of the window of width {width} of the tuned one in it{lowest}.",
         f"The other direction: mean test loss of the base model, its embedding, norm and head too, with {consecutive(width)} of "
         "the tuned model in it. Bars are 95 % intervals of the difference to the base model on the same examples, drawn "
-        "around the mean: where one stays clear of the grey line, these layers alone change the base model's loss.",
+        "around the mean: where one stays clear of the grey line, these layers alone change the base model's loss."
+        + missing,
     )

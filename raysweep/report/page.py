@@ -69,7 +69,7 @@ def write_report(tables: Mapping[str, pd.DataFrame], provenance: Provenance, out
         created=moment(provenance.created),
         duration=None if provenance.duration_s is None else duration(provenance.duration_s),
         headline=headline(cells),
-        swept=any(cell.widths for cell in cells),
+        swept="substitution" in tables,
         cells=[_cell_view(cell, drawings) for cell in cells],
         summary=page_tables.summary_table(cells) if len(cells) > CARDS else None,
         overview=overview(cells, drawings),

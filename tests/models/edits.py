@@ -9,16 +9,8 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import PreTrainedModel
 
-from raysweep.models.checkpoint import (
-    Checkpoint,
-    describe,
-)
-
-Build = Callable[..., PreTrainedModel]
-Save = Callable[..., Checkpoint]
-RANK, ALPHA = 3, 7
+from raysweep.models.checkpoint import Checkpoint, describe
 
 RANK, ALPHA = 3, 7  # of the adapters that `save_lora` writes
 

@@ -133,6 +133,32 @@ def test_the_page_has_a_picture_of_each_kind_with_its_interval(tmp_path, without
     assert change_pictures(only_cell(make_tables(datasets=["sums"])), Drawings(tmp_path / "figures")) == []
 
 
+@pytest.mark.parametrize("spoilt", ["untouched", "base", "nan", "infinite", "one example", "sets alone"])
+def test_what_is_missing_or_not_finite_is_drawn_and_told(spoilt: str, tmp_path, request) -> None:
+    if spoilt not in ("infinite", "untouched"):
+        request.getfixturevalue("without_files")  # these two show that figures can be rendered
+    tables = changed_tables()
+    rows = tables["substitution"]
+    whole = (rows["kind"] == "window") & (rows["coefficient"] == 1)
+    kept = {
+        "untouched": ~(whole & (rows["width"] == 0)),
+        "base": ~((rows["kind"] == "reverse") & (rows["width"] == 0)),
+        "one example": rows["example_id"] == 0,
+        "sets alone": (rows["kind"] == "set") | (whole & rows["width"].isin([0, 6])),
+    }
+    if spoilt in ("nan", "infinite"):
+        # all of every set, the attention of all layers, and one example of all else but the models themselves
+        hurt = (rows["kind"].isin(["set", "attention"]) | (rows["example_id"] == 3)) & (rows["width"] > 0)
+        rows.loc[hurt, "loss"] = np.nan if spoilt == "nan" else np.inf
+    tables["substitution"] = rows[kept.get(spoilt, rows["loss"].notna() | True)]
+    text = written(tables, tmp_path).text
+    assert " nan" not in text
+    assert (text.count("n/a") > 1) == (spoilt != "sets alone"), "beside the word's own explanation"
+    assert ("help most" in text) == (spoilt in ("nan", "untouched"))
+    assert ("No window of some layers was swept; what was measured is below." in text) == (spoilt == "sets alone")
+    assert "Which layers does fine-tuning lean on?" in text
+
+
 def test_names_of_sets_reach_tables_and_texts_and_are_data(tmp_path, without_files) -> None:
     tables = changed_tables()
     (cell,) = cells_of(tables, (), {"0,3": HOSTILE})
