@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 from architectures import DECODERS, build
 
-from raysweep.api import plan_run
+from raysweep.api import open_run, plan_run
 from raysweep.config import Config
 from raysweep.engine.driver import Done, drive
 from raysweep.engine.graph import Task
@@ -213,6 +213,10 @@ def test_what_a_set_is_called_is_told_and_shares_results(
     told = {task.name for task in again.graph.tasks}
     assert {"substitute m/first set mine 1,3", "generate m/first set mine 1,3"} <= told
     pd.testing.assert_frame_equal(tables_of(again)["substitution"], tables_of(done)["substitution"])
+    page = open_run(tmp_path / "run").report.read_text(encoding="utf-8")
+    assert "The set mine (1, 3) put back to the base model costs" in page
+    assert "set mine (1,3)" in page
+    assert "early" not in page
     assert list(tables_of(again)["generation"]["intervention"]) == [
         "none",
         "window 0-4",
