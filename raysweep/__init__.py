@@ -3,6 +3,7 @@
     import raysweep as rs
     rs.run("configs/demo.yaml")                        # a whole run from a config
     rs.sweep_windows(base, tuned, examples, windows)   # losses with windows of layers put back
+    rs.sweep(base, tuned, examples, widths="all")      # every window; also sets, modules, coefficients, reverse
     rs.capture(model, examples)                        # states [L, N, D] of every layer
     rs.cka_matrix(X), rs.local_dynamics(S)             # arithmetic on plain arrays
     rs.critical_layers(model, examples)                # the one-model answer
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from raysweep.numerics.similarity import cka_matrix, local_dynamics
     from raysweep.studies.capture import capture
     from raysweep.studies.similarity import critical_layers
-    from raysweep.studies.substitution import sweep_windows
+    from raysweep.studies.substitution import sweep, sweep_windows
 
 __all__ = [
     "Adapter",
@@ -40,6 +41,7 @@ __all__ = [
     "local_dynamics",
     "open_run",
     "run",
+    "sweep",
     "sweep_windows",
 ]
 
@@ -57,6 +59,7 @@ _HOMES = {
     "local_dynamics": "numerics.similarity",
     "open_run": "api",
     "run": "api",
+    "sweep": "studies.substitution",
     "sweep_windows": "studies.substitution",
 }
 

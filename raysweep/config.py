@@ -80,10 +80,11 @@ class DatasetConfig(_Section):
 
 
 class GenerationConfig(_Section):
-    """Text generated under each window: for the first `examples` of a data set, `tokens` new tokens each."""
+    """Text generated under each window, or `all` changes: for the first `examples` of a data set, `tokens` new tokens each."""
 
     examples: Positive = 3
     tokens: Positive = 32
+    changes: Literal["windows", "all"] = "windows"
 
 
 class _OrAll:

@@ -105,7 +105,8 @@ studies:
     # reverse: true                  # the base model with each window of the tuned one, too
     # verify: 5                      # so many, drawn at random, computed again by true substitution of modules
     # stop: {top: 3}                 # measure until the 3 costliest windows are settled; or {half_width: 0.02}, in nats
-    # generate: {examples: 3, tokens: 32}   # text produced under each window
+    # estimator: gradient            # first order in the weights: cheap, and only as good as the sample shows that is measured beside
+    # generate: {examples: 3, tokens: 32}   # text produced under each window; changes: all for every other change, too
   similarity:
     metrics: [cka_linear]            # cka_linear, cka_linear_debiased, cka_rbf
     pooling: last                    # the last prompt token, the first ([CLS] of an encoder), or mean over the prompt

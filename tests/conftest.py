@@ -6,11 +6,13 @@ Weights are drawn wide, so that putting a layer back moves a loss by far more th
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from command_line import Result
 
 from raysweep.data.examples import Example
 
@@ -111,3 +113,19 @@ def tokenizer() -> PreTrainedTokenizerBase:
 def block_path() -> dict[str, str]:
     """Where each kind of tiny model keeps its decoder layers."""
     return BLOCKS
+
+
+@pytest.fixture
+def raysweep(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
+    """raysweep("run", …) calls the entry point in this process."""
+    from raysweep import cli
+
+    def call(*arguments: object) -> Result:
+        monkeypatch.setattr(sys, "argv", ["raysweep", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        said = capsys.readouterr()
+        return Result(ended.value.code or 0, said.out, said.err)  # type: ignore[arg-type]
+
+    return call

@@ -166,6 +166,58 @@ def test_sweep_windows(pair, examples):
         rs.sweep_windows(*pair, examples, [(3, 6)])
 
 
+def test_sweep_of_every_kind(pair, examples):
+    base, tuned = pair
+    rows = rs.sweep(
+        *pair, examples, widths=[2], sets={"ends": [4, 0]}, modules=["mlp"], coefficients=[0.25], reverse=True
+    )
+    assert tuple(rows.columns) == COLUMNS["substitution"][2:]
+    kinds = rows.groupby(["kind", "coefficient"], sort=False)["layers"].nunique().to_dict()
+    assert kinds == {
+        ("window", 1.0): 6,
+        ("window", 0.25): 5,
+        ("set", 1.0): 1,
+        ("set", 0.25): 1,
+        ("mlp", 1.0): 5,
+        ("reverse", 1.0): 6,
+    }
+
+    def replaced(model, donor, layers, share=1.0, part=""):
+        mixed = copy.deepcopy(model)
+        for layer in layers:
+            mine, theirs = mixed.model.layers[layer], donor.model.layers[layer]
+            with torch.no_grad():
+                for (name, parameter), other in zip(mine.named_parameters(), theirs.parameters(), strict=True):
+                    if name.startswith(part):
+                        parameter.copy_((1 - share) * parameter + share * other)
+        return mixed
+
+    truth = {
+        ("window", "1-2", 1.0): replaced(tuned, base, [1, 2]),
+        ("window", "1-2", 0.25): replaced(tuned, base, [1, 2], 0.25),
+        ("set", "0,4", 1.0): replaced(tuned, base, [0, 4]),
+        ("reverse", "", 1.0): base,
+        ("reverse", "1-2", 1.0): replaced(base, tuned, [1, 2]),
+    }
+    for (kind, layers, coefficient), model in truth.items():
+        found = rows[(rows["kind"] == kind) & (rows["layers"] == layers) & (rows["coefficient"] == coefficient)]
+        expected = [mean_nll(model, example) for example in examples]
+        np.testing.assert_allclose(found["loss"], expected, rtol=0, atol=1e-5)
+    mlp = replaced(replaced(tuned, base, [1, 2], part="mlp"), base, [1, 2], part="post_attention_layernorm")
+    found = rows[(rows["kind"] == "mlp") & (rows["layers"] == "1-2")]["loss"]
+    np.testing.assert_allclose(found, [mean_nll(mlp, example) for example in examples], rtol=0, atol=1e-5)
+
+
+def test_sweep_of_all_widths_is_the_sweep_of_all_windows(pair, examples):
+    rows = rs.sweep(*pair, examples[:2], widths="all")
+    windows = [(start, stop) for start in range(LAYERS) for stop in range(start + 1, LAYERS + 1)]
+    assert rows["layers"].nunique() == len(windows) + 1
+    pd.testing.assert_frame_equal(rows, rs.sweep_windows(*pair, examples[:2], windows))
+    assert list(rs.sweep(*pair, examples[:1])["layers"]) == ["", "0-4"]
+    with pytest.raises(rs.InputError, match=r"^set 'far' has layer 5, which is not among the 5 decoder layers; give"):
+        rs.sweep(*pair, examples, sets={"far": [5]})
+
+
 def test_capture(pair, examples):
     X = rs.capture(pair[0], examples)
     assert X.shape == (LAYERS, 10, 16)

@@ -114,7 +114,7 @@ class VerifyCall(PairCall):
 
 @dataclass(frozen=True)
 class GenerateCall(PairCall):
-    """Text of a few examples under each of the windows."""
+    """Text of a few examples under each of the windows or other changes."""
 
     new_tokens: int
 

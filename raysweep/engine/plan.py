@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from raysweep.config import Config
+from raysweep.config import Config, SubstitutionConfig
 from raysweep.engine.graph import Graph, Task
 from raysweep.engine.inspection import Cell, Facts, ModelFacts, asked_changes, chunk_fingerprint, stop_rule
 from raysweep.fingerprint import fingerprint
 from raysweep.models.same import NOTHING
-from raysweep.studies.interventions import Change, identity
+from raysweep.studies.interventions import Change, Intervention, identity, to_json
 from raysweep.studies.schedule import layer_applications, shared_rows
 from raysweep.studies.stopping import Rule
 from raysweep.studies.verification import draw
@@ -128,10 +129,10 @@ def _generations(config: Config, facts: Facts, model: ModelFacts, cell: Cell) ->
             "generate",
             cell.model,
             cell.dataset,
-            window=window,
-            results={"generation": fingerprint({**same, "window": list(window)})},
+            window=change,
+            results={"generation": fingerprint({**same, **_words_of(change)})},
         )
-        for window in windows_of_widths(model.base.n_layers, config.studies.substitution.widths)
+        for change in generated_under(config.studies.substitution, model.base.n_layers)
     ]
 
 
@@ -140,10 +141,26 @@ def _stopping(cell: Cell, rule: Rule, substitutions: list[Task]) -> Task:
         "study": "stopping",
         "calculation": _CALCULATION,
         "rule": [rule.half_width, rule.top, rule.confidence, rule.width],
-        "substitution": [[task.name, task.parts] for task in substitutions],  # the set tells the windows' own words
+        "substitution": [
+            [_nameless(task), task.parts] for task in substitutions
+        ],  # the set tells the windows' own words
     }
     results = {"stopping": fingerprint(made_from)}
     return Task("stop", cell.model, cell.dataset, results=results, needs=tuple(task.name for task in substitutions))
+
+
+def generated_under(asked: SubstitutionConfig, n_layers: int) -> list[Change]:
+    """What text is generated under: every whole window, or every change that is swept."""
+    assert asked.generate is not None
+    if asked.generate.changes == "all":
+        return asked_changes(asked, n_layers)
+    return list[Change](windows_of_widths(n_layers, asked.widths))
+
+
+def _words_of(change: Change) -> dict[str, Any]:
+    """A change as the key of its text has it, without a set's name: rows tell the change's own words."""
+    plain = to_json(change)
+    return {"window": plain} if isinstance(change, Window) else {"change": {k: plain[k] for k in plain if k != "name"}}
 
 
 VERIFIED = 4  # examples, of the first chunk, whose losses are taken again
@@ -161,11 +178,19 @@ def _verification(config: Config, cell: Cell, substitutions: list[Task]) -> Task
     made_from = {
         "study": "verification",
         "examples": chunk_fingerprint(cell.swept[0][:VERIFIED], prompts_only=False),
-        "changes": [[task.name, task.parts[0]] for task in chosen],  # the rows tell the changes' own words
+        "changes": [[_nameless(task), task.parts[0]] for task in chosen],  # the rows tell the changes' own words
     }
     key = fingerprint(made_from)
     needs = tuple(task.name for task in chosen)
     return Task("verify", cell.model, cell.dataset, results={"verification": key}, needs=needs)
+
+
+def _nameless(task: Task) -> str:
+    """The task's name without that of a set, which decides nothing."""
+    change = task.window
+    if not isinstance(change, Intervention):
+        return task.name
+    return dataclasses.replace(task, window=dataclasses.replace(change, name="")).name
 
 
 def _similarity(config: Config, facts: Facts, model: ModelFacts, cell: Cell) -> Task:

@@ -41,11 +41,12 @@ from raysweep.models.stream import StreamedModel
 from raysweep.store.activations import Activations, open_activations, publish_manifest, write_part
 from raysweep.studies.capture import capture_states
 from raysweep.studies.correlation import correlate_cell
+from raysweep.studies.generation import generate_text
 from raysweep.studies.gradient import estimate_losses
-from raysweep.studies.interventions import labels, relabelled, windows_in
+from raysweep.studies.interventions import labels, relabelled
 from raysweep.studies.similarity import similarity_tables
 from raysweep.studies.streamed import StreamedPair
-from raysweep.studies.substitution import Pair, Work, generate_text, loss_table, sweep_losses
+from raysweep.studies.substitution import Pair, Work, loss_table, sweep_losses
 from raysweep.studies.verification import apart, true_losses, within
 
 RESIDENT = 2  # a pair
@@ -178,20 +179,19 @@ class Worker:
     @_run.register
     def _(self, call: GenerateCall) -> tuple[list[Commit], dict[str, float]]:
         pair, tokenizer = self._pair(call), load_tokenizer(call.base)
-        windows = zip(windows_in(call.windows), call.keys, strict=True)
         rows = pd.concat(
             [
                 pd.DataFrame(
                     {
                         "example_id": [e.id for e in call.examples],
-                        "intervention": f"window {window.layers}" if window.width else "none",
+                        "intervention": change.words,
                         "prompt": [e.prompt for e in call.examples],
                         "reference": [e.response for e in call.examples],
-                        "text": generate_text(pair, tokenizer, call.examples, window, new_tokens=call.new_tokens),
+                        "text": generate_text(pair, tokenizer, call.examples, change, new_tokens=call.new_tokens),
                         "part": key,
                     }
                 )
-                for window, key in windows
+                for change, key in zip(call.windows, call.keys, strict=True)
             ],
             ignore_index=True,
         )

@@ -33,7 +33,7 @@ _VERDICTS: Mapping[Verdict, tuple[str, str]] = {
 
 @dataclass(frozen=True)
 class Answer:
-    """What the numbers of one cell say, for its first width and setting; `verdict` is None without a correlation."""
+    """What the numbers of one cell say, for its main width and first setting; `verdict` is None without a correlation."""
 
     sentences: Sequence[Markup]
     verdict: Verdict | None
@@ -46,7 +46,9 @@ class Answer:
 
 def answer_of(cell: Cell) -> Answer:
     """The sentences of one cell: what each width's costliest window costs, where δ is smallest, and ρ."""
-    sentences = [s for width in cell.widths for s in _cost_sentences(cell, width, brief=width != cell.widths[0])]
+    first = [cell.main_width] if cell.main_width else []
+    others = [width for width in cell.shown_widths if width not in first]
+    sentences = [s for width in (*first, *others) for s in _cost_sentences(cell, width, brief=width in others)]
     sentences += stopping_sentences(cell)
     if cell.settings:
         sentences.append(_change_sentence(cell, cell.settings[0]))
@@ -84,7 +86,8 @@ def _cost_sentences(cell: Cell, width: int, brief: bool) -> list[Markup]:
         text = (
             "<strong>No window of {}</strong> has a cost that these {} examples tell from 0; the costliest is {}: {}."
         )
-        return [Markup(text).format(span, top.examples, top.name, cost), *_whole_sentence(cell)]
+        line = Markup(text).format(span, top.examples, top.name, cost)
+        return [line] if brief else [line, *_whole_sentence(cell)]
     if brief:
         return [Markup("Of windows of {}, {} costs most: {}.").format(span, top.name, cost)]
     whole = cell.windows.loc[cell.windows["role"] == "all", "loss"].dropna()

@@ -11,17 +11,19 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import pandas as pd
 
 from raysweep.report import summaries
 from raysweep.report.summaries import Window, rows_of
-from raysweep.report.words import interval, layers_text, metric_name
+from raysweep.report.words import interval, layers_text, metric_name, runs_text
 
 # How much a loss may differ from one batching to another, in nats: nothing is told apart by less.
 _RESOLUTION = {"bfloat16": 1e-3, "float16": 1e-3}
 _FINEST = 1e-5
+
+WIDTHS = 4  # of more widths than these only some are shown one by one
 
 SIGNIFICANT = 0.05  # the p at which agreement is no longer put down to chance
 
@@ -91,7 +93,8 @@ class Rival:
 class Cell:
     """One model on one data set: its rows of every table that has some, and how finely its losses can be told apart.
 
-    `title` names it to a reader, `anchor` within the page; `resolution` is in nats.
+    `title` names it to a reader, `anchor` within the page; `resolution` is in nats; `sets` has the names of sets by their
+    layers, as the table writes them.
     """
 
     model: str
@@ -100,6 +103,7 @@ class Cell:
     anchor: str
     tables: Mapping[str, pd.DataFrame]
     resolution: float
+    sets: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @cached_property
     def n_layers(self) -> int:
@@ -127,9 +131,65 @@ class Cell:
         swept = set(self.windows.loc[self.windows["role"] == "window", "width"])
         return [int(width) for width in self.tables["substitution"]["width"].dropna().unique() if width in swept]
 
+    @cached_property
+    def shown_widths(self) -> list[int]:
+        """The widths that have pictures and tables of their own: all of a few; else the first, and others each at least twice
+        the one before.
+        """
+        if len(self.widths) <= WIDTHS:
+            return self.widths
+        shown = self.widths[:1]
+        for width in self.widths:
+            if width >= 2 * shown[-1] and len(shown) < WIDTHS:
+                shown.append(width)
+        return shown
+
+    # What is no whole window put back
+
+    @cached_property
+    def untouched(self) -> pd.Series[float]:
+        """The tuned model's own losses by example; empty where they were not measured."""
+        return self.paired[(0, 0)] if (0, 0) in self.paired.columns else pd.Series(dtype=float)
+
+    @cached_property
+    def changed(self) -> pd.DataFrame:
+        """Losses by example and change; see `summaries.paired_changes`."""
+        return (
+            summaries.paired_changes(self.tables["substitution"]) if "substitution" in self.tables else pd.DataFrame()
+        )
+
+    @cached_property
+    def changes(self) -> pd.DataFrame:
+        """Losses by change, costs being over the tuned model's; see `summaries.change_losses`."""
+        return summaries.change_losses(self.changed, self.untouched)
+
+    @cached_property
+    def gains(self) -> pd.DataFrame:
+        """The rows of `changes` that put tuned layers into the base, with costs over the base's own losses in their place."""
+        own = ("reverse", "", 1.0)
+        chosen: list[Any] = [column for column in self.changed.columns if column[0] == own[0]]
+        base_E = self.changed[own] if own in chosen else pd.Series(dtype=float)
+        return summaries.change_losses(self.changed[chosen], base_E)
+
+    def losses_of(self, window: Window) -> pd.Series[float]:
+        """A window's losses by example."""
+        return self.paired[(window.start, window.stop)]
+
+    def set_name(self, layers: str) -> str:
+        """A set as the page names it: "early (3, 5–6)", or its layers where the config has no name for it."""
+        text = runs_text(summaries.layers_in(layers))
+        return f"{self.sets[layers]} ({text})" if layers in self.sets else text
+
+    @cached_property
+    def main_width(self) -> int | None:
+        """The width that the answer is about: the first shown whose costliest window has a cost that the examples tell from 0,
+        else the first; None where no window was swept.
+        """
+        return next((width for width in self.shown_widths if self.leans(width)), next(iter(self.widths), None))
+
     def top(self, width: int | None = None) -> Window | None:
-        """The costliest window of a width (the first one swept, unless given)."""
-        width = width or next(iter(self.widths), None)
+        """The costliest window of a width (the main one, unless given)."""
+        width = width or self.main_width
         return None if width is None else summaries.costliest(self.windows, width)
 
     def leans(self, width: int) -> bool:
@@ -208,8 +268,8 @@ class Cell:
 
     @property
     def first_correlation(self) -> Correlation | None:
-        """ρ for the first setting and width: the one that the answer is about."""
-        return self.correlation(self.settings[0], self.widths[0]) if self.settings and self.widths else None
+        """ρ for the first setting and the main width: the one that the answer is about."""
+        return self.correlation(self.settings[0], self.main_width) if self.settings and self.main_width else None
 
     def verdict(self, found: Correlation) -> Verdict:
         """Whether the base model would have told.
@@ -236,10 +296,15 @@ class Cell:
         return "δ or the loss is the same at all centres"
 
 
-def cells_of(tables: Mapping[str, pd.DataFrame], checkpoints: Sequence[Mapping[str, str]]) -> list[Cell]:
+def cells_of(
+    tables: Mapping[str, pd.DataFrame],
+    checkpoints: Sequence[Mapping[str, str]],
+    sets: Mapping[str, str] | None = None,
+) -> list[Cell]:
     """Every model and data set that some table has, in order of appearance.
 
     `checkpoints` tell by `model` and `dtype` what precision a model's losses were computed in; float32 where they do not.
+    `sets` has the names of sets by their layers.
     """
     found = dict.fromkeys(
         (str(row.model), str(row.dataset))
@@ -259,6 +324,7 @@ def cells_of(tables: Mapping[str, pd.DataFrame], checkpoints: Sequence[Mapping[s
                 anchor=f"cell-{place + 1}",
                 tables={name: part for name, part in rows.items() if len(part)},
                 resolution=max((_RESOLUTION.get(dtype, _FINEST) for dtype in dtypes), default=_FINEST),
+                sets=sets or {},
             )
         )
     return cells

@@ -10,16 +10,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 
 import jinja2
 import pandas as pd
+from markupsafe import Markup
 
 from raysweep.report import page_tables
 from raysweep.report.answer import CARDS, Answer, answer_of, headline
 from raysweep.report.cells import Cell, cells_of
+from raysweep.report.change_pictures import change_pictures
+from raysweep.report.change_sentences import change_sentences
 from raysweep.report.changes import changes_table, verification_table
 from raysweep.report.page_tables import Table, records_table
 from raysweep.report.pictures import Drawings, Picture, overview, pictures_of
@@ -29,6 +32,8 @@ from raysweep.store.artifacts import publish_bytes
 # Null bytes and other control characters, halves of surrogate pairs: HTML has no way to hold them.
 _NO_TEXT = re.compile("[\x00-\x08\x0b\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]")
 _SAMPLES = 8  # examples whose generated texts are shown, a cell
+_TEXTS = 30  # different texts that are shown of an example
+_NAMED = 12  # changes that are named beside a text they share
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,7 @@ class Provenance:
     warnings: Sequence[str]
     failures: Sequence[str]
     config_yaml: str
+    sets: Mapping[str, str] = field(default_factory=dict)  # the config's names of sets, by their layers
 
 
 def write_report(tables: Mapping[str, pd.DataFrame], provenance: Provenance, out: Path) -> Path:
@@ -56,14 +62,14 @@ def write_report(tables: Mapping[str, pd.DataFrame], provenance: Provenance, out
     read; then PNG and SVG files in figures/ that it does not use, an earlier page's, are removed.
     """
     tables = {name: table for name, table in tables.items() if len(table)}
-    cells = cells_of(tables, provenance.checkpoints)
+    cells = cells_of(tables, provenance.checkpoints, provenance.sets)
     drawings = Drawings(out / "figures")
     html = _template().render(
         provenance=provenance,
         created=moment(provenance.created),
         duration=None if provenance.duration_s is None else duration(provenance.duration_s),
         headline=headline(cells),
-        swept=any(cell.widths for cell in cells),
+        swept="substitution" in tables,
         cells=[_cell_view(cell, drawings) for cell in cells],
         summary=page_tables.summary_table(cells) if len(cells) > CARDS else None,
         overview=overview(cells, drawings),
@@ -95,10 +101,11 @@ def _template() -> jinja2.Template:
 
 @dataclass(frozen=True)
 class _Samples:
-    """Generated texts: (prompt, reference, [(interventions, their text)]) an example; `more` examples are not shown."""
+    """Generated texts: (prompt, reference, [(interventions, their text)], texts not shown) an example; `more` examples are not."""
 
-    examples: Sequence[tuple[str, str, Sequence[tuple[str, str]]]]
+    examples: Sequence[tuple[str, str, Sequence[tuple[str, str]], int]]
     more: int
+    windows: bool = True  # no other change has a text
 
 
 @dataclass(frozen=True)
@@ -108,18 +115,21 @@ class _CellView:
     title: str
     anchor: str
     answer: Answer
+    beyond: Sequence[Markup]
     pictures: Sequence[Picture]
     tables: Sequence[Table]
     samples: _Samples | None
 
 
 def _cell_view(cell: Cell, drawings: Drawings) -> _CellView:
-    tables = [page_tables.windows_table(cell, width) for width in cell.widths]
+    tables = [page_tables.windows_table(cell, width) for width in cell.shown_widths]
+    tables += [page_tables.widths_table(cell)] if len(cell.shown_widths) < len(cell.widths) else []
     tables += [table for table in (changes_table(cell), verification_table(cell)) if table is not None]
     tables += [page_tables.dynamics_table(cell)] if cell.settings else []
     tables += [page_tables.correlation_table(cell)] if cell.correlations else []
     tables += [page_tables.health_table(cell)] if "health" in cell.tables else []
-    return _CellView(cell.title, cell.anchor, answer_of(cell), pictures_of(cell, drawings), tables, _samples(cell))
+    pictures = [*pictures_of(cell, drawings), *change_pictures(cell, drawings)]
+    return _CellView(cell.title, cell.anchor, answer_of(cell), change_sentences(cell), pictures, tables, _samples(cell))
 
 
 def _samples(cell: Cell) -> _Samples | None:
@@ -129,10 +139,28 @@ def _samples(cell: Cell) -> _Samples | None:
     examples = []
     for rows in groups[:_SAMPLES]:
         texts = [
-            (", ".join(map(str, same["intervention"])), str(text)) for text, same in rows.groupby("text", sort=False)
+            (_together([_named(cell, str(words)) for words in same["intervention"]]), str(text))
+            for text, same in rows.groupby("text", sort=False)
         ]
-        examples.append((str(rows["prompt"].iloc[0]), str(rows["reference"].iloc[0]), texts))
-    return _Samples(examples, len(groups) - len(examples))
+        prompt, reference = str(rows["prompt"].iloc[0]), str(rows["reference"].iloc[0])
+        examples.append((prompt, reference, texts[:_TEXTS], max(0, len(texts) - _TEXTS)))
+    words = cell.tables["generation"]["intervention"].astype(str)
+    others = words.str.match("set |attention |mlp |reverse ") | words.str.contains(" at ")
+    return _Samples(examples, len(groups) - len(examples), not others.any())
+
+
+def _named(cell: Cell, intervention: str) -> str:
+    """An intervention with the name of its set, where it is one that has a name."""
+    kind, _, rest = intervention.partition(" ")
+    layers, _, share = rest.partition(" ")
+    named = kind == "set" and layers in cell.sets
+    return f"set {cell.sets[layers]} ({layers}) {share}".rstrip() if named else intervention
+
+
+def _together(names: Sequence[str]) -> str:
+    """Names in a row, the first of very many."""
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more
 
 
 def _cautions(cells: Sequence[Cell]) -> list[tuple[str, str, str]]:

@@ -15,6 +15,8 @@ from raysweep.report.cells import Cell, Setting, Verdict
 from raysweep.report.summaries import rows_of, windows_of
 from raysweep.report.words import decimals_for, interval, metric_name, number, number_or_reason, runs_text
 
+MOST = 60  # rows of a table that are shown where there may be very many
+
 
 @dataclass(frozen=True)
 class Table:
@@ -81,6 +83,24 @@ def windows_table(cell: Cell, width: int) -> Table:
     return Table(f"Losses in nats, windows of width {width}", columns, rows, words={0})
 
 
+def widths_table(cell: Cell) -> Table:
+    """The costliest window of every width, where there are too many widths for a table of each."""
+    rows = []
+    for width in cell.widths:
+        top = cell.top(width)
+        n = int((cell.windows["width"] == width).sum())
+        if top is None:
+            rows.append((width, n, "n/a (no example has a loss)", "n/a", "n/a", "n/a"))
+            continue
+        decimals = decimals_for(top.cost_low, top.cost_high, spare=1)
+        shown = number(top.loss, decimals), number(top.cost, decimals, signed=True), top.limits(decimals)
+        rows.append((width, n, top.span, *shown))
+    total = int((cell.windows["role"] == "window").sum())
+    caption = f"The costliest window of every width, in nats; all {total} windows are in results/substitution.parquet"
+    columns = ("width", "windows", "costliest layers", "mean loss", "cost", "95 % interval")
+    return Table(caption, columns, rows, words={2})
+
+
 def dynamics_table(cell: Cell) -> Table:
     """δ of every layer in every setting."""
     columns = ["layer"]
@@ -102,7 +122,7 @@ def dynamics_table(cell: Cell) -> Table:
 def correlation_table(cell: Cell) -> Table:
     """Every row of the correlation table."""
     rows = []
-    for found in cell.correlations:
+    for found in cell.correlations[:MOST]:
         reason = cell.rho_reason(found) if math.isnan(found.spearman) else "undefined for these values"
         first, *others = (found.spearman, found.p_shift, found.partial_depth, found.kendall, found.precision_at_k)
         shown = [number_or_reason(value, reason, 3) if not math.isnan(first) else "n/a" for value in others]
@@ -116,6 +136,10 @@ def correlation_table(cell: Cell) -> Table:
         "δ against loss, every setting. ρ given depth: with both sides' trend over depth taken out. Precision at k: how many "
         "of the fifth of centres with the smallest δ are among the fifth with the highest loss."
     )
+    if len(cell.correlations) > MOST:
+        caption += (
+            f" The first {MOST} of {len(cell.correlations)} rows, all of which are in results/correlation.parquet."
+        )
     return Table(caption, columns, rows, words={0})
 
 
@@ -168,7 +192,12 @@ def rho_tables(cells: Sequence[Cell]) -> list[RhoTable]:
     found = {(cell.model, cell.dataset): cell for cell in cells if cell.correlations}
     if len(found) < 2:
         return []
-    asked = dict.fromkeys((row.setting, row.width) for cell in found.values() for row in cell.correlations)
+    asked = dict.fromkeys(
+        (row.setting, row.width)
+        for cell in found.values()
+        for row in cell.correlations
+        if row.width in cell.shown_widths or row.width not in cell.widths
+    )
     models, datasets = (list(dict.fromkeys(names)) for names in zip(*found, strict=True))
     return [
         RhoTable(

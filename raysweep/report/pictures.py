@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from raysweep.report import figures, plotting
 from raysweep.report.cells import Cell, Setting
-from raysweep.report.words import layers_text, metric_name, number
+from raysweep.report.words import consecutive, layers_text, metric_name, number
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -55,11 +55,15 @@ class Drawings:
 
 
 def pictures_of(cell: Cell, drawings: Drawings) -> list[Picture]:
-    """All figures of one cell: every width, setting and metric that it has."""
+    """The figures of one cell's windows and similarity: the widths that are shown, every setting and metric."""
     return [
-        *(_loss_picture(cell, width, drawings) for width in cell.widths),
+        *(_loss_picture(cell, width, drawings) for width in cell.shown_widths),
         *(_dynamics_picture(cell, setting, drawings) for setting in cell.settings),
-        *(_agreement_picture(cell, setting, width, drawings) for setting in cell.settings for width in cell.widths),
+        *(
+            _agreement_picture(cell, setting, width, drawings)
+            for setting in cell.settings
+            for width in cell.shown_widths
+        ),
         *(_similarity_picture(cell, metric, drawings) for metric in cell.metrics),
     ]
 
@@ -81,7 +85,7 @@ def overview(cells: Sequence[Cell], drawings: Drawings) -> Picture | None:
     return dataclasses.replace(picture, wide=len(drawn) > figures.TWO_COLUMNS)
 
 
-def _heading(cell: Cell) -> str:
+def heading(cell: Cell) -> str:
     """The cell as a figure names it, which may be taken out of the page."""
     return f"{cell.model} · {cell.dataset}"
 
@@ -92,10 +96,10 @@ def _loss_picture(cell: Cell, width: int, drawings: Drawings) -> Picture:
     swept = cell.windows[cell.windows["width"] == width]
     left_out = int(cell.windows["left_out"].max())
     return drawings.add(
-        figures.loss_curve(cell.windows, width, _heading(cell)),
+        figures.loss_curve(cell.windows, width, heading(cell)),
         ("loss", cell.model, cell.dataset, f"w{width}"),
         f"Line chart of mean test loss by the centre of the window of width {width} put back to the base model{highest}.",
-        f"Mean test loss over {swept['examples'].max()} examples after {width} consecutive layers are put back to the base "
+        f"Mean test loss over {swept['examples'].max()} examples with {consecutive(width)} put back to the base "
         "model's. Bars are 95 % intervals of the difference to the tuned model on the same examples, drawn around the "
         "mean: where one stays clear of the black line, the cost is told from 0."
         + (f" Up to {left_out} examples a window have no loss and are left out." if left_out else ""),
@@ -112,7 +116,7 @@ def _dynamics_picture(cell: Cell, setting: Setting, drawings: Drawings) -> Pictu
     if undefined:
         caption += f" At {layers_text(undefined)} δ is n/a ({cell.delta_reason(setting, undefined[0])})."
     return drawings.add(
-        figures.dynamics_curve(dynamics, _heading(cell), setting.metric),
+        figures.dynamics_curve(dynamics, heading(cell), setting.metric),
         ("dynamics", cell.model, cell.dataset, setting.metric, f"n{setting.neighbourhood}"),
         f"Line chart of δ by layer ({setting}); smallest at {layers_text(changes) if changes else 'no layer: all n/a'}.",
         caption,
@@ -124,7 +128,7 @@ def _agreement_picture(cell: Cell, setting: Setting, width: int, drawings: Drawi
     rho = None if found is None else (found.spearman, found.ci_low, found.ci_high)
     said = "" if found is None else f"; ρ = {number(found.spearman)} {found.limits}"
     return drawings.add(
-        figures.dynamics_against_loss(cell.dynamics(setting), cell.windows, width, rho, _heading(cell), setting.metric),
+        figures.dynamics_against_loss(cell.dynamics(setting), cell.windows, width, rho, heading(cell), setting.metric),
         ("agreement", cell.model, cell.dataset, setting.metric, f"n{setting.neighbourhood}", f"w{width}"),
         f"Scatter plot of mean test loss against δ, one numbered point a window of width {width}{said}.",
         f"Each point is a window of width {width}, numbered by its centre where there is room; change-point layers in "
@@ -144,7 +148,7 @@ def _similarity_picture(cell: Cell, metric: str, drawings: Drawings) -> Picture:
         caption += f" Hatched: n/a ({told or 'no reason was recorded'})."
     low, high = number(rows["value"].min()), number(rows["value"].max())
     return drawings.add(
-        figures.similarity_map(rows, changes, _heading(cell), metric),
+        figures.similarity_map(rows, changes, heading(cell), metric),
         ("similarity", cell.model, cell.dataset, metric),
         f"Heat map of {name} between the representations of every two of {cell.n_layers} layers, from {low} to {high}.",
         caption,

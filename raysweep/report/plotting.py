@@ -29,6 +29,7 @@ _R = TypeVar("_R")
 LOSS_COLOUR = "#0072B2"
 DELTA_COLOUR = "#00795A"  # their bluish green, darkened for thin lines on white
 CHANGE_COLOUR = "#D55E00"
+ATTENTION_COLOUR, MLP_COLOUR = "#A8497F", "#7A5B00"  # their reddish purple and orange, darkened likewise
 INK, MUTED, FAINT = "#1c2530", "#5b6673", "#c9d0d8"
 
 _STYLE: dict[str, Any] = {

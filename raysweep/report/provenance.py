@@ -10,6 +10,7 @@ import numpy as np
 
 from raysweep.engine import events
 from raysweep.report.page import Provenance
+from raysweep.studies.interventions import Intervention
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -36,7 +37,14 @@ def provenance(
         warnings=_warnings(about, tables),
         failures=[f"{e['call']}: {e['error']}" for e in latest if e["event"] == events.CALL_FAILED],
         config_yaml=folder.config.read_text(encoding="utf-8"),
+        sets=_set_names(graph),
     )
+
+
+def _set_names(graph: Graph) -> dict[str, str]:
+    """What the config calls its sets, by their layers."""
+    changes = (task.window for task in graph.tasks if isinstance(task.window, Intervention))
+    return {change.layers: change.name for change in changes if change.kind == "set" and change.name}
 
 
 def _timings(folder: RunFolder, graph: Graph) -> list[dict[str, str]]:

@@ -39,6 +39,11 @@ class Window(NamedTuple):
         return runs_text(range(self.start, self.stop))
 
     @property
+    def layers(self) -> str:
+        """The layers as the table has them: "8-12", "3"."""
+        return str(self.start) if self.width == 1 else f"{self.start}-{self.stop - 1}"
+
+    @property
     def name(self) -> str:
         """The layers put back, as a sentence names them: "layers 8–12"."""
         return layers_text(range(self.start, self.stop))
@@ -61,6 +66,78 @@ def paired_losses(substitution: pd.DataFrame) -> pd.DataFrame:
     rows = substitution.loc[exact, ["example_id", "start", "stop", "loss"]].astype({"start": int, "stop": int})
     rows = rows.drop_duplicates(["example_id", "start", "stop"])
     return rows.pivot(index="example_id", columns=["start", "stop"], values="loss").sort_index(axis="columns")
+
+
+def paired_changes(substitution: pd.DataFrame) -> pd.DataFrame:
+    """Per-example losses of what is no whole window put back: index example_id, a column for each (kind, layers, coefficient).
+
+    `substitution` holds one model and data set; layers are as its column has them, columns in its order.
+    """
+    others = (substitution["estimator"] == "exact") & (
+        (substitution["kind"] != "window") | (substitution["coefficient"] != 1)
+    )
+    rows = substitution.loc[others, ["example_id", "kind", "layers", "coefficient", "loss"]]
+    rows = rows.drop_duplicates(["example_id", "kind", "layers", "coefficient"])
+    wide = rows.pivot(index="example_id", columns=["kind", "layers", "coefficient"], values="loss")
+    return wide[
+        list(rows.drop_duplicates(["kind", "layers", "coefficient"])[wide.columns.names].itertuples(index=False))
+    ]
+
+
+class Changed(NamedTuple):
+    """The losses of one change over the examples of one data set; also the columns of `change_losses`."""
+
+    kind: str
+    layers: str  # as the table has them: "8-12", "3,5,9", ""
+    coefficient: float
+    width: int
+    centre: float  # NaN for a set, and where no layer is changed
+    loss: float  # mean over the examples whose loss is not NaN, nats
+    cost: float  # mean paired difference to the model it is compared with
+    cost_low: float
+    cost_high: float
+    examples: int
+
+    @property
+    def chosen(self) -> list[int]:
+        """The layers, ascending."""
+        return layers_in(self.layers)
+
+    @property
+    def span(self) -> str:
+        """The numbers of the layers: "8–12"."""
+        return runs_text(self.chosen) or "none"
+
+    @property
+    def name(self) -> str:
+        """The layers as a sentence names them: "layers 8–12"."""
+        return layers_text(self.chosen) if self.chosen else "no layers"
+
+
+def layers_in(text: str) -> list[int]:
+    """The layers that the table's words stand for."""
+    if not text:
+        return []
+    first, _, last = text.partition("-")
+    return list(range(int(first), int(last) + 1)) if last else [int(layer) for layer in text.split(",")]
+
+
+def change_losses(changed: pd.DataFrame, reference_E: pd.Series[float]) -> pd.DataFrame:
+    """One row for each column of `paired_changes`: `Changed`s, whose costs are differences to the reference's losses."""
+    names: Iterable[Any] = changed.columns
+    rows = []
+    for kind, layers, coefficient in names:
+        loss_E, chosen = changed[(kind, layers, coefficient)], layers_in(layers)
+        centre = math.nan if kind == "set" or not chosen else (chosen[0] + chosen[-1]) / 2
+        difference = mean_difference(loss_E, reference_E)
+        told = (kind, layers, float(coefficient), len(chosen), centre)
+        rows.append(Changed(*told, float(loss_E.mean()), *difference, int(loss_E.notna().sum())))
+    return pd.DataFrame(rows, columns=Changed._fields)
+
+
+def changes_of(changes: pd.DataFrame) -> Iterator[Changed]:
+    """The rows of `change_losses` as what they are."""
+    return (Changed(*row) for row in rows_of(changes))
 
 
 def mean_difference(a_E: pd.Series[float], b_E: pd.Series[float]) -> tuple[float, float, float]:

@@ -36,6 +36,11 @@ def layers_text(layers: Iterable[int]) -> str:
     return f"layer {text}" if text.isdigit() else f"layers {text}"
 
 
+def consecutive(width: int) -> str:
+    """So many layers in a row: "one layer", "5 consecutive layers"."""
+    return "one layer" if width == 1 else f"{width} consecutive layers"
+
+
 def number(value: float, decimals: int = 2, signed: bool = False) -> str:
     """A number with a true minus sign, none before a zero; "n/a" for NaN."""
     if math.isnan(value):

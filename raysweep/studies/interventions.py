@@ -7,8 +7,8 @@ and head are the tuned or the base model's. Pure arithmetic; schedule.py orders 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from raysweep.errors import InputError
 from raysweep.models.same import NOTHING, Same
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Kind = Literal["window", "set", "attention", "mlp", "reverse"]
+Module = Literal["attention", "mlp"]
 
 
 @dataclass(frozen=True)
@@ -26,11 +27,13 @@ class Intervention:
 
     kind `window` and `set`: the layers' weights are (1 − coefficient) · tuned + coefficient · base; `attention` and `mlp`:
     that part of the layers alone; `reverse`: the base model (its embedding, norm and head too) with these layers tuned.
+    `name` is what a config calls a set: a word for the reader, and no part of what the change is.
     """
 
     kind: Kind
     chosen: tuple[int, ...]
     coefficient: float = 1.0
+    name: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
         if self.kind == "window" and self.coefficient == 1:
@@ -70,10 +73,16 @@ class Intervention:
 
     @property
     def text(self) -> str:
-        """The change as plans and events name it: `set 3,5,9`, `attention 8-12`, `8-12 at 0.5`."""
-        kind = "" if self.kind == "window" else f"{self.kind} "
+        """The change as plans and events name it: `set early 3,5,9`, `attention 8-12`, `8-12 at 0.5`."""
+        if self.name:
+            return f"{self.kind} {self.name}{self.words.removeprefix(self.kind)}"
+        return self.words.removeprefix("window ")
+
+    @property
+    def words(self) -> str:
+        """The change in words that its name does not alter: `set 3,5,9`, `attention 8-12`, `window 8-12 at 0.5`."""
         share = "" if self.coefficient == 1 else f" at {self.coefficient:g}"
-        return f"{kind}{self.layers or 'none'}{share}"
+        return f"{self.kind} {self.layers or 'none'}{share}"
 
     def version(self, layer: int) -> Version:
         """The version of a layer."""
@@ -94,7 +103,7 @@ def check_changes(
     widths: Sequence[int] | Literal["all"],
     *,
     sets: Mapping[str, Sequence[int]] | None = None,
-    modules: Sequence[Literal["attention", "mlp"]] = (),
+    modules: Sequence[Module] = (),
     coefficients: Sequence[float] = (),
     reverse: bool = False,
     where: str = "",
@@ -102,8 +111,17 @@ def check_changes(
     """Every change of a sweep, whole windows first: the windows of the widths, and what is asked for beside them.
 
     `coefficients` are for windows (all layers among them) and sets, 1 always included; `modules` and `reverse` for each
-    window; the base untouched comes with `reverse`. Raises InputError for a width or a set that does not fit.
+    window; the base untouched comes with `reverse`. Raises InputError for a width or a set that does not fit, a module that
+    is neither of the two, and a coefficient outside 0 … 1.
     """
+    for part in modules:
+        if part not in get_args(Module):
+            raise InputError(
+                f"modules has {part!r}, which is neither 'attention' nor 'mlp'; give one of these, or both"
+            )
+    for step in coefficients:
+        if not 0 <= step <= 1:
+            raise InputError(f"coefficient {step} is not between 0 (tuned) and 1 (base); give steps from 0 to 1")
     windows = windows_of_widths(n_layers, widths, where)
     real = [tuple(range(window.start, window.stop)) for window in windows if window.width]
     steps = [c for c in dict.fromkeys(map(float, coefficients)) if c != 1]
@@ -111,13 +129,15 @@ def check_changes(
     changes += [Intervention("window", chosen, c) for c in steps for chosen in real]
     for name, layers in (sets or {}).items():
         chosen = tuple(sorted(set(layers)))
+        if not chosen:
+            raise InputError(f"set '{name}' has no layer; give layers from 0 to {n_layers - 1}")
         for layer in chosen:
             if not 0 <= layer < n_layers:
                 raise InputError(
                     f"set '{name}' has layer {layer}, which is not among the {n_layers} decoder layers{where}; "
                     f"give layers from 0 to {n_layers - 1}"
                 )
-        changes += [Intervention("set", chosen, c) for c in (1.0, *steps)]
+        changes += [Intervention("set", chosen, c, name) for c in (1.0, *steps)]
     changes += [Intervention(part, chosen) for part in modules for chosen in real]
     if reverse:
         changes += [Intervention("reverse", chosen) for chosen in ((), *real)]
@@ -176,7 +196,7 @@ def relabelled(rows: pd.DataFrame, owners: pd.DataFrame, changes: Iterable[Chang
 def change_from_json(value: Any) -> Change:
     """The change that `to_json` wrote."""
     if isinstance(value, Mapping):
-        return Intervention(value["kind"], tuple(value["chosen"]), value["coefficient"])
+        return Intervention(value["kind"], tuple(value["chosen"]), value["coefficient"], value.get("name", ""))
     return Window(*value)
 
 
@@ -184,9 +204,5 @@ def to_json(change: Change) -> Any:
     """Plain values: [start, stop] for a window."""
     if isinstance(change, Window):
         return list(change)
-    return {"kind": change.kind, "chosen": list(change.chosen), "coefficient": change.coefficient}
-
-
-def windows_in(changes: Iterable[Change]) -> list[Window]:
-    """The whole windows among them: what dynamics are correlated with, and the answer is about."""
-    return [change for change in changes if isinstance(change, Window)]
+    named = {"name": change.name} if change.name else {}
+    return {"kind": change.kind, "chosen": list(change.chosen), "coefficient": change.coefficient, **named}

@@ -15,7 +15,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -27,15 +27,14 @@ from raysweep.errors import InputError
 from raysweep.models.adapter import Adapter, BlockCall, Shared, apply_block
 from raysweep.models.checkpoint import check_settings
 from raysweep.models.same import Same, same_in_models
-from raysweep.models.surgery import substitute
-from raysweep.studies.interventions import Change, labels
+from raysweep.studies.interventions import Change, Module, check_changes, labels
 from raysweep.studies.schedule import Schedule, Step, schedule
 from raysweep.studies.versions import version_of
 from raysweep.studies.windows import UNTOUCHED, Window, check_windows
 
 if TYPE_CHECKING:
     import pandas as pd
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
 LOGIT_BYTES = 64 * 2**20
 
@@ -282,28 +281,32 @@ def sweep_windows(
     return loss_table(sweep_losses(pair, examples, chosen, batch_tokens=batch_tokens), chosen, examples)
 
 
+def sweep(
+    base: PreTrainedModel | Adapter,
+    tuned: PreTrainedModel | Adapter,
+    examples: Sequence[Example],
+    *,
+    widths: Sequence[int] | Literal["all"] = (),
+    sets: Mapping[str, Sequence[int]] | None = None,
+    modules: Sequence[Module] = (),
+    coefficients: Sequence[float] = (),
+    reverse: bool = False,
+    batch_tokens: int = 8192,
+) -> pd.DataFrame:
+    """Per-example losses of everything that a config's `substitution` may ask for, in one pass.
+
+    `widths`: every window of each (`all`: of every one); `sets`: layers put back together, by name; `modules` (`attention`,
+    `mlp`): that part of each window's layers alone; `coefficients`: windows and sets at steps between tuned (0) and base (1,
+    always there); `reverse`: the base model with each window of the tuned one. Models, rows and their order are as
+    `sweep_windows` has them, windows first; a set's rows tell its layers. Raises InputError for what does not fit the
+    models, and where a layer's attention and MLP cannot be told apart.
+    """
+    pair = Pair(_adapter(base), _adapter(tuned))
+    changes = check_changes(
+        pair.n_layers, widths, sets=sets, modules=modules, coefficients=coefficients, reverse=reverse
+    )
+    return loss_table(sweep_losses(pair, examples, changes, batch_tokens=batch_tokens), changes, examples)
+
+
 def _adapter(model: PreTrainedModel | Adapter) -> Adapter:
     return model if isinstance(model, Adapter) else Adapter(model)
-
-
-def generate_text(
-    pair: Pair, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], window: Window, *, new_tokens: int = 32
-) -> list[str]:
-    """Greedy continuation of each example's prompt by the tuned model with the window put back, special tokens left out.
-
-    The blocks are really swapped for the base model's and the model's own `generate` runs, one example at a time.
-    """
-    model = pair.tuned.model
-    texts = []
-    with substitute(pair.tuned.blocks, pair.base.blocks, range(window.start, window.stop)):
-        for example in examples:
-            prompt = torch.from_numpy(example.tokens[: example.n_prompt])[None].to(pair.tuned.device)
-            out = model.generate(
-                prompt,
-                attention_mask=torch.ones_like(prompt),
-                max_new_tokens=new_tokens,
-                do_sample=False,
-                pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
-            )
-            texts.append(tokenizer.decode(out[0, prompt.shape[1] :], skip_special_tokens=True))
-    return texts

@@ -68,6 +68,11 @@ class Window(NamedTuple):
         """The window as plans and events name it."""
         return self.layers or "none"
 
+    @property
+    def words(self) -> str:
+        """The window as the table of generated text has it."""
+        return f"window {self.layers}" if self.width else "none"
+
     def version(self, layer: int) -> Version:
         """The version of a layer: the base's inside the window."""
         return BASE if self.start <= layer < self.stop else TUNED
@@ -94,8 +99,11 @@ def windows_of_widths(n_layers: int, widths: Sequence[int] | Literal["all"], whe
 
     Raises InputError for a width below 1 or above the number of layers.
     """
+    given: object = widths
     if widths == "all":
         widths = range(1, n_layers + 1)
+    elif isinstance(given, str):
+        raise InputError(f"widths is {given!r}; give a list of widths, or all")
     for width in widths:
         if not 1 <= width <= n_layers:
             raise InputError(

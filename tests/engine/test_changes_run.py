@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 from architectures import DECODERS, build
 
-from raysweep.api import plan_run
+from raysweep.api import open_run, plan_run
 from raysweep.config import Config
 from raysweep.engine.driver import Done, drive
 from raysweep.engine.graph import Task
@@ -196,3 +196,53 @@ def test_tasks_of_every_kind_survive_the_plan_file(make_config: Callable[..., Co
     tasks = plan(config, inspect(config)).tasks
     assert len({task.name for task in tasks}) == len(tasks)
     assert tuple(Task.from_json(json.loads(json.dumps(task.to_json()))) for task in tasks) == tasks
+
+
+def test_what_a_set_is_called_is_told_and_shares_results(
+    make_config: Callable[..., Config], tables_of: Callable[[Done], dict[str, pd.DataFrame]], tmp_path: Path
+) -> None:
+    few = ("studies.similarity=null", "studies.correlation=null", "studies.substitution.verify=100")
+    asked = ("studies.substitution.generate={examples: 1, tokens: 3, changes: all}", "studies.substitution.widths=[5]")
+    places = [
+        make_config(tmp_path / "run", *few, *asked, f"studies.substitution.sets={{{name}: [1, 3]}}")
+        for name in ("early", "mine")
+    ]
+    done, again = map(drive, places)
+    assert not done.failed
+    assert again.n_calls == 0, "a set of another name is the same set"
+    told = {task.name for task in again.graph.tasks}
+    assert {"substitute m/first set mine 1,3", "generate m/first set mine 1,3"} <= told
+    pd.testing.assert_frame_equal(tables_of(again)["substitution"], tables_of(done)["substitution"])
+    page = open_run(tmp_path / "run").report.read_text(encoding="utf-8")
+    assert "The set mine (1, 3) put back to the base model costs" in page
+    assert "set mine (1,3)" in page
+    assert "early" not in page
+    assert list(tables_of(again)["generation"]["intervention"]) == [
+        "none",
+        "window 0-4",
+        "window 1-5",
+        "window 0-5",
+        "set 1,3",
+    ]
+
+
+def test_text_under_every_change_is_asked_for(
+    make_config: Callable[..., Config], tables_of: Callable[[Done], dict[str, pd.DataFrame]], tmp_path: Path
+) -> None:
+    few = ("studies.similarity=null", "studies.correlation=null", "studies.substitution.widths=[5]")
+    windows = "studies.substitution.generate={examples: 1, tokens: 3}"
+    alone = drive(make_config(tmp_path / "run", *ASKED, *few, windows))
+    assert len(tables_of(alone)["generation"]) == 4
+    done = drive(make_config(tmp_path / "run", *ASKED, *few, f"{windows[:-1]}, changes: all}}"))
+    assert not done.failed
+    assert done.n_calls == 1, "the text under windows is there"
+    rows = tables_of(done)["generation"]
+    assert list(rows["intervention"][4:]) == [
+        *("window 0-4 at 0.5", "window 1-5 at 0.5", "window 0-5 at 0.5"),
+        *("window 0-4 at 0", "window 1-5 at 0", "window 0-5 at 0"),
+        *("set 0,5", "set 0,5 at 0.5", "set 0,5 at 0", "set 1,3,4", "set 1,3,4 at 0.5", "set 1,3,4 at 0"),
+        *("attention 0-4", "attention 1-5", "attention 0-5", "mlp 0-4", "mlp 1-5", "mlp 0-5"),
+        *("reverse none", "reverse 0-4", "reverse 1-5", "reverse 0-5"),
+    ]
+    text = rows.set_index("intervention")["text"]
+    assert text["window 0-4 at 0"] == text["set 0,5 at 0"] == text["none"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,52 +13,12 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import PreTrainedModel
+from weight_files import AGAIN, UP, entry, file_of, refusal
 
 from raysweep.errors import InputError
 from raysweep.models import tensors
-from raysweep.models.checkpoint import describe, load_model
+from raysweep.models.checkpoint import describe
 from raysweep.models.tensors import read_header, read_tensors
-
-UP = "model.layers.2.mlp.up_proj.weight"
-AGAIN = "copy or write the checkpoint again"
-
-
-@pytest.fixture(scope="module")
-def kept(tiny: Callable[..., PreTrainedModel], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint in one file (`whole`) and in several (`shards`); not to be changed by a test."""
-    folder = tmp_path_factory.mktemp("kept")
-    tiny("llama").save_pretrained(folder / "whole")
-    tiny("llama").save_pretrained(folder / "shards", max_shard_size="20KB")
-    return folder
-
-
-@pytest.fixture
-def whole(kept: Path, tmp_path: Path) -> Path:
-    return shutil.copytree(kept / "whole", tmp_path / "whole")
-
-
-@pytest.fixture
-def shards(kept: Path, tmp_path: Path) -> Path:
-    return shutil.copytree(kept / "shards", tmp_path / "shards")
-
-
-def refusal(folder: Path) -> str:
-    with pytest.raises(InputError) as caught:
-        describe(str(folder))
-    return str(caught.value).replace(f"{folder}/", "").replace(str(folder), "HERE")
-
-
-def file_of(path: Path, header: Any, data: bytes = b"") -> Path:
-    raw = header if isinstance(header, bytes) else json.dumps(header).encode()
-    path.write_bytes(struct.pack("<Q", len(raw)) + raw + data)
-    return path
-
-
-def entry(dtype: Any = "F32", shape: Any = (2,), at: Any = (0, 8)) -> dict[str, Any]:
-    listed = [list(value) if isinstance(value, tuple) else value for value in (shape, at)]
-    return {"dtype": dtype, "shape": listed[0], "data_offsets": listed[1]}
-
 
 # One file
 
@@ -325,82 +284,3 @@ def test_one_file_beside_shards_is_the_one_loaded(whole: Path, shards: Path) -> 
     for path in shards.glob("model-*"):
         shutil.copy(path, whole)
     assert describe(str(whole)) == expected
-
-
-# .bin
-
-
-@pytest.fixture
-def pickled(whole: Path) -> Path:
-    torch.save(load_file(whole / "model.safetensors"), whole / "pytorch_model.bin")
-    (whole / "model.safetensors").unlink()
-    return whole
-
-
-def test_bin_weights_have_shapes_too(pickled: Path, kept: Path) -> None:
-    assert describe(str(pickled)).shapes == describe(str(kept / "whole")).shapes
-    assert len(list(load_model(describe(str(pickled))).parameters())) == len(describe(str(pickled)).shapes)
-
-
-def test_bin_weights_in_the_old_container_and_in_shards(pickled: Path) -> None:
-    stored = torch.load(pickled / "pytorch_model.bin", weights_only=True)
-    torch.save(stored, pickled / "pytorch_model.bin", _use_new_zipfile_serialization=False)
-    expected = describe(str(pickled)).shapes
-    (pickled / "pytorch_model.bin").unlink()
-    names = sorted(stored)
-    weight_map = {}
-    for i, part in enumerate((names[::2], names[1::2])):
-        torch.save({name: stored[name] for name in part}, pickled / f"pytorch_model-{i}.bin")
-        weight_map |= dict.fromkeys(part, f"pytorch_model-{i}.bin")
-    (pickled / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": weight_map}))
-    assert describe(str(pickled)).shapes == expected
-    (pickled / "pytorch_model.bin.index.json").write_text(
-        json.dumps({"weight_map": weight_map | {"no": "pytorch_model-0.bin"}})
-    )
-    assert refusal(pickled) == (
-        f"pytorch_model.bin.index.json says that tensor no is in pytorch_model-0.bin, and no shard has it; {AGAIN}"
-    )
-
-
-@pytest.mark.parametrize(
-    ("held", "told"),
-    [
-        (
-            {UP: torch.zeros(2), "epoch": 3},
-            "pytorch_model.bin holds 'epoch', which is no tensor but a int; save the model's weights alone, best as safetensors",
-        ),
-        (
-            {"optimizer": {"step": torch.zeros(2)}},
-            "pytorch_model.bin holds 'optimizer', which is no tensor but a dict; save the model's weights alone, best as "
-            "safetensors",
-        ),
-        ([torch.zeros(2)], "pytorch_model.bin holds a list, where a mapping of names to tensors is needed"),
-        (
-            {UP: torch.zeros(2, 2).to_sparse()},
-            f"pytorch_model.bin: tensor {UP} is sparse or quantised, and raysweep needs a dense one",
-        ),
-    ],
-)  # fmt: skip
-def test_a_bin_file_of_anything_but_tensors(held: Any, told: str, pickled: Path) -> None:
-    torch.save(held, pickled / "pytorch_model.bin")
-    assert refusal(pickled) == told
-
-
-@pytest.mark.parametrize("keep", [0, 100, -10])
-def test_a_torn_bin_file(keep: int, pickled: Path) -> None:
-    path = pickled / "pytorch_model.bin"
-    path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(InputError, match=r"pytorch_model\.bin (is no whole file of tensors|.*not plain tensors)"):
-        describe(str(pickled))
-
-
-def test_objects_in_a_bin_file_are_refused_when_described(pickled: Path) -> None:
-    torch.save({"a": Path("x")}, pickled / "pytorch_model.bin")
-    assert refusal(pickled) == (
-        "checkpoint 'HERE' has .bin weights that are not plain tensors, and raysweep runs no pickled code; save it as safetensors"
-    )
-
-
-def test_a_config_that_is_no_object(whole: Path) -> None:
-    (whole / "config.json").write_text("[]")
-    assert refusal(whole) == "config.json is no JSON object; write the checkpoint again"

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from changed import changed_tables
 from synthetic import make_hostile, make_provenance, make_tables
 
 from raysweep.report import plotting
@@ -25,6 +26,12 @@ def page(tables: dict[str, pd.DataFrame], tmp_path_factory: pytest.TempPathFacto
 @pytest.fixture(scope="session")
 def hostile_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_report(*make_hostile(), tmp_path_factory.mktemp("hostile") / "report")
+
+
+@pytest.fixture(scope="session")
+def changed_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    provenance = make_provenance(sets={"0,3": "ends"})
+    return write_report(changed_tables(), provenance, tmp_path_factory.mktemp("changed") / "report")
 
 
 @pytest.fixture

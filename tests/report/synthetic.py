@@ -264,6 +264,8 @@ def frame_of(losses):
         for (start, stop), values in losses.items()
         for example, loss in enumerate(values)
     ]
+    for row in rows:
+        row["layers"] = "-".join(map(str, dict.fromkeys([row["start"], row["stop"] - 1]))) if row["width"] else ""
     return pd.DataFrame(rows).assign(kind="window", coefficient=1.0, estimator="exact")
 
 

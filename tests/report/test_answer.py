@@ -152,3 +152,16 @@ def test_names_and_reasons_are_escaped():
     tables = {name: rows.assign(dataset="<b>d</b>") for name, rows in tables.items()}
     (line,) = headline(cells_of(tables, ()))
     assert "(<bdi>m · &lt;b&gt;d&lt;/b&gt;</bdi>)" in line
+
+
+def test_the_answer_is_about_the_first_width_whose_cost_is_told_from_0():
+    narrow = {(start, start + 1): [1.0 + 0.1 * start, 1.0, 1.0, 1.1] for start in range(6)}
+    tables = tiny_tables({**STEADY, **narrow, (2, 4): [2.0, 2.1, 1.9, 2.2], (0, 2): [1.1, 1.2, 1.0, 1.3]})
+    (cell,) = cells_of(tables, ())
+    assert cell.widths == [1, 2]
+    assert cell.main_width == 2
+    text = said(tables)
+    assert "Fine-tuning leans most on layers 2–3 (m · d)" in text
+    assert "No window of layers has a cost" not in text
+    assert text.index("Putting layers 2–3 back") < text.index("No window of one layer has a cost")
+    assert "All 6 layers together" not in text

@@ -23,7 +23,7 @@ def browser():
 
 @pytest.mark.parametrize("width", [1280, 360])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("which", ["page", "hostile_page"])
+@pytest.mark.parametrize("which", ["page", "hostile_page", "changed_page"])
 def test_opens_quietly_and_fits(browser, request, which, width, scheme):
     path = request.getfixturevalue(which)
     context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme)

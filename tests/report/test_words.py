@@ -18,6 +18,10 @@ def test_layers(layers, text):
     assert words.runs_text(layers) == text.split(maxsplit=1)[1]
 
 
+def test_so_many_layers_in_a_row():
+    assert [words.consecutive(width) for width in (1, 5)] == ["one layer", "5 consecutive layers"]
+
+
 def test_numbers_have_a_true_minus_and_nan_is_not_a_number():
     assert words.number(-0.125, 3) == "−0.125"
     assert words.number(0.5, signed=True) == "+0.50"

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from architectures import DECODERS, build_pair
-from test_substitution import assert_windows_matter, plain_loss
+from architectures import DECODERS, build_pair, plain_loss
+from test_substitution import assert_windows_matter
 from transformers import PreTrainedModel
 
 from raysweep.data.examples import Example, load_examples
@@ -20,7 +21,7 @@ from raysweep.errors import InputError
 from raysweep.models.adapter import Adapter
 from raysweep.models.checkpoint import describe, load_model, load_tokenizer
 from raysweep.models.parts import parts_of
-from raysweep.studies.interventions import Change, Intervention, check_changes
+from raysweep.studies.interventions import Change, Intervention, change_from_json, check_changes, to_json
 from raysweep.studies.schedule import layer_applications
 from raysweep.studies.substitution import Pair, Work, loss_table, sweep_losses
 from raysweep.studies.windows import Window, windows_of_widths
@@ -213,3 +214,38 @@ def test_a_set_beyond_the_models_depth_is_refused() -> None:
     message = r"^set 'odd' has layer 4, which is not among the 4 decoder layers of model 'm'; give layers from 0 to 3$"
     with pytest.raises(InputError, match=message):
         check_changes(4, [1], sets={"odd": [1, 4]}, where=" of model 'm'")
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        (
+            {"modules": ["norm"]},
+            r"^modules has 'norm', which is neither 'attention' nor 'mlp'; give one of these, or both$",
+        ),
+        (
+            {"coefficients": [0.5, 1.5]},
+            r"^coefficient 1.5 is not between 0 \(tuned\) and 1 \(base\); give steps from 0 to 1$",
+        ),
+        ({"coefficients": [float("nan")]}, r"^coefficient nan is not between 0"),
+        ({"sets": {"none": []}}, r"^set 'none' has no layer; give layers from 0 to 3$"),
+        ({"widths": "every"}, r"^widths is 'every'; give a list of widths, or all$"),
+    ],
+)
+def test_what_is_no_change_is_refused(asked: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        check_changes(4, **{"widths": [1], **asked})
+
+
+def test_the_name_of_a_set_is_told_and_decides_nothing() -> None:
+    (*_, early, half) = check_changes(4, [1], sets={"early": [0, 2]}, coefficients=[0.5])
+    assert isinstance(early, Intervention)
+    assert early == Intervention("set", (0, 2))
+    assert (early.text, early.words) == ("set early 0,2", "set 0,2")
+    assert (half.text, half.words) == ("set early 0,2 at 0.5", "set 0,2 at 0.5")
+    assert Intervention("set", (0, 2)).text == "set 0,2"
+    assert Intervention("window", (0, 1), 0.5).text == "0-1 at 0.5"
+    back = change_from_json(to_json(early))
+    assert isinstance(back, Intervention)
+    assert back.name == "early"
+    assert "name" not in to_json(Intervention("set", (0, 2)))

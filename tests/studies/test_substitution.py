@@ -5,9 +5,8 @@ The plain way shares no code with the package: the model's own forward, no paddi
 
 from __future__ import annotations
 
-import copy
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +14,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from architectures import plain_loss, plain_losses
+from transformers import PreTrainedModel
 
 from raysweep.data.examples import Example, load_examples
 from raysweep.errors import InputError
@@ -24,46 +24,13 @@ from raysweep.lab.train import TUNED
 from raysweep.models.adapter import Adapter
 from raysweep.models.checkpoint import describe, load_model, load_tokenizer
 from raysweep.studies.schedule import layer_applications
-from raysweep.studies.substitution import Pair, Work, generate_text, sweep_losses, sweep_windows
+from raysweep.studies.substitution import Pair, Work, sweep_losses, sweep_windows
 from raysweep.studies.windows import Window, windows_of_widths
 
 KINDS = ("llama", "gpt2", "qwen3", "falcon")
 TOLERANCE = 1e-5
 Pairs = Callable[..., tuple[PreTrainedModel, PreTrainedModel]]
 Draw = Callable[..., list[Example]]
-
-
-def put_back(
-    base: PreTrainedModel, tuned: PreTrainedModel, window: tuple[int, int], block_path: str
-) -> PreTrainedModel:
-    """A copy of the tuned model whose parameters of the window's layers are the base model's."""
-    model, source = copy.deepcopy(tuned), dict(base.named_parameters())
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if any(name.startswith(f"{block_path}.{layer}.") for layer in range(*window)):
-                parameter.copy_(source[name])
-    return model
-
-
-def plain_loss(model: PreTrainedModel, example: Example) -> float:
-    """Mean negative log likelihood over the response tokens of one example alone."""
-    tokens = torch.from_numpy(example.tokens)[None]
-    with torch.no_grad():
-        logits = model(input_ids=tokens, attention_mask=torch.ones_like(tokens), use_cache=False).logits[0]
-    log_p = logits.double().log_softmax(-1).numpy()
-    return -float(np.mean([log_p[t - 1, example.tokens[t]] for t in range(example.n_prompt, len(example.tokens))]))
-
-
-def plain_losses(
-    base: PreTrainedModel,
-    tuned: PreTrainedModel,
-    examples: Sequence[Example],
-    windows: Sequence[tuple[int, int]],
-    block_path: str,
-) -> np.ndarray:
-    """[W, N]"""
-    models = (put_back(base, tuned, window, block_path) for window in windows)
-    return np.array([[plain_loss(model, example) for example in examples] for model in models])
 
 
 def assert_windows_matter(losses: np.ndarray, by: float = 100 * TOLERANCE) -> None:
@@ -293,47 +260,3 @@ def test_loaded_models_that_are_no_pair_are_refused(
     base, tuned = (another, one) if "attention_bias" in other else (one, another)
     with pytest.raises(InputError, match=message):
         sweep_windows(base, tuned, random_examples(1), [(0, 1)])
-
-
-@pytest.mark.parametrize("kind", ["llama", "gpt2"])
-@pytest.mark.parametrize("window", [Window(0, 0), Window(1, 3), Window(0, 4)])
-def test_text_under_a_window_is_what_the_substituted_model_generates(
-    kind: str,
-    window: Window,
-    tiny_pair: Pairs,
-    random_examples: Draw,
-    tokenizer: PreTrainedTokenizerBase,
-    block_path: dict[str, str],
-) -> None:
-    base, tuned = tiny_pair(kind, 4)
-    examples = random_examples(2)
-    model = put_back(base, tuned, window, block_path[kind])
-    expected = []
-    for example in examples:
-        ids = example.tokens[: example.n_prompt].tolist()
-        for _ in range(8):  # greedy decoding by itself, without a cache
-            with torch.no_grad():
-                ids.append(int(model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))
-            if ids[-1] == model.generation_config.eos_token_id:
-                break
-        expected.append(tokenizer.decode(ids[example.n_prompt :], skip_special_tokens=True))
-    pair = Pair(Adapter(base), Adapter(tuned))
-    assert generate_text(pair, tokenizer, examples, window, new_tokens=8) == expected
-
-
-def test_trained_text_under_a_window_is_what_the_substituted_model_generates() -> None:
-    base, tuned = (load_model(describe(source)) for source in ("lab://tiny", "lab://tiny/sums"))
-    tokenizer = load_tokenizer(describe("lab://tiny"))
-    examples = load_examples("lab://sums/test", "gsm8k", tokenizer, limit=2).examples
-    window = Window(8, 13)
-    model = put_back(base, tuned, window, "model.layers")
-    expected = []
-    for example in examples:
-        prompt = torch.from_numpy(example.tokens[: example.n_prompt])[None]
-        out = model.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=12, do_sample=False)
-        expected.append(tokenizer.decode(out[0, example.n_prompt :], skip_special_tokens=True))
-    assert all(expected)
-    pair = Pair(Adapter(base), Adapter(tuned))
-    before = [id(block) for block in pair.tuned.blocks]
-    assert generate_text(pair, tokenizer, examples, window, new_tokens=12) == expected
-    assert [id(block) for block in pair.tuned.blocks] == before

@@ -1,33 +1,15 @@
-"""A small world of checkpoints, records and a config that a test may spoil, and the command line."""
+"""A small world of checkpoints, records and a config that a test may spoil."""
 
 from __future__ import annotations
 
 import json
 import shutil
-import sys
 
 import pytest
 import yaml
-from spoil import CONTEXT, LAYERS, Result
-
-from raysweep import cli
+from spoil import CONTEXT, LAYERS
 
 WORDS = ["one", "two", "three", "four", "five", "six", "seven"]
-
-
-@pytest.fixture
-def raysweep(monkeypatch, capsys):
-    """raysweep("run", …) calls the entry point in this process."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["raysweep", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        said = capsys.readouterr()
-        return Result(ended.value.code or 0, said.out, said.err)
-
-    return call
 
 
 @pytest.fixture(scope="session")

@@ -1,27 +1,20 @@
-"""Ways to spoil the checkpoints and records of a world, and what the command line said of it."""
+"""Ways to spoil the checkpoints and records of a world."""
 
 from __future__ import annotations
 
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import torch
+from command_line import Result
 from safetensors.torch import load_file, save_file
 
 LAYERS, CONTEXT, VOCABULARY = 4, 128, 320
 UP = "model.layers.2.mlp.up_proj.weight"
-
-
-@dataclass(frozen=True)
-class Result:
-    code: int
-    out: str
-    err: str
 
 
 def edit_tensors(path: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> None:
@@ -81,10 +74,6 @@ def template(text: str | None) -> Callable[[Path], None]:
                 (world / name / "chat_template.jinja").write_text(text)
 
     return write
-
-
-def content(folder: Path) -> list[str]:
-    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
 
 
 def told(refused: Result, expected: str) -> bool:

@@ -8,7 +8,8 @@ import shutil
 import subprocess
 
 import pytest
-from spoil import Result, content, told
+from command_line import Result, content
+from spoil import told
 
 from raysweep.engine.events import read_events
 

@@ -11,10 +11,9 @@ from typing import Any
 
 import pytest
 import torch
+from command_line import Result, content
 from spoil import (
     UP,
-    Result,
-    content,
     edit_json,
     edit_tensors,
     new_token,

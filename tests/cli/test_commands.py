@@ -1,0 +1,173 @@
+"""The commands, end to end: what each prints and where, and what it leaves.
+
+Most run in this process through the entry point itself; a few run as a user starts them, in a process of their own.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pandas as pd
+import yaml
+from command_line import Result, content, ended, started
+
+from raysweep import recipes
+
+
+def test_sweep_answers_on_standard_output(swept):
+    result, folder = swept
+    assert result.code == 0, result.err
+    answers = result.out.splitlines()
+    assert len(answers) == 3, "one a width, and the report"
+    for line, width, windows in zip(answers[:2], (1, 2), (5, 4), strict=True):
+        assert re.fullmatch(
+            rf"base on counts: Spearman [+-]\d\.\d{{3}} \[[+-]\S+, [+-]\S+\] between cka_linear dynamics and the loss after "
+            rf"substitution, over {windows} windows of width {width}",
+            line,
+        )
+    assert answers[2] == f"report: {folder / 'report' / 'index.html'}"
+
+
+def test_sweep_tells_its_progress_in_plain_lines_on_standard_error(swept):
+    lines = swept[0].err.splitlines()
+    assert re.fullmatch(r"\[ *\d+\.\d s\] 13 tasks, 0 done already; 8 calls to run", lines[0])
+    assert all(re.match(r"\[ *\d+\.\d s\] ", line) for line in lines)
+
+
+def test_sweep_leaves_a_whole_run(swept):
+    _, folder = swept
+    found = content(folder)
+    for name in ("config.yaml", "plan.json", "events.jsonl", "report/index.html"):
+        assert name in found
+    for table in ("substitution", "similarity", "dynamics", "health", "correlation"):
+        assert f"results/{table}.parquet" in found
+    losses = pd.read_parquet(folder / "results" / "substitution.parquet")
+    assert len(losses) == (1 + 5 + 4 + 1) * 11
+    assert {path.suffix for path in (folder / "report" / "figures").iterdir()} == {".png", ".svg"}
+
+
+def test_sweep_keeps_the_config_it_made(swept, raysweep):
+    _, folder = swept
+    kept = yaml.safe_load((folder / "config.yaml").read_text())
+    assert kept["studies"]["substitution"]["widths"] == [2, 1]
+    assert kept["execution"]["chunk"] == 4, "--set counts here too"
+    assert kept["datasets"][0]["format"] == "gsm8k", "found from the first record"
+    again = raysweep("run", folder / "config.yaml")
+    assert again.code == 0
+    assert "13 tasks, 13 done already; 0 calls to run" in again.err
+
+
+def test_status(swept, raysweep):
+    _, folder = swept
+    told = raysweep("status", folder)
+    assert (told.code, told.err) == (0, "")
+    first, *rest = told.out.splitlines()
+    assert re.fullmatch(r"finished; (\d+) of \1 parts committed", first)
+    assert [line.split() for line in rest] == [
+        ["substitute", "11", "of", "11", "tasks", "done"],
+        ["similarity", "1", "of", "1", "tasks", "done"],
+        ["correlate", "1", "of", "1", "tasks", "done"],
+    ]
+
+
+def test_status_as_json(swept):
+    _, folder = swept
+    told = ended(started("status", folder, "--json"))
+    assert (told.code, told.err) == (0, "")
+    standing = json.loads(told.out)
+    assert standing == {
+        "state": "finished",
+        "tasks": {
+            "substitute": {"done": 11, "all": 11},
+            "similarity": {"done": 1, "all": 1},
+            "correlate": {"done": 1, "all": 1},
+        },
+        "parts": {"done": 11 * 3 + 3 + 3 + 1, "all": 40},
+        "failures": {},
+        "unfinished": [],
+    }
+
+
+def test_report_is_drawn_again(swept, raysweep):
+    _, folder = swept
+    page = folder / "report" / "index.html"
+    page.unlink()
+    told = raysweep("report", folder)
+    assert told == Result(0, f"report: {page}\n", "")
+    text = page.read_text(encoding="utf-8")
+    assert "raysweep" in text
+    assert str(folder) in text, "the command is told"
+
+
+def test_plan_tells_and_writes_nothing(config, raysweep):
+    before = content(config.parent)
+    told = raysweep("plan", config)
+    assert (told.code, told.err) == (0, "")
+    assert content(config.parent) == before
+    lines = told.out.splitlines()
+    assert lines[:3] == ["substitute   6 tasks, 0 done", "similarity   1 tasks, 0 done", "correlate    1 tasks, 0 done"]
+    assert [line.split()[0] for line in lines[3:]] == ["to", "to", "memory", "time", "weights"]
+    # trunk 5; branches 5 + 3 × 2; tails 3 + 2 + 1; the base model's own layers 5
+    assert lines[4] == "to compute   27 layer applications, each on a whole data set"
+
+
+def test_plan_as_json_before_and_after_a_run(config, raysweep):
+    told = raysweep("plan", config, "--json", "--set", "studies.substitution.widths=[5]")
+    planned = json.loads(told.out)
+    assert told.err == ""
+    assert planned["tasks"]["substitute"] == {"done": 0, "all": 2}
+    assert planned["names"][:2] == ["substitute m/d none", "substitute m/d 0-4"]
+    assert planned["layer_applications"] == 10 + 5
+    assert planned["device"] == "cpu"
+    assert raysweep("run", config).code == 0
+    planned = json.loads(raysweep("plan", config, "--json").out)
+    assert planned["tasks"]["substitute"] == {"done": 6, "all": 6}
+    assert [planned[key] for key in ("layer_applications", "bytes_to_read", "seconds")] == [0, 0, 0]
+
+
+def test_fresh_forgets(config, raysweep):
+    assert raysweep("run", config).code == 0
+    assert "8 tasks, 8 done already; 0 calls" in raysweep("run", config).err
+    assert "8 tasks, 0 done already; 8 calls" in raysweep("run", config, "--fresh").err
+
+
+def test_demo_is_the_laboratorys(tmp_path, raysweep, monkeypatch):
+    monkeypatch.setattr(recipes, "DEMO_SETS", {"facts": "boolq"})
+    monkeypatch.setattr(recipes, "DEMO_EXAMPLES", 8)
+    told = raysweep("demo", "--out", tmp_path / "demo")
+    assert told.code == 0, told.err
+    assert told.out.splitlines()[-1] == f"report: {tmp_path / 'demo' / 'report' / 'index.html'}"
+    texts = pd.read_parquet(tmp_path / "demo" / "results" / "generation.parquet")
+    assert len(texts) == 22, "a text of one example under each window"
+
+
+def test_the_demo_studies_four_sets():
+    config = recipes.demo_config("somewhere")
+    assert {d.name: d.path for d in config.datasets} == {
+        name: f"lab://{name}/test" for name in ("sums", "facts", "quiz", "orders")
+    }
+    assert config.models[0].tuned == {name: f"lab://tiny/{name}" for name in ("sums", "facts", "quiz", "orders")}
+    assert config.studies.correlation is not None
+
+
+def test_init_writes_a_config_to_start_from(tmp_path, raysweep, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert raysweep("init") == Result(0, "wrote raysweep.yaml; now: raysweep plan raysweep.yaml\n", "")
+    before = (tmp_path / "raysweep.yaml").read_text()
+    assert before.startswith("# A raysweep run.")
+    told = raysweep("plan", "raysweep.yaml", "--set", "datasets.0.limit=4", "--json")
+    assert json.loads(told.out)["tasks"]["substitute"]["all"] == 22
+    refused = raysweep("init")
+    assert refused == Result(2, "", "error: 'raysweep.yaml' exists already; give another name or delete it\n")
+    assert (tmp_path / "raysweep.yaml").read_text() == before
+    refused = raysweep("init", "gone/my.yaml")
+    assert refused == Result(2, "", "error: folder 'gone' does not exist; make it first\n")
+
+
+def test_long_and_foreign_names_make_a_config():
+    config = recipes.sweep_config("x/" + "b" * 90, "t", "données/" + "é" * 70 + ".jsonl", format="dolly", wording="chat", widths=[1])  # fmt: skip
+    assert len(config.name) <= 100
+    assert config.storage == f"runs/{config.name}"
+    config = recipes.sweep_config("lab://tiny", "lab://tiny/sums", "lab://sums/test", format="gsm8k", wording="chat", widths=[1])  # fmt: skip
+    assert (config.name, config.datasets[0].name) == ("tiny-sums", "sums")

@@ -1,0 +1,94 @@
+"""Ends that are not happy: failures, interrupts, and their exit codes."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from command_line import ended, started
+
+from raysweep.engine.events import read_events
+
+
+def test_a_failed_task_gives_exit_code_1_and_the_rest_is_kept(config, raysweep, monkeypatch):
+    def broken(*args, **kwargs):
+        raise RuntimeError("the device is gone\nsomewhere")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("raysweep.engine.work.similarity_tables", broken)
+        failed = raysweep("run", config)
+    assert failed.code == 1
+    assert "failed: similarity m/d: RuntimeError: the device is gone\n" in failed.err
+    assert "failed: correlate m/d: not made, for 'similarity m/d' failed\n" in failed.err
+    assert "Traceback" not in failed.err
+    *answer, last = failed.out.splitlines()
+    assert len(answer) == 1, "the costliest window is known"
+    assert re.fullmatch(r"m on d: layers \d-\d put back cost most, loss \d+\.\d{4}", answer[0])
+    assert last == f"report: {config.parent / 'run' / 'report' / 'index.html'}"
+    (event,) = [e for e in read_events(config.parent / "run" / "events.jsonl") if e["event"] == "call_failed"]
+    assert "in broken" in event["traceback"]
+    told = raysweep("status", config.parent / "run").out
+    assert "  failed: similarity m/d: RuntimeError: the device is gone\n" in told
+    assert "  not done: correlate m/d" in told
+    mended = raysweep("run", config)
+    assert mended.code == 0
+    assert "Spearman" in mended.out
+
+
+def test_an_interrupt_gives_exit_code_130_and_a_run_that_resumes(config, raysweep, tmp_path):
+    events = tmp_path / "run" / "events.jsonl"
+    many = [
+        "--set",
+        "execution.fuse=false",
+        "--set",
+        "execution.chunk=1",
+        "--set",
+        "studies.substitution.widths=[1, 2, 3]",
+    ]
+    process = started("run", config, *many)
+    while "chunk_committed" not in (events.read_text() if events.exists() else "") and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    stopped = ended(process)
+    assert (stopped.code, stopped.out) == (130, "")
+    assert stopped.err.endswith("interrupted; what is committed is kept, and running again resumes it\n")
+    assert "Traceback" not in stopped.err
+    assert [event["event"] for event in read_events(events)][-1] == "run_interrupted"
+    assert raysweep("status", tmp_path / "run").out.startswith("interrupted; ")
+
+    resumed = raysweep("run", config, *many)
+    assert resumed.code == 0
+    done = [key for event in read_events(events) if event["event"] == "chunk_committed" for key in event["keys"]]
+    assert len(done) == len(set(done)) == json.loads(raysweep("status", tmp_path / "run", "--json").out)["parts"]["all"]
+
+
+def test_an_interrupt_anywhere_gives_exit_code_130(config, raysweep, monkeypatch):
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("raysweep.engine.driver.inspect", interrupted)
+    for command in ("run", "plan"):
+        assert raysweep(command, config).code == 130
+
+
+def test_the_command_is_kept_for_the_report(config, raysweep, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["raysweep"])
+    assert raysweep("run", config, "--set", "name=a name".replace(" ", "-")).code == 0
+    about = json.loads((config.parent / "run" / "plan.json").read_text())["about"]
+    assert about["command"] == shlex.join(["raysweep", "run", str(config), "--set", "name=a-name"])
+
+
+def test_as_a_module_and_as_a_script():
+    script = Path(sys.executable).with_name("raysweep")
+    for command in ([sys.executable, "-m", "raysweep"], [str(script)] if script.exists() else []):
+        if command:
+            told = subprocess.run([*command, "--help"], capture_output=True, text=True, timeout=60)
+            assert told.returncode == 0
+            for name in ("demo", "sweep", "init", "plan", "run", "status", "report", "correlate"):
+                assert re.search(rf"^  {name} ", told.stdout, re.MULTILINE)

@@ -1,0 +1,86 @@
+"""Text under every kind of change against plain greedy decoding by a copy whose weights are overwritten by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from architectures import put_back
+from test_interventions import plainly
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from raysweep.data.examples import Example, load_examples
+from raysweep.models.adapter import Adapter
+from raysweep.models.checkpoint import describe, load_model, load_tokenizer
+from raysweep.studies.generation import generate_text
+from raysweep.studies.interventions import Change, Intervention
+from raysweep.studies.substitution import Pair
+from raysweep.studies.windows import Window
+
+Pairs = Callable[..., tuple[PreTrainedModel, PreTrainedModel]]
+Draw = Callable[..., list[Example]]
+
+
+def greedy(model: PreTrainedModel, prompt: list[int], n: int) -> list[int]:
+    """At most `n` tokens behind the prompt, by the whole forward for each, without a cache."""
+    ids = list(prompt)
+    for _ in range(n):
+        with torch.no_grad():
+            ids.append(int(model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))
+        if ids[-1] == model.generation_config.eos_token_id:
+            break
+    return ids[len(prompt) :]
+
+
+CHANGES: list[Change] = [
+    Window(0, 0),
+    Window(1, 3),
+    Window(0, 4),
+    Intervention("window", (1, 2), 0.5),
+    Intervention("set", (0, 3)),
+    Intervention("set", (0, 3), 0.25, "ends"),
+    Intervention("attention", (1, 2)),
+    Intervention("mlp", (1, 2)),
+    Intervention("reverse", ()),
+    Intervention("reverse", (1, 2)),
+]
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_text_under_every_change_is_what_the_changed_model_writes(
+    kind: str, tiny_pair: Pairs, random_examples: Draw, tokenizer: PreTrainedTokenizerBase, block_path: dict[str, str]
+) -> None:
+    base, tuned = tiny_pair(kind, 4)
+    examples = random_examples(2)
+    pair = Pair(Adapter(base), Adapter(tuned))
+    before = [[id(module) for module in model.modules()] for model in (base, tuned)]
+    expected = []
+    for change in CHANGES:
+        model = plainly(base, tuned, change, block_path[kind], kind)
+        told = [
+            tokenizer.decode(greedy(model, e.tokens[: e.n_prompt].tolist(), 8), skip_special_tokens=True)
+            for e in examples
+        ]
+        assert generate_text(pair, tokenizer, examples, change, new_tokens=8) == told, change.text
+        expected.append(tuple(told))
+    assert len(set(expected)) > len(CHANGES) / 2, "the models write differently, so that agreement says something"
+    assert [[id(module) for module in model.modules()] for model in (base, tuned)] == before
+
+
+def test_trained_text_under_a_window_is_what_the_substituted_model_generates() -> None:
+    base, tuned = (load_model(describe(source)) for source in ("lab://tiny", "lab://tiny/sums"))
+    tokenizer = load_tokenizer(describe("lab://tiny"))
+    examples = load_examples("lab://sums/test", "gsm8k", tokenizer, limit=2).examples
+    window = Window(8, 13)
+    model = put_back(base, tuned, window, "model.layers")
+    expected = []
+    for example in examples:
+        prompt = torch.from_numpy(example.tokens[: example.n_prompt])[None]
+        out = model.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=12, do_sample=False)
+        expected.append(tokenizer.decode(out[0, example.n_prompt :], skip_special_tokens=True))
+    assert all(expected)
+    pair = Pair(Adapter(base), Adapter(tuned))
+    before = [id(block) for block in pair.tuned.blocks]
+    assert generate_text(pair, tokenizer, examples, window, new_tokens=12) == expected
+    assert [id(block) for block in pair.tuned.blocks] == before
