@@ -6,7 +6,6 @@ which also happens before anything runs. Every key has its meaning beside it, an
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,6 +27,7 @@ from pydantic import (
 from pydantic_core import core_schema
 
 from raysweep.config_problems import problems_in_words
+from raysweep.config_stop import StopConfig
 from raysweep.errors import InputError, nearest, shown
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
@@ -99,45 +99,6 @@ class _OrAll:
             handler.generate_schema(Annotated[list[Positive], Field(min_length=1)]),
             serialization=core_schema.plain_serializer_function_ser_schema(lambda value: value),
         )
-
-
-class StopConfig(_Section):
-    """When a sweep has seen enough examples: one of `half_width` (nats) and `top` (so many costliest windows).
-
-    `half_width`: the interval of every change's paired difference is so narrow. `top`: a confidence set for the costliest
-    windows of the first of `widths` has so many members. `confidence` is the interval's, or the set's; the examples are
-    swept in an order drawn from `seed`.
-    """
-
-    half_width: float | None = None
-    top: Positive | None = None
-    confidence: float = 0.95
-    seed: Annotated[int, Field(ge=0, le=2**63, strict=True)] = 0
-
-    @field_validator("half_width", "confidence", mode="before")
-    @classmethod
-    def _in_range(cls, value: object, info: ValidationInfo) -> object:
-        if value is None and info.field_name == "half_width":
-            return value
-        try:
-            number = math.nan if isinstance(value, bool) else float(value)  # type: ignore[arg-type]
-        except (TypeError, ValueError, OverflowError):
-            number = math.nan
-        if info.field_name == "confidence" and not 0.5 <= number < 1:
-            raise ValueError(f"give a confidence from 0.5 to below 1, such as 0.95, not {shown(value)}")
-        if not 0 < number < math.inf:
-            raise ValueError(f"give a number of nats above 0, such as 0.02, not {shown(value)}")
-        return number
-
-    @model_validator(mode="after")
-    def _one_rule(self) -> StopConfig:
-        if self.half_width is None and self.top is None:
-            raise ValueError(
-                "has neither half_width nor top; give one: {half_width: 0.02} in nats, or {top: 3}, a number of windows"
-            )
-        if self.half_width is not None and self.top is not None:
-            raise ValueError(f"half_width is {self.half_width:g} and top is {self.top}; give one of them")
-        return self
 
 
 class SubstitutionConfig(_Section):

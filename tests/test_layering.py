@@ -20,7 +20,10 @@ import raysweep
 ROOT = Path(raysweep.__file__).parent
 
 COMMANDS = {"raysweep", "raysweep.__main__", "raysweep.api", "raysweep.cli", "raysweep.progress", "raysweep.recipes"}
-GROUND = {"raysweep.config", "raysweep.config_problems", "raysweep.errors", "raysweep.fingerprint", "raysweep.lab"}
+GROUND = {
+    *("raysweep.config", "raysweep.config_problems", "raysweep.config_stop"),
+    *("raysweep.errors", "raysweep.fingerprint", "raysweep.lab"),
+}
 PACKAGES = {"report": 6, "engine": 5, "studies": 4, "models": 2, "data": 2, "store": 2, "numerics": 0}
 INSIDE_FUNCTIONS = ("datasets", "matplotlib")  # slow, and not needed by most of what imports the module
 

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from raysweep.config import Config, DatasetConfig, GenerationConfig, ModelConfig, StopConfig, SubstitutionConfig
+from raysweep.config import Config, DatasetConfig, GenerationConfig, ModelConfig, SubstitutionConfig
+from raysweep.config_stop import StopConfig
 from raysweep.data.examples import Example, Loaded, Room, load_examples
 from raysweep.engine.residency import RESIDENT, Residency, choose_residency
 from raysweep.errors import InputError
