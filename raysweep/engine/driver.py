@@ -22,6 +22,7 @@ from raysweep.engine import events
 from raysweep.engine.calls import Call, Commit, Outcome
 from raysweep.engine.disk import bytes_to_write, check_room, check_writable
 from raysweep.engine.dispatch import CallQueue, is_final, may_queue_behind
+from raysweep.engine.estimate import estimate
 from raysweep.engine.events import EventLog, Listener
 from raysweep.engine.executor import Backend, Executor, backend_for
 from raysweep.engine.folder import RunFolder
@@ -30,6 +31,7 @@ from raysweep.engine.inspection import Facts, inspect
 from raysweep.engine.ledger import Ledger
 from raysweep.engine.pending import model_calls, result_call
 from raysweep.engine.plan import plan
+from raysweep.engine.room import refuse_too_small
 from raysweep.store.artifacts import sweep_temporaries
 
 
@@ -54,7 +56,10 @@ def prepare(config: Config, find_device: Callable[[str], str]) -> tuple[Facts, G
     check_writable(folder.root)
     facts = inspect(config, find_device)
     graph = plan(config, facts)
-    check_room(folder.root, bytes_to_write(facts, graph, folder.committed() if folder.is_run else {}))
+    done = folder.committed() if folder.is_run else {}
+    if any(model.residency.memory for model in facts.models.values()):
+        refuse_too_small(facts, model_calls(config, facts, graph, done))
+    check_room(folder.root, bytes_to_write(facts, graph, done))
     return facts, graph, folder
 
 
@@ -77,7 +82,12 @@ def drive(
                 folder.clear()
             sweep_temporaries(folder.root)
             folder.forget_broken()
-            folder.write_plan(config.to_yaml(), graph, describe_run(config, facts))
+            left = estimate(config, facts, graph, folder.committed())
+            folder.write_plan(
+                config.to_yaml(),
+                graph,
+                {**describe_run(config, facts), "estimate": left.to_json() if left.calls else None},
+            )
             _tell_untold(folder, log)
             run = _Run(config, facts, graph, folder, log)
             try:

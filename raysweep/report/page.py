@@ -46,6 +46,7 @@ class Provenance:
     warnings: Sequence[str]
     failures: Sequence[str]
     config_yaml: str
+    accuracy: Sequence[Mapping[str, str]] = ()
 
 
 def write_report(tables: Mapping[str, pd.DataFrame], provenance: Provenance, out: Path) -> Path:
@@ -72,6 +73,7 @@ def write_report(tables: Mapping[str, pd.DataFrame], provenance: Provenance, out
         checkpoints=records_table("Checkpoints", provenance.checkpoints),
         datasets=records_table("Data sets", provenance.datasets),
         timings=records_table("Timings", provenance.timings),
+        accuracy=records_table("Estimated before the run, and real", provenance.accuracy),
         versions=Table("Versions", ("package", "version"), list(provenance.versions.items()), words={0, 1}),
         stored=sorted(tables),
     )
