@@ -246,6 +246,8 @@ class _Reckoning:
         residency = self.facts.models[call.model].residency
         if residency.memory is None and self.facts.device == "cpu":
             return free_bytes("cpu")
+        if residency.memory is not None and self.facts.device != "cpu":
+            return residency.memory  # as StreamedPair reckons there
         return residency.room
 
     def _capture(self, call: CaptureCall) -> None:
