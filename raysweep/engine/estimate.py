@@ -96,7 +96,10 @@ def options(config: Config, facts: Facts, graph: Graph, done: Collection[str]) -
                 continue
             other = replace(facts, models={**facts.models, name: replace(model, residency=at)})
             own = [call for call in model_calls(config, other, graph, done) if call.model == name]
-            by_mode[mode] = _Reckoning(config, other, rates).of(own)
+            try:
+                by_mode[mode] = _Reckoning(config, other, rates).of(own)
+            except InputError as error:  # a layer that its conversion rules do not make alone, say
+                by_mode[mode] = str(error)
         found[name] = Options(taken.mode, taken.why, by_mode["resident"], by_mode["stream"])
     return found
 

@@ -50,10 +50,17 @@ def _text_config(folder: Path, fingerprint: str) -> PreTrainedConfig:
     return standard_config(folder).get_text_config()
 
 
+def _table(config: PreTrainedConfig, length: int) -> int:
+    try:
+        return rotary_table(config, length)
+    except InputError:  # the call itself will say so, and fail alone
+        return 0
+
+
 def batches_of(base: Checkpoint, lengths: Sequence[int], batch_tokens: int) -> list[Batch]:
     """The batches that a worker makes of texts of these lengths."""
     config = _text_config(base.folder, base.fingerprint)
-    tables = {length: rotary_table(config, length) for length in set(lengths)}
+    tables = {length: _table(config, length) for length in set(lengths)}
     groups = make_batches(lengths, batch_tokens, [tables[length] for length in lengths])
     return [Batch(tuple(group), max(lengths[i] for i in group)) for group in groups]
 
