@@ -13,6 +13,8 @@ from raysweep.config import Config, load_config, parse_config
 if TYPE_CHECKING:
     import pandas as pd
 
+    from raysweep.engine.accuracy import Accuracy
+    from raysweep.engine.estimate import Options
     from raysweep.engine.events import Listener
     from raysweep.engine.folder import RunFolder
     from raysweep.studies.measured import Correlated
@@ -22,12 +24,16 @@ _SHOWN = 10
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder and what is in it. `tables` are data frames by name (substitution, similarity, dynamics, …)."""
+    """A run folder and what is in it. `tables` are data frames by name (substitution, similarity, dynamics, …).
+
+    `accuracy` tells how far the estimate of its latest start was off; None where that had nothing to sweep or capture.
+    """
 
     folder: Path
     tables: Mapping[str, pd.DataFrame]
     report: Path
     failed: Mapping[str, str] = field(default_factory=dict)
+    accuracy: Accuracy | None = None
 
     def __getattr__(self, name: str) -> pd.DataFrame:
         if name.startswith("__"):  # copy and pickle look for their methods before there are tables
@@ -81,6 +87,8 @@ def open_run(folder: str | Path) -> Run:
 
 
 def _reported(folder: RunFolder, failed: Mapping[str, str]) -> Run:
+    from raysweep.engine.accuracy import compare
+    from raysweep.engine.events import read_events
     from raysweep.report.page import write_report
     from raysweep.report.provenance import provenance
     from raysweep.report.tables import collect_tables, write_tables
@@ -89,7 +97,7 @@ def _reported(folder: RunFolder, failed: Mapping[str, str]) -> Run:
     tables = collect_tables(folder, graph)
     write_tables(folder, tables)
     page = write_report(tables, provenance(folder, graph, about, tables), folder.report)
-    return Run(folder.root, tables, page, failed)
+    return Run(folder.root, tables, page, failed, compare(about.get("estimate"), read_events(folder.events)))
 
 
 @dataclass(frozen=True)
@@ -159,6 +167,9 @@ def status(folder: str | Path) -> Standing:
 class Planned:
     """What a run would do: tasks by kind (done, all), and the cost of what is not done.
 
+    `layer_applications` are counted once a data set, `batch_applications` as workers count them, each on one batch.
+    `bytes_to_read`, `memory` (the largest worker's, bytes) and `seconds` (of `workers`; None where the device is another
+    machine's) are those of the residencies taken; `options` has, for each model, those of both.
     `identical`: for a model and data set whose checkpoints have weights in common, the number of layers that are the same
     in both, and of the windows and other changes that cost nothing because they are one with another. `at_most`: sweeps may
     stop before they have needed all of it.
@@ -169,26 +180,37 @@ class Planned:
     layer_applications: int
     bytes_to_read: int
     memory: int
-    seconds: float
+    seconds: float | None
     device: str
     residency: Mapping[str, str]
+    batch_applications: int
+    workers: int
+    options: Mapping[str, Options]
     identical: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     at_most: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
-        return {**asdict(self), "tasks": {kind: {"done": done, "all": n} for kind, (done, n) in self.tasks.items()}}
+        return {
+            **asdict(self),
+            "tasks": {kind: {"done": done, "all": n} for kind, (done, n) in self.tasks.items()},
+            "options": {name: found.to_json() for name, found in self.options.items()},
+        }
 
     def to_text(self) -> str:
         """A few lines for a terminal."""
         lines = [f"{kind:<12} {n} tasks, {done} done" for kind, (done, n) in self.tasks.items()]
         lines += [
             f"to read      {_size(self.bytes_to_read)} of checkpoints",
-            f"to compute   {self.layer_applications:,} layer applications, each on a whole data set",
-            f"memory       about {_size(self.memory)} for weights and states, on {self.device}",
-            f"time         about {_duration(self.seconds)}, from a matrix product timed just now; overheads come on top",
+            f"to compute   {self.layer_applications:,} layer applications, each on a whole data set "
+            f"({self.batch_applications:,} calls of a layer on a batch)",
+            f"memory       about {_size(self.memory)} for weights, states and the program, on {self.device}",
+            f"time         {self._time()}",
         ]
-        lines += [f"weights      of {name}: {told}" for name, told in self.residency.items()]
+        for name, told in self.residency.items():
+            lines.append(f"weights      of {name}: {told}")
+            if name in self.options:
+                lines += [f"  {mode:<10} {text}" for mode, text in _option_lines(self.options[name])]
         lines += [
             f"identical    {layers} decoder layers in base and tuned of {cell}; {shared} changes are another's for that"
             for cell, (layers, shared) in self.identical.items()
@@ -197,14 +219,42 @@ class Planned:
             lines.append("at most      what is told above: a sweep ends once studies.substitution.stop is met")
         return "\n".join(lines)
 
+    def _time(self) -> str:
+        if self.seconds is None:
+            return f"not known: {self.device} is another machine's, and nothing could be timed here"
+        many = f" with {self.workers} workers" if self.workers > 1 else ""
+        return (
+            f"about {_duration(self.seconds)}{many} for sweeping and capture, from a layer and reads timed just now; text, tables "
+            "and starting workers come on top"
+        )
+
+
+def _option_lines(found: Options) -> list[tuple[str, str]]:
+    """(residency, what it would take), the one that is taken marked."""
+    lines = []
+    for mode, told in (("resident", found.resident), ("stream", found.stream)):
+        taken = " (taken)" if mode == found.taken else ""
+        if isinstance(told, str):
+            lines.append((mode, f"not possible: {told}"))
+            continue
+        time = "time not known" if told.call_seconds is None else _duration(told.call_seconds)
+        lines.append(
+            (
+                mode,
+                f"{_size(told.bytes_read)} to read, {told.layer_applications:,} layer calls, {_size(told.memory)} of memory, "
+                f"{time}{taken}",
+            )
+        )
+    return lines
+
 
 def plan_run(config: Config | str | Path, overrides: Sequence[str] = ()) -> Planned:
     """What `run` would do with this config; reads and checks everything it names, and runs and writes nothing."""
     from raysweep.engine.driver import prepare
+    from raysweep.engine.estimate import estimate, options
     from raysweep.engine.executor import backend_for
     from raysweep.engine.graph import beyond, shortened
     from raysweep.engine.plan import cost
-    from raysweep.engine.rates import seconds_for
 
     if isinstance(config, Config):
         config = parse_config(config.model_dump(), overrides=overrides)
@@ -222,15 +272,19 @@ def plan_run(config: Config | str | Path, overrides: Sequence[str] = ()) -> Plan
         before = tasks[task.kind]
         tasks[task.kind] = (before[0] + all(key in done for key in task.keys), before[1] + 1)
     needed = cost(config, facts, graph, done.keys() | beyond(graph, needed_graph))
+    left = estimate(config, facts, needed_graph, done)
     return Planned(
         dict(tasks),
         [task.name for task in graph.tasks],
         needed.layer_applications,
-        needed.bytes_to_read,
-        needed.memory,
-        seconds_for(config, facts, needed),
+        left.bytes_read,
+        left.memory,
+        left.seconds,
         facts.device,
         {name: f"{model.residency.mode}, {model.residency.why}" for name, model in facts.models.items()},
+        left.layer_applications,
+        left.workers,
+        options(config, facts, needed_graph, done),
         needed.identical,
         any(key not in done for task in graph.of_kind("stop") for key in task.keys),
     )

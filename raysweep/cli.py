@@ -177,6 +177,10 @@ def _conclude(done: Run) -> None:
         typer.echo(line)
     for task, error in done.failed.items():
         typer.echo(f"failed: {task}: {error.splitlines()[0]}", err=True)
+    if done.accuracy is not None:
+        from raysweep.report.accuracy import accuracy_line
+
+        typer.echo(accuracy_line(done.accuracy), err=True)
     typer.echo(f"report: {done.report}")
     if done.failed:
         raise typer.Exit(1)

@@ -22,6 +22,7 @@ from raysweep.engine import events
 from raysweep.engine.calls import Call, Commit, Outcome, SubstituteCall
 from raysweep.engine.disk import bytes_to_write, check_room, check_writable
 from raysweep.engine.dispatch import CallQueue, is_final, may_queue_behind
+from raysweep.engine.estimate import estimate
 from raysweep.engine.events import EventLog, Listener
 from raysweep.engine.executor import Backend, Executor, backend_for
 from raysweep.engine.folder import RunFolder
@@ -30,6 +31,7 @@ from raysweep.engine.inspection import Facts, inspect
 from raysweep.engine.ledger import Ledger
 from raysweep.engine.pending import model_calls, result_call
 from raysweep.engine.plan import plan
+from raysweep.engine.room import refuse_too_small
 from raysweep.engine.stopping import watches
 from raysweep.store.artifacts import sweep_temporaries
 
@@ -56,6 +58,8 @@ def prepare(config: Config, find_device: Callable[[str], str]) -> tuple[Facts, G
     facts = inspect(config, find_device)
     graph = plan(config, facts)
     done = folder.committed() if folder.is_run else {}
+    if any(model.residency.memory for model in facts.models.values()):
+        refuse_too_small(facts, model_calls(config, facts, graph, done))
     check_room(folder.root, bytes_to_write(facts, shortened(graph, done), done))
     return facts, graph, folder
 
@@ -79,7 +83,12 @@ def drive(
                 folder.clear()
             sweep_temporaries(folder.root)
             folder.forget_broken()
-            folder.write_plan(config.to_yaml(), graph, describe_run(config, facts))
+            left = estimate(config, facts, graph, folder.committed())
+            folder.write_plan(
+                config.to_yaml(),
+                graph,
+                {**describe_run(config, facts), "estimate": left.to_json() if left.calls else None},
+            )
             _tell_untold(folder, log)
             run = _Run(config, facts, graph, folder, log)
             try:

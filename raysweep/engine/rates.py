@@ -1,19 +1,159 @@
-"""A rough clock for plans: the machine's matrix-product rate at a model's own width, measured in a moment."""
+"""Rough clocks for plans, each a moment long: how fast this machine applies a model's layers and reads its checkpoint.
+
+Nothing of a model is loaded: the layer has the checkpoint's sizes and made-up weights. Rates are kept for as long as the
+process lives.
+"""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from raysweep.engine.pending import batch_budget
 from raysweep.engine.plan import hidden_size
+from raysweep.models.checkpoint import Checkpoint, text_config
+from raysweep.models.one_layer import build_one_layer
+from raysweep.models.same import layer_of
 
 if TYPE_CHECKING:
-    from raysweep.config import Config
-    from raysweep.engine.inspection import Facts
-    from raysweep.engine.plan import Cost
+    from raysweep.engine.inspection import ModelFacts
 
 _SECONDS = 0.1
+_READ_BYTES = 64 * 2**20
+_KNOWN: dict[tuple[object, ...], Rates] = {}
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Seconds of one decoder layer on one token, seconds of norm, head and loss on one token, and bytes read a second.
+
+    `layer` tells what the first was taken from: a layer of the model's sizes, or a matrix product where none can be made.
+    """
+
+    layer_seconds: float
+    head_seconds: float
+    read_bytes: float
+    layer: str
+
+
+def measured_rates(model: ModelFacts, device: str, tokens: int, length: int, memory: int | None = None) -> Rates | None:
+    """Rates for calls of about `tokens` tokens in texts of `length`; None where the device is not this machine's.
+
+    What was read may have been in the page cache: it mostly is, for inspection reads every checkpoint.
+    """
+    import torch
+
+    if (device.startswith("cuda") and not torch.cuda.is_available()) or (
+        device == "mps" and not torch.backends.mps.is_available()
+    ):
+        return None
+    key = (model.base.fingerprint, model.dtype, device, tokens, length)
+    if key not in _KNOWN:
+        width = hidden_size(model.base.config)
+        vocabulary = int(text_config(model.base.config).get("vocab_size") or 1)
+        try:
+            layer = layer_rate(model.base, model.dtype, device, tokens, length, memory)
+            told = "a layer of its sizes"
+        except Exception:  # an architecture that does not come with one layer raises whatever it stumbled over
+            parameters = _layer_parameters(model.base)
+            layer = 2.0 * parameters / matmul_rate(tokens, width, model.dtype, device)
+            told = "a matrix product of its width"
+        head = head_rate(min(tokens, 256), width, vocabulary, model.dtype, device)
+        _KNOWN[key] = Rates(layer, head, read_rate(model.base, model.dtype), told)
+    return _KNOWN[key]
+
+
+def _layer_parameters(checkpoint: Checkpoint) -> float:
+    import math
+
+    sizes = [math.prod(shape) for name, shape in checkpoint.shapes.items() if layer_of(name) is not None]
+    return sum(sizes) / checkpoint.n_layers
+
+
+def _timed(device: str, once: Callable[[], object], seconds: float) -> float:
+    """Seconds of one call, the mean over about `seconds` of them, the first left out."""
+    import torch
+
+    def whole() -> None:
+        once()
+        if device.startswith("cuda"):
+            torch.cuda.synchronize()
+
+    whole()
+    started, n = time.perf_counter(), 0
+    while n == 0 or time.perf_counter() - started < seconds:
+        whole()
+        n += 1
+    return (time.perf_counter() - started) / n
+
+
+def layer_rate(
+    checkpoint: Checkpoint, dtype: str, device: str, tokens: int, length: int, memory: int | None = None
+) -> float:
+    """Seconds a token of one decoder layer of the checkpoint's sizes, on about `tokens` tokens in texts of `length`.
+
+    Raises whatever the architecture does where a layer of it cannot be made by itself.
+    """
+    import torch
+
+    from raysweep.models.adapter import apply_block
+
+    adapter = build_one_layer(checkpoint, dtype, device, *([] if memory is None else [memory // 4]))
+    rows = max(1, tokens // length)
+    texts = torch.arange(rows * length).view(rows, length) % 97 + 3
+    with torch.no_grad():
+        recording = adapter.record(texts, [length] * rows)
+        call = recording.calls[0]
+        taken = _timed(device, lambda: apply_block(adapter.blocks[0], recording.states, call, {}), 2 * _SECONDS)
+    return taken / (rows * length)
+
+
+def head_rate(tokens: int, width: int, vocabulary: int, dtype: str, device: str) -> float:
+    """Seconds a token of a head's product and the cross entropy of its logits."""
+    import torch
+
+    kind = getattr(torch, dtype)
+    states = torch.full((tokens, width), 0.01, dtype=kind, device=device)
+    head = torch.full((vocabulary, width), 0.01, dtype=kind, device=device)
+    targets = torch.zeros(tokens, dtype=torch.int64, device=device)
+
+    def once() -> object:
+        logits = torch.nn.functional.linear(states, head)
+        return torch.nn.functional.cross_entropy(logits.float(), targets, reduction="none")
+
+    return _timed(device, once, _SECONDS / 2) / tokens
+
+
+def read_rate(checkpoint: Checkpoint, dtype: str) -> float:
+    """Bytes a second of reading the checkpoint's own tensors into memory, converting to the dtype as streaming does."""
+    import torch
+
+    from raysweep.models.reading import TensorFiles
+    from raysweep.models.weights import weight_files
+
+    files = [p for p in weight_files(checkpoint.folder, checkpoint.source) if p.suffix == ".safetensors"]
+    started, got = time.perf_counter(), 0
+    if not files:
+        with weight_files(checkpoint.folder, checkpoint.source)[0].open("rb", buffering=0) as file:
+            got = len(file.read(_READ_BYTES))
+        return got / (time.perf_counter() - started)
+    tensors = TensorFiles(files)
+    kind = getattr(torch, dtype)
+    started = time.perf_counter()
+    try:
+        for name, tensor in tensors.tensors.items():
+            if got and tensors.bytes_read + tensor.stop - tensor.start > _READ_BYTES:
+                continue
+            try:
+                target = torch.empty(tensor.shape, dtype=kind if tensors.dtype(name).is_floating_point else None)
+                tensors.read_into(name, target)
+            except Exception:  # what cannot be streamed says nothing of how fast the disk is
+                continue
+            got = tensors.bytes_read
+    finally:
+        tensors.close()
+    return max(1, tensors.bytes_read) / (time.perf_counter() - started)
 
 
 def matmul_rate(tokens: int, width: int, dtype: str, device: str) -> float:
@@ -23,27 +163,4 @@ def matmul_rate(tokens: int, width: int, dtype: str, device: str) -> float:
     kind = getattr(torch, dtype)
     left = torch.ones(tokens, width, dtype=kind, device=device)
     right = torch.ones(width, 4 * width, dtype=kind, device=device)
-
-    def product() -> None:
-        torch.mm(left, right)
-        if left.is_cuda:
-            torch.cuda.synchronize()
-
-    product()
-    started, n = time.perf_counter(), 0
-    while time.perf_counter() - started < _SECONDS:
-        product()
-        n += 1
-    return 8.0 * tokens * width * width * n / (time.perf_counter() - started)
-
-
-def seconds_for(config: Config, facts: Facts, cost: Cost) -> float:
-    """Seconds that the cost's products take at the measured rate, the slowest model's."""
-    if not cost.flops:
-        return 0.0
-    tokens = batch_budget(config.execution.batch_tokens, facts.device)
-    rates = [
-        matmul_rate(tokens, hidden_size(model.base.config), model.dtype, facts.device)
-        for model in facts.models.values()
-    ]
-    return cost.flops / min(rates)
+    return 8.0 * tokens * width * width / _timed(device, lambda: torch.mm(left, right), _SECONDS)

@@ -25,6 +25,7 @@ from raysweep.engine.calls import (
     EstimateCall,
     GenerateCall,
     Loading,
+    ModelCall,
     Outcome,
     PairCall,
     SimilarityCall,
@@ -37,6 +38,7 @@ from raysweep.engine.folder import RunFolder
 from raysweep.errors import InputError, RaysweepError
 from raysweep.models.adapter import Adapter
 from raysweep.models.checkpoint import Checkpoint, load_model, load_tokenizer
+from raysweep.models.memory import Peak
 from raysweep.models.stream import StreamedModel
 from raysweep.store.activations import Activations, open_activations, publish_manifest, write_part
 from raysweep.studies.capture import capture_states
@@ -59,12 +61,15 @@ class Worker:
         self.folder = RunFolder(folder)
         self._resident: OrderedDict[tuple[str, str, str], Adapter | StreamedModel] = OrderedDict()
         self._last: tuple[tuple[object, object], Pair] | None = None
+        self._read_before = 0  # bytes: of checkpoints that were loaded whole, and of streamed ones let go
 
     def attempt(self, call: Call) -> Outcome:
         """Run the call; whatever it raises becomes an outcome with the traceback, but for a disk that is full or gone (OSError)."""
-        started = time.monotonic()
+        started, read = time.monotonic(), self._bytes_read()
+        peak = Peak(call.loading.device if isinstance(call, ModelCall) else "cpu")
         try:
-            commits, measured = self._run(call)
+            with peak:
+                commits, measured = self._run(call)
         except Exception as error:
             if is_lasting(error):  # the run ends: the disk that this call could not write to takes no other's either
                 raise
@@ -75,16 +80,26 @@ class Worker:
                 traceback=traceback.format_exc(),
                 failure="refused" if refused else "raised",
             )
-        return Outcome(call, tuple(commits), {**measured, "seconds": round(time.monotonic() - started, 4)})
+        seconds = round(time.monotonic() - started, 4)
+        used = {"bytes_read": self._bytes_read() - read, "peak_bytes": peak.bytes, "seconds": seconds}
+        return Outcome(call, tuple(commits), {**measured, **used})
+
+    def _bytes_read(self) -> int:
+        """Bytes of checkpoints read so far; of one that is loaded whole, its files'."""
+        streamed = [model for model in self._resident.values() if isinstance(model, StreamedModel)]
+        return self._read_before + sum(model.files.bytes_read for model in streamed)
 
     def unload(self) -> None:
         """Let go of all models."""
+        self._read_before = self._bytes_read()
         self._resident.clear()
         self._last = None
 
     def _make_room(self) -> None:
         while len(self._resident) >= RESIDENT:
+            read = self._bytes_read()
             self._resident.popitem(last=False)
+            self._read_before += read - self._bytes_read()
             self._last = None  # it holds its models
 
     def _adapter(self, checkpoint: Checkpoint, loading: Loading, base: Checkpoint | None = None) -> Adapter:
@@ -98,6 +113,7 @@ class Worker:
                     checkpoint, dtype=loading.dtype, device=loading.device, device_map=loading.device_map, base=base
                 )
             )
+            self._read_before += checkpoint.bytes + (base.bytes if base and checkpoint.adapter else 0)
         self._resident.move_to_end(key)
         return found
 

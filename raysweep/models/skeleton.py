@@ -196,3 +196,32 @@ def _share_equal_tables(blocks: Iterable[nn.Module]) -> None:
                     kept.append(buffer)
                 else:
                     module._buffers[name] = same
+
+
+@dataclass(frozen=True)
+class Reads:
+    """Bytes on disk that are read for each layer, and once for everything else."""
+
+    layers: tuple[int, ...]
+    rest: int
+
+
+def read_sizes(checkpoint: Checkpoint) -> Reads:
+    """What streaming reads of the checkpoint, from its headers alone; no weight is read or given memory.
+
+    Raises InputError for what cannot be streamed.
+    """
+    refuse_if_not_streamable(checkpoint)
+    model = _empty_model(checkpoint, torch.float32)
+    blocks = find_blocks(model)
+    path = _path(model, blocks)
+    tensors = TensorFiles(weight_files(checkpoint.folder, checkpoint.source)).tensors
+    layers, rest = [0] * len(blocks), 0
+    for recipe in find_recipes(model, {name: tensor.shape for name, tensor in tensors.items()}):
+        size = sum(tensors[name].stop - tensors[name].start for _, name in recipe.sources)
+        layer = _layer(recipe.targets[0], path)
+        if layer is None:
+            rest += size
+        else:
+            layers[layer] += size
+    return Reads(tuple(layers), rest)

@@ -52,6 +52,7 @@ class Provenance:
     failures: Sequence[str]
     config_yaml: str
     sets: Mapping[str, str] = field(default_factory=dict)  # the config's names of sets, by their layers
+    accuracy: Sequence[Mapping[str, str]] = ()
 
 
 def write_report(tables: Mapping[str, pd.DataFrame], provenance: Provenance, out: Path) -> Path:
@@ -78,6 +79,7 @@ def write_report(tables: Mapping[str, pd.DataFrame], provenance: Provenance, out
         checkpoints=records_table("Checkpoints", provenance.checkpoints),
         datasets=records_table("Data sets", provenance.datasets),
         timings=records_table("Timings", provenance.timings),
+        accuracy=records_table("Estimated before the run, and real", provenance.accuracy),
         versions=Table("Versions", ("package", "version"), list(provenance.versions.items()), words={0, 1}),
         stored=sorted(tables),
     )

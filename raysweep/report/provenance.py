@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from raysweep.engine import events
+from raysweep.engine.accuracy import compare
+from raysweep.report.accuracy import accuracy_records
 from raysweep.report.page import Provenance
 from raysweep.studies.interventions import Intervention
 
@@ -38,6 +40,7 @@ def provenance(
         failures=[f"{e['call']}: {e['error']}" for e in latest if e["event"] == events.CALL_FAILED],
         config_yaml=folder.config.read_text(encoding="utf-8"),
         sets=_set_names(graph),
+        accuracy=accuracy_records(compare(about.get("estimate"), latest)),
     )
 
 

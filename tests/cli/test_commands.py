@@ -32,7 +32,8 @@ def test_sweep_answers_on_standard_output(swept):
 def test_sweep_tells_its_progress_in_plain_lines_on_standard_error(swept):
     lines = swept[0].err.splitlines()
     assert re.fullmatch(r"\[ *\d+\.\d s\] 13 tasks, 0 done already; 8 calls to run", lines[0])
-    assert all(re.match(r"\[ *\d+\.\d s\] ", line) for line in lines)
+    assert lines[-1].startswith("estimated ÷ real: time ")
+    assert all(re.match(r"\[ *\d+\.\d s\] ", line) for line in lines[:-1])
 
 
 def test_sweep_leaves_a_whole_run(swept):
@@ -107,9 +108,13 @@ def test_plan_tells_and_writes_nothing(config, raysweep):
     assert content(config.parent) == before
     lines = told.out.splitlines()
     assert lines[:3] == ["substitute   6 tasks, 0 done", "similarity   1 tasks, 0 done", "correlate    1 tasks, 0 done"]
-    assert [line.split()[0] for line in lines[3:]] == ["to", "to", "memory", "time", "weights"]
+    words = ["to", "to", "memory", "time", "weights", "resident", "stream"]
+    assert [line.split()[0] for line in lines[3:]] == words
+    assert re.fullmatch(r"  resident   \S+ kB to read, \d+ layer calls, \d+ MB of memory, \S+ s \(taken\)", lines[8])
+    assert re.fullmatch(r"  stream     \S+ kB to read, \d+ layer calls, \d+ MB of memory, \S+ s", lines[9])
     # trunk 5; branches 5 + 3 × 2; tails 3 + 2 + 1; the base model's own layers 5
-    assert lines[4] == "to compute   27 layer applications, each on a whole data set"
+    # three chunks of one batch, and a capture call each
+    assert lines[4] == "to compute   27 layer applications, each on a whole data set (81 calls of a layer on a batch)"
 
 
 def test_plan_as_json_before_and_after_a_run(config, raysweep):

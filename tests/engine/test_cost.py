@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raysweep.config import parse_config
 from raysweep.engine import rates
 from raysweep.engine.plan import cost, plan
+from raysweep.errors import InputError
+from raysweep.models.one_layer import build_one_layer
 from raysweep.studies.schedule import layer_applications
 from raysweep.studies.windows import Window, windows_of_widths
 
@@ -101,21 +104,50 @@ def test_what_is_half_done_costs_the_rest(small, world):
     assert needed.bytes_to_read == (world / "base" / "model.safetensors").stat().st_size
 
 
-def test_time_follows_the_work(small, monkeypatch):
-    config, facts = small
-    graph = plan(config, facts)
-    needed = cost(config, facts, graph, set())
-    asked = []
-    monkeypatch.setattr(rates, "matmul_rate", lambda *args: asked.append(args) or 1e6)
-    assert rates.seconds_for(config, facts, needed) == needed.flops / 1e6
-    assert asked == [(1024, 16, "float32", "cpu")]
-    larger = parse_config(config.model_dump(), overrides=["execution.batch_tokens=99"])
-    rates.seconds_for(larger, facts, needed)
-    assert asked[-1][0] == 99
-    done = {key for task in graph.tasks for key in task.keys}
-    assert rates.seconds_for(config, facts, cost(config, facts, graph, done)) == 0
-
-
 def test_the_rate_of_this_machine(monkeypatch):
     monkeypatch.setattr(rates, "_SECONDS", 0.01)
     assert 1e6 < rates.matmul_rate(64, 32, "float32", "cpu") < 1e15
+
+
+def test_a_layer_alone_is_timed_as_the_model_has_it(small, monkeypatch):
+    _, facts = small
+    monkeypatch.setattr(rates, "_SECONDS", 0.01)
+    base = facts.models["m"].base
+    adapter = build_one_layer(base, "float32", "cpu")
+    (block,) = adapter.blocks
+    stored = {name.split("layers.0.")[1]: shape for name, shape in base.shapes.items() if "layers.0." in name}
+    assert {name: tuple(weight.shape) for name, weight in block.named_parameters()} == stored
+    assert all(0 < weight.std() < 0.1 for weight in block.parameters())
+    assert 1e-9 < rates.layer_rate(base, "float32", "cpu", 64, 16) < 1e-2
+
+
+def test_a_layer_that_stands_for_no_other_is_not_timed(small, monkeypatch):
+    _, facts = small
+    model = facts.models["m"]
+    other = {name: (*shape, 1) if "layers.3." in name else shape for name, shape in model.base.shapes.items()}
+    with pytest.raises(InputError, match=r"have unlike shapes; one does not stand for all$"):
+        build_one_layer(replace(model.base, shapes=other), "float32", "cpu")
+    with pytest.raises(InputError, match=r"has 10880 bytes, too many to make one to time$"):
+        build_one_layer(model.base, "float32", "cpu", 1000)
+    monkeypatch.setattr(rates, "_SECONDS", 0.01)
+    monkeypatch.setattr(rates, "_KNOWN", {})
+    monkeypatch.setattr(rates, "matmul_rate", lambda *args: 1e6)
+    found = rates.measured_rates(replace(model, base=replace(model.base, shapes=other)), "cpu", 64, 16)
+    per_layer = 2 * 16 * 16 + 2 * 16 * 8 + 3 * 16 * 40 + 2 * 16
+    assert found.layer_seconds == pytest.approx(2 * per_layer / 1e6)
+    assert found.layer == "a matrix product of its width"
+
+
+def test_reading_is_timed_on_the_checkpoint_itself(small, monkeypatch):
+    _, facts = small
+    clock = iter([0.0, 0.0, 2.0])
+    monkeypatch.setattr(rates.time, "perf_counter", lambda: next(clock))
+    header = facts.models["m"].base.bytes - 4 * facts.models["m"].base.n_parameters
+    assert 8 < header < 10_000
+    assert rates.read_rate(facts.models["m"].base, "float32") == 4 * facts.models["m"].base.n_parameters / 2.0
+
+
+def test_nothing_is_timed_for_another_machines_device(small, monkeypatch):
+    _, facts = small
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert rates.measured_rates(facts.models["m"], "cuda", 64, 16) is None

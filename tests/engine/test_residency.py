@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
+
 import pytest
 
 from raysweep.api import plan_run
@@ -71,9 +74,35 @@ def test_auto_streams_what_does_not_fit_and_says_why(make_config, monkeypatch):
     facts = inspect(make_config("nowhere"))
     sizes = [residency.layer_sizes(c, "float32") for c in (facts.models["m"].base, facts.models["m"].tuned["first"])]
     least = sum(2 * layer + rest for layer, rest in sizes)
-    found = plan_run(make_config("nowhere", f"execution.memory={least + 1000}"))
-    assert found.residency["m"].startswith("stream, its weights (0.01 GB) do not fit in 0.01 GB")
-    assert "weights      of m: stream, its weights" in found.to_text()
+    found = inspect(make_config("nowhere", f"execution.memory={least + 1000}")).models["m"].residency
+    assert (found.mode, found.why) == ("stream", "its weights (0.01 GB) do not fit in 0.01 GB")
+    monkeypatch.setattr(
+        "raysweep.engine.room.LOGIT_BYTES", 0
+    )  # what a batch needs at least is far more than these weights
+    monkeypatch.setattr("raysweep.engine.inspection.choose_residency", lambda *args: replace(found, memory=None))
+    assert "weights      of m: stream, its weights (0.01 GB) do not" in plan_run(make_config("nowhere")).to_text()
+
+
+def test_a_budget_for_layers_and_no_batch_is_refused_with_the_least(make_config, monkeypatch, tmp_path):
+    monkeypatch.setattr("raysweep.models.memory.private_bytes", lambda: 10**8)
+    small = make_config(tmp_path / "run", STREAM, "execution.memory=110MB")
+    words = (
+        r"^model 'm': a memory budget of 0\.11 GB \(execution\.memory\) holds two layers of each checkpoint, and not the states "
+        r"of one batch under 7 windows \(0\.2\d GB\) with them; the least that would do is (0\.3\d) GB: set execution\.memory to "
+        r"that or more, or fewer execution\.batch_tokens$"
+    )
+    for refuse in (plan_run, drive):
+        with pytest.raises(InputError, match=words) as caught:
+            refuse(small)
+    assert not (tmp_path / "run").exists()
+    least = re.search(words, str(caught.value))[1]
+    enough = make_config("nowhere", STREAM, f"execution.memory={least}GB")
+    assert plan_run(enough).options["m"].taken == "stream"
+    # without the states of 7 windows, of which 10 are in memory at once, less would do
+    few = make_config(
+        "nowhere", STREAM, "execution.memory=110MB", "studies.substitution=null", "studies.correlation=null"
+    )
+    assert plan_run(few).options["m"].taken == "stream"
 
 
 def test_a_budget_too_small_for_two_layers_is_refused_with_the_least(make_config, tmp_path):

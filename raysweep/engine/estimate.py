@@ -1,0 +1,267 @@
+"""What the calls of a run will take under each residency, reckoned call by call as a worker would run them.
+
+Counts are exact: batches, passes and what is read follow the same arithmetic as the worker. Seconds come from rates.py,
+memory from sizes. Text that is generated, losses taken again and tables are not in it.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Collection, Iterable
+from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from raysweep.engine.calls import CaptureCall, ModelCall, PairCall, SubstituteCall
+from raysweep.engine.pending import batch_budget, model_calls
+from raysweep.engine.plan import hidden_size
+from raysweep.engine.rates import Rates, measured_rates
+from raysweep.engine.residency import RESIDENT, Residency, choose_residency, layer_sizes
+from raysweep.engine.room import SIZES, Needs, batches_of, sweep_batches, widest
+from raysweep.errors import InputError
+from raysweep.models.checkpoint import text_config
+from raysweep.models.skeleton import Reads, read_sizes
+from raysweep.studies.schedule import Schedule, schedule
+from raysweep.studies.substitution import LOGIT_BYTES
+from raysweep.studies.windows import BASE, TUNED
+
+if TYPE_CHECKING:
+    from raysweep.config import Config
+    from raysweep.engine.graph import Graph
+    from raysweep.engine.inspection import Facts
+    from raysweep.models.checkpoint import Checkpoint
+
+LOADED = 2  # checkpoints that a worker keeps, as work.py does
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What calls will take: layer applications as workers count them (each on one batch; of a capture once a call), bytes of
+    checkpoints read, the largest memory of a worker in bytes, and seconds.
+
+    `call_seconds` are of all calls one after the other, `seconds` of the run with so many `workers`; both are None where no
+    rate could be measured here.
+    """
+
+    calls: int
+    layer_applications: int
+    bytes_read: int
+    memory: int
+    call_seconds: float | None
+    seconds: float | None
+    workers: int = 1
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a model takes `resident` and `stream`: an estimate each, or why it cannot be so; which is taken, and why."""
+
+    taken: str
+    why: str
+    resident: Estimate | str
+    stream: Estimate | str
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; what cannot be is `{"reason": …}`."""
+        told = {
+            mode: {"reason": found} if isinstance(found, str) else found.to_json()
+            for mode, found in (("resident", self.resident), ("stream", self.stream))
+        }
+        return {"taken": self.taken, "why": self.why, **told}
+
+
+def estimate(config: Config, facts: Facts, graph: Graph, done: Collection[str]) -> Estimate:
+    """What is left to do takes so much, each model where its residency has it."""
+    calls = list(model_calls(config, facts, graph, done))
+    return _Reckoning(config, facts, _rates(config, facts, calls)).of(calls)
+
+
+def options(config: Config, facts: Facts, graph: Graph, done: Collection[str]) -> dict[str, Options]:
+    """For each model both residencies; by the model's name."""
+    calls = list(model_calls(config, facts, graph, done))
+    rates = _rates(config, facts, calls)
+    found = {}
+    for name, model in facts.models.items():
+        taken = model.residency
+        by_mode: dict[str, Estimate | str] = {}
+        for mode in ("resident", "stream"):
+            at = taken if taken.mode == mode else RESIDENT if mode == "resident" else _streamed(config, facts, name)
+            if isinstance(at, str):
+                by_mode[mode] = at
+                continue
+            other = replace(facts, models={**facts.models, name: replace(model, residency=at)})
+            own = [call for call in model_calls(config, other, graph, done) if call.model == name]
+            try:
+                by_mode[mode] = _Reckoning(config, other, rates).of(own)
+            except InputError as error:  # a layer that its conversion rules do not make alone, say
+                by_mode[mode] = str(error)
+        found[name] = Options(taken.mode, taken.why, by_mode["resident"], by_mode["stream"])
+    return found
+
+
+def _streamed(config: Config, facts: Facts, name: str) -> Residency | str:
+    """How the model would be streamed, or why it cannot be."""
+    asked = config.model_copy(update={"execution": config.execution.model_copy(update={"residency": "stream"})})
+    model = facts.models[name]
+    try:
+        return choose_residency(asked, name, model.base, list(model.tuned.values()), model.dtype, facts.device)
+    except InputError as error:
+        return str(error)
+
+
+def _rates(config: Config, facts: Facts, calls: Iterable[ModelCall]) -> dict[str, Rates | None]:
+    lengths: dict[str, list[int]] = {}
+    for call in calls:
+        sizes = [e.length - 1 if isinstance(call, SubstituteCall) else e.n_prompt for e in call.examples]
+        lengths.setdefault(call.model, []).extend(sizes)
+    tokens = batch_budget(config.execution.batch_tokens, facts.device)
+    return {
+        name: measured_rates(
+            facts.models[name], facts.device, tokens, max(1, int(median(of_model))), config.execution.memory_bytes
+        )
+        for name, of_model in lengths.items()
+    }
+
+
+class _Reckoning:
+    """One worker's way through calls: what it has loaded, what it has read."""
+
+    def __init__(self, config: Config, facts: Facts, rates: dict[str, Rates | None]) -> None:
+        from raysweep.models.memory import private_bytes
+
+        self.config, self.facts, self.rates = config, facts, rates
+        self.program = private_bytes() if facts.device == "cpu" else 0
+        self.loaded: OrderedDict[tuple[str, str, str], int] = OrderedDict()
+        self.read = self.memory = self.applications = 0
+        self.seconds: float | None = 0.0
+        self._reads: dict[str, Reads] = {}
+        self._schedules: dict[Any, Schedule] = {}
+
+    def of(self, calls: Iterable[ModelCall]) -> Estimate:
+        """The estimate of these calls, in their order."""
+        n = 0
+        for call in calls:
+            if isinstance(call, SubstituteCall):
+                self._sweep(call)
+            elif isinstance(call, CaptureCall):
+                self._capture(call)
+            else:
+                continue
+            n += 1
+        workers = self._workers(n)
+        each = None if self.seconds is None else self.seconds / workers
+        return Estimate(n, self.applications, self.read, self.memory, self.seconds, each, workers)
+
+    def _workers(self, n_calls: int) -> int:
+        """Workers as far as they are known before they are there: `auto` counts as one."""
+        asked = self.config.execution.workers
+        many = asked if isinstance(asked, int) and self.config.execution.executor == "ray" else 1
+        return max(1, min(many, n_calls))
+
+    def _load(self, call: ModelCall, checkpoint: Checkpoint, base: Checkpoint | None = None) -> int:
+        """Bytes read to have the checkpoint; the least recently used one makes room, as a worker's does."""
+        loading = call.loading
+        state = "stream" if loading.stream else base.fingerprint if base and checkpoint.adapter else ""
+        key = (checkpoint.fingerprint, state, loading.dtype)
+        read = 0
+        if key not in self.loaded:
+            while len(self.loaded) >= LOADED:
+                self.loaded.popitem(last=False)
+            if loading.stream:
+                layer, rest = layer_sizes(checkpoint, loading.dtype)
+                self.loaded[key] = 2 * layer + rest
+                read = self._sizes(checkpoint).rest
+            else:
+                whole = [checkpoint] if base is None or not checkpoint.adapter else [checkpoint, base]
+                self.loaded[key] = sum(one.n_parameters for one in whole) * SIZES[loading.dtype]
+                read = sum(one.bytes for one in whole)
+        self.loaded.move_to_end(key)
+        return read
+
+    def _sizes(self, checkpoint: Checkpoint) -> Reads:
+        if checkpoint.fingerprint not in self._reads:
+            self._reads[checkpoint.fingerprint] = read_sizes(checkpoint)
+        return self._reads[checkpoint.fingerprint]
+
+    def _take(
+        self, call: ModelCall, read: int, compute: float, passes: Iterable[tuple[int, float]], states: int
+    ) -> None:
+        """Add a call: bytes `read` before it begins, then passes of (bytes, seconds); what waits for neither."""
+        rates = self.rates[call.model]
+        self.memory = max(self.memory, self.program + sum(self.loaded.values()) + states)
+        self.read += read
+        seconds = compute + (read / rates.read_bytes if rates else 0.0)
+        for size, takes in passes:
+            self.read += size
+            seconds += max(takes, size / rates.read_bytes) if rates else 0.0
+        self.seconds = None if rates is None or self.seconds is None else self.seconds + seconds
+
+    def _sweep(self, call: SubstituteCall) -> None:
+        loading, base, rates = call.loading, call.base, self.rates[call.model]
+        key = (call.windows, call.same)
+        if key not in self._schedules:
+            self._schedules[key] = schedule(base.n_layers, call.windows, call.same)
+        plan = self._schedules[key]
+        batches = sweep_batches(base, call.examples, loading.batch_tokens)
+        read = self._load(call, base) + self._load(call, call.tuned, base)
+        needs = Needs.of(base, loading.dtype, batches, call.windows, call.same)
+        together = needs.passes(self._room(call)) if loading.stream else [[index] for index in range(len(batches))]
+        size = self._pass_bytes(call, plan) if loading.stream else 0
+        a_token = plan.applications * rates.layer_seconds if rates else 0.0
+        passes = [(size, sum(batches[i].tokens for i in indices) * a_token) for indices in together]
+        labels = sum(example.n_tokens for example in call.examples)
+        self.applications += plan.applications * len(batches)
+        states = self._states(call, plan, [sum(batches[i].tokens for i in indices) for indices in together])
+        self._take(call, read, labels * len(plan.ends) * rates.head_seconds if rates else 0.0, passes, states)
+
+    def _states(self, call: SubstituteCall, plan: Schedule, tokens: list[int]) -> int:
+        """Bytes of the largest pass's states, of what one batch makes in a layer, and of its logits."""
+        size = SIZES[call.loading.dtype]
+        per_token = hidden_size(call.base.config) * size
+        counts = [len(plan.roots), *(step.applications for step in plan.steps)]
+        largest = min(max(tokens, default=0), call.loading.batch_tokens)
+        both = max(before + behind for before, behind in pairwise(counts))  # while a layer is applied
+        beside = largest * per_token * (both - max(counts))
+        vocabulary = int(text_config(call.base.config).get("vocab_size") or 0)
+        logits = min(LOGIT_BYTES, 4 * vocabulary * max((e.n_tokens for e in call.examples), default=0))
+        held = max(tokens, default=0) * per_token * max(counts)
+        return held + beside + call.loading.batch_tokens * (2 * per_token + 4 * widest(call.base) * size) + 3 * logits
+
+    def _pass_bytes(self, call: SubstituteCall, plan: Schedule) -> int:
+        """What one pass reads: a layer of either checkpoint only where a state goes through it."""
+        base, tuned = self._sizes(call.base), self._sizes(call.tuned)
+        total = 0
+        for step in plan.steps:
+            versions = {group.version for group in step.groups}
+            total += base.layers[step.layer] if versions != {TUNED} else 0
+            total += tuned.layers[step.layer] if versions != {BASE} else 0
+        return total
+
+    def _room(self, call: PairCall) -> int:
+        """What states may take of memory."""
+        from raysweep.models.memory import free_bytes
+
+        residency = self.facts.models[call.model].residency
+        if residency.memory is None and self.facts.device == "cpu":
+            return free_bytes("cpu")
+        if residency.memory is not None and self.facts.device != "cpu":
+            return residency.memory  # as StreamedPair reckons there
+        return residency.room
+
+    def _capture(self, call: CaptureCall) -> None:
+        loading, base, rates = call.loading, call.base, self.rates[call.model]
+        batches = batches_of(base, [example.n_prompt for example in call.examples], loading.batch_tokens)
+        read = self._load(call, base)
+        tokens = [batch.tokens for batch in batches]
+        size = sum(self._sizes(base).layers) if loading.stream else 0
+        takes = base.n_layers * sum(tokens) * rates.layer_seconds if rates else 0.0
+        width = hidden_size(base.config) * SIZES[loading.dtype]
+        self.applications += base.n_layers  # as its worker counts them: each layer once a call
+        entering = sum(tokens) if loading.stream else max(tokens, default=0)
+        states = base.n_layers * len(call.examples) * width + 3 * entering * width
+        self._take(call, read, 0.0, [(size, takes)], states)

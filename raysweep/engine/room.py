@@ -1,0 +1,127 @@
+"""What the states of batches need in memory: the arithmetic that plans and refusals share. Bytes; nothing is loaded.
+
+studies/streamed.py reckons the same from loaded modules when a call begins; a test compares both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from raysweep.data.batches import make_batches
+from raysweep.data.examples import Example
+from raysweep.engine.calls import ModelCall, SubstituteCall
+from raysweep.engine.plan import hidden_size
+from raysweep.errors import InputError
+from raysweep.models.checkpoint import Checkpoint, standard_config
+from raysweep.models.rotary import rotary_table
+from raysweep.models.same import NOTHING, Same, layer_of
+from raysweep.studies.interventions import Change
+from raysweep.studies.passes import group_passes, most_states
+from raysweep.studies.substitution import LOGIT_BYTES
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+    from raysweep.engine.inspection import Facts
+
+SIZES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Padded tokens `rows` × `length` of the examples at `indices`."""
+
+    indices: tuple[int, ...]
+    length: int
+
+    @property
+    def tokens(self) -> int:
+        """Tokens with those that fill rows up."""
+        return len(self.indices) * self.length
+
+
+@lru_cache(maxsize=8)
+def _text_config(folder: Path, fingerprint: str) -> PreTrainedConfig:
+    """The checkpoint's text config, read once for all calls of a checkpoint with this fingerprint."""
+    return standard_config(folder).get_text_config()
+
+
+def _table(config: PreTrainedConfig, length: int) -> int:
+    try:
+        return rotary_table(config, length)
+    except InputError:  # the call itself will say so, and fail alone
+        return 0
+
+
+def batches_of(base: Checkpoint, lengths: Sequence[int], batch_tokens: int) -> list[Batch]:
+    """The batches that a worker makes of texts of these lengths."""
+    config = _text_config(base.folder, base.fingerprint)
+    tables = {length: _table(config, length) for length in set(lengths)}
+    groups = make_batches(lengths, batch_tokens, [tables[length] for length in lengths])
+    return [Batch(tuple(group), max(lengths[i] for i in group)) for group in groups]
+
+
+def sweep_batches(base: Checkpoint, examples: Sequence[Example], batch_tokens: int) -> list[Batch]:
+    """The batches of a sweep: a text's last token predicts nothing and is left out."""
+    return batches_of(base, [example.length - 1 for example in examples], batch_tokens)
+
+
+def widest(base: Checkpoint) -> int:
+    """The most values that a layer makes of one token in one product."""
+    shapes = [shape for name, shape in base.shapes.items() if layer_of(name) is not None and len(shape) > 1]
+    return max((max(shape[-2:]) for shape in shapes), default=0)
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Bytes that each batch's states need for as long as a pass takes, and what the batch at work needs beside."""
+
+    states: tuple[int, ...]
+    at_work: int
+
+    @classmethod
+    def of(
+        cls, base: Checkpoint, dtype: str, batches: Sequence[Batch], windows: Sequence[Change], same: Same = NOTHING
+    ) -> Needs:
+        """Those of a streamed sweep."""
+        size = SIZES[dtype]
+        per_token = hidden_size(base.config) * size
+        states = most_states(base.n_layers, windows, same)
+        needs = tuple(batch.tokens * (states * per_token + batch.length * size) for batch in batches)
+        largest = max((batch.tokens for batch in batches), default=0)
+        return cls(needs, largest * (2 * per_token + 4 * widest(base) * size) + 3 * LOGIT_BYTES)
+
+    def passes(self, room: int) -> list[list[int]]:
+        """Which batches go through the layers together in so many bytes."""
+        return group_passes(self.states, room - self.at_work)
+
+
+def refuse_too_small(facts: Facts, calls: Iterable[ModelCall]) -> None:
+    """Raise InputError where a memory budget does not hold the largest batch's states beside weights and program.
+
+    `calls` are those to be run; what is not streamed has no budget.
+    """
+    lacking: dict[str, tuple[int, int, int]] = {}
+    for call in calls:
+        if not (isinstance(call, SubstituteCall) and call.loading.stream and call.loading.memory):
+            continue
+        batches = sweep_batches(call.base, call.examples, call.loading.batch_tokens)
+        needs = Needs.of(call.base, call.loading.dtype, batches, call.windows, call.same)
+        most = max(needs.states) + needs.at_work
+        least = facts.models[call.model].residency.least
+        if least + most > max(call.loading.memory, lacking.get(call.model, (0, 0, 0))[0]):
+            lacking[call.model] = (least + most, most, len(call.windows))
+    for name, (whole, most, windows) in lacking.items():
+        raise InputError(
+            f"model '{name}': a memory budget of {_gb(facts.models[name].residency.memory or 0)} (execution.memory) holds two "
+            f"layers of each checkpoint, and not the states of one batch under {windows} windows ({_gb(most)}) with them; the "
+            f"least that would do is {_gb(whole + 10**7)}: set execution.memory to that or more, or fewer execution.batch_tokens"
+        )
+
+
+def _gb(size: float) -> str:
+    return f"{-(-size // 10**7) / 100:.2f} GB"
