@@ -198,6 +198,7 @@ def plan_run(config: Config | str | Path, overrides: Sequence[str] = ()) -> Plan
     """What `run` would do with this config; reads and checks everything it names, and runs and writes nothing."""
     from raysweep.engine.driver import prepare
     from raysweep.engine.executor import backend_for
+    from raysweep.engine.pending import spilled
     from raysweep.engine.plan import cost
     from raysweep.engine.rates import seconds_for
 
@@ -216,6 +217,7 @@ def plan_run(config: Config | str | Path, overrides: Sequence[str] = ()) -> Plan
         before = tasks[task.kind]
         tasks[task.kind] = (before[0] + all(key in done for key in task.keys), before[1] + 1)
     needed = cost(config, facts, graph, done)
+    waiting = spilled(config, facts, graph)
     return Planned(
         dict(tasks),
         [task.name for task in graph.tasks],
@@ -224,7 +226,10 @@ def plan_run(config: Config | str | Path, overrides: Sequence[str] = ()) -> Plan
         needed.memory,
         seconds_for(config, facts, needed),
         facts.device,
-        {name: f"{model.residency.mode}, {model.residency.why}" for name, model in facts.models.items()},
+        {
+            name: "; ".join([f"{model.residency.mode}, {model.residency.why}", *waiting.get(name, ())])
+            for name, model in facts.models.items()
+        },
         needed.identical,
     )
 
