@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from architectures import DECODERS, WRAPPERS, build_pair
+from architectures import DECODERS, WRAPPERS, build_pair, plain_losses
 
 from raysweep.data.examples import Example
 from raysweep.errors import InputError
@@ -44,7 +44,7 @@ def no_thread() -> bool:
 
 
 @pytest.mark.parametrize("kind", [kind for kind in PREDICTING if kind != SHARED])
-def test_a_streamed_sweep_gives_the_resident_losses(
+def test_a_streamed_sweep_gives_the_resident_losses_and_those_of_the_plain_reference(
     kind: str, tmp_path: Path, random_examples: Callable[..., list[Example]]
 ) -> None:
     folders = saved(kind, tmp_path)
@@ -59,6 +59,9 @@ def test_a_streamed_sweep_gives_the_resident_losses(
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
         assert pair.bytes_read - before == sum(source.decoder_bytes for source in pair.sources)
     assert no_thread()
+    base, tuned = build_pair(PREDICTING[kind])
+    plain = plain_losses(base, tuned, examples[:2], windows, PREDICTING[kind].block_path)
+    np.testing.assert_allclose(found[:, :2], plain, rtol=0, atol=1e-5)
 
 
 def test_layers_that_share_weights_are_refused_by_name(tmp_path: Path) -> None:
