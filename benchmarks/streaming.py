@@ -1,8 +1,8 @@
 """Streamed sweeps: bytes read per pass, time against the resident sweep, memory over depth, and a pair larger than its budget.
 
-`--only bytes|time|memory|large` runs one part; `large` (8 GB of checkpoints, made on disk and removed) runs only when asked
-for. Memory is private memory (/proc/self/smaps_rollup, private dirty pages: mapped and cached files do not count), sampled
-ten times a second in a process of its own.
+`--only bytes|time|memory|large` runs one part; all of them need 9 GB of disk for checkpoints, which are removed again, and
+11 GB of memory for the resident sweep of the large pair. Memory is private memory (/proc/self/smaps_rollup, private dirty
+pages: mapped and cached files do not count), sampled fifty times a second in a process of its own.
 """
 
 from __future__ import annotations
@@ -10,10 +10,12 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ from raysweep.models.adapter import Adapter
 from raysweep.models.checkpoint import describe, load_model
 from raysweep.models.memory import private_bytes
 from raysweep.models.stream import StreamedModel
+from raysweep.studies.capture import Collector, capture_states
 from raysweep.studies.streamed import StreamedPair
 from raysweep.studies.substitution import Pair, sweep_losses
 from raysweep.studies.windows import UNTOUCHED, Window, windows_of_widths
@@ -34,6 +37,13 @@ from raysweep.studies.windows import UNTOUCHED, Window, windows_of_widths
 DEPTHS = (8, 32, 96)
 LARGE_LAYERS, LARGE_WIDTH = 40, 2048
 BUDGET = 1_500_000_000
+ROUNDS = 5
+PARTS = ("bytes", "time", "memory", "large")
+
+
+def told(figure: float, limit: float) -> str:
+    """A limit, and whether the figure keeps it."""
+    return f"limit {limit:g}: {'kept' if figure <= limit else 'MISSED'}"
 
 
 def make_pair(folder: Path, layers: int, width: int, dtype: torch.dtype = torch.float32) -> None:
@@ -90,7 +100,7 @@ class Peak:
         return self
 
     def _sample(self) -> None:
-        while not self._over.wait(0.1):
+        while not self._over.wait(0.02):
             self.bytes = max(self.bytes, private_bytes())
 
     def __exit__(self, *args: object) -> None:
@@ -103,12 +113,19 @@ def bytes_and_time(folder: Path, parts: set[str]) -> None:
     windows, texts = windows_of_widths(24, [5]), examples(8, 64)
     pair = streamed(folder)
     if "bytes" in parts:
-        before = pair.bytes_read
-        sweep_losses(pair, texts, windows, batch_tokens=1024)
         needed = sum(source.decoder_bytes for source in pair.sources)
-        print(
-            f"decoder bytes read / bytes in both checkpoints, one pass: {(pair.bytes_read - before) / needed:.4f} (1.00)"
-        )
+        alone = capture_states(pair.base, texts, batch_tokens=1024, layers=pair.sources[0].layers)
+        for what, collector in (
+            ("the sweep", None),
+            ("the sweep and the base's activations", Collector(pair.base, texts, "last", 1024)),
+        ):
+            before = pair.bytes_read
+            sweep_losses(pair, texts, windows, batch_tokens=1024, collector=collector)
+            ratio = (pair.bytes_read - before) / needed
+            print(f"decoder bytes read / bytes in both checkpoints, one pass, {what}: {ratio:.4f} ({told(ratio, 1.0)})")
+            if collector is not None:
+                apart = float((collector.captured().states - alone.states).abs().max())
+                print(f"  activations apart from those captured alone by {apart:.1e}", flush=True)
     if "time" in parts:
         whole = resident(folder)
         found: dict[str, np.ndarray] = {}
@@ -120,11 +137,13 @@ def bytes_and_time(folder: Path, parts: set[str]) -> None:
             def other(budget: int = budget) -> None:
                 found["resident"] = sweep_losses(whole, texts, windows, batch_tokens=budget)
 
-            ours, theirs = in_turn(3, one, other)
+            ours, theirs = in_turn(ROUNDS, one, other)
             apart = abs(found["streamed"] - found["resident"]).max()
             ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
             print(
-                f"streamed / resident, batches of {budget}: {spread(ratios)} (limit 1.25); losses apart by {apart:.1e}"
+                f"streamed / resident time, batches of {budget}: {spread(ratios)} ({told(statistics.median(ratios), 1.25)}); "
+                f"losses apart by {apart:.1e}",
+                flush=True,
             )
 
 
@@ -138,42 +157,55 @@ def child(folder: Path, memory: int | None, dtype: str, n: int, mode: str) -> di
 
 def run_child(folder: Path, memory: int, dtype: str, n: int, mode: str) -> None:
     layers = describe(str(folder / "base")).n_layers
-    before = private_bytes()
+    before, started = private_bytes(), time.perf_counter()
     with Peak() as peak:
         pair = streamed(folder, memory or None, dtype) if mode == "stream" else resident(folder, dtype)
         losses = sweep_losses(pair, examples(n, 64), few_windows(layers), batch_tokens=512)
-    print(json.dumps({"peak": peak.bytes, "before": before, "losses": losses.tolist()}))
+    print(
+        json.dumps(
+            {"peak": peak.bytes, "before": before, "losses": losses.tolist(), "seconds": time.perf_counter() - started}
+        )
+    )
 
 
 def memory_over_depth(folder: Path) -> None:
-    peaks: dict[int, int] = {}
-    befores: dict[int, int] = {}
+    peaks: dict[int, float] = {}
+    befores: dict[int, float] = {}
     for layers in DEPTHS:
         make_pair(folder / str(layers), layers, 256)
-        found = child(folder / str(layers), None, "float32", 16, "stream")
-        peaks[layers], befores[layers] = int(found["peak"]), int(found["before"])
+        found = [child(folder / str(layers), None, "float32", 16, "stream") for _ in range(3)]
+        peaks[layers], befores[layers] = (statistics.median(one[key] for one in found) for key in ("peak", "before"))
         shutil.rmtree(folder / str(layers))
-    told = ", ".join(
-        f"{n} layers {peaks[n] / 1e6:.0f} MB ({befores[n] / 1e6:.0f} before anything was read)" for n in DEPTHS
-    )
-    growth = peaks[DEPTHS[-1]] / peaks[DEPTHS[0]] - 1
-    print(f"peak private memory: {told}: grows by {growth:.1%} (limit 10 %)")
+    first, last = DEPTHS[0], DEPTHS[-1]
+    nets = {n: peaks[n] - befores[n] for n in DEPTHS}
+    for what, sizes in (("private memory", peaks), ("the same less the program's before anything was read", nets)):
+        growth = 100 * (sizes[last] / sizes[first] - 1)
+        each = ", ".join(f"{n} layers {sizes[n] / 1e6:.0f} MB" for n in DEPTHS)
+        print(f"peak {what} (median of 3): {each}: grows by {growth:.1f} % ({told(growth, 10)})", flush=True)
 
 
 def large(folder: Path) -> None:
     make_pair(folder, LARGE_LAYERS, LARGE_WIDTH, torch.bfloat16)
     size = sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
     ours = child(folder, BUDGET, "bfloat16", 4, "stream")
-    print(f"a pair of {size / 1e9:.1f} GB, budget {BUDGET / 1e9} GB: peak {int(ours['peak']) / 1e9:.2f} GB", flush=True)
+    peak = int(ours["peak"]) / 1e9
+    print(
+        f"a pair of {size / 1e9:.1f} GB, budget {BUDGET / 1e9} GB: peak {peak:.2f} GB ({told(peak, BUDGET / 1e9)}), "
+        f"{ours['seconds']:.0f} s",
+        flush=True,
+    )
     theirs = child(folder, None, "bfloat16", 4, "resident")
     apart = abs(np.array(ours["losses"]) - np.array(theirs["losses"])).max()
-    print(f"  losses apart from the resident sweep's by {apart:.1e}; its peak {int(theirs['peak']) / 1e9:.2f} GB")
+    print(
+        f"  losses apart from the resident sweep's by {apart:.1e} (equal: {told(apart, 0)}); its peak "
+        f"{int(theirs['peak']) / 1e9:.2f} GB, {theirs['seconds']:.0f} s"
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--only", choices=("bytes", "time", "memory", "large"))
-    parser.add_argument("--scratch", help="a folder for the checkpoints, with 9 GB free for `large`")
+    parser.add_argument("--only", choices=PARTS)
+    parser.add_argument("--scratch", help="a folder for the checkpoints, with 9 GB free")
     parser.add_argument("--child")
     parser.add_argument("--budget", type=int, default=0)
     parser.add_argument("--dtype", default="float32")
@@ -184,12 +216,14 @@ def main() -> None:
         run_child(Path(asked.child), asked.budget, asked.dtype, asked.texts, asked.mode)
         return
     print(f"streamed sweeps; {machine()}", flush=True)
+    parts = {asked.only} if asked.only else set(PARTS)
     with tempfile.TemporaryDirectory(dir=asked.scratch) as scratch:
-        if asked.only in (None, "bytes", "time"):
-            bytes_and_time(Path(scratch) / "pair", {asked.only} if asked.only else {"bytes", "time"})
-        if asked.only in (None, "memory"):
+        if parts & {"bytes", "time"}:
+            bytes_and_time(Path(scratch) / "pair", parts)
+            shutil.rmtree(Path(scratch) / "pair")
+        if "memory" in parts:
             memory_over_depth(Path(scratch))
-        if asked.only == "large":
+        if "large" in parts:
             large(Path(scratch) / "large")
 
 

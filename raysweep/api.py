@@ -254,6 +254,7 @@ def plan_run(config: Config | str | Path, overrides: Sequence[str] = ()) -> Plan
     from raysweep.engine.estimate import estimate, options
     from raysweep.engine.executor import backend_for
     from raysweep.engine.graph import beyond, shortened
+    from raysweep.engine.pending import spilled
     from raysweep.engine.plan import cost
 
     if isinstance(config, Config):
@@ -273,6 +274,7 @@ def plan_run(config: Config | str | Path, overrides: Sequence[str] = ()) -> Plan
         tasks[task.kind] = (before[0] + all(key in done for key in task.keys), before[1] + 1)
     needed = cost(config, facts, graph, done.keys() | beyond(graph, needed_graph))
     left = estimate(config, facts, needed_graph, done)
+    waiting = spilled(config, facts, graph)
     return Planned(
         dict(tasks),
         [task.name for task in graph.tasks],
@@ -281,7 +283,10 @@ def plan_run(config: Config | str | Path, overrides: Sequence[str] = ()) -> Plan
         left.memory,
         left.seconds,
         facts.device,
-        {name: f"{model.residency.mode}, {model.residency.why}" for name, model in facts.models.items()},
+        {
+            name: "; ".join([f"{model.residency.mode}, {model.residency.why}", *waiting.get(name, ())])
+            for name, model in facts.models.items()
+        },
         left.layer_applications,
         left.workers,
         options(config, facts, needed_graph, done),

@@ -225,6 +225,12 @@ class ExecutionConfig(_Section):
     fuse: bool = True
     residency: Literal["auto", "resident", "stream"] = "auto"
     memory: str | int | float = "auto"
+    spill: Place | None = None
+
+    @property
+    def spill_folder(self) -> Path | None:
+        """Where states of a streamed sweep may wait on disk; None where they may not."""
+        return None if self.spill is None else Path(self.spill).expanduser().absolute()
 
     @property
     def memory_bytes(self) -> int | None:
@@ -264,6 +270,13 @@ class ExecutionConfig(_Section):
                 f"device {self.device} names one GPU, and Ray gives each worker its own; give cuda or auto"
             )
         return self
+
+    @field_validator("spill")
+    @classmethod
+    def _spill(cls, value: str | None) -> str | None:
+        if value is not None and (not value or "://" in value):
+            raise ValueError(f"give a folder, not {shown(value)}; states wait in a worker's own file system")
+        return value
 
     @field_validator("device_map", mode="before")
     @classmethod

@@ -125,6 +125,7 @@ execution:
   chunk: 32                          # examples committed together
   residency: auto                    # resident: all weights in memory; stream: two layers at a time from disk; auto: by size
   memory: auto                       # what the program may have in all: what is free, or a size such as 1.5GB
+  # spill: /scratch                  # stream: a folder where states may wait that do not fit in memory, where that is cheaper
 
 storage: runs/tiny
 """

@@ -89,6 +89,7 @@ def test_defaults():
         "fuse": True,
         "residency": "auto",
         "memory": "auto",
+        "spill": None,
     }
 
 

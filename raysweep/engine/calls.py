@@ -35,6 +35,7 @@ class Loading:
     batch_tokens: int
     stream: bool = False
     memory: int | None = None
+    spill: str | None = None
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,16 @@ class ModelCall(Call):
 
 
 @dataclass(frozen=True)
+class CapturePart:
+    """A chunk whose activations are captured: its key, its name in the store, and which of the call's examples it is."""
+
+    key: str
+    name: str
+    first: int
+    stop: int
+
+
+@dataclass(frozen=True)
 class PairCall(ModelCall):
     """A call that runs a tuned model with `windows` of its layers put back to the base's; `keys` has one a window."""
 
@@ -90,11 +101,14 @@ class SubstituteCall(PairCall):
     """One pass over one chunk for all windows; over several where layers are streamed.
 
     `same` is what the plan took base and tuned to have in common. `sizes` are the examples of each chunk, and `keys` has one
-    a window for the first chunk, then for the next, …
+    a window for the first chunk, then for the next, … The activations of the chunks in `captures` are taken in the same
+    pass, so that the base's layers are read once for both.
     """
 
     same: Same
     sizes: tuple[int, ...]
+    captures: tuple[CapturePart, ...] = ()
+    pooling: str = "last"
 
 
 @dataclass(frozen=True)
@@ -121,10 +135,9 @@ class GenerateCall(PairCall):
 
 @dataclass(frozen=True)
 class CaptureCall(ModelCall):
-    """Activations of one chunk, written to the store under the name `part`."""
+    """Activations of one chunk; of several where layers are streamed."""
 
-    key: str
-    part: str
+    captures: tuple[CapturePart, ...]
     pooling: str
 
 

@@ -23,8 +23,8 @@ _ASIDE = 2**20  # bytes for tables, events and the page, at least
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
-def check_writable(root: Path) -> None:
-    """Raise InputError unless folders and files can be made in `root`, which need not exist yet.
+def check_writable(root: Path, what: str = "storage") -> None:
+    """Raise InputError unless folders and files can be made in `root`, which need not exist yet; `what` it is in the config.
 
     The system is asked, so that a read-only file system is found although the user is root.
     """
@@ -33,13 +33,13 @@ def check_writable(root: Path) -> None:
         while not there.exists():
             there = there.parent
         if not there.is_dir():
-            raise InputError(f"storage '{root}' lies under '{there}', which is a file; give another folder")
+            raise InputError(f"{what} '{root}' lies under '{there}', which is a file; give another folder")
         if not os.access(there, os.W_OK | os.X_OK):
             read_only = bool(os.statvfs(there).f_flag & os.ST_RDONLY)
             why = "its file system is read-only" if read_only else "you may not write there"
-            raise InputError(f"storage '{root}' cannot be written to ('{there}': {why}); give another folder")
+            raise InputError(f"{what} '{root}' cannot be written to ('{there}': {why}); give another folder")
     except OSError as error:
-        raise InputError(f"storage '{root}' cannot be used ({error.strerror or error}); give another folder") from error
+        raise InputError(f"{what} '{root}' cannot be used ({error.strerror or error}); give another folder") from error
 
 
 def check_room(root: Path, needed: int) -> None:

@@ -56,6 +56,9 @@ def prepare(config: Config, find_device: Callable[[str], str]) -> tuple[Facts, G
     folder.check_usable()
     check_writable(folder.root)
     facts = inspect(config, find_device)
+    spill = config.execution.spill_folder
+    if spill is not None and config.execution.executor == "local":  # a worker elsewhere has a disk of its own
+        check_writable(spill, "execution.spill")
     graph = plan(config, facts)
     done = folder.committed() if folder.is_run else {}
     if any(model.residency.memory for model in facts.models.values()):

@@ -10,6 +10,7 @@ from collections import OrderedDict
 from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
+from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
@@ -18,11 +19,13 @@ from raysweep.engine.pending import batch_budget, model_calls
 from raysweep.engine.plan import hidden_size
 from raysweep.engine.rates import Rates, measured_rates
 from raysweep.engine.residency import RESIDENT, Residency, choose_residency, layer_sizes
-from raysweep.engine.room import SIZES, Needs, batches_of, sweep_batches, widest
+from raysweep.engine.room import SIZES, Needs, batches_of, kept_beside, sweep_batches, widest
 from raysweep.errors import InputError
 from raysweep.models.checkpoint import text_config
 from raysweep.models.skeleton import Reads, read_sizes
+from raysweep.studies.passes import Disk, disk_trips
 from raysweep.studies.schedule import Schedule, schedule
+from raysweep.studies.shelf import free_on_disk
 from raysweep.studies.substitution import LOGIT_BYTES
 from raysweep.studies.windows import BASE, TUNED
 
@@ -209,11 +212,21 @@ class _Reckoning:
         plan = self._schedules[key]
         batches = sweep_batches(base, call.examples, loading.batch_tokens)
         read = self._load(call, base) + self._load(call, call.tuned, base)
-        needs = Needs.of(base, loading.dtype, batches, call.windows, call.same)
-        together = needs.passes(self._room(call)) if loading.stream else [[index] for index in range(len(batches))]
-        size = self._pass_bytes(call, plan) if loading.stream else 0
+        beside = kept_beside(base, call, batches)
+        needs = Needs.of(base, loading.dtype, batches, call.windows, call.same, beside)
+        together = (
+            [list(each.batches) for each in needs.passes(self._room(call), self._disk(call))]
+            if loading.stream
+            else [[index] for index in range(len(batches))]
+        )
+        riding = [sum(beside[i] for i in indices) for indices in together]  # about the prompts' tokens
+        sizes = [self._pass_bytes(call, plan, all_of_base=bool(kept)) if loading.stream else 0 for kept in riding]
         a_token = plan.applications * rates.layer_seconds if rates else 0.0
-        passes = [(size, sum(batches[i].tokens for i in indices) * a_token) for indices in together]
+        captured = base.n_layers * rates.layer_seconds if rates else 0.0
+        passes = [
+            (size, sum(batches[i].tokens for i in indices) * a_token + kept * captured)
+            for size, indices, kept in zip(sizes, together, riding, strict=True)
+        ]
         labels = sum(example.n_tokens for example in call.examples)
         self.applications += plan.applications * len(batches)
         states = self._states(call, plan, [sum(batches[i].tokens for i in indices) for indices in together])
@@ -232,13 +245,21 @@ class _Reckoning:
         held = max(tokens, default=0) * per_token * max(counts)
         return held + beside + call.loading.batch_tokens * (2 * per_token + 4 * widest(call.base) * size) + 3 * logits
 
-    def _pass_bytes(self, call: SubstituteCall, plan: Schedule) -> int:
-        """What one pass reads: a layer of either checkpoint only where a state goes through it."""
+    def _disk(self, call: SubstituteCall) -> Disk | None:
+        """What decides whether states wait on disk, as StreamedPair has it."""
+        free = free_on_disk(Path(call.loading.spill)) if call.loading.spill is not None else None
+        if free is None:
+            return None
+        weights = sum(sum(self._sizes(checkpoint).layers) for checkpoint in (call.base, call.tuned))
+        return Disk(free, weights, disk_trips(call.base.n_layers, call.windows, call.same))
+
+    def _pass_bytes(self, call: SubstituteCall, plan: Schedule, *, all_of_base: bool) -> int:
+        """What one pass reads: a layer of either checkpoint only where a state goes through it, or a capture."""
         base, tuned = self._sizes(call.base), self._sizes(call.tuned)
         total = 0
         for step in plan.steps:
             versions = {group.version for group in step.groups}
-            total += base.layers[step.layer] if versions != {TUNED} else 0
+            total += base.layers[step.layer] if all_of_base or versions != {TUNED} else 0
             total += tuned.layers[step.layer] if versions != {BASE} else 0
         return total
 

@@ -12,6 +12,7 @@ from typing import Literal
 from raysweep.config import Config
 from raysweep.engine.calls import (
     CaptureCall,
+    CapturePart,
     CorrelateCall,
     EstimateCall,
     GenerateCall,
@@ -25,9 +26,10 @@ from raysweep.engine.calls import (
 from raysweep.engine.graph import Graph, Task
 from raysweep.engine.inspection import Cell, Facts, ModelFacts
 from raysweep.engine.plan import VERIFIED, drawn, hidden_size, window_names
+from raysweep.engine.together import captures_together, chunks_in_passes, spill_words
 from raysweep.models.checkpoint import Checkpoint
-from raysweep.models.same import NOTHING, Same
-from raysweep.studies.passes import group_passes, most_states, states_of_a_way_back
+from raysweep.models.same import NOTHING
+from raysweep.studies.passes import group_passes, states_of_a_way_back
 from raysweep.studies.windows import Window
 
 
@@ -50,13 +52,17 @@ def model_calls(config: Config, facts: Facts, graph: Graph, done: Collection[str
     for call in _lacking(config, facts, graph, taken):
         if isinstance(call, PairCall):
             taken.update(call.keys)  # _lacking looks here again for every call
+        if isinstance(call, SubstituteCall):
+            taken.update(part.key for part in call.captures)
         yield call
 
 
 def _loading(config: Config, facts: Facts, model: ModelFacts) -> Loading:
     budget = batch_budget(config.execution.batch_tokens, facts.device)
     at = model.residency
-    return Loading(model.dtype, facts.device, config.execution.device_map, budget, at.mode == "stream", at.memory)
+    stream, spill = at.mode == "stream", config.execution.spill_folder
+    where = str(spill) if stream and spill is not None else None
+    return Loading(model.dtype, facts.device, config.execution.device_map, budget, stream, at.memory, where)
 
 
 def _verification(config: Config, facts: Facts, graph: Graph, task: Task) -> VerifyCall:
@@ -82,36 +88,56 @@ def _lacking(config: Config, facts: Facts, graph: Graph, done: Collection[str]) 
         of_model = facts.models[model.name]
         loading = _loading(config, facts, of_model)
         cells = [cell for (name, _), cell in facts.cells.items() if name == model.name]
-        for cell in cells:
-            for task in graph.cell("similarity", model.name, cell.dataset):
-                yield from _captures(config, cell, task, of_model.base, loading, done)
+        if not loading.stream:
+            yield from _captures(config, cells, graph, of_model, loading, done)
         for cell in cells:
             if cell.dataset in of_model.tuned:
                 pair = (of_model.base, of_model.tuned[cell.dataset])
-                same = of_model.same.get(cell.dataset, NOTHING)
-                yield from _substitutions(config, cell, graph, pair, loading, of_model.residency.room, done, same)
+                yield from _substitutions(config, cell, graph, of_model, loading, done)
                 yield from _estimates(config, cell, graph, of_model, loading, done)
                 yield from _generations(config, cell, graph, pair, loading, done)
+        if loading.stream:  # what no sweep of the same chunk takes along
+            yield from _captures(config, cells, graph, of_model, loading, done)
 
 
 def _captures(
-    config: Config, cell: Cell, task: Task, base: Checkpoint, loading: Loading, done: Collection[str]
+    config: Config, cells: list[Cell], graph: Graph, model: ModelFacts, loading: Loading, done: Collection[str]
 ) -> Iterator[CaptureCall]:
-    assert config.studies.similarity is not None
-    for index, (chunk, key) in enumerate(zip(cell.chunks, task.parts, strict=True)):
-        if key not in done:
-            yield CaptureCall(
-                f"capture {cell.model}/{cell.dataset} chunk {index}",
-                cell.model,
-                cell.dataset,
-                (task.name,),
-                base,
-                loading,
-                chunk,
-                key,
-                f"{index:05d}-{key[:12]}",
-                config.studies.similarity.pooling,
-            )
+    for cell in cells:
+        for task in graph.cell("similarity", cell.model, cell.dataset):
+            assert config.studies.similarity is not None
+            lacking = [index for index, key in enumerate(task.parts) if key not in done]
+            runs = captures_together(cell, lacking, model, loading) if loading.stream else [[i] for i in lacking]
+            for indices in runs:
+                yield CaptureCall(
+                    f"capture {cell.model}/{cell.dataset} {_which(indices)}",
+                    cell.model,
+                    cell.dataset,
+                    (task.name,),
+                    model.base,
+                    loading,
+                    tuple(example for index in indices for example in cell.chunks[index]),
+                    _capture_parts(cell, task, indices, indices),
+                    config.studies.similarity.pooling,
+                )
+
+
+def _capture_parts(cell: Cell, task: Task, indices: list[int], chosen: Collection[int]) -> tuple[CapturePart, ...]:
+    """The `chosen` of the chunks whose examples a call has, one after the other."""
+    parts, first = [], 0
+    for index in indices:
+        stop, key = first + len(cell.chunks[index]), task.parts[index]
+        if index in chosen:
+            parts.append(CapturePart(key, f"{index:05d}-{key[:12]}", first, stop))
+        first = stop
+    return tuple(parts)
+
+
+def _which(indices: list[int]) -> str:
+    first, last = indices[0], indices[-1]
+    if len(indices) == 1:
+        return f"chunk {first}"
+    return f"chunks {first}-{last}" if len(indices) == last - first + 1 else f"chunks {', '.join(map(str, indices))}"
 
 
 def _groups(tasks: list[Task], fuse: bool) -> list[list[Task]]:
@@ -119,14 +145,7 @@ def _groups(tasks: list[Task], fuse: bool) -> list[list[Task]]:
 
 
 def _substitutions(
-    config: Config,
-    cell: Cell,
-    graph: Graph,
-    pair: tuple[Checkpoint, Checkpoint],
-    loading: Loading,
-    room: int,
-    done: Collection[str],
-    same: Same,
+    config: Config, cell: Cell, graph: Graph, model: ModelFacts, loading: Loading, done: Collection[str]
 ) -> Iterator[SubstituteCall]:
     tasks = graph.cell("substitute", cell.model, cell.dataset)
     runs: list[tuple[list[Task], list[int]]] = []
@@ -136,53 +155,53 @@ def _substitutions(
             runs[-1][1].append(index)
         elif missing:
             runs.append((missing, [index]))
+    rides = loading.stream and config.execution.fuse and cell.swept == cell.chunks  # else other examples are together
+    along = graph.cell("similarity", cell.model, cell.dataset) if rides else []
     for missing, whole in runs:
-        for indices in _together(cell, whole, missing, pair[0], loading, room, same):
+        riding = [index for task in along for index in whole if task.parts[index] not in done]
+        if loading.stream:
+            passes = chunks_in_passes(cell, whole, missing, model, loading, riding)
+            together = [[whole[place] for place in each.batches] for each in passes]
+        else:
+            together = [[index] for index in whole]
+        for indices in together:
             for group in _groups(missing, config.execution.fuse):
                 lacking = [index for index in indices if any(task.parts[index] not in done for task in group)]
                 if lacking:  # without fusing, an equal one may be taken by now
-                    yield _substitution(cell, group, lacking, pair, loading, same)
-
-
-def _together(
-    cell: Cell, indices: list[int], tasks: list[Task], base: Checkpoint, loading: Loading, room: int, same: Same
-) -> list[list[int]]:
-    """Runs of chunks whose states fit in memory together, so that each layer is read once for all of a run."""
-    if not loading.stream:
-        return [[index] for index in indices]
-    windows = [task.window for task in tasks if task.window is not None]
-    size = 4 if loading.dtype == "float32" else 2
-    per_token = most_states(base.n_layers, windows, same) * hidden_size(base.config) * size
-    needs = [sum(example.length for example in cell.swept[index]) * per_token for index in indices]
-    return [[indices[place] for place in places] for places in group_passes(needs, room)]
+                    yield _substitution(config, cell, group, lacking, model, loading, along, riding)
 
 
 def _substitution(
+    config: Config,
     cell: Cell,
     tasks: list[Task],
     indices: list[int],
-    pair: tuple[Checkpoint, Checkpoint],
+    model: ModelFacts,
     loading: Loading,
-    same: Same,
+    along: list[Task],
+    riding: list[int],
 ) -> SubstituteCall:
+    """The call for these tasks and chunks, with the captures `along` of those `riding`."""
     first = {task.parts[indices[0]]: task for task in reversed(tasks)}  # of tasks that are one part
     chosen = [task for task in tasks if first[task.parts[indices[0]]] is task]
     windows = tuple(task.window for task in chosen if task.window is not None)
     chunks = [cell.swept[index] for index in indices]
-    which = f"chunk {indices[0]}" if len(indices) == 1 else f"chunks {indices[0]}-{indices[-1]}"
+    captures = tuple(part for task in along for part in _capture_parts(cell, task, indices, riding))
     return SubstituteCall(
-        f"substitute {cell.model}/{cell.dataset} {window_names(windows)} {which}",
+        f"substitute {cell.model}/{cell.dataset} {window_names(windows)} {_which(indices)}",
         cell.model,
         cell.dataset,
-        tuple(task.name for task in tasks),
-        pair[0],
+        (*(task.name for task in tasks), *(task.name for task in along if captures)),
+        model.base,
         loading,
         tuple(example for chunk in chunks for example in chunk),
-        pair[1],
+        model.tuned[cell.dataset],
         windows,
         tuple(task.parts[index] for index in indices for task in chosen),
-        same,
+        model.same.get(cell.dataset, NOTHING),
         tuple(map(len, chunks)),
+        captures,
+        config.studies.similarity.pooling if config.studies.similarity else "last",
     )
 
 
@@ -296,4 +315,13 @@ def result_call(config: Config, facts: Facts, graph: Graph, task: Task) -> Simil
         resamples,
         seed,
         correlation.drop_ends,
+    )
+
+
+def spilled(config: Config, facts: Facts, graph: Graph) -> dict[str, list[str]]:
+    """For each model that is streamed with a spill folder, what of its states will wait there, in words for each data set."""
+    return spill_words(
+        facts,
+        lambda model, dataset: graph.cell("substitute", model, dataset),
+        lambda model: _loading(config, facts, facts.models[model]),
     )

@@ -20,7 +20,7 @@ from raysweep.models.checkpoint import Checkpoint, standard_config
 from raysweep.models.rotary import rotary_table
 from raysweep.models.same import NOTHING, Same, layer_of
 from raysweep.studies.interventions import Change
-from raysweep.studies.passes import group_passes, most_states
+from raysweep.studies.passes import Disk, Need, Pass, choose_passes, most_states
 from raysweep.studies.substitution import LOGIT_BYTES
 
 if TYPE_CHECKING:
@@ -78,26 +78,42 @@ def widest(base: Checkpoint) -> int:
 
 @dataclass(frozen=True)
 class Needs:
-    """Bytes that each batch's states need for as long as a pass takes, and what the batch at work needs beside."""
+    """What each batch needs for as long as a pass takes, and the bytes that the batch at work needs beside."""
 
-    states: tuple[int, ...]
+    batches: tuple[Need, ...]
     at_work: int
 
     @classmethod
     def of(
-        cls, base: Checkpoint, dtype: str, batches: Sequence[Batch], windows: Sequence[Change], same: Same = NOTHING
+        cls,
+        base: Checkpoint,
+        dtype: str,
+        batches: Sequence[Batch],
+        windows: Sequence[Change],
+        same: Same = NOTHING,
+        beside: Sequence[int] = (),
     ) -> Needs:
-        """Those of a streamed sweep."""
+        """Those of a streamed sweep; `beside` are the tokens' states that captures on its way keep, by batch."""
         size = SIZES[dtype]
         per_token = hidden_size(base.config) * size
         states = most_states(base.n_layers, windows, same)
-        needs = tuple(batch.tokens * (states * per_token + batch.length * size) for batch in batches)
+        needs = tuple(
+            Need(batch.tokens * (states * per_token + batch.length * size), kept * per_token)
+            for batch, kept in zip(batches, beside or [0] * len(batches), strict=True)
+        )
         largest = max((batch.tokens for batch in batches), default=0)
-        return cls(needs, largest * (2 * per_token + 4 * widest(base) * size) + 3 * LOGIT_BYTES)
+        return cls(needs, largest * ((2 + states) * per_token + 4 * widest(base) * size) + 3 * LOGIT_BYTES)
 
-    def passes(self, room: int) -> list[list[int]]:
-        """Which batches go through the layers together in so many bytes."""
-        return group_passes(self.states, room - self.at_work)
+    def passes(self, room: int, disk: Disk | None = None) -> list[Pass]:
+        """Which batches go through the layers together in so many bytes, and which of them wait on disk."""
+        return choose_passes(self.batches, room - self.at_work, disk)
+
+
+def kept_beside(base: Checkpoint, call: SubstituteCall, batches: Sequence[Batch]) -> list[int]:
+    """States [D] that the captures on a sweep's way keep, by batch."""
+    riding = {i for part in call.captures for i in range(part.first, part.stop)}
+    prompts = [[call.examples[i].n_prompt for i in batch.indices if i in riding] for batch in batches]
+    return [len(sizes) * (max(sizes) + base.n_layers) if sizes else 0 for sizes in prompts]
 
 
 def refuse_too_small(facts: Facts, calls: Iterable[ModelCall]) -> None:
@@ -110,8 +126,9 @@ def refuse_too_small(facts: Facts, calls: Iterable[ModelCall]) -> None:
         if not (isinstance(call, SubstituteCall) and call.loading.stream and call.loading.memory):
             continue
         batches = sweep_batches(call.base, call.examples, call.loading.batch_tokens)
-        needs = Needs.of(call.base, call.loading.dtype, batches, call.windows, call.same)
-        most = max(needs.states) + needs.at_work
+        beside = kept_beside(call.base, call, batches)
+        needs = Needs.of(call.base, call.loading.dtype, batches, call.windows, call.same, beside)
+        most = max(need.states + need.fixed for need in needs.batches) + needs.at_work
         least = facts.models[call.model].residency.least
         if least + most > max(call.loading.memory, lacking.get(call.model, (0, 0, 0))[0]):
             lacking[call.model] = (least + most, most, len(call.windows))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 import traceback
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import singledispatchmethod
 from pathlib import Path
 
@@ -20,6 +20,7 @@ import pyarrow as pa
 from raysweep.engine.calls import (
     Call,
     CaptureCall,
+    CapturePart,
     Commit,
     CorrelateCall,
     EstimateCall,
@@ -41,7 +42,7 @@ from raysweep.models.checkpoint import Checkpoint, load_model, load_tokenizer
 from raysweep.models.memory import Peak
 from raysweep.models.stream import StreamedModel
 from raysweep.store.activations import Activations, open_activations, publish_manifest, write_part
-from raysweep.studies.capture import capture_states
+from raysweep.studies.capture import Captured, Collector, capture_states
 from raysweep.studies.correlation import correlate_cell
 from raysweep.studies.generation import generate_text
 from raysweep.studies.gradient import estimate_losses
@@ -132,7 +133,8 @@ class Worker:
         """The call's pair; the last one again while its models are, for it has found out what they have in common."""
         if call.loading.stream:
             sources = self._streamed(call.base, call.loading), self._streamed(call.tuned, call.loading)
-            return self._kept(sources, lambda: StreamedPair.of(*sources, call.loading.memory))
+            spill = Path(call.loading.spill) if call.loading.spill is not None else None
+            return self._kept(sources, lambda: StreamedPair.of(*sources, call.loading.memory, spill))
         models = self._adapter(call.base, call.loading), self._adapter(call.tuned, call.loading, base=call.base)
         return self._kept(models, lambda: Pair(*models))
 
@@ -156,8 +158,17 @@ class Worker:
                 f"{sorted(call.same.layers)}, and of these {sorted(pair.same.layers & call.same.layers)} are the same once loaded; "
                 "were they written anew since they were checked? Run again"
             )
-        losses = sweep_losses(pair, call.examples, call.windows, batch_tokens=call.loading.batch_tokens, work=work)
-        return _loss_commits(call, losses, "exact"), _did(work, loaded - loading)
+        budget = call.loading.batch_tokens
+        riding = [example for part in call.captures for example in call.examples[part.first : part.stop]]
+        collector = Collector(pair.base, riding, call.pooling, budget) if riding else None  # type: ignore[arg-type]
+        losses = sweep_losses(pair, call.examples, call.windows, batch_tokens=budget, work=work, collector=collector)
+        commits = _loss_commits(call, losses, "exact")
+        if collector is not None:
+            commits += self._captured(call, call.captures, collector.captured())
+        measured = _did(work, loaded - loading)
+        if isinstance(pair, StreamedPair):
+            measured |= {"states_on_disk": work.bytes_on_disk}
+        return commits, measured
 
     @_run.register
     def _(self, call: EstimateCall) -> tuple[list[Commit], dict[str, float]]:
@@ -225,22 +236,33 @@ class Worker:
             batch_tokens=call.loading.batch_tokens,
             layers=layers,
         )
-        folder = self.folder.activations(call.model, call.dataset)
-        files = write_part(
-            folder, call.part, captured.states, captured.example_ids, captured.token_pos, captured.token_ids
-        )
+        return self._captured(call, call.captures, captured), {"layer_applications": adapter.n_layers}
+
+    def _captured(self, call: Call, parts: Sequence[CapturePart], captured: Captured) -> list[Commit]:
+        """Write the states to the store, a part a chunk; `captured` has the chunks' examples one after the other."""
+        folder, commits, first = self.folder.activations(call.model, call.dataset), [], 0
         depth, _, width = captured.states.shape
-        extra = {
-            "part": call.part,
-            "folder": folder.relative_to(self.folder.root).as_posix(),
-            "layers": depth,
-            "width": width,
-            "torch_dtype": str(captured.states.dtype).removeprefix("torch."),
-        }
-        commit = Commit(
-            commit_name("capture", call.model, call.dataset, [call.key]), (call.key,), None, tuple(files), extra
-        )
-        return [commit], {"layer_applications": depth}
+        for part in parts:
+            rows = slice(first, first + part.stop - part.first)
+            first = rows.stop
+            files = write_part(
+                folder,
+                part.name,
+                captured.states[:, rows],
+                captured.example_ids[rows],
+                captured.token_pos[rows],
+                captured.token_ids[rows],
+            )
+            extra = {
+                "part": part.name,
+                "folder": folder.relative_to(self.folder.root).as_posix(),
+                "layers": depth,
+                "width": width,
+                "torch_dtype": str(captured.states.dtype).removeprefix("torch."),
+            }
+            name = commit_name("capture", call.model, call.dataset, [part.key])
+            commits.append(Commit(name, (part.key,), None, tuple(files), extra))
+        return commits
 
     @_run.register
     def _(self, call: SimilarityCall) -> tuple[list[Commit], dict[str, float]]:

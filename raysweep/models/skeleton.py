@@ -18,6 +18,7 @@ from raysweep.models.adapter import find_blocks
 from raysweep.models.checkpoint import Checkpoint, may_pool, predicts_tokens, standard_config
 from raysweep.models.conversion import Recipe, find_recipes
 from raysweep.models.reading import TensorFiles
+from raysweep.models.tensors import AGAIN
 from raysweep.models.weights import weight_files
 
 if TYPE_CHECKING:
@@ -37,14 +38,76 @@ class Skeleton:
 
 
 def refuse_if_not_streamable(checkpoint: Checkpoint) -> None:
-    """Raise InputError, with the reason, for a checkpoint whose layers cannot be read one at a time; no weight is read."""
+    """Raise InputError, with the reason, for a checkpoint whose layers cannot be read one at a time; no weight is read.
+
+    Also for what would be found only when a layer is read: weights that are lacking, have another shape than the model's, or
+    are stored as what is no plain number.
+    """
+    from transformers.modeling_utils import LoadStateDictInfo
+
     config = standard_config(checkpoint.folder) if not checkpoint.adapter else None
     name = (config.architectures or [config.model_type])[0] if config is not None else "PEFT adapter"
-    reason = _reason(checkpoint) or _shared_layers(_empty_model(checkpoint, torch.float32))
+    reason = _reason(checkpoint)
+    if reason is None:
+        model = _empty_model(checkpoint, torch.float32)
+        reason = _shared_layers(model)
     if reason:
+        raise _refusal(checkpoint, name, reason)
+    files = TensorFiles(weight_files(checkpoint.folder, checkpoint.source))
+    rest, layers = _recipes_of(checkpoint, model, files)
+    made = {name for recipe in (*rest, *(r for of_layer in layers for r in of_layer)) for name in recipe.targets}
+    for name, other in model.all_tied_weights_keys.items():  # either of the two does
+        if name in made or other in made:
+            made |= {name, other}
+    info = LoadStateDictInfo(set(model.state_dict()) - made, set(), set(), [], {}, set())
+    model._adjust_missing_and_unexpected_keys(info)
+    _refuse_lacking(checkpoint, info.missing_keys)
+
+
+def _refuse_lacking(checkpoint: Checkpoint, missing: Iterable[str]) -> None:
+    names = sorted(missing)
+    if names:
         raise InputError(
-            f"checkpoint '{checkpoint.source}' ({name}) cannot be streamed: {reason}; set execution.residency to resident"
+            f"checkpoint '{checkpoint.source}' lacks {len(names)} weights, {names[0]} among them; it would run on random values"
         )
+
+
+def _refusal(checkpoint: Checkpoint, name: str, reason: str) -> InputError:
+    return InputError(
+        f"checkpoint '{checkpoint.source}' ({name}) cannot be streamed: {reason}; set execution.residency to resident"
+    )
+
+
+def _recipes_of(
+    checkpoint: Checkpoint, model: PreTrainedModel, files: TensorFiles
+) -> tuple[list[Recipe], list[list[Recipe]]]:
+    """(what makes everything outside the layers, what makes each layer).
+
+    Raises InputError for a tensor of several layers, and for one that is stored as no plain number (float8), or as integers
+    where the model has floating values.
+    """
+    blocks = find_blocks(model)
+    path = _path(model, blocks)
+    places, rest = model.state_dict(), list[Recipe]()
+    layers: list[list[Recipe]] = [[] for _ in blocks]
+    try:
+        recipes = find_recipes(model, {name: tensor.shape for name, tensor in files.tensors.items()})
+    except InputError as error:
+        raise InputError(f"checkpoint '{checkpoint.source}': {error}") from error
+    for recipe in recipes:
+        for _, source in recipe.sources:
+            if places[recipe.first].is_floating_point() and not files.dtype(source).is_floating_point:
+                raise InputError(
+                    f"{files.where(source)} is stored as {files.tensors[source].dtype}, where {type(model).__name__} has "
+                    f"floating values; {AGAIN}"
+                )
+        inside = {_layer(name, path) for name in recipe.targets}
+        if len(inside) > 1:
+            reason = f"tensor {recipe.sources[0][1]} belongs to several layers"
+            raise _refusal(checkpoint, type(model).__name__, reason)
+        layer = next(iter(inside), None)
+        (rest if layer is None else layers[layer]).append(recipe)
+    return rest, layers
 
 
 def _reason(checkpoint: Checkpoint) -> str | None:
@@ -107,23 +170,12 @@ def build_skeleton(checkpoint: Checkpoint, dtype: torch.dtype, device: str) -> S
     blocks = find_blocks(model)
     path = _path(model, blocks)
     files = TensorFiles(weight_files(checkpoint.folder, checkpoint.source))
-    recipes = find_recipes(model, {name: tensor.shape for name, tensor in files.tensors.items()})
+    rest, layers = _recipes_of(checkpoint, model, files)
     dtypes = _dtypes(model, dtype)
-    layers: list[list[Recipe]] = [[] for _ in blocks]
-    lacking = set(model.state_dict())
+    made = {name for recipe in (*rest, *(r for of_layer in layers for r in of_layer)) for name in recipe.targets}
+    lacking = set(model.state_dict()) - made
     info = LoadStateDictInfo(set(), set(), set(), [], {}, set())
-    for recipe in recipes:
-        lacking -= set(recipe.targets)
-        inside = {_layer(name, path) for name in recipe.targets}
-        if len(inside) > 1:
-            raise InputError(
-                f"checkpoint '{checkpoint.source}' ({type(model).__name__}) cannot be streamed: tensor "
-                f"{recipe.sources[0][1]} belongs to several layers; set execution.residency to resident"
-            )
-        layer = next(iter(inside), None)
-        if layer is not None:
-            layers[layer].append(recipe)
-            continue
+    for recipe in rest:
         for name, value in recipe.convert(model, _reader(files, dtypes[recipe.first])).items():
             if name in dtypes:
                 set_param_for_module(model, name, value.to(device), info, None)
@@ -134,12 +186,7 @@ def build_skeleton(checkpoint: Checkpoint, dtype: torch.dtype, device: str) -> S
     type(model)._finalize_model_loading(model, LoadStateDictConfig(dtype=dtype, device_map={"": device}), info)
     info.missing_keys |= of_layers
     model._adjust_missing_and_unexpected_keys(info)
-    missing = sorted(info.missing_keys - set(model.all_tied_weights_keys))
-    if missing:
-        raise InputError(
-            f"checkpoint '{checkpoint.source}' lacks {len(missing)} weights, {missing[0]} among them; it would run on "
-            "random values"
-        )
+    _refuse_lacking(checkpoint, info.missing_keys - set(model.all_tied_weights_keys))
     _share_equal_tables(blocks)
     files.close()
     model = model.eval().requires_grad_(False)

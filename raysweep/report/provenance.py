@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -56,15 +56,17 @@ def _timings(folder: RunFolder, graph: Graph) -> list[dict[str, str]]:
     chunks = {manifest.name: manifest for key, manifest in folder.committed().items() if key in keys}
     seconds: dict[str, float] = defaultdict(float)
     applications: dict[str, float] = defaultdict(float)
-    commits: dict[str, int] = defaultdict(int)
-    for manifest in chunks.values():
-        kind = manifest.name.split("-")[0]
-        measured = manifest.extra["log"]["measured"]
-        if kind in ("dynamics", "health", "stopping"):  # made by the call of the similarity table, or by none
-            continue
-        seconds[kind] += measured.get("seconds", 0.0)
-        applications[kind] += measured.get("layer_applications", 0.0)
-        commits[kind] += 1
+    kinds = {name: name.split("-")[0] for name in chunks}
+    beside = ("dynamics", "health", "stopping")  # made by the call of the similarity table, or by none
+    commits = Counter(kind for kind in kinds.values() if kind not in beside)
+    told = set()  # calls that made several commits: chunks of one pass, and what was captured on the way
+    for name, manifest in sorted(chunks.items(), key=lambda item: kinds[item[0]] == "capture"):
+        log, measured = manifest.extra["log"], manifest.extra["log"]["measured"]
+        call = (log.get("call", name), measured.get("seconds"))
+        if kinds[name] in commits and call not in told:
+            seconds[kinds[name]] += measured.get("seconds", 0.0)
+            applications[kinds[name]] += measured.get("layer_applications", 0.0)
+            told.add(call)
     return [
         {
             "what": kind,
@@ -72,7 +74,7 @@ def _timings(folder: RunFolder, graph: Graph) -> list[dict[str, str]]:
             "detail": f"{commits[kind]} commits"
             + (f", {applications[kind]:,.0f} layer applications on batches" if applications[kind] else ""),
         }
-        for kind in seconds
+        for kind in commits
     ]
 
 

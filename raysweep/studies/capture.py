@@ -9,7 +9,7 @@ Shapes: L layers, N examples, D width; B examples of a batch, T tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -39,6 +39,89 @@ class Captured:
     token_ids: np.ndarray
 
 
+class Collector:
+    """Gathers every block's output for some examples, while the blocks are handed in from the first to the last.
+
+    Who has the blocks at hand for another purpose (a sweep, for which they come from disk) hands them to a `Flight` on the
+    way, and they are needed once for both. Raises InputError for an unknown pooling.
+    """
+
+    def __init__(self, adapter: Adapter, examples: Sequence[Example], pooling: Pooling, batch_tokens: int) -> None:
+        if pooling not in POOLINGS:
+            raise InputError(f"unknown pooling '{pooling}'; {nearest(pooling, POOLINGS)}")
+        self.adapter, self.examples, self.pooling = adapter, examples, pooling
+        self.prompts = [e.tokens[: e.n_prompt] for e in examples]
+        sizes = [len(p) for p in self.prompts]
+        self.batches = make_batches(sizes, batch_tokens, [adapter.table(size) for size in sizes])
+        self._batch_tokens = batch_tokens
+        self._out: torch.Tensor | None = None
+
+    @property
+    def ids(self) -> set[int]:
+        """The examples' ids."""
+        return {example.id for example in self.examples}
+
+    def tokens_kept(self, ids: Collection[int]) -> int:
+        """How many states [D] are in memory while the examples with these ids are gathered, about."""
+        sizes = [example.n_prompt for example in self.examples if example.id in ids]
+        return len(sizes) * (max(sizes) + self.adapter.n_layers) if sizes else 0
+
+    def flight(self, ids: Collection[int]) -> Flight:
+        """The examples with these ids, in batches that go through each block together."""
+        chosen = [index for index, example in enumerate(self.examples) if example.id in ids]
+        sizes = [len(self.prompts[index]) for index in chosen]
+        batches = make_batches(sizes, self._batch_tokens, [self.adapter.table(size) for size in sizes])
+        return Flight(self, [[chosen[place] for place in batch] for batch in batches])
+
+    def put(self, layer: int, indices: Sequence[int], pooled: torch.Tensor) -> None:
+        """Keep the states [B, D] of the examples at these places."""
+        if self._out is None:
+            shape = (self.adapter.n_layers, len(self.examples), pooled.shape[-1])
+            self._out = torch.empty(shape, dtype=pooled.dtype)
+        self._out[layer, indices] = pooled
+
+    def captured(self) -> Captured:
+        """What was gathered; every example must have been in a flight that saw all blocks."""
+        if self._out is None:
+            raise InputError("there are no examples to capture")
+        sizes = [len(p) for p in self.prompts]
+        place = {"first": [0] * len(sizes), "last": [size - 1 for size in sizes], "mean": [-1] * len(sizes)}[
+            self.pooling
+        ]
+        ids = [-1 if self.pooling == "mean" else p[at] for p, at in zip(self.prompts, place, strict=True)]
+        return Captured(
+            self._out,
+            np.array([e.id for e in self.examples], dtype=np.int64),
+            np.array(place, dtype=np.int32),
+            np.array(ids, dtype=np.int64),
+        )
+
+
+class Flight:
+    """Batches of a collector's examples on their way through the blocks."""
+
+    def __init__(self, collector: Collector, batches: Sequence[list[int]]) -> None:
+        self._collector, self._batches = collector, batches
+        sizes = [len(prompt) for prompt in collector.prompts]
+        self._recordings = [
+            collector.adapter.record(
+                torch.from_numpy(pad([collector.prompts[i] for i in indices])), [sizes[i] for i in indices]
+            )
+            for indices in batches
+        ]
+        self._entering = [recording.states for recording in self._recordings]
+        self._shared: list[Shared] = [{} for _ in batches]
+
+    @torch.no_grad()
+    def take(self, layer: int, block: nn.Module) -> None:
+        """Send every batch through the block of this layer, the one behind the last that was taken."""
+        for at, indices in enumerate(self._batches):
+            states = apply_block(block, self._entering[at], self._recordings[at].calls[layer], self._shared[at])
+            lengths = torch.tensor([len(self._collector.prompts[i]) for i in indices], device=states.device)
+            self._collector.put(layer, indices, _pool(_joined(states), lengths, self._collector.pooling).cpu())
+            self._entering[at] = states
+
+
 @torch.no_grad()
 def capture_states(
     adapter: Adapter,
@@ -56,40 +139,14 @@ def capture_states(
     tokens, special ones included, summed and kept in float32. `layers`, where given, are the blocks from elsewhere than the
     model (from disk): all batches then go through each together. Raises InputError for an unknown pooling.
     """
-    if pooling not in POOLINGS:
-        raise InputError(f"unknown pooling '{pooling}'; {nearest(pooling, POOLINGS)}")
-    prompts = [e.tokens[: e.n_prompt] for e in examples]
-    out: torch.Tensor | None = None
-    sizes = [len(p) for p in prompts]
-    batches = make_batches(sizes, batch_tokens, [adapter.table(size) for size in sizes])
-    for together in [batches] if layers else [[indices] for indices in batches]:
-        flights = [
-            (indices, adapter.record(torch.from_numpy(pad([prompts[i] for i in indices])), [sizes[i] for i in indices]))
-            for indices in together
-        ]
-        entering = [recording.states for _, recording in flights]
-        shared: list[Shared] = [{} for _ in flights]
+    collector = Collector(adapter, examples, pooling, batch_tokens)
+    for together in [collector.batches] if layers else [[indices] for indices in collector.batches]:
+        flight = Flight(collector, together)
         for layer, block in enumerate(layers() if layers else adapter.blocks):
-            for at, (indices, recording) in enumerate(flights):
-                states = apply_block(block, entering[at], recording.calls[layer], shared[at])
-                lengths = torch.tensor([sizes[i] for i in indices], device=states.device)
-                pooled = _pool(_joined(states), lengths, pooling).cpu()
-                if out is None:
-                    out = torch.empty(adapter.n_layers, len(examples), pooled.shape[-1], dtype=pooled.dtype)
-                out[layer, indices] = pooled
-                entering[at] = states
+            flight.take(layer, block)
         if progress:
             progress(sum(map(len, together)))
-    if out is None:
-        raise InputError("there are no examples to capture")
-    place = {"first": [0] * len(prompts), "last": [size - 1 for size in sizes], "mean": [-1] * len(prompts)}[pooling]
-    ids = [-1 if pooling == "mean" else p[at] for p, at in zip(prompts, place, strict=True)]
-    return Captured(
-        out,
-        np.array([e.id for e in examples], dtype=np.int64),
-        np.array(place, dtype=np.int32),
-        np.array(ids, dtype=np.int64),
-    )
+    return collector.captured()
 
 
 def _joined(states: torch.Tensor) -> torch.Tensor:

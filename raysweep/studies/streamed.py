@@ -9,6 +9,7 @@ from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -19,8 +20,9 @@ from raysweep.models.same import Same, same_in_checkpoints
 from raysweep.models.stream import SLOTS, StreamedModel
 from raysweep.models.streaming import streamed_layers
 from raysweep.studies.interventions import Change
-from raysweep.studies.passes import group_passes, most_states
+from raysweep.studies.passes import Disk, Need, Pass, choose_passes, disk_trips, most_states
 from raysweep.studies.schedule import Step
+from raysweep.studies.shelf import free_on_disk
 from raysweep.studies.substitution import LOGIT_BYTES, Pair
 from raysweep.studies.windows import BASE, TUNED
 
@@ -29,17 +31,26 @@ from raysweep.studies.windows import BASE, TUNED
 class StreamedPair(Pair):
     """A base and a tuned model of which two layers are in memory at a time (and the next two, on their way).
 
-    `memory` bounds what the process has for itself, in bytes; without it what is free is used. Raises InputError as Pair
+    `memory` bounds what the process has for itself, in bytes; without it what is free is used. In a folder `spill` states
+    for which there is no room wait on disk, where that moves fewer bytes than another pass. Raises InputError as Pair
     does, and where the budget does not hold even one batch's states, saying the least that would do.
     """
 
     sources: tuple[StreamedModel, StreamedModel]
     memory: int | None = None
+    folder: Path | None = None
 
     @classmethod
-    def of(cls, base: StreamedModel, tuned: StreamedModel, memory: int | None = None) -> StreamedPair:
+    def of(
+        cls, base: StreamedModel, tuned: StreamedModel, memory: int | None = None, spill: Path | None = None
+    ) -> StreamedPair:
         """The pair of two streamed checkpoints."""
-        return cls(base.adapter, tuned.adapter, (base, tuned), memory)
+        return cls(base.adapter, tuned.adapter, (base, tuned), memory, spill)
+
+    @property
+    def spill(self) -> Path | None:
+        """The folder for states that wait on disk."""
+        return self.folder
 
     @property
     def in_memory(self) -> bool:
@@ -57,13 +68,13 @@ class StreamedPair(Pair):
         """Bytes of both checkpoints' tensors read so far, those that stay in memory among them."""
         return sum(source.files.bytes_read for source in self.sources)
 
-    def layers(self, steps: Sequence[Step]) -> Generator[tuple[nn.Module, nn.Module]]:
-        """The layers of each step; one that no state goes through is not read, and its module is empty."""
+    def layers(self, steps: Sequence[Step], *, all_of_base: bool = False) -> Generator[tuple[nn.Module, nn.Module]]:
+        """The layers of each step; one that nothing goes through is not read, and its module is empty."""
         base, tuned = self.sources
         wanted = [
             [
-                *([(base, step.layer)] if any(group.version != TUNED for group in step.groups) else []),
-                *([(tuned, step.layer)] if any(group.version != BASE for group in step.groups) else []),
+                *([(base, step.layer)] if all_of_base or any(g.version != TUNED for g in step.groups) else []),
+                *([(tuned, step.layer)] if any(g.version != BASE for g in step.groups) else []),
             ]
             for step in steps
         ]
@@ -71,17 +82,22 @@ class StreamedPair(Pair):
             for step, _ in zip(steps, fetched, strict=True):
                 yield self.base.blocks[step.layer], self.tuned.blocks[step.layer]
 
-    def passes(self, batches: Sequence[torch.Tensor], windows: Sequence[Change]) -> list[list[int]]:
-        """As many batches as fit, in their order."""
+    def passes(self, batches: Sequence[torch.Tensor], windows: Sequence[Change], beside: Sequence[int]) -> list[Pass]:
+        """As many batches as fit, in their order; more, some of them waiting on disk, where that is cheaper."""
         if not batches:
             return []
         one = self.tuned.record(batches[0][:1, :1]).states
         per_token, size = one.numel() * one.element_size(), one.element_size()
         states = most_states(self.n_layers, windows, self.same)
         # What the calls hold (masks, [B, T, T] at most, and tables) stays as long as the states do.
-        needs = [tokens.numel() * (states * per_token + tokens.shape[1] * size) for tokens in batches]
+        needs = [
+            Need(tokens.numel() * (states * per_token + tokens.shape[1] * size), kept * per_token)
+            for tokens, kept in zip(batches, beside, strict=True)
+        ]
+        largest = max(need.states + need.fixed for need in needs)
         at_work = (
-            max(tokens.numel() for tokens in batches) * (2 * per_token + 4 * self._widest() * size) + 3 * LOGIT_BYTES
+            max(tokens.numel() for tokens in batches) * ((2 + states) * per_token + 4 * self._widest() * size)
+            + 3 * LOGIT_BYTES
         )
         taken = private_bytes()
         if self.memory is None or self.tuned.device.type != "cpu":
@@ -89,15 +105,23 @@ class StreamedPair(Pair):
             taken = 0
         else:
             room = self.memory - taken - at_work
-        if max(needs) > room:
-            least = taken + at_work + max(needs)
+        if largest > room:
+            least = taken + at_work + largest
             raise InputError(
                 f"a memory budget of {gigabytes(room + taken + at_work)} is too small: two layers of each checkpoint "
                 f"({gigabytes(SLOTS * sum(s.layer_bytes for s in self.sources))}), what stays in memory, and the states of one batch "
                 f"under {len(windows)} windows need {gigabytes(least)}; set execution.memory to that or more, or fewer "
                 "execution.batch_tokens"
             )
-        return group_passes(needs, room)
+        return choose_passes(needs, room, self._disk(windows))
+
+    def _disk(self, windows: Sequence[Change]) -> Disk | None:
+        """What moving states to the spill folder and reading the weights again cost there."""
+        free = free_on_disk(self.spill) if self.spill is not None else None
+        if free is None:
+            return None
+        weights = sum(source.decoder_bytes for source in self.sources)
+        return Disk(free, weights, disk_trips(self.n_layers, windows, self.same))
 
     def _widest(self) -> int:
         """The most values that a layer makes of one token in one product."""

@@ -15,6 +15,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -24,11 +25,14 @@ from torch import nn
 from raysweep.data.batches import labelled_positions, make_batches, pad
 from raysweep.data.examples import Example
 from raysweep.errors import InputError
-from raysweep.models.adapter import Adapter, BlockCall, Shared, apply_block
+from raysweep.models.adapter import Adapter, BlockCall, apply_block
 from raysweep.models.checkpoint import check_settings
 from raysweep.models.same import Same, same_in_models
+from raysweep.studies.capture import Collector, Flight
 from raysweep.studies.interventions import Change, Module, check_changes, labels
+from raysweep.studies.passes import Pass
 from raysweep.studies.schedule import Schedule, Step, schedule
+from raysweep.studies.shelf import Branch, Branches, Shelf, open_shelf
 from raysweep.studies.versions import version_of
 from raysweep.studies.windows import UNTOUCHED, Window, check_windows
 
@@ -41,11 +45,15 @@ LOGIT_BYTES = 64 * 2**20
 
 @dataclass
 class Work:
-    """What a sweep did: layer applications (one decoder layer on the tokens of one batch), and token applications."""
+    """What a sweep did: layer applications (one decoder layer on the tokens of one batch), and token applications.
+
+    What is captured on the way is not among them.
+    """
 
     applications: int = 0
     token_applications: int = 0
     heads: int = 0
+    bytes_on_disk: int = 0  # of states, written while they waited
 
 
 @dataclass(frozen=True)
@@ -89,26 +97,29 @@ class Pair:
         """What both models have in common, weight for weight."""
         return same_in_models(self.base, self.tuned)
 
-    def layers(self, steps: Sequence[Step]) -> Generator[tuple[nn.Module, nn.Module]]:
-        """The base's and the tuned model's layer for each step; each may be used until the next is asked for."""
+    @property
+    def spill(self) -> Path | None:
+        """The folder for states that wait on disk; None where all stay in memory."""
+        return None
+
+    def layers(self, steps: Sequence[Step], *, all_of_base: bool = False) -> Generator[tuple[nn.Module, nn.Module]]:
+        """The base's and the tuned model's layer for each step; each may be used until the next is asked for.
+
+        `all_of_base`: somebody else uses the base's, also where no state goes through it.
+        """
         for step in steps:
             yield self.base.blocks[step.layer], self.tuned.blocks[step.layer]
 
-    def passes(self, batches: Sequence[torch.Tensor], windows: Sequence[Change]) -> list[list[int]]:
-        """Which batches of tokens [B, T] go through the layers together: each alone, for its states are then few."""
-        return [[index] for index in range(len(batches))]
+    def passes(self, batches: Sequence[torch.Tensor], windows: Sequence[Change], beside: Sequence[int]) -> list[Pass]:
+        """Which batches of tokens [B, T] go through the layers together: each alone, for its states are then few.
+
+        `beside` are the tokens' states that are kept for each batch beside the sweep's own.
+        """
+        return [Pass((index,)) for index in range(len(batches))]
 
     def frame(self, in_base: bool) -> Adapter:
         """The model whose embedding, norm and head surround the layers."""
         return self.base if in_base else self.tuned
-
-
-@dataclass(frozen=True)
-class _Branch:
-    """States [..., B, T, D] on their way, with the keys and values that their earlier layers left for later ones."""
-
-    states: torch.Tensor
-    shared: Shared = field(default_factory=dict)
 
 
 @dataclass
@@ -133,9 +144,9 @@ class _Batch:
         self.calls[1, in_base] = recording.calls
         return recording.states
 
-    def apply(self, block: nn.Module, layer: int, branches: list[_Branch], in_base: bool) -> list[_Branch]:
+    def apply(self, block: nn.Module, layer: int, branches: list[Branch], in_base: bool) -> list[Branch]:
         """The branches behind the block, at most `stack` of them in one call."""
-        out: list[_Branch] = []
+        out: list[Branch] = []
         for first in range(0, len(branches), self.stack):
             slab = branches[first : first + self.stack]
             # Spread over devices, a layer of the base may stand elsewhere than the tuned one, and so may its states.
@@ -152,7 +163,7 @@ class _Batch:
             size = len(self.tokens)
             for at, states in enumerate(torch.split(applied, size, dim=-3)):
                 rows = slice(at * size, (at + 1) * size)
-                out.append(_Branch(states, {n: tuple(t[rows] for t in tensors) for n, tensors in shared.items()}))
+                out.append(Branch(states, {n: tuple(t[rows] for t in tensors) for n, tensors in shared.items()}))
         self.work.applications += len(branches)
         self.work.token_applications += len(branches) * self.tokens.numel()
         return out
@@ -162,11 +173,9 @@ def _stacked(tensors: Sequence[torch.Tensor], dim: int) -> torch.Tensor:
     return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors), dim)
 
 
-def _take(
-    batch: _Batch, step: Step, states: Mapping[int, _Branch], base: nn.Module, tuned: nn.Module
-) -> dict[int, _Branch]:
+def _take(batch: _Batch, step: Step, states: Branches, base: nn.Module, tuned: nn.Module) -> dict[int, Branch]:
     """The states behind one layer from those before it, both by their numbers in the schedule."""
-    behind: dict[int, _Branch] = {}
+    behind: dict[int, Branch] = {}
     for group in step.groups:
         with version_of(tuned, base, group.version) as block:
             applied = batch.apply(block, step.layer, [states[before] for before, _ in group.moves], group.in_base)
@@ -175,17 +184,30 @@ def _take(
 
 
 @torch.no_grad()
-def _run_layers(pair: Pair, batches: Sequence[_Batch], plan: Schedule) -> list[dict[int, _Branch]]:
-    """The states of each batch of one pass behind the last layer, by their numbers in the schedule.
+def _run_layers(
+    pair: Pair, batches: Sequence[_Batch], plan: Schedule, shelf: Shelf, flight: Flight | None
+) -> Generator[tuple[int, dict[int, Branch]]]:
+    """For each batch of one pass, by its place: its states behind the last layer, by their numbers in the schedule.
 
-    Layers are outermost, so that each is needed once.
+    Layers are outermost, so that each is needed once; the base's are handed to `flight` as well.
     """
-    states = [{n: _Branch(batch.embedded(in_base)) for n, in_base in plan.roots.items()} for batch in batches]
-    with closing(pair.layers(plan.steps)) as layers:
+    with closing(pair.layers(plan.steps, all_of_base=flight is not None)) as layers:
         for step, (base, tuned) in zip(plan.steps, layers, strict=True):
+            if flight is not None:
+                flight.take(step.layer, base)
             for place, batch in enumerate(batches):
-                states[place] = _take(batch, step, states[place], base, tuned)
-    return states
+                if step is plan.steps[0]:
+                    before: Branches = {n: Branch(batch.embedded(in_base)) for n, in_base in plan.roots.items()}
+                else:
+                    before = shelf.take(place)
+                behind = _take(batch, step, before, base, tuned)
+                del before
+                if place in shelf.on_disk:
+                    batch.calls.clear()  # they hold masks, and are recorded again
+                if step is plan.steps[-1]:
+                    yield place, behind
+                else:
+                    shelf.put(place, behind)
 
 
 @torch.no_grad()
@@ -218,13 +240,15 @@ def sweep_losses(
     batch_tokens: int = 8192,
     work: Work | None = None,
     progress: Callable[[int], None] | None = None,
+    collector: Collector | None = None,
 ) -> np.ndarray:
     """Loss of every example under every window (or other change), float64 [W, N], in nats; all in the order given.
 
     Windows are distinct; those that differ in identical layers only (`Pair.same`) are computed once.
 
     `batch_tokens` bounds the padded tokens of one block call (a single longer example goes alone); it does not change the
-    result beyond rounding. `progress` is called with the number of examples done after each batch.
+    result beyond rounding. `progress` is called with the number of examples done after each batch. A `collector` on the
+    base, of some of the examples, gathers its states in the same pass.
     """
     work = work if work is not None else Work()
     if len(set(windows)) < len(windows):
@@ -234,16 +258,26 @@ def sweep_losses(
     lengths = [e.length - 1 for e in examples]
     groups = make_batches(lengths, batch_tokens, [pair.tuned.table(length) for length in lengths])
     padded = [torch.from_numpy(pad([examples[i].tokens[:-1] for i in g])) for g in groups]  # the last predicts nothing
-    for together in pair.passes(padded, windows):
-        batches = [_Batch(pair, padded[i], max(1, batch_tokens // padded[i].numel()), work) for i in together]
-        for group, states in zip((groups[i] for i in together), _run_layers(pair, batches, plan), strict=True):
-            chosen = [examples[i] for i in group]
-            for number in list(states):
-                in_base, rows = plan.ends[number]
-                branch = states.pop(number)  # so that memory is given back
-                losses[np.ix_(rows, group)] = _losses(pair.frame(in_base), branch.states, chosen, work)
-            if progress:
-                progress(len(chosen))
+    beside = [collector.tokens_kept({examples[i].id for i in g}) if collector else 0 for g in groups]
+    for each in pair.passes(padded, windows, beside):
+        batches = [_Batch(pair, padded[i], max(1, batch_tokens // padded[i].numel()), work) for i in each.batches]
+        ids = {examples[i].id for index in each.batches for i in groups[index]}
+        flight = collector.flight(ids) if collector and ids & collector.ids else None
+        on_disk = [place for place, index in enumerate(each.batches) if index in each.on_disk]
+        with (
+            open_shelf(pair.spill, on_disk, each.bytes_on_disk) as shelf,
+            closing(_run_layers(pair, batches, plan, shelf, flight)) as ended,
+        ):
+            for place, states in ended:
+                group = groups[each.batches[place]]
+                chosen = [examples[i] for i in group]
+                for number in list(states):
+                    in_base, rows = plan.ends[number]
+                    branch = states.pop(number)  # so that memory is given back
+                    losses[np.ix_(rows, group)] = _losses(pair.frame(in_base), branch.states, chosen, work)
+                if progress:
+                    progress(len(chosen))
+        work.bytes_on_disk += shelf.bytes_written
     return losses
 
 

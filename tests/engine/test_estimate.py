@@ -28,6 +28,7 @@ from raysweep.models.memory import Peak
 from raysweep.models.stream import StreamedModel
 from raysweep.report.accuracy import accuracy_line, accuracy_records
 from raysweep.studies import streamed
+from raysweep.studies.passes import Need, Pass
 from raysweep.studies.windows import windows_of_widths
 
 STREAM = "execution.residency=stream"
@@ -105,7 +106,9 @@ def test_streamed_bytes_are_each_pass_and_identical_layers_once(
     monkeypatch: pytest.MonkeyPatch,
     passes: list[list[int]],
 ) -> None:
-    monkeypatch.setattr("raysweep.engine.pending.group_passes", lambda needs, room: passes)
+    monkeypatch.setattr(
+        "raysweep.engine.pending.chunks_in_passes", lambda *how: [Pass(tuple(indices)) for indices in passes]
+    )
     done = drive(make_config(tmp_path / "run", STREAM, *SWEEP_ONLY, f"models.0.tuned={{first: {frozen}}}"))
     base, tuned = tensor_bytes(world / "base"), tensor_bytes(frozen)
     read_of_base = sum(size for layer, size in base.items() if layer is not None and layer not in FROZEN)
@@ -118,8 +121,8 @@ def test_streamed_bytes_are_each_pass_and_identical_layers_once(
 def test_batches_that_need_a_pass_each(
     make_config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for where in ("raysweep.engine.room.group_passes", "raysweep.studies.streamed.group_passes"):
-        monkeypatch.setattr(where, lambda needs, room: [[index] for index in range(len(needs))])
+    for where in ("raysweep.engine.room.choose_passes", "raysweep.studies.streamed.choose_passes"):
+        monkeypatch.setattr(where, lambda needs, room, disk: [Pass((index,)) for index in range(len(needs))])
     kept, measured = told(drive(make_config(tmp_path / "run", STREAM, *SWEEP_ONLY, "execution.batch_tokens=60")))
     assert kept["bytes_read"] == sum(m["bytes_read"] for m in measured)
     one, _ = told(drive(make_config(tmp_path / "other", STREAM, *SWEEP_ONLY)))
@@ -132,13 +135,14 @@ def test_a_pair_reckons_the_same_needs(small: tuple[Config, Facts], monkeypatch:
     windows = windows_of_widths(6, [2])
     batches = sweep_batches(model.base, cell.examples, 60)
     needs = Needs.of(model.base, "float32", batches, windows)
-    asked: list[tuple[list[int], int]] = []
-    monkeypatch.setattr(streamed, "group_passes", lambda n, room: asked.append((list(n), room)) or [])
+    asked: list[tuple[list[Need], int]] = []
+    monkeypatch.setattr(streamed, "choose_passes", lambda n, room, disk: asked.append((list(n), room)) or [])
     monkeypatch.setattr(streamed, "private_bytes", lambda: 123)
     pair = streamed.StreamedPair.of(*map(StreamedModel, (model.base, model.tuned["first"])), memory=10**9)
     assert len(batches) > 2
-    pair.passes([pair_tokens(batch.tokens // batch.length, batch.length) for batch in batches], windows)
-    assert asked == [(list(needs.states), 10**9 - 123 - needs.at_work)]
+    tokens = [pair_tokens(batch.tokens // batch.length, batch.length) for batch in batches]
+    pair.passes(tokens, windows, [0] * len(batches))
+    assert asked == [(list(needs.batches), 10**9 - 123 - needs.at_work)]
 
 
 def pair_tokens(rows: int, length: int) -> Any:

@@ -23,6 +23,10 @@ def calls_for(config, facts, graph, done=()):
     return list(model_calls(config, facts, graph, set(done)))
 
 
+def keys_of(call):
+    return (*getattr(call, "keys", ()), *(part.key for part in getattr(call, "captures", ())))
+
+
 def with_overrides(config, *overrides):
     return parse_config(config.model_dump(), overrides=overrides)
 
@@ -75,7 +79,7 @@ def test_only_missing_parts_are_asked_for(small, graph):
         "substitute m/first none chunk 2",
     ]
     assert calls[1].windows == (Window(1, 3), Window(3, 5))
-    assert {key for call in calls for key in getattr(call, "keys", None) or (call.key,)} == lacking
+    assert {key for call in calls for key in keys_of(call)} == lacking
 
 
 def test_results_that_are_missing_need_no_model(small, graph):
@@ -111,8 +115,8 @@ def test_generation(make_config):
 
 def test_captured_parts_have_names_of_their_own(small, graph):
     captures = [call for call in calls_for(*small, graph) if isinstance(call, CaptureCall)]
-    assert len({(call.dataset, call.part) for call in captures}) == len(captures) == 5
-    assert [call.part[:6] for call in captures[:3]] == ["00000-", "00001-", "00002-"]
+    assert len({(call.dataset, part.name) for call in captures for part in call.captures}) == len(captures) == 5
+    assert [call.captures[0].name[:6] for call in captures[:3]] == ["00000-", "00001-", "00002-"]
     assert {call.pooling for call in captures} == {"last"}
 
 

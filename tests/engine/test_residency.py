@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import errno
 import re
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from raysweep.api import plan_run
 from raysweep.config import parse_config
 from raysweep.engine import events, residency
-from raysweep.engine.calls import SubstituteCall
+from raysweep.engine.calls import CaptureCall, SubstituteCall
 from raysweep.engine.driver import drive
 from raysweep.engine.inspection import inspect
 from raysweep.engine.pending import model_calls
 from raysweep.engine.plan import plan
 from raysweep.errors import InputError
+from raysweep.store.activations import open_activations
 from raysweep.store.artifacts import ChunkStore
+from raysweep.studies.passes import Pass
+from raysweep.studies.shelf import Shelf
+from raysweep.studies.streamed import StreamedPair
 
 STREAM = "execution.residency=stream"
 
@@ -25,7 +31,7 @@ def test_a_streamed_run_has_the_tables_of_a_resident_one(make_config, tmp_path, 
     done = drive(make_config(tmp_path / "run", STREAM))
     assert not done.failed
     same_tables(tables_of(finished), tables_of(done))
-    log = events.read_events(done.folder.events)
+    log = list(events.read_events(done.folder.events))
     calls = [e["call"] for e in log if e["event"] == events.CHUNK_COMMITTED and e["commit"].startswith("substitute")]
     assert len(calls) == 3, "chunks are committed one by one"
     assert {name.rpartition("/")[2].split(" ", 2)[2] for name in calls} == {"chunks 0-2"}, "of one pass"
@@ -50,18 +56,78 @@ def test_a_kill_between_two_chunks_of_a_call_keeps_the_first(
             drive(config)
     done = drive(config)
     same_tables(tables_of(finished), tables_of(done))
-    log = events.read_events(done.folder.events)
+    log = list(events.read_events(done.folder.events))
     told = [e for e in log if e["event"] == events.CHUNK_COMMITTED]
     assert len(told) == len({e["commit"] for e in told})
     calls = [e["call"] for e in told if e["commit"].startswith("substitute")]
     assert [name.rpartition("chunk")[2] for name in calls] == ["s 0-2", "s 1-2", "s 1-2"]
 
 
+def test_captures_ride_on_the_sweep_of_the_same_chunks(make_config, tmp_path, finished, tables_of, same_tables):
+    config = make_config(tmp_path / "run", STREAM)
+    facts = inspect(config)
+    done = drive(config)
+    log = list(events.read_events(done.folder.events))
+    calls = [e["call"] for e in log if e["event"] == events.CALL_DONE]
+    assert [c for c in calls if c.startswith(("capture", "substitute"))] == [
+        "substitute m/first 0-5 chunks 0-2",
+        "capture m/second chunks 0-1",
+    ]
+    (swept,) = (e for e in log if e["event"] == events.CALL_DONE and e["call"].startswith("substitute"))
+    layers = sum(
+        6 * residency.layer_sizes(c, "float32")[0] for c in (facts.models["m"].base, *facts.models["m"].tuned.values())
+    )
+    rest = sum(
+        residency.layer_sizes(c, "float32")[1] for c in (facts.models["m"].base, *facts.models["m"].tuned.values())
+    )
+    assert swept["measured"]["bytes_read"] == layers + rest, "each layer of both once, the captures' included"
+    for name in ("first", "second"):
+        ours, theirs = (open_activations(run.folder.activations("m", name)) for run in (done, finished))
+        np.testing.assert_array_equal(ours.example_ids, theirs.example_ids)
+        np.testing.assert_allclose(ours.states(), theirs.states(), rtol=0, atol=1e-5)
+    same_tables(tables_of(finished), tables_of(done))
+
+
+def test_a_kill_before_the_captures_of_a_pass_are_committed_captures_again_and_sweeps_no_more(
+    make_config, tmp_path, monkeypatch, finished, tables_of, same_tables
+):
+    config = make_config(tmp_path / "run", STREAM)
+    whole = ChunkStore.commit
+
+    def commit(self, name, *args, **kwargs):
+        if name.startswith("capture"):
+            raise KeyboardInterrupt
+        return whole(self, name, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ChunkStore, "commit", commit)
+        with pytest.raises(KeyboardInterrupt):
+            drive(config)
+    done = drive(config)
+    same_tables(tables_of(finished), tables_of(done))
+    second = list(events.read_events(done.folder.events))
+    at = max(i for i, e in enumerate(second) if e["event"] == events.RUN_STARTED)
+    calls = {e["call"] for e in second[at:] if e["event"] == events.CALL_STARTED}
+    assert {"capture m/first chunks 0-2", "capture m/second chunks 0-1"} <= calls
+    assert not any(call.startswith("substitute") for call in calls)
+
+
+def test_captures_stay_apart_where_calls_are_not_fused(make_config):
+    config = make_config("nowhere", STREAM, "execution.fuse=false")
+    facts = inspect(config)
+    calls = list(model_calls(config, facts, plan(config, facts), set()))
+    assert not any(call.captures for call in calls if isinstance(call, SubstituteCall))
+    assert [call.name for call in calls if isinstance(call, CaptureCall)] == [
+        "capture m/first chunks 0-2",
+        "capture m/second chunks 0-1",
+    ]
+
+
 def test_chunks_share_a_pass_as_far_as_their_states_fit(make_config, monkeypatch):
     config = make_config("nowhere", STREAM)
     facts = inspect(config)
     graph = plan(config, facts)
-    monkeypatch.setattr("raysweep.engine.pending.group_passes", lambda needs, room: [[0, 1], [2]])
+    monkeypatch.setattr("raysweep.studies.passes.group_passes", lambda needs, room: [[0, 1], [2]])
     calls = [c for c in model_calls(config, facts, graph, set()) if isinstance(c, SubstituteCall)]
     assert [call.sizes for call in calls] == [(4, 4), (2,)]
     assert all(len(call.keys) == len(call.sizes) * len(call.windows) for call in calls)
@@ -139,3 +205,69 @@ def test_sizes_of_memory(make_config, text, size):
 def test_what_is_no_size_is_refused(make_config, text):
     with pytest.raises(InputError, match=r"key 'execution\.memory': give auto, or a size such as 1\.5GB or 800MB, not"):
         make_config("nowhere", f"execution.memory={text}")
+
+
+def spill_all(self, batches, *_):
+    return [Pass(tuple(range(len(batches))), frozenset(range(len(batches))), 10**6)]
+
+
+def test_a_disk_that_fills_while_states_wait_there_fails_the_sweep_and_a_later_run_goes_on(
+    make_config, tmp_path, monkeypatch, finished, tables_of, same_tables
+):
+    config = make_config(tmp_path / "run", STREAM, f"execution.spill={tmp_path / 'spill'}")
+    monkeypatch.setattr(StreamedPair, "passes", spill_all)
+    put = Shelf.put
+
+    def full(self, place, branches):
+        if any(tmp_path.glob("spill/*/*.states")):
+            with self._told():
+                raise OSError(errno.ENOSPC, "No space left on device")
+        put(self, place, branches)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Shelf, "put", full)
+        ended = drive(config)
+    told = f"states cannot wait on disk in '{tmp_path / 'spill'}' (execution.spill): No space left on device (1.00 MB needed, "
+    assert "substitute m/first none" in ended.failed
+    assert ended.failed["similarity m/first"].startswith(told)
+    assert "similarity m/second" not in ended.failed, "what needs no states there goes on"
+    assert list((tmp_path / "spill").iterdir()) == []
+    done = drive(config)
+    assert not done.failed
+    same_tables(tables_of(finished), tables_of(done))
+    (swept,) = (
+        e
+        for e in events.read_events(done.folder.events)
+        if e["event"] == events.CALL_DONE and e["call"].startswith("substitute")
+    )
+    assert swept["measured"]["states_on_disk"] > 0
+
+
+def test_the_plan_says_what_waits_on_disk_and_why(make_config, tmp_path, monkeypatch):
+    spill = f"execution.spill={tmp_path / 'spill'}"
+    assert "wait" not in plan_run(make_config("nowhere", spill)).residency["m"], "nothing is streamed"
+    told = plan_run(make_config("nowhere", STREAM, spill)).residency["m"]
+    assert told == "stream, as asked; no states of first wait on disk, for all fit"
+    for words, disk in (
+        (
+            f"0.00 GB of the states of first wait in '{tmp_path / 'spill'}', and 1 pass instead of 3 passes over the weights: fewer bytes in all",
+            [Pass((0, 1, 2), frozenset({2}), 1)],
+        ),
+        ("no states of first wait on disk, for 3 passes over the weights move fewer bytes", None),
+    ):
+
+        def choose(needs, room, asked=None, largest=None, disk=disk):
+            return (asked and disk) or [Pass((index,)) for index in range(len(needs))]
+
+        monkeypatch.setattr("raysweep.engine.together.choose_passes", choose)
+        assert plan_run(make_config("nowhere", STREAM, spill)).residency["m"] == f"stream, as asked; {words}"
+
+
+def test_a_spill_folder_that_cannot_be_one_is_refused(make_config, tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(InputError, match=r"^execution\.spill '.*/file/x' lies under '.*/file', which is a file; give"):
+        drive(make_config(tmp_path / "run", STREAM, f"execution.spill={tmp_path / 'file' / 'x'}"))
+    assert not (tmp_path / "run").exists()
+    for text in ("''", "s3://bucket"):
+        with pytest.raises(InputError, match=r"key 'execution\.spill': give a folder, not "):
+            make_config("nowhere", f"execution.spill={text}")

@@ -18,6 +18,7 @@ from raysweep.engine.events import EventLog, read_events
 from raysweep.engine.inspection import inspect
 from raysweep.errors import InputError
 from raysweep.progress import Tally
+from raysweep.studies.passes import Pass
 from raysweep.studies.stopping import Rule, first_decision, in_random_order
 from raysweep.studies.windows import Window, windows_of_widths
 
@@ -139,7 +140,8 @@ def test_streamed_it_stops_at_the_same_chunk(
 ):
     if not together:  # as where memory holds the states of one chunk
         monkeypatch.setattr(
-            "raysweep.engine.pending.group_passes", lambda needs, room: [[i] for i in range(len(needs))]
+            "raysweep.engine.pending.chunks_in_passes",
+            lambda cell, indices, *how: [Pass((i,)) for i in range(len(indices))],
         )
     done = drive(stopping(tmp_path, TOP, "execution.residency=stream"))
     assert done.n_calls == (1 if together else stopped.n_calls)

@@ -93,7 +93,7 @@ def test_a_capture_writes_files_and_commits_their_entries(calls, tmp_path):
     (commit,) = Worker(tmp_path).attempt(call).commits
     assert commit.table is None
     assert commit.extra == {
-        "part": call.part,
+        "part": call.captures[0].name,
         "folder": "activations/m/first",
         "layers": 6,
         "width": 16,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from architectures import DECODERS, WRAPPERS, build_pair
+from architectures import DECODERS, WRAPPERS, build_pair, plain_losses
 
 from raysweep.data.examples import Example
 from raysweep.errors import InputError
@@ -18,7 +18,8 @@ from raysweep.models.checkpoint import describe, load_model
 from raysweep.models.prefetch import THREAD
 from raysweep.models.stream import StreamedModel
 from raysweep.models.streaming import streamed_layers
-from raysweep.studies.passes import group_passes, most_states
+from raysweep.studies.capture import Collector, Pooling, capture_states
+from raysweep.studies.passes import Pass, group_passes, most_states
 from raysweep.studies.streamed import StreamedPair
 from raysweep.studies.substitution import Pair, sweep_losses
 from raysweep.studies.windows import UNTOUCHED, Window, windows_of_widths
@@ -43,7 +44,7 @@ def no_thread() -> bool:
 
 
 @pytest.mark.parametrize("kind", [kind for kind in PREDICTING if kind != SHARED])
-def test_a_streamed_sweep_gives_the_resident_losses(
+def test_a_streamed_sweep_gives_the_resident_losses_and_those_of_the_plain_reference(
     kind: str, tmp_path: Path, random_examples: Callable[..., list[Example]]
 ) -> None:
     folders = saved(kind, tmp_path)
@@ -58,6 +59,9 @@ def test_a_streamed_sweep_gives_the_resident_losses(
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
         assert pair.bytes_read - before == sum(source.decoder_bytes for source in pair.sources)
     assert no_thread()
+    base, tuned = build_pair(PREDICTING[kind])
+    plain = plain_losses(base, tuned, examples[:2], windows, PREDICTING[kind].block_path)
+    np.testing.assert_allclose(found[:, :2], plain, rtol=0, atol=1e-5)
 
 
 def test_layers_that_share_weights_are_refused_by_name(tmp_path: Path) -> None:
@@ -72,7 +76,9 @@ def test_each_pass_reads_each_layer_once_and_none_that_it_does_not_need(
     pair = streamed(saved("llama", tmp_path))
     examples = random_examples(6)
     whole = windows_of_widths(4, [2])
-    monkeypatch.setattr(StreamedPair, "passes", lambda self, batches, windows: [[0, 1], list(range(2, len(batches)))])
+    monkeypatch.setattr(
+        StreamedPair, "passes", lambda self, batches, *_: [Pass((0, 1)), Pass(tuple(range(2, len(batches))))]
+    )
     before = pair.bytes_read
     in_two = sweep_losses(pair, examples, whole, batch_tokens=24)
     assert pair.bytes_read - before == 2 * sum(source.decoder_bytes for source in pair.sources)
@@ -81,6 +87,30 @@ def test_each_pass_reads_each_layer_once_and_none_that_it_does_not_need(
     before = pair.sources[0].files.bytes_read
     sweep_losses(pair, examples, [UNTOUCHED, Window(1, 3)])
     assert pair.sources[0].files.bytes_read - before == pair.sources[0].decoder_bytes // 2
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma3n", "qwen3_next"])
+@pytest.mark.parametrize("pooling", ["last", "mean"])
+def test_capture_and_sweep_share_each_layer_of_the_base(
+    kind: str, pooling: Pooling, tmp_path: Path, random_examples: Callable[..., list[Example]]
+) -> None:
+    pair = streamed(saved(kind, tmp_path))
+    examples = random_examples(6)
+    windows = [UNTOUCHED, Window(2, 3)]  # of the base one layer alone is swept
+    for chosen in (examples, examples[2:4]):
+        collector = Collector(pair.base, chosen, pooling, 64)
+        before = [source.files.bytes_read for source in pair.sources]
+        losses = sweep_losses(pair, examples, windows, batch_tokens=64, collector=collector)
+        read = [source.files.bytes_read - n for source, n in zip(pair.sources, before, strict=True)]
+        assert read == [source.decoder_bytes for source in pair.sources]
+        np.testing.assert_array_equal(losses, sweep_losses(pair, examples, windows, batch_tokens=64))
+        alone = capture_states(
+            Adapter(load_model(describe(str(tmp_path / "base")))), chosen, pooling=pooling, batch_tokens=64
+        )
+        captured = collector.captured()
+        np.testing.assert_allclose(captured.states, alone.states, rtol=1e-5, atol=1e-5)
+        np.testing.assert_array_equal(captured.example_ids, alone.example_ids)
+        np.testing.assert_array_equal(captured.token_pos, alone.token_pos)
 
 
 def test_a_layers_weights_are_in_memory_while_it_is_used_only(tmp_path: Path) -> None:

@@ -5,13 +5,17 @@ The wording of single readers is tested beside them; here the whole way is, as a
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from command_line import Result, content
+from safetensors.torch import load_file, save_file
 from spoil import (
     UP,
     edit_json,
@@ -152,6 +156,86 @@ WORSE: dict[str, tuple[Callable[[Path], Any], str]] = {
         "{w}/counts.jsonl, line 11: has a field 'answer' of type int, where format 'gsm8k' needs str",
     ),
 }  # fmt: skip
+
+
+def both(change: Callable[[dict[str, torch.Tensor]], Any]) -> Callable[[Path], None]:
+    def spoil(world: Path) -> None:
+        for name in ("base", "tuned"):
+            edit_tensors(world / name / "model.safetensors", change)
+
+    return spoil
+
+
+def leave_a_shard_out(world: Path) -> None:
+    """The index tells of one shard; the other is there, and not in it."""
+    tensors = load_file(world / "base/model.safetensors")
+    (world / "base/model.safetensors").unlink()
+    first, second = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
+    save_file({UP: tensors.pop(UP)}, world / "base" / second)
+    save_file(tensors, world / "base" / first)
+    (world / "base/model.safetensors.index.json").write_text(json.dumps({"weight_map": dict.fromkeys(tensors, first)}))
+
+
+STREAMED: dict[str, tuple[Callable[[Path], Any], str]] = {
+    **{
+        name: WORSE[name]
+        for name in (
+            "a torn shard",
+            "an empty weights file",
+            "a missing shard",
+            "NaN in a layer",
+            "infinity outside the layers",
+            "a pickle",
+        )
+    },
+    "a shard that the index leaves out": (
+        leave_a_shard_out,
+        f"checkpoint '{{w}}/base' lacks 1 weights, {UP} among them; it would run on random values",
+    ),
+    "float8": (
+        lambda w: edit_tensors(w / "tuned/model.safetensors", lambda t: t.update({UP: t[UP].to(torch.float8_e4m3fn)})),
+        f"{{w}}/tuned/model.safetensors: tensor {UP} is stored as F8_E4M3, which raysweep cannot stream; save the checkpoint in "
+        "bfloat16, float16 or float32, or set execution.residency to resident",
+    ),
+    "whole numbers": (
+        lambda w: edit_tensors(w / "tuned/model.safetensors", lambda t: t.update({UP: t[UP].to(torch.int8)})),
+        f"{{w}}/tuned/model.safetensors: tensor {UP} is stored as I8, where LlamaForCausalLM has floating values; copy or write "
+        "the checkpoint again",
+    ),
+    "another shape in one checkpoint": (
+        lambda w: edit_tensors(w / "tuned/model.safetensors", lambda t: t.update({UP: t[UP][:3].clone()})),
+        f"base '{{w}}/base' and tuned '{{w}}/tuned' differ in tensor {UP}: [*] and [3, *]; a pair must have the same width and "
+        "vocabulary",
+    ),
+    "another shape in both": (
+        both(lambda t: t.update({UP: t[UP][:3].clone()})),
+        f"checkpoint '{{w}}/base': {UP} gives {UP} the shape [3, *], where LlamaForCausalLM has [*]; write the checkpoint again, or "
+        "mend its config",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", STREAMED)
+def test_refused_before_anything_is_streamed(name, world, raysweep, tmp_path):
+    spoil, expected = STREAMED[name]
+    spoil(world)
+    before = content(tmp_path)
+    refused = raysweep("run", world / "config.yaml", "--set", "execution.residency=stream")
+    assert (refused.code, refused.out) == (2, "")
+    assert told(refused, expected.replace("{w}", str(world))), refused.err
+    assert content(tmp_path) == before
+
+
+def test_weights_of_another_floating_dtype_in_one_checkpoint_are_converted(world, raysweep, tmp_path):
+    edit_tensors(world / "tuned/model.safetensors", lambda t: t.update({n: v.bfloat16() for n, v in t.items()}))
+    losses = []
+    for residency in ("resident", "stream"):
+        run = tmp_path / residency
+        more = (f"storage={run}", f"execution.residency={residency}", "models.0.dtype=float32")
+        ran = raysweep("run", world / "config.yaml", *(part for each in more for part in ("--set", each)))
+        assert ran.code == 0, ran.err
+        losses.append(pd.read_parquet(run / "results" / "substitution.parquet")["loss"])
+    np.testing.assert_allclose(*losses, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", WORSE)
