@@ -52,7 +52,7 @@ def chunks_in_passes(
         return choose_passes(needs, model.residency.room)
     weights = sum(_layer_bytes(checkpoint) for checkpoint in (model.base, model.tuned[cell.dataset]))
     disk = Disk(free, weights, disk_trips(model.base.n_layers, windows, same))
-    longest = max(example.length for index in indices for example in cell.chunks[index])
+    longest = max((example.length for index in indices for example in cell.chunks[index]), default=0)
     return choose_passes(needs, model.residency.room, disk, max(loading.batch_tokens, longest) * states * token)
 
 
