@@ -149,7 +149,7 @@ def _substitutions(
 ) -> Iterator[SubstituteCall]:
     tasks = graph.cell("substitute", cell.model, cell.dataset)
     runs: list[tuple[list[Task], list[int]]] = []
-    for index in range(len(cell.swept)):
+    for index in range(len(tasks[0].parts) if tasks else 0):  # a sweep that stopped has fewer than the cell
         missing = [task for task in tasks if task.parts[index] not in done]
         if missing and loading.stream and runs and runs[-1][0] == missing:
             runs[-1][1].append(index)
