@@ -249,7 +249,8 @@ class _Reckoning:
             times = 3 if share == 0 and not loading.stream else 4
             self.applications += times * n * len(batches)
             ours, theirs = (sum(self._sizes(c).layers) for c in (call.base, call.tuned)) if loading.stream else (0, 0)
-            size = 2 * ours + 2 * theirs if share else ours + theirs + (ours if in_base else theirs)
+            own, other = (ours, theirs) if in_base else (theirs, ours)  # where the way starts, and where it leads
+            size = ours + theirs + (own if share < 1 else 0) + (other if share > 0 else 0)
             passes.append((size, times * n * tokens * rates.layer_seconds if rates else 0.0))
         width = hidden_size(base.config) * SIZES[loading.dtype]
         largest = max((batch.tokens for batch in batches), default=0)

@@ -129,8 +129,9 @@ def first_order(
     losses = np.full(len(examples), np.nan)
     scores = {part: np.zeros((pair.n_layers, len(examples))) for part in parts}
     probe = Probe(frame)
-    version = Version("layer", share) if share else BASE if reverse else TUNED
-    there = [_step(layer, version) for layer in range(pair.n_layers)]
+    ends = (BASE, TUNED) if reverse else (TUNED, BASE)
+    needed = ends if 0 < share < 1 else ends[:1] if share == 0 else ends[1:]
+    there = [_step(layer, *needed) for layer in range(pair.n_layers)]
     back = [_step(layer, TUNED, BASE) for layer in reversed(range(pair.n_layers))]
     for together in _passes(pair, padded, share):
         flows = [Flow(frame, padded[i], [examples[j] for j in groups[i]]) for i in together]
@@ -139,7 +140,7 @@ def first_order(
         with closing(pair.layers(there)) as layers:
             for step, (base, tuned) in zip(there, layers, strict=True):
                 own, other = (base, tuned) if reverse else (tuned, base)
-                block = own if share == 0 else interpolated(own, other, share)
+                block = _between(own, other, share)
                 probe.take(step.layer, block)
                 for flow in flows:
                     flow.take(step.layer, block, other if keep and probe.by_outputs(block) else None)
@@ -150,7 +151,7 @@ def first_order(
         with closing(pair.layers(back)) as layers:
             for step, (base, tuned) in zip(back, layers, strict=True):
                 own, other = (base, tuned) if reverse else (tuned, base)
-                block = own if share == 0 else interpolated(own, other, share)
+                block = _between(own, other, share)
                 # The step that is taken leads to the model further off, which in 16 bits says more.
                 target, length = (other, 1 - share) if share <= 0.5 else (own, -share)
                 by_outputs = probe.by_outputs(block) or step.layer in pair.same.layers
@@ -160,6 +161,11 @@ def first_order(
                         score[step.layer, groups[i]] = _sum(shares, part, own) / length
                     _count(work, flow, 2 if keep and by_outputs else 3)
     return FirstOrder(losses, scores)
+
+
+def _between(own: nn.Module, other: nn.Module, share: float) -> nn.Module:
+    """The layer at a share of the way."""
+    return own if share == 0 else other if share == 1 else interpolated(own, other, share)
 
 
 def _part(change: Change) -> Part:
