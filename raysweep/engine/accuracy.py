@@ -9,7 +9,7 @@ from typing import Any
 
 from raysweep.engine import events
 
-_COUNTED = ("capture", "substitute")
+_COUNTED = ("capture", "substitute", "estimate")
 
 
 @dataclass(frozen=True)

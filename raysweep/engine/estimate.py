@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from raysweep.engine.calls import CaptureCall, ModelCall, PairCall, SubstituteCall
+from raysweep.engine.calls import CaptureCall, EstimateCall, ModelCall, PairCall, SubstituteCall
 from raysweep.engine.pending import batch_budget, model_calls
 from raysweep.engine.plan import hidden_size
 from raysweep.engine.rates import Rates, measured_rates
@@ -23,6 +23,7 @@ from raysweep.engine.room import SIZES, Needs, batches_of, kept_beside, sweep_ba
 from raysweep.errors import InputError
 from raysweep.models.checkpoint import text_config
 from raysweep.models.skeleton import Reads, read_sizes
+from raysweep.studies.gradient import GRAPH, points_of
 from raysweep.studies.passes import Disk, disk_trips
 from raysweep.studies.schedule import Schedule, schedule
 from raysweep.studies.shelf import free_on_disk
@@ -120,7 +121,7 @@ def _streamed(config: Config, facts: Facts, name: str) -> Residency | str:
 def _rates(config: Config, facts: Facts, calls: Iterable[ModelCall]) -> dict[str, Rates | None]:
     lengths: dict[str, list[int]] = {}
     for call in calls:
-        sizes = [e.length - 1 if isinstance(call, SubstituteCall) else e.n_prompt for e in call.examples]
+        sizes = [e.n_prompt if isinstance(call, CaptureCall) else e.length - 1 for e in call.examples]
         lengths.setdefault(call.model, []).extend(sizes)
     tokens = batch_budget(config.execution.batch_tokens, facts.device)
     return {
@@ -151,6 +152,8 @@ class _Reckoning:
         for call in calls:
             if isinstance(call, SubstituteCall):
                 self._sweep(call)
+            elif isinstance(call, EstimateCall):
+                self._gradient(call)
             elif isinstance(call, CaptureCall):
                 self._capture(call)
             else:
@@ -231,6 +234,31 @@ class _Reckoning:
         self.applications += plan.applications * len(batches)
         states = self._states(call, plan, [sum(batches[i].tokens for i in indices) for indices in together])
         self._take(call, read, labels * len(plan.ends) * rates.head_seconds if rates else 0.0, passes, states)
+
+    def _gradient(self, call: EstimateCall) -> None:
+        """A way there and back at each point; three layer applications where the layers' graphs are kept, four elsewhere.
+
+        That they are kept wherever that may be, and that states of all batches of a streamed call fit, is taken for granted.
+        """
+        loading, base, rates = call.loading, call.base, self.rates[call.model]
+        batches = sweep_batches(base, call.examples, loading.batch_tokens)
+        read = self._load(call, base) + self._load(call, call.tuned, base)
+        tokens, n = sum(batch.tokens for batch in batches), base.n_layers
+        passes = []
+        for in_base, share in points_of(call.windows, call.points, n):
+            times = 3 if share == 0 and not loading.stream else 4
+            self.applications += times * n * len(batches)
+            ours, theirs = (sum(self._sizes(c).layers) for c in (call.base, call.tuned)) if loading.stream else (0, 0)
+            own, other = (ours, theirs) if in_base else (theirs, ours)  # where the way starts, and where it leads
+            size = ours + theirs + (own if share < 1 else 0) + (other if share > 0 else 0)
+            passes.append((size, times * n * tokens * rates.layer_seconds if rates else 0.0))
+        width = hidden_size(base.config) * SIZES[loading.dtype]
+        largest = max((batch.tokens for batch in batches), default=0)
+        states = largest * width * (GRAPH * (1 if loading.stream else n)) + (
+            tokens * width * n if loading.stream else 0
+        )
+        labels = sum(example.n_tokens for example in call.examples)
+        self._take(call, read, 2 * labels * rates.head_seconds if rates else 0.0, passes, states)
 
     def _states(self, call: SubstituteCall, plan: Schedule, tokens: list[int]) -> int:
         """Bytes of the largest pass's states, of what one batch makes in a layer, and of its logits."""

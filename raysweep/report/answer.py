@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from raysweep.report.cells import SIGNIFICANT, Cell, Correlation, Rival, Setting, Verdict
+from raysweep.report.estimates import estimate_sentences
 from raysweep.report.stopping import stopping_sentences
 from raysweep.report.summaries import Window, windows_of
 from raysweep.report.words import decimals_for, interval, layers_text, metric_name, number
@@ -48,7 +49,8 @@ def answer_of(cell: Cell) -> Answer:
     """The sentences of one cell: what each width's costliest window costs, where δ is smallest, and ρ."""
     first = [cell.main_width] if cell.main_width else []
     others = [width for width in cell.shown_widths if width not in first]
-    sentences = [s for width in (*first, *others) for s in _cost_sentences(cell, width, brief=width in others)]
+    sentences = estimate_sentences(cell)
+    sentences += [s for width in (*first, *others) for s in _cost_sentences(cell, width, brief=width in others)]
     sentences += stopping_sentences(cell)
     if cell.settings:
         sentences.append(_change_sentence(cell, cell.settings[0]))

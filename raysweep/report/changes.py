@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from raysweep.report.cells import Cell
+from raysweep.report.estimates import compared
 from raysweep.report.page_tables import MOST, Table
-from raysweep.report.summaries import changes_of, layers_in
+from raysweep.report.summaries import changes_of, layers_in, rows_of
 from raysweep.report.words import interval, number, number_or_reason, runs_text
 
 if TYPE_CHECKING:
@@ -72,6 +73,31 @@ def verification_table(cell: Cell) -> Table | None:
         rows = sorted(rows, key=lambda item: -item[0])[:MOST]
     columns = ("what", "layers", "coefficient", "examples", "loss", "recomputed", "largest difference")
     return Table(caption, columns, [row for _, row in rows], words={0, 1})
+
+
+def estimates_table(cell: Cell) -> Table | None:
+    """Estimated beside exact mean losses; None where nothing has both."""
+    if "substitution" not in cell.tables:
+        return None
+    found = compared(cell.tables["substitution"])
+    if not len(found):
+        return None
+    caption = "Estimated losses (gradient) beside exact ones, means in nats over the examples that have both"
+    if len(found) > MOST:
+        caption += f"; {MOST} of {len(found)}, all of which are in results/substitution.parquet"
+    rows = [
+        (
+            _KINDS.get(row.kind, row.kind),
+            cell.set_name(row.layers) if row.kind == "set" else runs_text(layers_in(row.layers)) or "none",
+            f"{row.coefficient:g}",
+            number(row.exact, 4),
+            number(row.estimate, 4),
+            number(row.estimate - row.exact, 4, signed=True),
+        )
+        for row in rows_of(found.head(MOST))
+    ]
+    columns = ("what", "layers", "coefficient", "exact", "estimate", "estimate − exact")
+    return Table(caption, columns, rows, words={0, 1})
 
 
 def verification_lines(tables: Mapping[str, pd.DataFrame]) -> list[str]:

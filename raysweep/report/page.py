@@ -23,7 +23,7 @@ from raysweep.report.answer import CARDS, Answer, answer_of, headline
 from raysweep.report.cells import Cell, cells_of
 from raysweep.report.change_pictures import change_pictures
 from raysweep.report.change_sentences import change_sentences
-from raysweep.report.changes import changes_table, verification_table
+from raysweep.report.changes import changes_table, estimates_table, verification_table
 from raysweep.report.page_tables import Table, records_table
 from raysweep.report.pictures import Drawings, Picture, overview, pictures_of
 from raysweep.report.words import duration, layers_text, moment
@@ -126,7 +126,9 @@ class _CellView:
 def _cell_view(cell: Cell, drawings: Drawings) -> _CellView:
     tables = [page_tables.windows_table(cell, width) for width in cell.shown_widths]
     tables += [page_tables.widths_table(cell)] if len(cell.shown_widths) < len(cell.widths) else []
-    tables += [table for table in (changes_table(cell), verification_table(cell)) if table is not None]
+    tables += [
+        table for table in (changes_table(cell), estimates_table(cell), verification_table(cell)) if table is not None
+    ]
     tables += [page_tables.dynamics_table(cell)] if cell.settings else []
     tables += [page_tables.correlation_table(cell)] if cell.correlations else []
     tables += [page_tables.health_table(cell)] if "health" in cell.tables else []

@@ -55,15 +55,20 @@ class Window(NamedTuple):
         return interval(self.cost_low, self.cost_high, decimals)
 
 
+def of_one_estimator(substitution: pd.DataFrame) -> pd.DataFrame:
+    """The rows that a curve is made of: the estimates where there are any (the exact ones are a sample then), else all."""
+    estimated = substitution["estimator"] != "exact"
+    return substitution[estimated] if estimated.any() else substitution
+
+
 def paired_losses(substitution: pd.DataFrame) -> pd.DataFrame:
     """Per-example losses side by side: index example_id, one column for each (start, stop), in nats.
 
-    `substitution` holds one model and data set; only whole windows put back exactly (coefficient 1) are taken.
+    `substitution` holds one model and data set; only whole windows put back (coefficient 1) are taken.
     """
-    exact = (
-        (substitution["kind"] == "window") & (substitution["coefficient"] == 1) & (substitution["estimator"] == "exact")
-    )
-    rows = substitution.loc[exact, ["example_id", "start", "stop", "loss"]].astype({"start": int, "stop": int})
+    substitution = of_one_estimator(substitution)
+    whole = (substitution["kind"] == "window") & (substitution["coefficient"] == 1)
+    rows = substitution.loc[whole, ["example_id", "start", "stop", "loss"]].astype({"start": int, "stop": int})
     rows = rows.drop_duplicates(["example_id", "start", "stop"])
     return rows.pivot(index="example_id", columns=["start", "stop"], values="loss").sort_index(axis="columns")
 
@@ -73,9 +78,8 @@ def paired_changes(substitution: pd.DataFrame) -> pd.DataFrame:
 
     `substitution` holds one model and data set; layers are as its column has them, columns in its order.
     """
-    others = (substitution["estimator"] == "exact") & (
-        (substitution["kind"] != "window") | (substitution["coefficient"] != 1)
-    )
+    substitution = of_one_estimator(substitution)
+    others = (substitution["kind"] != "window") | (substitution["coefficient"] != 1)
     rows = substitution.loc[others, ["example_id", "kind", "layers", "coefficient", "loss"]]
     rows = rows.drop_duplicates(["example_id", "kind", "layers", "coefficient"])
     wide = rows.pivot(index="example_id", columns=["kind", "layers", "coefficient"], values="loss")

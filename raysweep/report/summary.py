@@ -10,6 +10,7 @@ import numpy as np
 
 from raysweep.report.cells import Cell, cells_of
 from raysweep.report.changes import verification_lines
+from raysweep.report.estimates import estimate_lines
 from raysweep.report.stopping import stopping_lines
 from raysweep.report.summaries import Window, windows_of
 
@@ -20,9 +21,9 @@ if TYPE_CHECKING:
 def summary_lines(tables: Mapping[str, pd.DataFrame]) -> list[str]:
     """ρ of every cell, or the costliest window of each where nothing was correlated; losses left out are told with both.
 
-    Then where sweeps stopped early, and what came of losses that were taken again.
+    Then how good estimates are, where sweeps stopped early, and what came of losses that were taken again.
     """
-    return [*_answers(tables), *stopping_lines(tables), *verification_lines(tables)]
+    return [*_answers(tables), *estimate_lines(tables), *stopping_lines(tables), *verification_lines(tables)]
 
 
 def _answers(tables: Mapping[str, pd.DataFrame]) -> list[str]:

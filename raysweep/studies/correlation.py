@@ -56,7 +56,7 @@ def correlate_cell(
 ) -> pd.DataFrame:
     """One row a metric and width: δ of states [L, N, D] against the mean loss of each window, with a 95 % interval of ρ.
 
-    `losses` are rows of the substitution table of one model, data set and estimator; the mean of a window leaves NaN losses out, and δ the
+    `losses` are rows of the substitution table of one model and data set (of several estimators, the exact ones count); the mean of a window leaves NaN losses out, and δ the
     examples whose states are not finite; an infinite loss counts as the largest. The interval is that of ρ over half-samples of the examples that have both a state and a finite loss under every window of
     the width, both sides recomputed together; NaN with fewer than 8 such examples. `drop_ends` centres are left out at
     each end; a width of which fewer than 3 are left has no row.
@@ -68,6 +68,8 @@ def correlate_cell(
     deltas = {metric: local_dynamics(similarity_matrix(states, metric), neighbourhood) for metric in metrics}
     resampled: dict[tuple[str, tuple[int, ...]], np.ndarray | None] = {}
     whole = (losses["kind"] == "window") & (losses["coefficient"] == 1)
+    if losses["estimator"].nunique() > 1:
+        whole &= losses["estimator"] == "exact"
     losses = losses[whole]  # sets, parts of layers and steps between the models have widths and centres as well
     rows = []
     for width in sorted(int(w) for w in losses["width"].unique() if 0 < w < len(states)):

@@ -1,9 +1,10 @@
 """First order in the weights: what every window, set and part of layers would cost, from one forward and one backward pass.
 
 loss(layers S put back) ≈ loss + Σ_{ℓ ∈ S} ⟨∂loss/∂θ_ℓ, θ_base,ℓ − θ_tuned,ℓ⟩, for each example. With several points the gradient is its
-mean over the straight way from tuned to base, all layers moving together, by Gauss-Legendre's rule (the path integral of
-integrated gradients, Sundararajan et al. 2017): summed over all layers it is exact but for the rule's error.
-An estimate knows nothing of curvature, or of how layers act on each other; how good it is, only exact losses tell.
+mean over a part of the straight way from tuned to base, all layers moving together: as much of the way as S has of the layers,
+for that moves the model about as far as S does. For all layers it is the path integral of integrated gradients
+(Sundararajan et al. 2017), exact but for the rule's error. An estimate knows little of curvature, and nothing of how just
+these layers act on each other; how good it is, only exact losses tell.
 
 About three layer applications a layer and point, whatever the changes: forward, backward by the states, and the products of
 the step (models/directional.py); a fourth where the forward is made anew, for memory or at a point between the models.
@@ -24,17 +25,18 @@ from torch import nn
 from raysweep.data.batches import make_batches, pad
 from raysweep.data.examples import Example
 from raysweep.models.directional import Shares
-from raysweep.models.memory import free_bytes
+from raysweep.models.memory import free_bytes, private_bytes
 from raysweep.models.parts import parts_of
 from raysweep.models.surgery import interpolated
 from raysweep.studies.backward import Flow, Probe
 from raysweep.studies.interventions import Change
-from raysweep.studies.passes import group_passes
+from raysweep.studies.passes import group_passes, states_of_a_way_back
 from raysweep.studies.schedule import Group, Step
-from raysweep.studies.substitution import Pair, Work
+from raysweep.studies.streamed import StreamedPair
+from raysweep.studies.substitution import LOGIT_BYTES, Pair, Work
 from raysweep.studies.windows import BASE, TUNED, Part, Version, Window
 
-_GRAPH = 40  # values by token and width that a layer keeps for its backward pass (Korthikanti et al. 2022: 34 bytes of 16 bits, and scores)
+GRAPH = 40  # values by token and width that a layer keeps for its backward pass (Korthikanti et al. 2022: 34 bytes of 16 bits, and scores)
 
 
 @dataclass(frozen=True)
@@ -46,11 +48,28 @@ class FirstOrder:
 
 
 def nodes(points: int, upto: float = 1.0) -> list[tuple[float, float]]:
-    """(share of the way, weight) of each point: where the step starts for one, else Gauss-Legendre's on [0, upto]."""
+    """(share of the way, weight) of each point, for the mean of a slope over the way from 0 to `upto`.
+
+    One point is where the step starts. Several stand at (k/(points − 1))², closer where most changes end, the same for every
+    `upto`; between them the slope is taken to be linear. Points of no weight are left out.
+    """
     if points == 1:
         return [(0.0, 1.0)]
-    at, weights = np.polynomial.legendre.leggauss(points)
-    return [(float(upto * (x + 1) / 2), float(w / 2)) for x, w in zip(at, weights, strict=True)]
+    at = (np.arange(points) / (points - 1)) ** 2
+    weights = np.zeros(points)
+    for k in range(points - 1):
+        length = min(at[k + 1], upto) - at[k]
+        if length > 0:  # a linear piece from at[k], as far as `upto`
+            lean = length / (at[k + 1] - at[k]) / 2
+            weights[k : k + 2] += length * np.array([1 - lean, lean])
+    return [(float(x), float(w / upto)) for x, w in zip(at, weights, strict=True) if w]
+
+
+def points_of(changes: Collection[Change], points: int, n_layers: int) -> set[tuple[bool, float]]:
+    """Every (whether it starts from the base model, share of the way) at which these changes need a pass."""
+    ways = {(c.in_base, c.coefficient * c.width / n_layers) for c in changes}
+    found = {(in_base, share) for in_base, upto in ways if upto for share, _ in nodes(points, upto)}
+    return found | {(in_base, 0.0) for in_base, _ in ways}
 
 
 def estimate_losses(
@@ -64,7 +83,7 @@ def estimate_losses(
 ) -> np.ndarray:
     """Estimated loss of every example under every change, float64 [W, N], in nats; that of an untouched model is exact.
 
-    A change of coefficient c has its points on the way up to c; a `reverse` one starts from the base model. Raises
+    A change of coefficient c goes c times as far; a `reverse` one starts from the base model. Raises
     InputError where parts of a layer are asked for and cannot be told apart, or weights cannot be interpolated.
     """
     work = work if work is not None else Work()
@@ -82,7 +101,7 @@ def estimate_losses(
     for row, change in enumerate(changes):
         layers = list(range(*change)) if isinstance(change, Window) else list(change.chosen)
         step = np.zeros(len(examples))
-        for share, weight in nodes(points, change.coefficient) if layers else []:
+        for share, weight in nodes(points, change.coefficient * len(layers) / pair.n_layers) if layers else []:
             step += weight * at(change.in_base, share).scores[_part(change)][layers].sum(axis=0)
         estimates[row] = at(change.in_base, 0.0).losses + change.coefficient * step
     return estimates
@@ -110,8 +129,9 @@ def first_order(
     losses = np.full(len(examples), np.nan)
     scores = {part: np.zeros((pair.n_layers, len(examples))) for part in parts}
     probe = Probe(frame)
-    version = Version("layer", share) if share else BASE if reverse else TUNED
-    there = [_step(layer, version) for layer in range(pair.n_layers)]
+    ends = (BASE, TUNED) if reverse else (TUNED, BASE)
+    needed = ends if 0 < share < 1 else ends[:1] if share == 0 else ends[1:]
+    there = [_step(layer, *needed) for layer in range(pair.n_layers)]
     back = [_step(layer, TUNED, BASE) for layer in reversed(range(pair.n_layers))]
     for together in _passes(pair, padded, share):
         flows = [Flow(frame, padded[i], [examples[j] for j in groups[i]]) for i in together]
@@ -120,7 +140,7 @@ def first_order(
         with closing(pair.layers(there)) as layers:
             for step, (base, tuned) in zip(there, layers, strict=True):
                 own, other = (base, tuned) if reverse else (tuned, base)
-                block = own if share == 0 else interpolated(own, other, share)
+                block = _between(own, other, share)
                 probe.take(step.layer, block)
                 for flow in flows:
                     flow.take(step.layer, block, other if keep and probe.by_outputs(block) else None)
@@ -131,14 +151,21 @@ def first_order(
         with closing(pair.layers(back)) as layers:
             for step, (base, tuned) in zip(back, layers, strict=True):
                 own, other = (base, tuned) if reverse else (tuned, base)
-                block = own if share == 0 else interpolated(own, other, share)
+                block = _between(own, other, share)
+                # The step that is taken leads to the model further off, which in 16 bits says more.
+                target, length = (other, 1 - share) if share <= 0.5 else (own, -share)
                 by_outputs = probe.by_outputs(block) or step.layer in pair.same.layers
                 for i, flow in zip(together, flows, strict=True):
-                    shares = flow.go_back(step.layer, block, other, by_outputs=by_outputs)
+                    shares = flow.go_back(step.layer, block, target, by_outputs=by_outputs)
                     for part, score in scores.items():
-                        score[step.layer, groups[i]] = _sum(shares, part, own) / (1 - share)
+                        score[step.layer, groups[i]] = _sum(shares, part, own) / length
                     _count(work, flow, 2 if keep and by_outputs else 3)
     return FirstOrder(losses, scores)
+
+
+def _between(own: nn.Module, other: nn.Module, share: float) -> nn.Module:
+    """The layer at a share of the way."""
+    return own if share == 0 else other if share == 1 else interpolated(own, other, share)
 
 
 def _part(change: Change) -> Part:
@@ -161,17 +188,24 @@ def _sum(shares: Shares, part: Part, block: nn.Module) -> np.ndarray | float:
 
 
 def _passes(pair: Pair, batches: Sequence[torch.Tensor], share: float) -> list[list[int]]:
-    """Which batches go together: each alone where that costs nothing, else as many as a quarter of what is free holds."""
+    """Which batches go together: each alone where that costs nothing, else as many as the budget (a quarter of what is free) holds."""
     if pair.in_memory and share == 0:
         return [[index] for index in range(len(batches))]
-    one = pair.tuned.record(batches[0][:1, :1]).states if batches else torch.empty(0)
-    size = one.numel() * one.element_size() * (pair.n_layers + 3)
-    return group_passes([tokens.numel() * size for tokens in batches], free_bytes(str(pair.tuned.device)) // 4)
+    if not batches:
+        return []
+    one = pair.tuned.record(batches[0][:1, :1]).states
+    size = one.numel() * one.element_size()
+    room = free_bytes(str(pair.tuned.device)) // 4
+    if isinstance(pair, StreamedPair) and pair.memory is not None:
+        taken = private_bytes() if pair.tuned.device.type == "cpu" else 0
+        at_work = max(tokens.numel() for tokens in batches) * GRAPH * size + 3 * LOGIT_BYTES
+        room = max(0, pair.memory - taken - at_work)
+    return group_passes([tokens.numel() * size * states_of_a_way_back(pair.n_layers) for tokens in batches], room)
 
 
 def _fit(flows: Sequence[Flow], pair: Pair) -> bool:
     """Whether all layers' pieces of graph can be kept: a quarter of what is free, by a rough estimate."""
-    size = sum(flow.size for flow in flows) * _GRAPH * pair.n_layers
+    size = sum(flow.size for flow in flows) * GRAPH * pair.n_layers
     return size <= free_bytes(str(pair.tuned.device)) // 4
 
 

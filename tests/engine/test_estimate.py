@@ -32,6 +32,7 @@ from raysweep.studies.passes import Need, Pass
 from raysweep.studies.windows import windows_of_widths
 
 STREAM = "execution.residency=stream"
+GRADIENT = "studies.substitution={widths: [2], estimator: gradient, sample: 2}"
 SWEEP_ONLY = ("studies.similarity=null", "studies.correlation=null")
 FROZEN = (1, 4)
 
@@ -64,7 +65,7 @@ def told(done: Done) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     kept = json.loads(done.folder.plan.read_text())["about"]["estimate"]
     log = list(read_events(done.folder.events))
     begun = max(i for i, event in enumerate(log) if event["event"] == "run_started")
-    kinds = ("capture", "substitute")
+    kinds = ("capture", "substitute", "estimate")
     ended = [e for e in log[begun:] if e["event"] == "call_done" and e["call"].split()[0] in kinds]
     return kept, [event["measured"] for event in ended]
 
@@ -80,6 +81,9 @@ def told(done: Done) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         (STREAM, "execution.batch_tokens=40"),
         (STREAM, "execution.fuse=false"),
         (STREAM, *SWEEP_ONLY),
+        (GRADIENT,),
+        (GRADIENT, "studies.substitution.points=3", "studies.substitution.reverse=true", "execution.batch_tokens=40"),
+        (GRADIENT, "studies.substitution.points=2", "studies.substitution.reverse=true", STREAM),
     ],
     ids=" ".join,
 )

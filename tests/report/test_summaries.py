@@ -65,12 +65,11 @@ class TestWindowLosses:
         assert row.cost == math.inf
         assert math.isnan(row.cost_low)
 
-    def test_sets_scaled_and_estimated_substitutions_are_not_windows(self):
+    def test_sets_and_scaled_substitutions_are_not_windows(self):
         frame = frame_of({(0, 0): [1.0, 1.0], (0, 2): [2.0, 2.0]})
         others = [
             frame.assign(kind="set", start=math.nan, stop=math.nan),
             frame.assign(coefficient=0.5, loss=7.0),
-            frame.assign(estimator="taylor", loss=7.0),
         ]
         mixed = pd.concat([*others, frame], ignore_index=True)
         pd.testing.assert_frame_equal(summaries.paired_losses(mixed), summaries.paired_losses(frame))

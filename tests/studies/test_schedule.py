@@ -114,6 +114,6 @@ def test_what_is_not_a_window_beside_it() -> None:
     changes = check_changes(4, [2], sets={"a": [3, 0]}, modules=["mlp"], coefficients=[0.5, 1.0], reverse=True)
     assert [change.text for change in changes] == [
         *("none", "0-1", "1-2", "2-3", "0-3", "0-1 at 0.5", "1-2 at 0.5", "2-3 at 0.5", "0-3 at 0.5"),
-        *("set 0,3", "set 0,3 at 0.5", "mlp 0-1", "mlp 1-2", "mlp 2-3", "mlp 0-3"),
+        *("set a 0,3", "set a 0,3 at 0.5", "mlp 0-1", "mlp 1-2", "mlp 2-3", "mlp 0-3"),
         *("reverse none", "reverse 0-1", "reverse 1-2", "reverse 2-3", "reverse 0-3"),
     ]
