@@ -250,12 +250,12 @@ def _option_lines(found: Options) -> list[tuple[str, str]]:
 
 def plan_run(config: Config | str | Path, overrides: Sequence[str] = ()) -> Planned:
     """What `run` would do with this config; reads and checks everything it names, and runs and writes nothing."""
+    from raysweep.engine.cost import cost
     from raysweep.engine.driver import prepare
     from raysweep.engine.estimate import estimate, options
     from raysweep.engine.executor import backend_for
     from raysweep.engine.graph import beyond, shortened
     from raysweep.engine.pending import spilled
-    from raysweep.engine.plan import cost
 
     if isinstance(config, Config):
         config = parse_config(config.model_dump(), overrides=overrides)

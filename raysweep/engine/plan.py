@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from raysweep.config import Config, SubstitutionConfig
@@ -13,7 +12,6 @@ from raysweep.engine.inspection import Cell, Facts, ModelFacts, asked_changes, c
 from raysweep.fingerprint import fingerprint
 from raysweep.models.same import NOTHING
 from raysweep.studies.interventions import Change, Intervention, identity, to_json
-from raysweep.studies.schedule import layer_applications, shared_rows
 from raysweep.studies.stopping import Rule
 from raysweep.studies.verification import draw
 from raysweep.studies.windows import Window, windows_of_widths
@@ -241,80 +239,6 @@ def _correlation(config: Config, cell: Cell, similarity: Task, substitutions: li
         made_from["stop"] = _stopping(cell, rule, substitutions).results["stopping"]
     needs = (similarity.name, *(task.name for task in windows))
     return Task("correlate", cell.model, cell.dataset, results={"correlation": fingerprint(made_from)}, needs=needs)
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What is still to do: layer applications (counted for a whole data set each), their floating point operations,
-    bytes of checkpoints to read, and the largest memory that states and weights need together, in bytes. `identical` tells
-    by model and data set how many layers base and tuned have in common, and how many changes are another's for that."""
-
-    layer_applications: int
-    token_applications: int
-    flops: float
-    bytes_to_read: int
-    memory: int
-    identical: Mapping[str, tuple[int, int]] = field(default_factory=dict)
-
-
-def cost(config: Config, facts: Facts, graph: Graph, done: Collection[str]) -> Cost:
-    """Cost of what is not done yet. A layer application is counted once a data set and shared where windows share it."""
-    applications = token_applications = 0
-    flops = 0.0
-    read: dict[str, int] = {}
-    identical: dict[str, tuple[int, int]] = {}
-    memory = 0
-    for (model_name, dataset), cell in facts.cells.items():
-        model = facts.models[model_name]
-        layers, per_layer = model.base.n_layers, _layer_parameters(model)
-        size = {"float32": 4, "bfloat16": 2, "float16": 2}[model.dtype]
-        lengths = [[len(e.tokens) for e in chunk] for chunk in cell.swept]
-        prompts = [[e.n_prompt for e in chunk] for chunk in cell.chunks]
-        most = 0
-        tasks, same = graph.cell("substitute", model_name, dataset), model.same.get(dataset, NOTHING)
-        if tasks and (same.layers or same.rest):
-            shared = shared_rows(layers, [t.window for t in tasks if t.window is not None], same)
-            identical[f"{model_name}/{dataset}"] = (len(same.layers), shared)
-        for index, chunk in enumerate(lengths):
-            missing = [t.window for t in tasks if t.window is not None and t.parts[index] not in done]
-            if missing:
-                needed = layer_applications(layers, missing, same)
-                most = max(most, needed)
-                token_applications += needed * sum(chunk)
-                flops += 2.0 * per_layer * needed * sum(chunk)
-                read |= {
-                    model.base.fingerprint: model.base.bytes,
-                    model.tuned[dataset].fingerprint: model.tuned[dataset].bytes,
-                }
-                memory = max(memory, _memory(model, dataset, size, len(missing), max(chunk), sum(chunk)))
-        applications += most
-        for task in graph.cell("similarity", model_name, dataset):
-            missing_chunks = [index for index, key in enumerate(task.parts) if key not in done]
-            if missing_chunks:
-                applications += layers
-                tokens = sum(sum(prompts[index]) for index in missing_chunks)
-                token_applications += layers * tokens
-                flops += 2.0 * per_layer * layers * tokens
-                read |= {model.base.fingerprint: model.base.bytes}
-    return Cost(applications, token_applications, flops, sum(read.values()), memory, identical)
-
-
-def _layer_parameters(model: ModelFacts) -> float:
-    """Parameters of one decoder layer, as an average: the tensors that carry a layer's number, over the layers."""
-    total = 0
-    for name, shape in model.base.shapes.items():
-        if any(part.isdigit() for part in name.split(".")):
-            size = 1
-            for n in shape:
-                size *= n
-            total += size
-    return total / model.base.n_layers
-
-
-def _memory(model: ModelFacts, dataset: str, size: int, windows: int, longest: int, tokens: int) -> int:
-    parameters = model.base.n_parameters + model.tuned[dataset].n_parameters
-    width = int(hidden_size(model.base.config))
-    return parameters * size + (windows + 2) * max(longest, tokens) * width * size
 
 
 def hidden_size(config: Mapping[str, Any]) -> int:

@@ -9,7 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raysweep.engine import rates
-from raysweep.engine.plan import cost, plan
+from raysweep.engine.cost import cost
+from raysweep.engine.inspection import inspect
+from raysweep.engine.plan import plan
 from raysweep.errors import InputError
 from raysweep.models.one_layer import build_one_layer
 from raysweep.studies.schedule import layer_applications
@@ -45,63 +47,37 @@ def test_layer_applications_by_brute_force(n_layers, data):
     assert layer_applications(n_layers, windows) == distinct_states(n_layers, windows)
 
 
-def counted(config, facts):
-    """Tokens by (data set, chunk): of whole examples as substitution runs them, and of prompts."""
-    cells = {name: cell.chunks for (_, name), cell in facts.cells.items()}
-    whole = {(n, i): sum(len(e.tokens) for e in chunk) for n, chunks in cells.items() for i, chunk in enumerate(chunks)}
-    prompts = {(n, i): sum(e.n_prompt for e in chunk) for n, chunks in cells.items() for i, chunk in enumerate(chunks)}
-    return whole, prompts
-
-
-def test_cost_of_everything(small, world):
+def test_cost_of_everything(small):
     config, facts = small
-    graph = plan(config, facts)
-    needed = cost(config, facts, graph, set())
-    whole, prompts = counted(config, facts)
-    swept = sum(tokens for (name, _), tokens in whole.items() if name == "first")
-    captured = sum(prompts.values())
-    assert needed.layer_applications == 30 + 6 + 6
-    assert needed.token_applications == pytest.approx(30 * swept + 6 * captured, rel=0.1)
-    # one layer: q and o 16 × 16, k and v 16 × 8, three of 16 × 40, two norms
-    per_layer = 2 * 16 * 16 + 2 * 16 * 8 + 3 * 16 * 40 + 2 * 16
-    assert needed.flops == 2 * per_layer * needed.token_applications
-    size = {name: (world / name / "model.safetensors").stat().st_size for name in ("base", "tuned")}
-    assert needed.bytes_to_read == size["base"] + size["tuned"]
-    weights = 4 * 2 * (6 * per_layer + 2 * 320 * 16 + 16)
-    states = 4 * 16 * (7 + 2) * max(tokens for (name, _), tokens in whole.items() if name == "first")
-    assert needed.memory == pytest.approx(weights + states, rel=0.02)
+    assert cost(config, facts, plan(config, facts), set()).layer_applications == 30 + 6 + 6
 
 
 def test_what_is_done_costs_nothing(small):
     config, facts = small
     graph = plan(config, facts)
     everything = {key for task in graph.tasks for key in task.keys}
-    assert vars(cost(config, facts, graph, everything)) == {
-        "layer_applications": 0,
-        "token_applications": 0,
-        "flops": 0.0,
-        "bytes_to_read": 0,
-        "memory": 0,
-        "identical": {},
-    }
+    assert vars(cost(config, facts, graph, everything)) == {"layer_applications": 0, "identical": {}}
 
 
-def test_what_is_half_done_costs_the_rest(small, world):
+def test_what_is_half_done_costs_the_rest(small):
     config, facts = small
     graph = plan(config, facts)
     captured = {key for task in graph.of_kind("similarity") for key in task.keys}
     kept = {"substitute m/first none", "substitute m/first 1-2"}
     done = captured | {key for task in graph.tasks if task.name not in kept for key in task.parts}
-    needed = cost(config, facts, graph, done)
-    assert needed.layer_applications == 6 + 2 + 3, "the trunk, the branch, its tail"
-    whole, _ = counted(config, facts)
-    swept = sum(tokens for (name, _), tokens in whole.items() if name == "first")
-    assert needed.token_applications == pytest.approx(11 * swept, rel=0.1)
-
+    assert cost(config, facts, graph, done).layer_applications == 6 + 2 + 3, "the trunk, the branch, its tail"
     only_second = {key for task in graph.tasks if task.dataset == "first" for key in task.keys}
-    needed = cost(config, facts, graph, only_second)
-    assert needed.layer_applications == 6
-    assert needed.bytes_to_read == (world / "base" / "model.safetensors").stat().st_size
+    assert cost(config, facts, graph, only_second).layer_applications == 6
+
+
+def test_an_estimate_costs_three_a_layer_and_point(make_config):
+    """Points at 0, 1/9, 4/9 and 1: two layers of six need the first three, all six the last one, too."""
+    gradient = "studies.substitution={widths: [2], estimator: gradient, sample: 0, points: %d}"
+    for points, ways in ((1, 1), (4, 4)):
+        config = make_config("nowhere", gradient % points)
+        facts = inspect(config)
+        sample, captures = 6 + 6, 6 + 6  # the tuned model, all layers put back
+        assert cost(config, facts, plan(config, facts), set()).layer_applications == 3 * 6 * ways + sample + captures
 
 
 def test_the_rate_of_this_machine(monkeypatch):
