@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from raysweep.config import ExecutionConfig
+from raysweep.config_execution import ExecutionConfig
 from raysweep.engine.calls import Call, Outcome
 from raysweep.engine.dispatch import Slot
 from raysweep.engine.inspection import resolve_device

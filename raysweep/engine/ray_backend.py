@@ -13,7 +13,7 @@ from pathlib import Path
 
 import ray
 
-from raysweep.config import ExecutionConfig
+from raysweep.config_execution import ExecutionConfig
 from raysweep.engine.dispatch import Node, room_for
 from raysweep.engine.executor import Executor
 from raysweep.engine.ray_executor import RayExecutor, Share, living_nodes
