@@ -31,8 +31,10 @@ class StopConfig(BaseModel):
         if value is None and info.field_name == "half_width":
             return value
         try:
-            number = math.nan if isinstance(value, bool) else float(value)  # type: ignore[arg-type]
-        except (TypeError, ValueError, OverflowError):
+            number = math.nan
+            if isinstance(value, (int, float, str)) and not isinstance(value, bool):
+                number = float(value)
+        except (ValueError, OverflowError):
             number = math.nan
         if info.field_name == "confidence" and not 0.5 <= number < 1:
             raise ValueError(f"give a confidence from 0.5 to below 1, such as 0.95, not {shown(value)}")

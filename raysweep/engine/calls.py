@@ -21,6 +21,8 @@ from raysweep.studies.windows import Window
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from raysweep.studies.capture import Pooling
+
 
 Failure = Literal["refused", "raised", "lost", "unstarted"]
 
@@ -108,7 +110,7 @@ class SubstituteCall(PairCall):
     same: Same
     sizes: tuple[int, ...]
     captures: tuple[CapturePart, ...] = ()
-    pooling: str = "last"
+    pooling: Pooling = "last"
 
 
 @dataclass(frozen=True)
@@ -138,7 +140,7 @@ class CaptureCall(ModelCall):
     """Activations of one chunk; of several where layers are streamed."""
 
     captures: tuple[CapturePart, ...]
-    pooling: str
+    pooling: Pooling
 
 
 @dataclass(frozen=True)
@@ -149,7 +151,7 @@ class SimilarityCall(Call):
     results: Mapping[str, str]
     metrics: tuple[str, ...]
     neighbourhood: int
-    pooling: str
+    pooling: Pooling
     resamples: int
     seed: int
 
@@ -160,7 +162,7 @@ class CorrelateCall(Call):
 
     key: str
     parts: tuple[str, ...]
-    pooling: str
+    pooling: Pooling
     losses: Mapping[Window, tuple[str, ...]]
     metrics: tuple[str, ...]
     neighbourhood: int

@@ -140,6 +140,12 @@ def _which(indices: list[int]) -> str:
     return f"chunks {first}-{last}" if len(indices) == last - first + 1 else f"chunks {', '.join(map(str, indices))}"
 
 
+def _distinct(tasks: list[Task], index: int) -> list[Task]:
+    """The first of all tasks that are one part of a chunk."""
+    first = {task.parts[index]: task for task in reversed(tasks)}
+    return [task for task in tasks if first[task.parts[index]] is task]
+
+
 def _groups(tasks: list[Task], fuse: bool) -> list[list[Task]]:
     return [tasks] if fuse else [[task] for task in tasks]
 
@@ -182,8 +188,7 @@ def _substitution(
     riding: list[int],
 ) -> SubstituteCall:
     """The call for these tasks and chunks, with the captures `along` of those `riding`."""
-    first = {task.parts[indices[0]]: task for task in reversed(tasks)}  # of tasks that are one part
-    chosen = [task for task in tasks if first[task.parts[indices[0]]] is task]
+    chosen = _distinct(tasks, indices[0])
     windows = tuple(task.window for task in chosen if task.window is not None)
     chunks = [cell.swept[index] for index in indices]
     captures = tuple(part for task in along for part in _capture_parts(cell, task, indices, riding))
@@ -213,7 +218,7 @@ def _estimates(
     if not tasks:
         return
     assert config.studies.substitution is not None
-    chosen = list({task.parts[0]: task for task in reversed(tasks)}.values())[::-1]  # of tasks that are one part
+    chosen = _distinct(tasks, 0)
     lacking = [i for i in range(len(cell.swept)) if any(task.parts[i] not in done for task in chosen)]
     per_token = (
         states_of_a_way_back(model.base.n_layers)
@@ -226,10 +231,9 @@ def _estimates(
     )
     for indices in ([lacking[place] for place in places] for places in together):
         windows = tuple(task.window for task in chosen if task.window is not None)
-        which = f"chunk {indices[0]}" if len(indices) == 1 else f"chunks {indices[0]}-{indices[-1]}"
         chunks = [cell.swept[index] for index in indices]
         yield EstimateCall(
-            f"estimate {cell.model}/{cell.dataset} {window_names(windows)} {which}",
+            f"estimate {cell.model}/{cell.dataset} {window_names(windows)} {_which(indices)}",
             cell.model,
             cell.dataset,
             tuple(task.name for task in tasks),

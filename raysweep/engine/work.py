@@ -160,7 +160,7 @@ class Worker:
             )
         budget = call.loading.batch_tokens
         riding = [example for part in call.captures for example in call.examples[part.first : part.stop]]
-        collector = Collector(pair.base, riding, call.pooling, budget) if riding else None  # type: ignore[arg-type]
+        collector = Collector(pair.base, riding, call.pooling, budget) if riding else None
         losses = sweep_losses(pair, call.examples, call.windows, batch_tokens=budget, work=work, collector=collector)
         commits = _loss_commits(call, losses, "exact")
         if collector is not None:
@@ -232,7 +232,7 @@ class Worker:
         captured = capture_states(
             adapter,
             call.examples,
-            pooling=call.pooling,  # type: ignore[arg-type]
+            pooling=call.pooling,
             batch_tokens=call.loading.batch_tokens,
             layers=layers,
         )
