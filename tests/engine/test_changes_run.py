@@ -16,10 +16,11 @@ from architectures import DECODERS, build
 
 from raysweep.api import open_run, plan_run
 from raysweep.config import Config
+from raysweep.engine.cost import cost
 from raysweep.engine.driver import Done, drive
 from raysweep.engine.graph import Task
 from raysweep.engine.inspection import inspect
-from raysweep.engine.plan import cost, plan
+from raysweep.engine.plan import plan
 from raysweep.errors import InputError
 from raysweep.models.checkpoint import describe, load_model
 from raysweep.models.same import Same, same_in_checkpoints
