@@ -22,9 +22,10 @@ if TYPE_CHECKING:
     from raysweep.data.examples import Example, load_examples
     from raysweep.errors import InputError, RaysweepError, StoreError
     from raysweep.models.adapter import Adapter
-    from raysweep.numerics.similarity import cka_matrix, local_dynamics
+    from raysweep.numerics.cka import cka_matrix
+    from raysweep.numerics.dynamics import local_dynamics
     from raysweep.studies.capture import capture
-    from raysweep.studies.similarity import critical_layers
+    from raysweep.studies.critical import critical_layers
     from raysweep.studies.substitution import sweep, sweep_windows
 
 __all__ = [
@@ -53,10 +54,10 @@ _HOMES = {
     "Run": "api",
     "StoreError": "errors",
     "capture": "studies.capture",
-    "cka_matrix": "numerics.similarity",
-    "critical_layers": "studies.similarity",
+    "cka_matrix": "numerics.cka",
+    "critical_layers": "studies.critical",
     "load_examples": "data.examples",
-    "local_dynamics": "numerics.similarity",
+    "local_dynamics": "numerics.dynamics",
     "open_run": "api",
     "run": "api",
     "sweep": "studies.substitution",

@@ -171,7 +171,7 @@ LAWFUL = {
     "__init__.py": "from importlib import import_module\ndef f(name):\n    return import_module(name)\n",
     "errors.py": "",
     "config.py": "from raysweep.errors import InputError\n",
-    "numerics/similarity.py": "",
+    "numerics/cka.py": "",
     "lab/__init__.py": "from raysweep.errors import InputError\n",
     "lab/world.py": "",
     "lab/train.py": "from raysweep.data import records\nfrom raysweep.lab import world\n",
@@ -208,8 +208,8 @@ def test_a_lawful_tree_passes(tmp_path):
 @pytest.mark.parametrize(
     ("module", "source", "line", "told"),
     [
-        ("errors.py", "import raysweep.numerics.similarity\nimport raysweep.data.formats\n", 2, "imports raysweep.data.formats: ground (floor 1) may not import data (floor 2)"),
-        ("numerics/similarity.py", "\n\nfrom raysweep import errors\n", 3, "imports raysweep.errors: numerics (floor 0) may not import ground (floor 1)"),
+        ("errors.py", "import raysweep.numerics.cka\nimport raysweep.data.formats\n", 2, "imports raysweep.data.formats: ground (floor 1) may not import data (floor 2)"),
+        ("numerics/cka.py", "\n\nfrom raysweep import errors\n", 3, "imports raysweep.errors: numerics (floor 0) may not import ground (floor 1)"),
         ("models/adapter.py", "from raysweep.data.records import read\n", 1, "imports raysweep.data.records: models (floor 2) may not import data (floor 2)"),
         ("store/artifacts.py", "from ..models.adapter import Adapter\n", 1, "imports raysweep.models.adapter: store (floor 2) may not import models (floor 2)"),
         ("data/formats.py", "def f():\n    if True:\n        import raysweep.store.artifacts\n", 3, "imports raysweep.store.artifacts: data (floor 2) may not import store (floor 2)"),

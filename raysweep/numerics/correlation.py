@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-from raysweep.numerics.similarity import change_points
+from raysweep.numerics.dynamics import change_points
 
 Array = NDArray[np.float64]
 

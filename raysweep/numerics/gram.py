@@ -1,7 +1,7 @@
-"""One layer's Gram matrix, computed a tile at a time in float64: what similarity.py is built on.
+"""One layer's Gram matrix, computed a tile at a time in float64: what cka.py is built on.
 
 Reads states from numpy arrays and torch tensors alike; says which layers have no Gram to speak of because their
-states are all the same. What is done with Grams is left to similarity.py.
+states are all the same. What is done with Grams is left to cka.py.
 
 Shape suffixes: L layers, N examples, D width, A and B the examples of a tile's rows and columns.
 """

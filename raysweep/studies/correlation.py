@@ -21,9 +21,10 @@ from raysweep.numerics.correlation import (
     spearman,
     spearman_rows,
 )
+from raysweep.numerics.dynamics import local_dynamics
 from raysweep.numerics.resampling import half_samples, percentile_interval
-from raysweep.numerics.similarity import local_dynamics
-from raysweep.studies.similarity import dynamics_halves, finite_examples, similarity_matrix
+from raysweep.studies.health import finite_examples
+from raysweep.studies.similarity import dynamics_halves, similarity_matrix
 
 _FEWEST_TO_RESAMPLE = 8
 

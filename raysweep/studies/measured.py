@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from raysweep.errors import InputError, nearest
-from raysweep.numerics.similarity import local_dynamics
+from raysweep.numerics.dynamics import local_dynamics
 from raysweep.studies.correlation import correlate_curves
 
 _PRUNE = re.compile(r"prune_(\d+(?:\.5)?)\.jsonl")

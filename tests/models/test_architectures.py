@@ -23,7 +23,7 @@ from raysweep.errors import InputError
 from raysweep.models.adapter import Adapter, Shared, apply_block
 from raysweep.models.checkpoint import check_pair, describe, load_model, predicts_tokens
 from raysweep.models.surgery import substitute
-from raysweep.studies.similarity import Critical
+from raysweep.studies.critical import Critical
 
 PREDICTING = DECODERS | WRAPPERS
 

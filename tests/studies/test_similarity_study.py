@@ -2,78 +2,14 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable
-
 import numpy as np
-import pandas as pd
 import pytest
 import torch
-from transformers import PreTrainedModel
+from plain_study import METRICS, plain_cka, plain_delta, plain_kernel, plain_matrix, tables, walk
 
-from raysweep.data.examples import Example
 from raysweep.errors import InputError
-from raysweep.models.adapter import Adapter
 from raysweep.numerics.resampling import half_samples
-from raysweep.studies.similarity import (
-    Critical,
-    critical_layers,
-    finite_examples,
-    similarity_matrix,
-    similarity_tables,
-)
-
-METRICS = ("cka_linear", "cka_rbf", "cka_linear_debiased")
-
-
-def walk(layers: int = 7, examples: int = 30, width: int = 10, seed: int = 0) -> torch.Tensor:
-    """States that drift from layer to layer by steps of unlike size."""
-    rng = np.random.default_rng(seed)
-    steps = rng.uniform(0.2, 1.5, layers)
-    states = [rng.normal(size=(examples, width))]
-    for step in steps[1:]:
-        states.append(states[-1] + step * rng.normal(size=(examples, width)))
-    return torch.from_numpy(np.stack(states))
-
-
-def plain_kernel(X: np.ndarray, kernel: str) -> np.ndarray:
-    if kernel == "linear":
-        return np.asarray(X @ X.T)
-    d2 = ((X[:, None] - X[None]) ** 2).sum(-1)
-    positive = np.sort(d2[d2 > 0])
-    return np.asarray(np.exp(-d2 / (2 * positive[(len(positive) - 1) // 2])))
-
-
-def plain_cka(kernels: list[np.ndarray], debiased: bool = False) -> np.ndarray:
-    n = len(kernels[0])
-    H = np.eye(n) - 1 / n
-
-    def hsic(K: np.ndarray, M: np.ndarray) -> float:
-        if not debiased:
-            return float(np.trace(H @ K @ H @ M))
-        K, M = K - np.diag(np.diag(K)), M - np.diag(np.diag(M))  # Song et al. (2012), equation 5
-        total = np.trace(K @ M) + K.sum() * M.sum() / ((n - 1) * (n - 2)) - 2 * (K.sum(0) @ M.sum(1)) / (n - 2)
-        return float(total)
-
-    F = np.array([[hsic(K, M) for M in kernels] for K in kernels])
-    return np.asarray(F / np.sqrt(np.outer(np.diag(F), np.diag(F))))
-
-
-def plain_matrix(states: np.ndarray, metric: str) -> np.ndarray:
-    kernels = [plain_kernel(X, "rbf" if metric == "cka_rbf" else "linear") for X in states]
-    return plain_cka(kernels, metric == "cka_linear_debiased")
-
-
-def plain_delta(S: np.ndarray, neighbourhood: int) -> np.ndarray:
-    reach = neighbourhood // 2
-    near = range(-reach, reach + 1)
-    return np.array([np.mean([S[i, i + o] for o in near if 0 <= i + o < len(S)]) for i in range(len(S))])
-
-
-def tables(
-    states: torch.Tensor, metrics: tuple[str, ...] = METRICS, neighbourhood: int = 3, resamples: int = 40
-) -> dict[str, pd.DataFrame]:
-    return similarity_tables(states, metrics=metrics, neighbourhood=neighbourhood, resamples=resamples, seed=3)
+from raysweep.studies.similarity import similarity_matrix
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -174,126 +110,6 @@ def test_few_examples_in_few_directions_have_no_debiased_similarity_and_the_reas
     assert similarity.loc[(1, 1), "reason"].startswith("the unbiased variance of a layer is not positive: too few ex")
 
 
-def test_health_measures_are_plain_and_warn_above_their_limits() -> None:
-    states = walk(layers=4, examples=200, width=8)
-    states[1] += 500.0  # hardly any difference between examples beside the mean
-    states[2, :, 5] *= 50.0  # an outlier dimension
-    direction = torch.ones(8, dtype=torch.float64) / 8**0.5
-    states[3] += 60.0 * torch.linspace(-1, 1, 200, dtype=torch.float64)[:, None] * direction
-    rows = tables(states, ("cka_linear",))["health"].set_index(["layer", "measure"])
-    for layer, X in enumerate(states.numpy()):
-        centred = X - X.mean(0)
-        variances = np.linalg.svd(centred, compute_uv=False) ** 2
-        expected = {
-            "mean_to_rms": np.linalg.norm(X.mean(0)) / np.sqrt((X**2).sum(1).mean()),
-            "top_component_share": variances[0] / variances.sum(),
-            "top_dimension_share": (centred**2).sum(0).max() / (centred**2).sum(),
-            "n_over_d": 200 / 8,
-        }
-        for measure, value in expected.items():
-            assert rows.loc[(layer, measure), "value"] == pytest.approx(value, rel=1e-9)
-    warned = {index: text for index, text in rows["warning"].items() if not pd.isna(text)}
-    assert set(warned) == {
-        (1, "mean_to_rms"),
-        (2, "top_component_share"),
-        (2, "top_dimension_share"),
-        (3, "top_component_share"),
-    }
-    assert warned[2, "top_dimension_share"] == (
-        f"top_dimension_share is {rows.loc[(2, 'top_dimension_share'), 'value']:.4g}, above 0.9: "
-        "one dimension carries nearly all variance"
-    )
-    assert warned[1, "mean_to_rms"].endswith("above 0.999: the states hardly differ between examples")
-    assert warned[3, "top_component_share"].endswith("above 0.9: one direction carries nearly all variance")
-
-
 def test_an_unknown_metric_is_refused_with_the_nearest() -> None:
     with pytest.raises(InputError, match=r"^unknown metric 'cka_linaer'; did you mean 'cka_linear'\?$"):
         similarity_matrix(walk(), "cka_linaer")
-
-
-# critical layers
-
-
-@pytest.fixture
-def model(tiny: Callable[..., PreTrainedModel]) -> PreTrainedModel:
-    """Ten layers, of which two change their input far more than the others."""
-    built = tiny("llama", 10)
-    with torch.no_grad():
-        for layer, block in enumerate(built.model.layers):
-            size = 1.0 if layer in (4, 7) else 0.1
-            block.self_attn.o_proj.weight.mul_(size)
-            block.mlp.down_proj.weight.mul_(size)
-    return built
-
-
-def test_critical_layers_are_those_of_smallest_delta_and_their_stability_is_counted(
-    model: PreTrainedModel, random_examples: Callable[..., list[Example]]
-) -> None:
-    examples, outputs = random_examples(20), []
-    handles = [
-        b.register_forward_hook(lambda m, a, out: outputs.append(out[0, -1].numpy())) for b in model.model.layers
-    ]
-    for example in examples:
-        with torch.no_grad():
-            model(input_ids=torch.from_numpy(example.tokens[: example.n_prompt])[None], use_cache=False)
-    for handle in handles:
-        handle.remove()
-    states = np.array(outputs).reshape(20, 10, -1).swapaxes(0, 1).astype(np.float64)
-
-    found = critical_layers(model, examples, top=3, resamples=60, seed=5)
-    delta = plain_delta(plain_matrix(states, "cka_linear"), 3)
-    np.testing.assert_allclose(found.delta, delta, rtol=0, atol=1e-5)
-    assert found.layers == sorted(np.argsort(delta)[:3].tolist())
-    counts = np.zeros(10)
-    for keep in half_samples(20, 60, 5):
-        counts[np.argsort(plain_delta(plain_matrix(states[:, keep], "cka_linear"), 3))[:3]] += 1
-    np.testing.assert_allclose(found.stability, counts / 60, atol=1 / 60)
-    assert found.stability.sum() == pytest.approx(3)
-    assert ((found.stability > 0) & (found.stability < 1)).any(), "else every half-sample chooses alike"
-
-
-def test_a_fifth_of_the_layers_is_chosen_by_default(
-    model: PreTrainedModel, random_examples: Callable[..., list[Example]]
-) -> None:
-    assert len(critical_layers(model, random_examples(9), resamples=5).layers) == 2
-
-
-def test_few_examples_have_no_stability(model: PreTrainedModel, random_examples: Callable[..., list[Example]]) -> None:
-    found = critical_layers(Adapter(model), random_examples(7), top=3, resamples=5)
-    assert len(found.layers) == 3
-    assert np.isnan(found.stability).all()
-
-
-@pytest.mark.parametrize("kind", ["llama", "gpt2"])
-def test_the_lists_for_training_name_the_critical_layers_only(
-    kind: str, tiny: Callable[..., PreTrainedModel], block_path: dict[str, str]
-) -> None:
-    from peft import LoraConfig, get_peft_model
-
-    model = tiny(kind, 12)
-    critical = Critical([1, 10], np.zeros(12), np.zeros(12), Adapter(model).block_path)
-    assert critical.freeze_list() == [f"{block_path[kind]}.1.", f"{block_path[kind]}.10."]
-    frozen = [n for n, _ in model.named_parameters() if n.startswith(tuple(critical.freeze_list()))]
-    per_block = sum(1 for _ in model.get_submodule(block_path[kind])[1].parameters())
-    assert len(frozen) == 2 * per_block
-    targets = {"llama": ["q_proj"], "gpt2": ["c_attn"]}[kind]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # PEFT's own, about transformers and GPT-2's transposed layers
-        lora = get_peft_model(model, LoraConfig(r=2, target_modules=targets, **critical.peft_config()))
-    trained = {n for n, p in lora.named_parameters() if p.requires_grad}
-    assert len(trained) == 2 * 2
-    assert {n.split(f"{block_path[kind]}.")[1].split(".")[0] for n in trained} == {"1", "10"}
-
-
-def test_no_two_finite_examples_leave_nothing_to_compare() -> None:
-    states = torch.ones(3, 4, 5)
-    states[1:, 1:] = torch.nan
-    with pytest.raises(InputError) as caught:
-        finite_examples(states)
-    assert str(caught.value) == (
-        "3 of 4 examples have states that are not finite (from layer 1 on), so that no two can be compared; the model overflows "
-        "in this dtype: choose another"
-    )
-    states[1:, 1] = 1.0
-    assert finite_examples(states).sum(axis=1).tolist() == [4, 2, 2]
