@@ -4,6 +4,7 @@
     rs.run("configs/demo.yaml")                        # a whole run from a config
     rs.sweep_windows(base, tuned, examples, windows)   # losses with windows of layers put back
     rs.sweep(base, tuned, examples, widths="all")      # every window; also sets, modules, coefficients, reverse
+    rs.estimate(base, tuned, examples, widths="all")   # the same by first order in the weights, three forwards' cost
     rs.capture(model, examples)                        # states [L, N, D] of every layer
     rs.cka_matrix(X), rs.local_dynamics(S)             # arithmetic on plain arrays
     rs.critical_layers(model, examples)                # the one-model answer
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from raysweep.numerics.dynamics import local_dynamics
     from raysweep.studies.capture import capture
     from raysweep.studies.critical import critical_layers
+    from raysweep.studies.gradient import estimate
     from raysweep.studies.substitution import sweep, sweep_windows
 
 __all__ = [
@@ -38,6 +40,7 @@ __all__ = [
     "capture",
     "cka_matrix",
     "critical_layers",
+    "estimate",
     "load_examples",
     "local_dynamics",
     "open_run",
@@ -56,6 +59,7 @@ _HOMES = {
     "capture": "studies.capture",
     "cka_matrix": "numerics.cka",
     "critical_layers": "studies.critical",
+    "estimate": "studies.gradient",
     "load_examples": "data.examples",
     "local_dynamics": "numerics.dynamics",
     "open_run": "api",

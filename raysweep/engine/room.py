@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING
 
 from raysweep.data.batches import make_batches
 from raysweep.data.examples import Example
-from raysweep.engine.calls import ModelCall, SubstituteCall
+from raysweep.engine.calls import EstimateCall, ModelCall, SubstituteCall
 from raysweep.engine.plan import hidden_size
 from raysweep.errors import InputError
 from raysweep.models.checkpoint import Checkpoint, standard_config
 from raysweep.models.rotary import rotary_table
 from raysweep.models.same import NOTHING, Same, layer_of
+from raysweep.studies.gradient import GRAPH
 from raysweep.studies.interventions import Change
-from raysweep.studies.passes import Disk, Need, Pass, choose_passes, most_states
+from raysweep.studies.passes import Disk, Need, Pass, choose_passes, most_states, states_of_a_way_back
 from raysweep.studies.substitution import LOGIT_BYTES
 
 if TYPE_CHECKING:
@@ -121,23 +122,34 @@ def refuse_too_small(facts: Facts, calls: Iterable[ModelCall]) -> None:
 
     `calls` are those to be run; what is not streamed has no budget.
     """
-    lacking: dict[str, tuple[int, int, int]] = {}
+    lacking: dict[str, tuple[int, int, str]] = {}
     for call in calls:
-        if not (isinstance(call, SubstituteCall) and call.loading.stream and call.loading.memory):
+        if not (isinstance(call, SubstituteCall | EstimateCall) and call.loading.stream and call.loading.memory):
             continue
         batches = sweep_batches(call.base, call.examples, call.loading.batch_tokens)
-        beside = kept_beside(call.base, call, batches)
-        needs = Needs.of(call.base, call.loading.dtype, batches, call.windows, call.same, beside)
-        most = max(need.states + need.fixed for need in needs.batches) + needs.at_work
+        if isinstance(call, EstimateCall):
+            most, what = _there_and_back(call, batches), "on its way there and back"
+        else:
+            beside = kept_beside(call.base, call, batches)
+            needs = Needs.of(call.base, call.loading.dtype, batches, call.windows, call.same, beside)
+            most = max(need.states + need.fixed for need in needs.batches) + needs.at_work
+            what = f"under {len(call.windows)} windows"
         least = facts.models[call.model].residency.least
-        if least + most > max(call.loading.memory, lacking.get(call.model, (0, 0, 0))[0]):
-            lacking[call.model] = (least + most, most, len(call.windows))
-    for name, (whole, most, windows) in lacking.items():
+        if least + most > max(call.loading.memory, lacking.get(call.model, (0, 0, ""))[0]):
+            lacking[call.model] = (least + most, most, what)
+    for name, (whole, most, what) in lacking.items():
         raise InputError(
             f"model '{name}': a memory budget of {_gb(facts.models[name].residency.memory or 0)} (execution.memory) holds two "
-            f"layers of each checkpoint, and not the states of one batch under {windows} windows ({_gb(most)}) with them; the "
+            f"layers of each checkpoint, and not the states of one batch {what} ({_gb(most)}) with them; the "
             f"least that would do is {_gb(whole + 10**7)}: set execution.memory to that or more, or fewer execution.batch_tokens"
         )
+
+
+def _there_and_back(call: EstimateCall, batches: Sequence[Batch]) -> int:
+    """Bytes of the largest batch's states at all layers, and of one layer's graph."""
+    per_token = hidden_size(call.base.config) * SIZES[call.loading.dtype]
+    largest = max(batch.tokens for batch in batches)
+    return largest * per_token * (states_of_a_way_back(call.base.n_layers) + GRAPH) + 3 * LOGIT_BYTES
 
 
 def _gb(size: float) -> str:

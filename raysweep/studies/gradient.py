@@ -14,9 +14,10 @@ Shapes: B examples of a batch, T tokens, D width, L layers, W changes, N example
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -24,17 +25,24 @@ from torch import nn
 
 from raysweep.data.batches import make_batches, pad
 from raysweep.data.examples import Example
+from raysweep.errors import InputError
 from raysweep.models.directional import Shares
 from raysweep.models.memory import free_bytes, private_bytes
 from raysweep.models.parts import parts_of
 from raysweep.models.surgery import interpolated
 from raysweep.studies.backward import Flow, Probe
-from raysweep.studies.interventions import Change
+from raysweep.studies.interventions import Change, Module, check_changes
 from raysweep.studies.passes import group_passes, states_of_a_way_back
 from raysweep.studies.schedule import Group, Step
-from raysweep.studies.streamed import StreamedPair
-from raysweep.studies.substitution import LOGIT_BYTES, Pair, Work
+from raysweep.studies.streamed import StreamedPair, gigabytes
+from raysweep.studies.substitution import LOGIT_BYTES, Pair, Work, loss_table, pair_of
 from raysweep.studies.windows import BASE, TUNED, Part, Version, Window
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from transformers import PreTrainedModel
+
+    from raysweep.models.adapter import Adapter
 
 GRAPH = 40  # values by token and width that a layer keeps for its backward pass (Korthikanti et al. 2022: 34 bytes of 16 bits, and scores)
 
@@ -105,6 +113,34 @@ def estimate_losses(
             step += weight * at(change.in_base, share).scores[_part(change)][layers].sum(axis=0)
         estimates[row] = at(change.in_base, 0.0).losses + change.coefficient * step
     return estimates
+
+
+def estimate(
+    base: PreTrainedModel | Adapter,
+    tuned: PreTrainedModel | Adapter,
+    examples: Sequence[Example],
+    *,
+    points: int = 1,
+    widths: Sequence[int] | Literal["all"] = (),
+    sets: Mapping[str, Sequence[int]] | None = None,
+    modules: Sequence[Module] = (),
+    coefficients: Sequence[float] = (),
+    reverse: bool = False,
+    batch_tokens: int = 8192,
+) -> pd.DataFrame:
+    """What `sweep` measures, estimated by first order in the weights (estimator `gradient`): for about three layer applications a
+    layer and point, however many changes are asked for. Everything else is as `sweep` has it, the errors too; `points` is 1 or more.
+
+    An estimate is good where the step from tuned to base is small. Measure some of the rows with `sweep` before one is trusted.
+    """
+    if points < 1:
+        raise InputError(f"points must be 1 or more, got {points}")
+    pair = pair_of(base, tuned)
+    changes = check_changes(
+        pair.n_layers, widths, sets=sets, modules=modules, coefficients=coefficients, reverse=reverse
+    )
+    losses = estimate_losses(pair, examples, changes, points=points, batch_tokens=batch_tokens)
+    return loss_table(losses, changes, examples, "gradient")
 
 
 def first_order(
@@ -195,12 +231,18 @@ def _passes(pair: Pair, batches: Sequence[torch.Tensor], share: float) -> list[l
         return []
     one = pair.tuned.record(batches[0][:1, :1]).states
     size = one.numel() * one.element_size()
-    room = free_bytes(str(pair.tuned.device)) // 4
-    if isinstance(pair, StreamedPair) and pair.memory is not None:
-        taken = private_bytes() if pair.tuned.device.type == "cpu" else 0
-        at_work = max(tokens.numel() for tokens in batches) * GRAPH * size + 3 * LOGIT_BYTES
-        room = max(0, pair.memory - taken - at_work)
-    return group_passes([tokens.numel() * size * states_of_a_way_back(pair.n_layers) for tokens in batches], room)
+    needs = [tokens.numel() * size * states_of_a_way_back(pair.n_layers) for tokens in batches]
+    if not isinstance(pair, StreamedPair) or pair.memory is None:
+        return group_passes(needs, free_bytes(str(pair.tuned.device)) // 4)
+    taken = private_bytes() if pair.tuned.device.type == "cpu" else 0
+    at_work = max(tokens.numel() for tokens in batches) * GRAPH * size + 3 * LOGIT_BYTES
+    if taken + at_work + max(needs) > pair.memory:
+        raise InputError(
+            f"a memory budget of {gigabytes(pair.memory)} is too small: two layers of each checkpoint, what stays in memory, and "
+            f"the states of one batch on its way there and back need {gigabytes(taken + at_work + max(needs))}; set "
+            "execution.memory to that or more, or fewer execution.batch_tokens"
+        )
+    return group_passes(needs, pair.memory - taken - at_work)
 
 
 def _fit(flows: Sequence[Flow], pair: Pair) -> bool:

@@ -310,7 +310,7 @@ def sweep_windows(
     Both models are loaded causal language models on the same device, in the same dtype. The untouched tuned model (0, 0)
     and all layers (0, L) are always among the rows. Raises InputError for a window that does not fit.
     """
-    pair = Pair(_adapter(base), _adapter(tuned))
+    pair = pair_of(base, tuned)
     chosen = check_windows([UNTOUCHED, *(Window(*w) for w in windows), Window(0, pair.n_layers)], pair.n_layers)
     return loss_table(sweep_losses(pair, examples, chosen, batch_tokens=batch_tokens), chosen, examples)
 
@@ -335,12 +335,13 @@ def sweep(
     `sweep_windows` has them, windows first; a set's rows tell its layers. Raises InputError for what does not fit the
     models, and where a layer's attention and MLP cannot be told apart.
     """
-    pair = Pair(_adapter(base), _adapter(tuned))
+    pair = pair_of(base, tuned)
     changes = check_changes(
         pair.n_layers, widths, sets=sets, modules=modules, coefficients=coefficients, reverse=reverse
     )
     return loss_table(sweep_losses(pair, examples, changes, batch_tokens=batch_tokens), changes, examples)
 
 
-def _adapter(model: PreTrainedModel | Adapter) -> Adapter:
-    return model if isinstance(model, Adapter) else Adapter(model)
+def pair_of(base: PreTrainedModel | Adapter, tuned: PreTrainedModel | Adapter) -> Pair:
+    """The pair of two loaded causal language models. Raises InputError where they do not fit together."""
+    return Pair(*(model if isinstance(model, Adapter) else Adapter(model) for model in (base, tuned)))

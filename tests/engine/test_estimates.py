@@ -75,7 +75,10 @@ def test_an_exact_run_finds_the_sample_again(make_config, estimated, events_of):
     assert again.n_calls == 0
 
 
-@pytest.mark.parametrize("how", ["execution.batch_tokens=1", "execution.chunk=10", "execution.residency=stream"])
+RAY = "execution={executor: ray, workers: 2, device: cpu, chunk: 4}"
+
+
+@pytest.mark.parametrize("how", ["execution.batch_tokens=1", "execution.chunk=10", "execution.residency=stream", RAY])
 def test_the_tables_do_not_depend_on_how_it_is_run(how, make_config, estimated, tmp_path, tables_of, same_tables):
     done = drive(make_config(tmp_path / "run", GRADIENT, how))
     assert not done.failed

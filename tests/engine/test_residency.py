@@ -164,6 +164,9 @@ def test_a_budget_for_layers_and_no_batch_is_refused_with_the_least(make_config,
     least = re.search(words, str(caught.value))[1]
     enough = make_config("nowhere", STREAM, f"execution.memory={least}GB")
     assert plan_run(enough).options["m"].taken == "stream"
+    back = r"not the states of one batch on its way there and back \(0\.2\d GB\) with them; the least that would do is 0\.3\d GB"
+    with pytest.raises(InputError, match=back):
+        plan_run(make_config("nowhere", STREAM, "execution.memory=110MB", "studies.substitution.estimator=gradient"))
     # without the states of 7 windows, of which 10 are in memory at once, less would do
     few = make_config(
         "nowhere", STREAM, "execution.memory=110MB", "studies.substitution=null", "studies.correlation=null"

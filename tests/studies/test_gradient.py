@@ -7,17 +7,22 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from architectures import DECODERS, build_pair
 from transformers import PreTrainedModel
 
 from raysweep.data.examples import Example
+from raysweep.errors import InputError
 from raysweep.models.adapter import Adapter
+from raysweep.models.checkpoint import describe
+from raysweep.models.stream import StreamedModel
 from raysweep.studies import gradient
-from raysweep.studies.gradient import estimate_losses, first_order, nodes
+from raysweep.studies.gradient import estimate, estimate_losses, first_order, nodes
 from raysweep.studies.interventions import Intervention, check_changes
-from raysweep.studies.substitution import Pair, Work, sweep_losses
+from raysweep.studies.streamed import StreamedPair
+from raysweep.studies.substitution import Pair, Work, sweep, sweep_losses
 from raysweep.studies.windows import Window
 
 Draw = Callable[..., list[Example]]
@@ -179,6 +184,35 @@ def test_estimates_have_a_row_a_change_in_its_order(tiny_pair, random_examples):
     both = together[singles[Window(1, 3)]] - untouched
     each = sum(together[singles[Window(layer, layer + 1)]] - untouched for layer in (1, 2))
     np.testing.assert_allclose(both, each, atol=1e-9)
+
+
+def test_loaded_models_are_estimated_as_they_are_swept(tiny_pair, random_examples):
+    base, tuned = tiny_pair("llama")
+    examples = random_examples(4)
+    asked: dict[str, Any] = {"widths": [1, 2], "sets": {"ends": [0, 3]}, "modules": ["mlp"], "reverse": True}
+    rows = estimate(base, tuned, examples, points=2, **asked)
+    exact = sweep(base, tuned, examples, **asked)
+    labels = [name for name in exact.columns if name not in ("estimator", "loss")]
+    pd.testing.assert_frame_equal(rows[labels], exact[labels])
+    assert set(rows["estimator"]) == {"gradient"}
+    changes = check_changes(4, [1, 2], sets={"ends": [0, 3]}, modules=["mlp"], reverse=True)
+    found = estimate_losses(Pair(Adapter(base), Adapter(tuned)), examples, changes, points=2)
+    np.testing.assert_array_equal(rows["loss"], found.ravel())
+    untouched = rows["layers"] == ""
+    assert untouched.any()
+    np.testing.assert_allclose(rows["loss"][untouched], exact["loss"][untouched], atol=1e-5)
+    with pytest.raises(InputError, match=r"^points must be 1 or more, got 0$"):
+        estimate(base, tuned, examples, points=0)
+
+
+def test_a_budget_without_room_for_a_way_back_says_the_least(tmp_path, tiny_pair, random_examples):
+    for name, model in zip(("base", "tuned"), tiny_pair("llama"), strict=True):
+        model.save_pretrained(tmp_path / name)
+    pair = StreamedPair.of(*(StreamedModel(describe(str(tmp_path / name))) for name in ("base", "tuned")), memory=10**6)
+    with pytest.raises(
+        InputError, match=r"^a memory budget of 0\.01 GB is too small: .* way there and back need \d+\.\d\d GB"
+    ):
+        estimate_losses(pair, random_examples(2), [Window(0, 1)])
 
 
 def test_models_are_left_as_they_were(tiny_pair, random_examples):
