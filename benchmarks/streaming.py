@@ -1,6 +1,6 @@
-"""Streamed sweeps: bytes read per pass, time against the resident sweep, memory over depth, and a pair larger than its budget.
+"""Streamed sweeps: bytes read per pass, time against the resident sweep, states on disk, memory over depth, a pair larger than its budget.
 
-`--only bytes|time|memory|large` runs one part; all of them need 9 GB of disk for checkpoints, which are removed again, and
+`--only bytes|time|spill|memory|large` runs one part; all of them need 9 GB of disk for checkpoints, which are removed again, and
 11 GB of memory for the resident sweep of the large pair. Memory is private memory (/proc/self/smaps_rollup, private dirty
 pages: mapped and cached files do not count), sampled fifty times a second in a process of its own.
 """
@@ -16,6 +16,7 @@ import sys
 import tempfile
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,20 +26,21 @@ from common import in_turn, machine, spread
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from raysweep.data.examples import Example
+from raysweep.engine.room import Needs, sweep_batches
 from raysweep.models.adapter import Adapter
 from raysweep.models.checkpoint import describe, load_model
 from raysweep.models.memory import private_bytes
 from raysweep.models.stream import StreamedModel
 from raysweep.studies.capture import Collector, capture_states
 from raysweep.studies.streamed import StreamedPair
-from raysweep.studies.substitution import Pair, sweep_losses
+from raysweep.studies.substitution import Pair, Work, sweep_losses
 from raysweep.studies.windows import UNTOUCHED, Window, windows_of_widths
 
 DEPTHS = (8, 32, 96)
 LARGE_LAYERS, LARGE_WIDTH = 40, 2048
 BUDGET = 1_500_000_000
 ROUNDS = 5
-PARTS = ("bytes", "time", "memory", "large")
+PARTS = ("bytes", "time", "spill", "memory", "large")
 
 
 def told(figure: float, limit: float) -> str:
@@ -109,7 +111,6 @@ class Peak:
 
 
 def bytes_and_time(folder: Path, parts: set[str]) -> None:
-    make_pair(folder, 24, 512)
     windows, texts = windows_of_widths(24, [5]), examples(8, 64)
     pair = streamed(folder)
     if "bytes" in parts:
@@ -147,6 +148,33 @@ def bytes_and_time(folder: Path, parts: set[str]) -> None:
             )
 
 
+def states_on_disk(folder: Path, scratch: Path) -> None:
+    """A budget that holds two batches' states: passes over the weights against states that wait on disk."""
+    layers, texts, batch_tokens = describe(str(folder / "base")).n_layers, examples(64, 17), 128
+    windows = few_windows(layers)
+    pair = streamed(folder)
+    base = pair.sources[0].checkpoint
+    needs = Needs.of(base, "float32", sweep_batches(base, texts, batch_tokens), windows)
+    room = needs.at_work + 5 * max(need.states + need.fixed for need in needs.batches) // 2
+    losses: dict[str, np.ndarray] = {}
+    told: dict[str, str] = {}
+
+    def sweep(what: str) -> None:
+        work, before = Work(), pair.bytes_read
+        bounded = replace(pair, memory=private_bytes() + room, folder=scratch if what == "on disk" else None)
+        losses[what] = sweep_losses(bounded, texts, windows, batch_tokens=batch_tokens, work=work)
+        told[what] = (
+            f"{(pair.bytes_read - before) / 1e9:.2f} GB of weights read, {work.bytes_on_disk / 1e9:.2f} GB of states written"
+        )
+
+    ours, theirs = in_turn(ROUNDS, lambda: sweep("on disk"), lambda: sweep("in passes"))
+    for what in losses:
+        print(f"a budget for the states of 2 batches of 8, states {what}: {told[what]}")
+    ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
+    apart = abs(losses["on disk"] - losses["in passes"]).max()
+    print(f"  time on disk / in passes, page cache warm: {spread(ratios)}; losses apart by {apart:.1e}", flush=True)
+
+
 def child(folder: Path, memory: int | None, dtype: str, n: int, mode: str) -> dict[str, Any]:
     """One sweep in a process of its own: its peak private memory and its losses."""
     command = [sys.executable, __file__, "--child", str(folder), "--dtype", dtype, "--texts", str(n), "--mode", mode]
@@ -181,7 +209,12 @@ def memory_over_depth(folder: Path) -> None:
     for what, sizes in (("private memory", peaks), ("the same less the program's before anything was read", nets)):
         growth = 100 * (sizes[last] / sizes[first] - 1)
         each = ", ".join(f"{n} layers {sizes[n] / 1e6:.0f} MB" for n in DEPTHS)
-        print(f"peak {what} (median of 3): {each}: grows by {growth:.1f} % ({told(growth, 10)})", flush=True)
+        limit = f" ({told(growth, 10)})" if sizes is peaks else ""
+        print(f"peak {what} (median of 3): {each}: grows by {growth:.1f} %{limit}", flush=True)
+    each_layer = (nets[last] - nets[first]) / (last - first) / 2
+    print(
+        f"  {each_layer / 1e3:.0f} kB for each layer of each checkpoint: its modules, without weights, and its tensors' names and places"
+    )
 
 
 def large(folder: Path) -> None:
@@ -218,8 +251,11 @@ def main() -> None:
     print(f"streamed sweeps; {machine()}", flush=True)
     parts = {asked.only} if asked.only else set(PARTS)
     with tempfile.TemporaryDirectory(dir=asked.scratch) as scratch:
-        if parts & {"bytes", "time"}:
+        if parts & {"bytes", "time", "spill"}:
+            make_pair(Path(scratch) / "pair", 24, 512)
             bytes_and_time(Path(scratch) / "pair", parts)
+            if "spill" in parts:
+                states_on_disk(Path(scratch) / "pair", Path(scratch) / "spill")
             shutil.rmtree(Path(scratch) / "pair")
         if "memory" in parts:
             memory_over_depth(Path(scratch))
