@@ -126,6 +126,6 @@ def raysweep(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
         with pytest.raises(SystemExit) as ended:
             cli.main()
         said = capsys.readouterr()
-        return Result(ended.value.code or 0, said.out, said.err)  # type: ignore[arg-type]
+        return Result(int(ended.value.code or 0), said.out, said.err)
 
     return call

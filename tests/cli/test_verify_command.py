@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import yaml
-
-from raysweep import cli
+from command_line import Result
 
 
 @pytest.mark.parametrize(
@@ -23,8 +21,7 @@ def test_losses_taken_again_are_a_table_of_their_own(
     tmp_path: Path,
     tiny_pair: Callable[..., Any],
     tokenizer: Any,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    raysweep: Callable[..., Result],
 ) -> None:
     for name, model in zip(("base", "tuned"), tiny_pair("llama", 4, max_position_embeddings=128), strict=True):
         model.save_pretrained(tmp_path / name)
@@ -40,11 +37,8 @@ def test_losses_taken_again_are_a_table_of_their_own(
         "storage": str(tmp_path / "run"),
     }
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
-    monkeypatch.setattr(sys, "argv", ["raysweep", "run", str(tmp_path / "config.yaml"), *asked])
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    assert not ended.value.code
-    out = capsys.readouterr().out
+    code, out, err = raysweep("run", tmp_path / "config.yaml", *asked)
+    assert code == 0, err
     assert "m on d: 2 windows or other changes taken again by true substitution on 4 examples, losses" in out
     rows = pd.read_parquet(tmp_path / "run" / "results" / "verification.parquet")
     assert len(rows) == 2 * 4
