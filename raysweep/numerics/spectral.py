@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from raysweep.numerics.gram import Array, LinearGram, States, as_float64, input_epsilon, read_layers
+from raysweep.numerics.gram import Array, LinearGram, States, as_float64, input_epsilon
 
 _EPS = float(np.finfo(np.float64).eps)
 # Float64 arithmetic moves a component by some ten epsilons times σ₁ over its gap: at this gap by less than 1e-6.
@@ -79,7 +79,7 @@ class Decomposition:
             return f"{self.examples} examples have {self.examples - 1} components at most"
         if k > self.width:
             return f"the states have {self.width} dimensions"
-        return "the others are no larger than the rounding of the states"
+        return "the rest is no larger than the rounding of the states"
 
     def gap(self, k: int) -> float:
         """(λ_k − λ_{k+1}) / λ_k with λ = σ², for k up to the rank: small where components k and k + 1 may change places."""
@@ -105,11 +105,10 @@ def decompose(states_ND: States, k: int) -> Decomposition:
     of a row plus the largest of a column (Bandeira and van Handel, 2016); and not below that of float64 arithmetic. Raises
     ValueError for states that are not finite, or not [N, D] with N ≥ 2.
     """
-    (gram,) = read_layers([states_ND])
-    return _decomposed(gram, k)
-
-
-def _decomposed(gram: LinearGram, k: int) -> Decomposition:
+    shape = tuple(states_ND.shape)
+    if len(shape) != 2 or shape[0] < 2 or shape[1] < 1:
+        raise ValueError(f"states of shape {shape}; expected [N, D] with N at least 2")
+    gram = LinearGram(states_ND)
     X_ND = gram.centred(slice(0, gram.examples))
     wide = gram.examples < gram.width
     tall = X_ND.T if wide else X_ND

@@ -25,6 +25,12 @@ def finite_examples(states: torch.Tensor) -> np.ndarray:
     Raises InputError where fewer than two have them at all layers, so that there is nothing to compare.
     """
     finite_LN = torch.stack([layer_ND.isfinite().all(dim=-1) for layer_ND in states]).cpu().numpy()
+    check_comparable(finite_LN)
+    return finite_LN
+
+
+def check_comparable(finite_LN: np.ndarray) -> None:
+    """Raise InputError where fewer than two of several examples have finite states at all layers; `finite_LN` tells which."""
     n, left = finite_LN.shape[1], int(finite_LN.all(axis=0).sum())
     if n > 1 and left < 2:
         layer = int((~finite_LN).any(axis=1).argmax())
@@ -32,7 +38,6 @@ def finite_examples(states: torch.Tensor) -> np.ndarray:
             f"{n - left} of {n} examples have states that are not finite (from layer {layer} on), so that no two can be "
             "compared; the model overflows in this dtype: choose another"
         )
-    return finite_LN
 
 
 def health_table(states: torch.Tensor, finite_LN: np.ndarray) -> pd.DataFrame:
