@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from raysweep.errors import InputError
 from raysweep.numerics.health import health
+from raysweep.studies.comparable import check_comparable
 
 _TRUST = {  # measure → (limit, words): above the limit, a layer's linear CKA says little
     "mean_to_rms": (0.999, "the states hardly differ between examples"),
@@ -27,17 +27,6 @@ def finite_examples(states: torch.Tensor) -> np.ndarray:
     finite_LN = torch.stack([layer_ND.isfinite().all(dim=-1) for layer_ND in states]).cpu().numpy()
     check_comparable(finite_LN)
     return finite_LN
-
-
-def check_comparable(finite_LN: np.ndarray) -> None:
-    """Raise InputError where fewer than two of several examples have finite states at all layers; `finite_LN` tells which."""
-    n, left = finite_LN.shape[1], int(finite_LN.all(axis=0).sum())
-    if n > 1 and left < 2:
-        layer = int((~finite_LN).any(axis=1).argmax())
-        raise InputError(
-            f"{n - left} of {n} examples have states that are not finite (from layer {layer} on), so that no two can be "
-            "compared; the model overflows in this dtype: choose another"
-        )
 
 
 def health_table(states: torch.Tensor, finite_LN: np.ndarray) -> pd.DataFrame:

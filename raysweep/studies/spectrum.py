@@ -16,7 +16,7 @@ import pandas as pd
 from raysweep.numerics import spectral
 from raysweep.numerics.gram import States, as_float64
 from raysweep.numerics.spectral import Decomposition, decompose
-from raysweep.studies.health import check_comparable
+from raysweep.studies.comparable import check_comparable
 
 NEIGHBOURS = (-2, -1, 1, 2)
 ALONE = {  # a layer's measures that no number of components belongs to
