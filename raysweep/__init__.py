@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from raysweep.studies.capture import capture
     from raysweep.studies.critical import critical_layers
     from raysweep.studies.gradient import estimate
+    from raysweep.studies.spectrum import spectrum
     from raysweep.studies.substitution import sweep, sweep_windows
 
 __all__ = [
@@ -45,6 +46,7 @@ __all__ = [
     "local_dynamics",
     "open_run",
     "run",
+    "spectrum",
     "sweep",
     "sweep_windows",
 ]
@@ -64,6 +66,7 @@ _HOMES = {
     "local_dynamics": "numerics.dynamics",
     "open_run": "api",
     "run": "api",
+    "spectrum": "studies.spectrum",
     "sweep": "studies.substitution",
     "sweep_windows": "studies.substitution",
 }

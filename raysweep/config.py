@@ -25,6 +25,7 @@ from pydantic_core import core_schema
 from raysweep.config_execution import ExecutionConfig
 from raysweep.config_fields import Name, Place, Positive
 from raysweep.config_problems import problems_in_words
+from raysweep.config_spectrum import SpectrumConfig
 from raysweep.config_stop import StopConfig
 from raysweep.errors import InputError, nearest, shown
 
@@ -172,15 +173,35 @@ class StudiesConfig(_Section):
 
     substitution: SubstitutionConfig | None = None
     similarity: SimilarityConfig | None = None
+    spectrum: SpectrumConfig | None = None
     correlation: CorrelationConfig | None = None
 
     @model_validator(mode="after")
     def _whole(self) -> StudiesConfig:
-        if not (self.substitution or self.similarity):
-            raise ValueError("asks for no study; give substitution, similarity or both (an empty one is written {})")
+        if not (self.substitution or self.similarity or self.spectrum):
+            raise ValueError(
+                "asks for no study; give substitution, similarity, spectrum or several (an empty one is written {})"
+            )
         if self.correlation and not (self.substitution and self.similarity):
             raise ValueError("correlation needs both substitution and similarity; add the missing one")
         return self
+
+    @model_validator(mode="after")
+    def _one_pooling(self) -> StudiesConfig:
+        asked = self.spectrum.pooling if self.spectrum else None
+        if self.similarity and asked and asked != self.similarity.pooling:
+            raise ValueError(
+                f"spectrum.pooling is {asked} and similarity.pooling is {self.similarity.pooling}, and both are of the same "
+                "stored states; leave spectrum.pooling out, or make them one"
+            )
+        return self
+
+    @property
+    def pooling(self) -> Literal["first", "last", "mean"] | None:
+        """How the stored states are pooled; None where no study asks for states."""
+        if self.similarity:
+            return self.similarity.pooling
+        return (self.spectrum.pooling or "last") if self.spectrum else None
 
 
 class Config(_Section):

@@ -111,6 +111,7 @@ studies:
     metrics: [cka_linear]            # cka_linear, cka_linear_debiased, cka_rbf
     pooling: last                    # the last prompt token, the first ([CLS] of an encoder), or mean over the prompt
     neighbourhood: 3                 # layers that δ is the mean over
+  # spectrum: {components: [1, 3, 10]}   # how variance is spread at each layer, and what the first components share with neighbours
   correlation:
     resamples: 1000                  # half-samples of the examples behind each interval
 

@@ -157,6 +157,16 @@ class SimilarityCall(Call):
 
 
 @dataclass(frozen=True)
+class SpectrumCall(Call):
+    """Spectra of all captured chunks of a cell."""
+
+    key: str
+    parts: tuple[str, ...]
+    pooling: Pooling
+    components: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class CorrelateCall(Call):
     """Correlation of a cell's dynamics with its losses; both are read from what is committed."""
 

@@ -47,7 +47,7 @@ def cost(config: Config, facts: Facts, graph: Graph, done: Collection[str]) -> C
         applications += most
         lacking = [t.window for t in estimated if t.window is not None and not done_with(t.parts, done)]
         applications += 3 * layers * len(points_of(lacking, points, layers)) if lacking else 0
-        for task in graph.cell("similarity", model_name, dataset):
+        for task in graph.captured(model_name, dataset)[:1]:
             applications += 0 if done_with(task.parts, done) else layers
     return Cost(applications, identical)
 

@@ -61,7 +61,7 @@ def bytes_to_write(facts: Facts, graph: Graph, done: Collection[str]) -> int:
     total = 0
     for (model_name, dataset), cell in facts.cells.items():
         model = facts.models[model_name]
-        for task in graph.cell("similarity", model_name, dataset):
+        for task in graph.captured(model_name, dataset)[:1]:
             n = sum(len(chunk) for chunk, key in zip(cell.chunks, task.parts, strict=True) if key not in done)
             total += n * model.base.n_layers * hidden_size(model.base.config) * _BYTES.get(model.dtype, 4)
     lacking = any(key not in done for task in graph.tasks for key in task.keys)

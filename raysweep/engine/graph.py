@@ -17,7 +17,7 @@ from raysweep.studies.interventions import Change, change_from_json, to_json
 if TYPE_CHECKING:
     from raysweep.store.artifacts import Manifest
 
-Kind = Literal["substitute", "estimate", "generate", "similarity", "correlate", "verify", "stop"]
+Kind = Literal["substitute", "estimate", "generate", "similarity", "spectrum", "correlate", "verify", "stop"]
 
 STOPPED_AFTER = "chunks"  # where the manifest of a decision to stop has the number of chunks
 
@@ -89,6 +89,10 @@ class Graph:
     def cell(self, kind: Kind, model: str, dataset: str) -> list[Task]:
         """The tasks of one kind on one model and data set."""
         return self._cells.get((kind, model, dataset), [])
+
+    def captured(self, model: str, dataset: str) -> list[Task]:
+        """The tasks on one model and data set that are made of its captured states, all with the same parts."""
+        return [*self.cell("similarity", model, dataset), *self.cell("spectrum", model, dataset)]
 
     @cached_property
     def _cells(self) -> dict[tuple[str, str, str], list[Task]]:

@@ -184,15 +184,16 @@ def inspect(config: Config, find_device: Callable[[str], str] = resolve_device) 
                     parts_of(block)
     cells: dict[tuple[str, str], Cell] = {}
     for model in config.models:
-        wanted = [d for d in config.datasets if config.studies.similarity or d.name in model.tuned]
+        wanted = [d for d in config.datasets if config.studies.pooling or d.name in model.tuned]
         tokenizer = _tokenizer(models[model.name], model.wording)
         for dataset in wanted:
             room = _room(model.name, models[model.name], dataset.name)
             loaded = _examples(model, dataset, tokenizer, room, prompts_only=not models[model.name].predicts)
-            if config.studies.similarity and len(loaded.examples) < _FEWEST_TO_COMPARE:
+            if config.studies.pooling and len(loaded.examples) < _FEWEST_TO_COMPARE:
+                study = "similarity" if config.studies.similarity else "spectrum"
                 raise InputError(
-                    f"data set '{dataset.name}' has one usable example for '{model.name}', and similarity compares examples: give "
-                    f"{_FEWEST_TO_COMPARE} or more, or leave studies.similarity out"
+                    f"data set '{dataset.name}' has one usable example for '{model.name}', and {study} compares examples: give "
+                    f"{_FEWEST_TO_COMPARE} or more, or leave studies.{study} out"
                 )
             if config.studies.substitution and dataset.name in model.tuned:
                 _check_generation(config.studies.substitution.generate, loaded.examples, room, dataset.name)

@@ -20,6 +20,7 @@ from raysweep.engine.calls import (
     ModelCall,
     PairCall,
     SimilarityCall,
+    SpectrumCall,
     SubstituteCall,
     VerifyCall,
 )
@@ -104,8 +105,9 @@ def _captures(
     config: Config, cells: list[Cell], graph: Graph, model: ModelFacts, loading: Loading, done: Collection[str]
 ) -> Iterator[CaptureCall]:
     for cell in cells:
-        for task in graph.cell("similarity", cell.model, cell.dataset):
-            assert config.studies.similarity is not None
+        tasks = graph.captured(cell.model, cell.dataset)
+        for task in tasks[:1]:
+            assert config.studies.pooling is not None
             lacking = [index for index, key in enumerate(task.parts) if key not in done]
             runs = captures_together(cell, lacking, model, loading) if loading.stream else [[i] for i in lacking]
             for indices in runs:
@@ -113,12 +115,12 @@ def _captures(
                     f"capture {cell.model}/{cell.dataset} {_which(indices)}",
                     cell.model,
                     cell.dataset,
-                    (task.name,),
+                    tuple(each.name for each in tasks),
                     model.base,
                     loading,
                     tuple(example for index in indices for example in cell.chunks[index]),
                     _capture_parts(cell, task, indices, indices),
-                    config.studies.similarity.pooling,
+                    config.studies.pooling,
                 )
 
 
@@ -162,9 +164,9 @@ def _substitutions(
         elif missing:
             runs.append((missing, [index]))
     rides = loading.stream and config.execution.fuse and cell.swept == cell.chunks  # else other examples are together
-    along = graph.cell("similarity", cell.model, cell.dataset) if rides else []
+    along = graph.captured(cell.model, cell.dataset) if rides else []
     for missing, whole in runs:
-        riding = [index for task in along for index in whole if task.parts[index] not in done]
+        riding = [index for task in along[:1] for index in whole if task.parts[index] not in done]
         if loading.stream:
             passes = chunks_in_passes(cell, whole, missing, model, loading, riding)
             together = [[whole[place] for place in each.batches] for each in passes]
@@ -191,7 +193,7 @@ def _substitution(
     chosen = _distinct(tasks, indices[0])
     windows = tuple(task.window for task in chosen if task.window is not None)
     chunks = [cell.swept[index] for index in indices]
-    captures = tuple(part for task in along for part in _capture_parts(cell, task, indices, riding))
+    captures = tuple(part for task in along[:1] for part in _capture_parts(cell, task, indices, riding))
     return SubstituteCall(
         f"substitute {cell.model}/{cell.dataset} {window_names(windows)} {_which(indices)}",
         cell.model,
@@ -206,7 +208,7 @@ def _substitution(
         model.same.get(cell.dataset, NOTHING),
         tuple(map(len, chunks)),
         captures,
-        config.studies.similarity.pooling if config.studies.similarity else "last",
+        config.studies.pooling or "last",
     )
 
 
@@ -279,10 +281,25 @@ def _generations(
         )
 
 
-def result_call(config: Config, facts: Facts, graph: Graph, task: Task) -> SimilarityCall | CorrelateCall | VerifyCall:
+def result_call(
+    config: Config, facts: Facts, graph: Graph, task: Task
+) -> SimilarityCall | SpectrumCall | CorrelateCall | VerifyCall:
     """The call that makes a task's tables out of what is committed."""
     if task.kind == "verify":
         return _verification(config, facts, graph, task)
+    if task.kind == "spectrum":
+        assert config.studies.spectrum is not None
+        assert config.studies.pooling is not None
+        return SpectrumCall(
+            task.name,
+            task.model,
+            task.dataset,
+            (task.name,),
+            task.results["spectrum"],
+            task.parts,
+            config.studies.pooling,
+            tuple(config.studies.spectrum.components),
+        )
     similarity = config.studies.similarity
     assert similarity is not None
     correlation = config.studies.correlation

@@ -44,12 +44,15 @@ def _cell_tasks(config: Config, facts: Facts, model: ModelFacts, cell: Cell, is_
         tasks.append(_verification(config, cell, substitutions))
     if studies.substitution and studies.substitution.generate and is_tuned:
         tasks += _generations(config, facts, model, cell)
+    states = _captured(config, facts, model, cell) if studies.pooling else ()
     if studies.similarity:
-        similarity = _similarity(config, facts, model, cell)
+        similarity = _similarity(config, cell, states)
         tasks.append(similarity)
         if studies.correlation and substitutions:
             estimates = [task for task in tasks if task.kind == "estimate"]
             tasks.append(_correlation(config, cell, similarity, estimates or substitutions))
+    if studies.spectrum:
+        tasks.append(_spectrum(config, cell, states))
     return tasks
 
 
@@ -191,17 +194,21 @@ def _nameless(task: Task) -> str:
     return dataclasses.replace(task, window=dataclasses.replace(change, name="")).name
 
 
-def _similarity(config: Config, facts: Facts, model: ModelFacts, cell: Cell) -> Task:
-    asked = config.studies.similarity
-    assert asked is not None
+def _captured(config: Config, facts: Facts, model: ModelFacts, cell: Cell) -> tuple[str, ...]:
+    """The keys of the cell's captured states, one a chunk."""
     same = {
         "study": "capture",
         "base": model.base.fingerprint,
         "folder": [cell.model, cell.dataset],  # activations lie under these names
-        "pooling": asked.pooling,
+        "pooling": config.studies.pooling,
         **_computed(facts, model),
     }
-    parts = tuple(fingerprint({**same, "chunk": chunk_fingerprint(chunk, prompts_only=True)}) for chunk in cell.chunks)
+    return tuple(fingerprint({**same, "chunk": chunk_fingerprint(chunk, prompts_only=True)}) for chunk in cell.chunks)
+
+
+def _similarity(config: Config, cell: Cell, parts: tuple[str, ...]) -> Task:
+    asked = config.studies.similarity
+    assert asked is not None
     made_from = {
         "study": "similarity",
         "calculation": _CALCULATION,
@@ -212,6 +219,17 @@ def _similarity(config: Config, facts: Facts, model: ModelFacts, cell: Cell) -> 
     }
     results = {table: fingerprint({**made_from, "table": table}) for table in ("similarity", "dynamics", "health")}
     return Task("similarity", cell.model, cell.dataset, parts, results=results)
+
+
+def _spectrum(config: Config, cell: Cell, parts: tuple[str, ...]) -> Task:
+    assert config.studies.spectrum is not None
+    made_from = {
+        "study": "spectrum",
+        "calculation": _CALCULATION,
+        "parts": parts,
+        "components": list(config.studies.spectrum.components),
+    }
+    return Task("spectrum", cell.model, cell.dataset, parts, results={"spectrum": fingerprint(made_from)})
 
 
 def _resampling(config: Config) -> dict[str, int]:

@@ -30,6 +30,7 @@ from raysweep.engine.calls import (
     Outcome,
     PairCall,
     SimilarityCall,
+    SpectrumCall,
     SubstituteCall,
     VerifyCall,
     commit_name,
@@ -48,6 +49,7 @@ from raysweep.studies.generation import generate_text
 from raysweep.studies.gradient import estimate_losses
 from raysweep.studies.interventions import labels, relabelled
 from raysweep.studies.similarity import similarity_tables
+from raysweep.studies.spectrum import spectrum
 from raysweep.studies.streamed import StreamedPair
 from raysweep.studies.substitution import Pair, Work, loss_table, sweep_losses
 from raysweep.studies.verification import apart, true_losses, within
@@ -280,6 +282,11 @@ class Worker:
         return commits, {}
 
     @_run.register
+    def _(self, call: SpectrumCall) -> tuple[list[Commit], dict[str, float]]:
+        rows = spectrum(self._activations(call), call.components).assign(part=call.key)
+        return [_commit("spectrum", call, (call.key,), rows)], {}
+
+    @_run.register
     def _(self, call: CorrelateCall) -> tuple[list[Commit], dict[str, float]]:
         chunks = self.folder.chunks
         parts = [(key, window) for window, keys in call.losses.items() for key in keys]
@@ -299,7 +306,7 @@ class Worker:
         ).assign(part=call.key)
         return [_commit("correlation", call, (call.key,), correlation)], {}
 
-    def _activations(self, call: SimilarityCall | CorrelateCall) -> Activations:
+    def _activations(self, call: SimilarityCall | SpectrumCall | CorrelateCall) -> Activations:
         """The cell's captured chunks as one store; its manifest is published anew, for an earlier config may have had others."""
         chunks = self.folder.committed()
         manifests = [chunks[key] for key in call.parts]

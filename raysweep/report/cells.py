@@ -108,7 +108,12 @@ class Cell:
     @cached_property
     def n_layers(self) -> int:
         """The decoder layers that the tables know of."""
-        ends = (("substitution", "stop", 0), ("dynamics", "layer", 1), ("similarity", "layer_i", 1))
+        ends = (
+            ("substitution", "stop", 0),
+            ("dynamics", "layer", 1),
+            ("similarity", "layer_i", 1),
+            ("spectrum", "layer", 1),
+        )
         return max((int(self.tables[t][c].max()) + more for t, c, more in ends if t in self.tables), default=0)
 
     # Substitution

@@ -26,6 +26,7 @@ from raysweep.report.change_sentences import change_sentences
 from raysweep.report.changes import changes_table, estimates_table, verification_table
 from raysweep.report.page_tables import Table, records_table
 from raysweep.report.pictures import Drawings, Picture, overview, pictures_of
+from raysweep.report.spectrum import spectrum_pictures, spectrum_table
 from raysweep.report.words import duration, layers_text, moment
 from raysweep.store.artifacts import publish_bytes
 
@@ -58,7 +59,7 @@ class Provenance:
 def write_report(tables: Mapping[str, pd.DataFrame], provenance: Provenance, out: Path) -> Path:
     """Write figures/*.png, figures/*.svg and index.html under `out`; return the page's path.
 
-    `tables` has result tables by name (substitution, similarity, dynamics, correlation, health, generation); one that is missing
+    `tables` has result tables by name (substitution, similarity, dynamics, spectrum, correlation, health, generation); one that is missing
     or empty leaves its sections out. The page is published after its figures, by one rename, so that a half-written one is never
     read; then PNG and SVG files in figures/ that it does not use, an earlier page's, are removed.
     """
@@ -130,9 +131,10 @@ def _cell_view(cell: Cell, drawings: Drawings) -> _CellView:
         table for table in (changes_table(cell), estimates_table(cell), verification_table(cell)) if table is not None
     ]
     tables += [page_tables.dynamics_table(cell)] if cell.settings else []
+    tables += [spectrum_table(cell)] if "spectrum" in cell.tables else []
     tables += [page_tables.correlation_table(cell)] if cell.correlations else []
     tables += [page_tables.health_table(cell)] if "health" in cell.tables else []
-    pictures = [*pictures_of(cell, drawings), *change_pictures(cell, drawings)]
+    pictures = [*pictures_of(cell, drawings), *change_pictures(cell, drawings), *spectrum_pictures(cell, drawings)]
     return _CellView(cell.title, cell.anchor, answer_of(cell), change_sentences(cell), pictures, tables, _samples(cell))
 
 

@@ -34,6 +34,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     ),
     "dynamics": ("model", "dataset", "metric", "neighbourhood", "layer", "delta", "ci_low", "ci_high", "rank"),
     "health": ("model", "dataset", "layer", "measure", "value", "warning"),
+    "spectrum": ("model", "dataset", "layer", "components", "measure", "value", "reason"),
     "correlation": (
         *("model", "dataset", "metric", "width", "neighbourhood", "n_layers", "spearman", "ci_low", "ci_high"),
         *("p_shift", "partial_depth", "kendall", "precision_at_k"),

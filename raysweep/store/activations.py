@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import json
 import mmap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -165,6 +165,10 @@ class Activations:
         for layer in range(self.n_layers):
             self._read_into(states_LND[layer], layer)
         return states_LND
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        """One layer's states after the other, [N, D] each: a reader need not hold more than one of them."""
+        return map(self.layer, range(self.n_layers))
 
     @cached_property
     def example_ids(self) -> npt.NDArray[np.int64]:

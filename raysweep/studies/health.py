@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from raysweep.errors import InputError
 from raysweep.numerics.health import health
+from raysweep.studies.comparable import check_comparable
 
 _TRUST = {  # measure → (limit, words): above the limit, a layer's linear CKA says little
     "mean_to_rms": (0.999, "the states hardly differ between examples"),
@@ -25,13 +25,7 @@ def finite_examples(states: torch.Tensor) -> np.ndarray:
     Raises InputError where fewer than two have them at all layers, so that there is nothing to compare.
     """
     finite_LN = torch.stack([layer_ND.isfinite().all(dim=-1) for layer_ND in states]).cpu().numpy()
-    n, left = finite_LN.shape[1], int(finite_LN.all(axis=0).sum())
-    if n > 1 and left < 2:
-        layer = int((~finite_LN).any(axis=1).argmax())
-        raise InputError(
-            f"{n - left} of {n} examples have states that are not finite (from layer {layer} on), so that no two can be "
-            "compared; the model overflows in this dtype: choose another"
-        )
+    check_comparable(finite_LN)
     return finite_LN
 
 

@@ -1,0 +1,28 @@
+"""The part of a config that asks for spectra; config.py has the rest."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from raysweep.config_fields import Positive
+
+
+class SpectrumConfig(BaseModel):
+    """Spectrum of the base model's states at each layer, on every data set, and what the first components share with the
+    layers beside it, for each number of `components`. `pooling` is that of similarity unless given: they share their states.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    components: Annotated[list[Positive], Field(min_length=1)] = [1, 3, 10]
+    pooling: Literal["first", "last", "mean"] | None = None
+
+    @field_validator("components")
+    @classmethod
+    def _distinct(cls, value: list[int]) -> list[int]:
+        doubled = next((k for k in value if value.count(k) > 1), None)
+        if doubled:
+            raise ValueError(f"{doubled} is there twice; give each number of components once")
+        return value
