@@ -6,6 +6,7 @@
     rs.sweep(base, tuned, examples, widths="all")      # every window; also sets, modules, coefficients, reverse
     rs.capture(model, examples)                        # states [L, N, D] of every layer
     rs.cka_matrix(X), rs.local_dynamics(S)             # arithmetic on plain arrays
+    rs.similarity(X, metric="svcca")                    # other measures, between two models too
     rs.critical_layers(model, examples)                # the one-model answer
     rs.load_examples(source, format, tokenizer)        # records to token sequences with a label mask
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from raysweep.models.adapter import Adapter
     from raysweep.numerics.cka import cka_matrix
     from raysweep.numerics.dynamics import local_dynamics
+    from raysweep.numerics.measures.registry import similarity
     from raysweep.studies.capture import capture
     from raysweep.studies.critical import critical_layers
     from raysweep.studies.substitution import sweep, sweep_windows
@@ -42,6 +44,7 @@ __all__ = [
     "local_dynamics",
     "open_run",
     "run",
+    "similarity",
     "sweep",
     "sweep_windows",
 ]
@@ -60,6 +63,7 @@ _HOMES = {
     "local_dynamics": "numerics.dynamics",
     "open_run": "api",
     "run": "api",
+    "similarity": "numerics.measures.registry",
     "sweep": "studies.substitution",
     "sweep_windows": "studies.substitution",
 }

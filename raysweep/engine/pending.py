@@ -29,6 +29,7 @@ from raysweep.engine.plan import VERIFIED, drawn, hidden_size, window_names
 from raysweep.engine.together import captures_together, chunks_in_passes, spill_words
 from raysweep.models.checkpoint import Checkpoint
 from raysweep.models.same import NOTHING
+from raysweep.numerics.measures.registry import Parameters
 from raysweep.studies.passes import group_passes, states_of_a_way_back
 from raysweep.studies.windows import Window
 
@@ -285,6 +286,7 @@ def result_call(config: Config, facts: Facts, graph: Graph, task: Task) -> Simil
         return _verification(config, facts, graph, task)
     similarity = config.studies.similarity
     assert similarity is not None
+    parameters = Parameters(similarity.components, similarity.neighbours, similarity.variance)
     correlation = config.studies.correlation
     resamples, seed = (correlation.resamples, correlation.seed) if correlation else (1000, 0)
     if task.kind == "similarity":
@@ -297,6 +299,7 @@ def result_call(config: Config, facts: Facts, graph: Graph, task: Task) -> Simil
             task.results,
             tuple(similarity.metrics),
             similarity.neighbourhood,
+            parameters,
             similarity.pooling,
             resamples,
             seed,
@@ -316,6 +319,7 @@ def result_call(config: Config, facts: Facts, graph: Graph, task: Task) -> Simil
         losses,
         tuple(similarity.metrics),
         similarity.neighbourhood,
+        parameters,
         resamples,
         seed,
         correlation.drop_ends,

@@ -270,6 +270,7 @@ class Worker:
             self._activations(call).states(),
             metrics=call.metrics,
             neighbourhood=call.neighbourhood,
+            parameters=call.parameters,
             resamples=call.resamples,
             seed=call.seed,
         )
@@ -293,6 +294,7 @@ class Worker:
             losses,
             metrics=call.metrics,
             neighbourhood=call.neighbourhood,
+            parameters=call.parameters,
             resamples=call.resamples,
             seed=call.seed,
             drop_ends=call.drop_ends,

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from plain_similarity import drifting_states, few, seeds
 
-from raysweep.numerics.measures.registry import compare, similarity
+from raysweep.numerics.measures.registry import Parameters, compare, similarity
 
 
 def stretched(X_ND, rng):
@@ -40,18 +40,18 @@ def test_the_cut_keeps_the_fewest_components_that_hold_the_share():
 def test_a_layer_is_nan_where_correlations_of_1_are_forced_and_only_there():
     X_LND = np.random.default_rng(0).standard_normal((2, 12, 20))
     X_LND[0, :, 3:] = 0  # 3 components and 11 in the 11 dimensions of 12 centred examples
-    found = compare(X_LND, "svcca", variance=1.0)
+    found = compare(X_LND, "svcca", parameters=Parameters(variance=1.0))
     assert np.isnan(found.values).tolist() == [[False, True], [True, True]]
     assert found.reasons[0, 1] == (
-        "3 and 11 components hold the asked share of the two layers' variance, and among 12 examples so many share "
-        "directions whatever the states; give more than 14 examples, or ask for a smaller share"
+        "so many components hold the asked share of the two layers' variance that they share directions whatever the "
+        "states, for there are only 12 examples; give more, or ask for a smaller share"
     )
 
 
 def test_a_layer_with_fewer_components_than_asked_for_is_nan():
     X_LND = np.random.default_rng(0).standard_normal((2, 12, 6))
     X_LND[1, :, 2:] = X_LND[1, :, :1]
-    found = compare(X_LND, "cca_top_k", components=4)
+    found = compare(X_LND, "cca_top_k", parameters=Parameters(components=4))
     assert np.isnan(found.values).tolist() == [[False, True], [True, True]]
     assert found.reasons[1, 1] == "the states vary in fewer directions at layer 1 (2) than the 4 components asked for"
 

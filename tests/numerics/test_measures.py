@@ -10,10 +10,15 @@ from hypothesis import strategies as st
 from plain_measures import plain_measure
 from plain_similarity import drifting_states, few, seeds
 
-from raysweep.numerics.measures.registry import MEASURES, compare, similarity
+from raysweep.numerics.measures import registry
+from raysweep.numerics.measures.registry import MEASURES, Parameters, similarity
 
 PARAMETERS = {"components": 3, "neighbours": 3, "variance": 0.9}
 every_metric = pytest.mark.parametrize("metric", MEASURES)
+
+
+def compare(X_LND, metric, other=None, **parameters):
+    return registry.compare(X_LND, metric, other, Parameters(**parameters))
 
 
 def measured(X_LND, metric, other=None):
@@ -169,8 +174,8 @@ def test_a_constant_layer_is_nan_with_its_reason(metric):
 
 TOO_FEW = {
     "cka_linear_debiased": (3, "debiased CKA needs at least 4 examples, got 3"),
-    "svcca": (6, "give more than 6 examples, or ask for a smaller share"),
-    "pwcca": (6, "give more than 6 examples, or ask for a smaller share"),
+    "svcca": (6, "there are only 6 examples; give more, or ask for a smaller share"),
+    "pwcca": (6, "there are only 6 examples; give more, or ask for a smaller share"),
     "cca_top_k": (6, "there are only 6 examples; give 7 or more, or ask for fewer components"),
     "rsa": (2, "2 examples have one distance; ranks need 3 examples or more"),
     "mutual_knn": (4, "of 4 examples all others are among the 3 nearest; give 5 or more, or ask for fewer neighbours"),

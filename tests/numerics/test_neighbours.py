@@ -9,7 +9,7 @@ from plain_measures import plain_measure
 from plain_similarity import drifting_states, few, seeds
 
 from raysweep.numerics.measures import neighbours
-from raysweep.numerics.measures.registry import compare, similarity
+from raysweep.numerics.measures.registry import Parameters, compare, similarity
 from raysweep.numerics.measures.ties import nearest, tied_ranks
 
 
@@ -52,11 +52,12 @@ def test_equal_distances_are_ties_whatever_the_rounding(seed):
 
 def test_states_that_are_equally_far_apart_have_no_order():
     layers = [np.eye(6), np.random.default_rng(0).standard_normal((6, 3))]
-    rsa, knn = compare(layers, "rsa"), compare(layers, "mutual_knn", neighbours=2)
+    two = Parameters(neighbours=2)
+    rsa, knn = compare(layers, "rsa"), compare(layers, "mutual_knn", parameters=two)
     assert np.isnan(rsa.values).tolist() == np.isnan(knn.values).tolist() == [[True, True], [True, False]]
     assert rsa.reasons[0, 1] == "all states are equally far apart at layer 0, so their distances have no order"
     assert knn.reasons[0, 1] == "all states are equally near to each other at layer 0, so none has nearest neighbours"
-    assert compare(layers, "cknna", neighbours=2).reasons == knn.reasons
+    assert compare(layers, "cknna", parameters=two).reasons == knn.reasons
 
 
 @pytest.mark.parametrize("metric", ["mutual_knn", "cknna", "cosine", "angular", "block_influence"])

@@ -163,9 +163,8 @@ def _enough(x: Components, y: Components) -> bool:
 
 def _too_few(x: Components, y: Components) -> str:
     return (
-        f"{x.kept} and {y.kept} components hold the asked share of the two layers' variance, and among "
-        f"{len(x.left)} examples so many share directions whatever the states; "
-        f"give more than {x.kept + y.kept} examples, or ask for a smaller share"
+        "so many components hold the asked share of the two layers' variance that they share directions whatever the "
+        f"states, for there are only {len(x.left)} examples; give more, or ask for a smaller share"
     )
 
 

@@ -65,7 +65,7 @@ MEASURES: Mapping[str, Measure] = {
         parameters=("variance",),
     ),
     "cca_top_k": Measure(
-        label="mean canonical correlation of the top components",
+        label="CCA of the top components",
         compare=canonical.cca_top_k,
         range=(0, 1),
         parameters=("components",),
@@ -115,21 +115,32 @@ MEASURES: Mapping[str, Measure] = {
 }
 
 
+@dataclass(frozen=True)
+class Parameters:
+    """What some measures take beside the states: see `cca_top_k`, `mutual_knn` and `cknna`, and `svcca` and `pwcca`."""
+
+    components: int = 10
+    neighbours: int = 10
+    variance: float = 0.99
+
+    def of(self, metric: str) -> dict[str, float]:
+        """Those that a metric takes, by name."""
+        return {name: getattr(self, name) for name in MEASURES[metric].parameters}
+
+
+DEFAULTS = Parameters()
+
+
 def compare(
     X_LND: Iterable[States],
     metric: str = "cka_linear",
     other: Iterable[States] | None = None,
-    *,
-    components: int = 10,
-    neighbours: int = 10,
-    variance: float = 0.99,
+    parameters: Parameters = DEFAULTS,
 ) -> Compared:
     """`similarity` with the reason of each NaN."""
     if metric not in MEASURES:
         raise ValueError(f"unknown metric '{metric}'; known: {', '.join(MEASURES)}")
-    given = {"components": components, "neighbours": neighbours, "variance": variance}
-    measure = MEASURES[metric]
-    return measure.compare(X_LND, other, **{name: given[name] for name in measure.parameters})
+    return MEASURES[metric].compare(X_LND, other, **parameters.of(metric))
 
 
 def similarity(
@@ -144,11 +155,11 @@ def similarity(
     """One measure between every two layers [L, L], or between each layer of X and each of `other` [L, M]; float64.
 
     X and `other` are numpy arrays or torch tensors [L, N, D], or sequences of [N, D] of unlike width, with states of the
-    same examples in the same order. `metric` is a name in `MEASURES`, which says what each measure is blind to; each has
-    its formula and source at its own function. `components` is for cca_top_k, `neighbours` for mutual_knn and cknna,
-    `variance` (the share that is kept) for svcca and pwcca.
+    same examples in the same order. `metric` is a name in `MEASURES`, which says what each measure is blind to; its formula
+    and source are at its own function. `components` is for cca_top_k, `neighbours` for mutual_knn and cknna, `variance`
+    (the share that is kept) for svcca and pwcca.
 
     A value that cannot be computed is NaN; `compare` gives the reasons. Raises ValueError, naming the layer, for shapes
     that do not fit and states that are not finite, and for an unknown metric.
     """
-    return compare(X_LND, metric, other, components=components, neighbours=neighbours, variance=variance).values
+    return compare(X_LND, metric, other, Parameters(components, neighbours, variance)).values
