@@ -7,6 +7,7 @@
     rs.estimate(base, tuned, examples, widths="all")   # the same by first order in the weights, three forwards' cost
     rs.capture(model, examples)                        # states [L, N, D] of every layer
     rs.cka_matrix(X), rs.local_dynamics(S)             # arithmetic on plain arrays
+    rs.similarity(X, metric="svcca")                    # other measures, between two models too
     rs.critical_layers(model, examples)                # the one-model answer
     rs.load_examples(source, format, tokenizer)        # records to token sequences with a label mask
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from raysweep.models.adapter import Adapter
     from raysweep.numerics.cka import cka_matrix
     from raysweep.numerics.dynamics import local_dynamics
+    from raysweep.numerics.measures.registry import similarity
     from raysweep.studies.capture import capture
     from raysweep.studies.critical import critical_layers
     from raysweep.studies.gradient import estimate
@@ -47,6 +49,7 @@ __all__ = [
     "open_run",
     "run",
     "spectrum",
+    "similarity",
     "sweep",
     "sweep_windows",
 ]
@@ -67,6 +70,7 @@ _HOMES = {
     "open_run": "api",
     "run": "api",
     "spectrum": "studies.spectrum",
+    "similarity": "numerics.measures.registry",
     "sweep": "studies.substitution",
     "sweep_windows": "studies.substitution",
 }

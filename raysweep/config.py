@@ -29,7 +29,10 @@ from raysweep.config_spectrum import SpectrumConfig
 from raysweep.config_stop import StopConfig
 from raysweep.errors import InputError, nearest, shown
 
-Metric = Literal["cka_linear", "cka_linear_debiased", "cka_rbf"]
+Metric = Literal[
+    "cka_linear", "cka_linear_debiased", "cka_rbf", "svcca", "pwcca", "cca_top_k", "procrustes", "rsa",
+    "mutual_knn", "cknna", "angular", "block_influence", "cosine",
+]  # fmt: skip
 
 
 class _Section(BaseModel):
@@ -138,11 +141,18 @@ class SubstitutionConfig(_Section):
 
 
 class SimilarityConfig(_Section):
-    """Similarity of the base model's layers on every data set, and the dynamics δ that follows from it."""
+    """Similarity of the base model's layers on every data set, and the dynamics δ that follows from it.
+
+    `components` is for the metric cca_top_k, `neighbours` for mutual_knn and cknna, and `variance`, the share of a layer's
+    variance that is kept, for svcca and pwcca.
+    """
 
     metrics: Annotated[list[Metric], Field(min_length=1)] = ["cka_linear"]
     pooling: Literal["first", "last", "mean"] = "last"
     neighbourhood: Positive = 3
+    components: Positive = 10
+    neighbours: Positive = 10
+    variance: Annotated[float, Field(gt=0, le=1)] = 0.99
 
     @field_validator("metrics")
     @classmethod

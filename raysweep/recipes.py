@@ -108,9 +108,13 @@ studies:
     # estimator: gradient            # first order in the weights: cheap, and only as good as the sample shows that is measured beside
     # generate: {examples: 3, tokens: 32}   # text produced under each window; changes: all for every other change, too
   similarity:
-    metrics: [cka_linear]            # cka_linear, cka_linear_debiased, cka_rbf
+    metrics: [cka_linear]            # cka_linear, cka_linear_debiased, cka_rbf, svcca, pwcca, cca_top_k, procrustes, rsa,
+                                     # mutual_knn, cknna, angular, block_influence, cosine
     pooling: last                    # the last prompt token, the first ([CLS] of an encoder), or mean over the prompt
     neighbourhood: 3                 # layers that δ is the mean over
+    # components: 10                 # cca_top_k: so many principal components of each layer
+    # neighbours: 10                 # mutual_knn, cknna: so many nearest examples
+    # variance: 0.99                 # svcca, pwcca: the share of a layer's variance that its components hold
   # spectrum: {components: [1, 3, 10]}   # how variance is spread at each layer, and what the first components share with neighbours
   correlation:
     resamples: 1000                  # half-samples of the examples behind each interval

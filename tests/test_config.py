@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
 
 import raysweep
-from raysweep.config import Config, load_config, parse_config
+from raysweep.config import Config, Metric, SimilarityConfig, load_config, parse_config
 from raysweep.errors import InputError
+from raysweep.numerics.measures.registry import DEFAULTS, MEASURES
 from raysweep.recipes import TEMPLATE
 
 CONFIGS = sorted((Path(raysweep.__file__).parents[1] / "configs").glob("*.yaml"))
@@ -40,14 +43,14 @@ def test_the_template_is_a_config():
 
 
 def test_the_commented_lines_of_the_template_are_right_too():
-    uncommented = "\n".join(
-        line.replace("# - {name: mine", "- {name: mine").replace("# generate:", "generate:").replace("# stop:", "stop:")
-        for line in TEMPLATE.splitlines()
-    )
+    uncommented = TEMPLATE.replace("# - {name: mine", "- {name: mine")
+    for key in ("generate", "stop", "components", "neighbours", "variance"):
+        uncommented = uncommented.replace(f"# {key}:", f"{key}:")
     config = parse_config(yaml.safe_load(uncommented))
     assert config.datasets[1].format == "columns"
     assert (config.studies.substitution.generate.examples, config.studies.substitution.generate.tokens) == (3, 32)
     assert config.studies.substitution.stop.top == 3
+    assert config.studies.similarity == SimilarityConfig(), "the commented lines show the defaults"
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=[path.name for path in CONFIGS])
@@ -159,7 +162,13 @@ def test_a_misspelt_key_names_the_nearest(override, told):
         ("studies.substitution.widths=[2, 0]", "key 'studies.substitution.widths[1]': give 1 or more, not 0"),
         (
             "studies.similarity.metrics=[cka]",
-            "key 'studies.similarity.metrics[0]': 'cka' is not 'cka_linear', 'cka_linear_debiased' or 'cka_rbf'",
+            f"key 'studies.similarity.metrics[0]': 'cka' is not {', '.join(map(repr, list(MEASURES)[:-1]))} or 'cosine'",
+        ),
+        ("studies.similarity.components=0", "key 'studies.similarity.components': give 1 or more, not 0"),
+        ("studies.similarity.neighbours=0", "key 'studies.similarity.neighbours': give 1 or more, not 0"),
+        (
+            "studies.similarity.variance=0",
+            "key 'studies.similarity.variance': input should be greater than 0, not 0",
         ),
         ("studies.similarity.pooling=max", "key 'studies.similarity.pooling': 'max' is not 'first', 'last' or 'mean'"),
         (
@@ -416,3 +425,9 @@ def test_a_wrong_value_of_100_kb_makes_a_short_message():
         parse_config(PLAIN, overrides=[f"name={'x y' * 30_000}"])
     assert "key 'name': string should have at most 100 characters, not 'x yx y" in str(caught.value)
     assert len(str(caught.value)) < 300
+
+
+def test_every_measure_can_be_asked_for_and_has_the_registry_s_defaults():
+    similarity = parse_config(PLAIN | {"studies": {"similarity": {"metrics": list(MEASURES)}}}).studies.similarity
+    assert get_args(Metric) == tuple(similarity.metrics) == tuple(MEASURES)
+    assert (similarity.components, similarity.neighbours, similarity.variance) == dataclasses.astuple(DEFAULTS)

@@ -14,6 +14,7 @@ from raysweep.data.examples import Example
 from raysweep.fingerprint import fingerprint
 from raysweep.models.checkpoint import Checkpoint
 from raysweep.models.same import Same
+from raysweep.numerics.measures.registry import Parameters
 from raysweep.store.artifacts import FileEntry
 from raysweep.studies.interventions import Change
 from raysweep.studies.windows import Window
@@ -151,6 +152,7 @@ class SimilarityCall(Call):
     results: Mapping[str, str]
     metrics: tuple[str, ...]
     neighbourhood: int
+    parameters: Parameters
     pooling: Pooling
     resamples: int
     seed: int
@@ -176,6 +178,7 @@ class CorrelateCall(Call):
     losses: Mapping[Window, tuple[str, ...]]
     metrics: tuple[str, ...]
     neighbourhood: int
+    parameters: Parameters
     resamples: int
     seed: int
     drop_ends: int

@@ -30,6 +30,7 @@ from raysweep.engine.plan import VERIFIED, drawn, hidden_size, window_names
 from raysweep.engine.together import captures_together, chunks_in_passes, spill_words
 from raysweep.models.checkpoint import Checkpoint
 from raysweep.models.same import NOTHING
+from raysweep.numerics.measures.registry import Parameters
 from raysweep.studies.passes import group_passes, states_of_a_way_back
 from raysweep.studies.windows import Window
 
@@ -302,6 +303,7 @@ def result_call(
         )
     similarity = config.studies.similarity
     assert similarity is not None
+    parameters = Parameters(similarity.components, similarity.neighbours, similarity.variance)
     correlation = config.studies.correlation
     resamples, seed = (correlation.resamples, correlation.seed) if correlation else (1000, 0)
     if task.kind == "similarity":
@@ -314,6 +316,7 @@ def result_call(
             task.results,
             tuple(similarity.metrics),
             similarity.neighbourhood,
+            parameters,
             similarity.pooling,
             resamples,
             seed,
@@ -333,6 +336,7 @@ def result_call(
         losses,
         tuple(similarity.metrics),
         similarity.neighbourhood,
+        parameters,
         resamples,
         seed,
         correlation.drop_ends,

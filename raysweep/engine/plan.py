@@ -11,6 +11,7 @@ from raysweep.engine.graph import Graph, Task
 from raysweep.engine.inspection import Cell, Facts, ModelFacts, asked_changes, chunk_fingerprint, stop_rule
 from raysweep.fingerprint import fingerprint
 from raysweep.models.same import NOTHING
+from raysweep.numerics.measures.registry import MEASURES
 from raysweep.studies.interventions import Change, Intervention, identity, to_json
 from raysweep.studies.stopping import Rule
 from raysweep.studies.verification import draw
@@ -214,6 +215,7 @@ def _similarity(config: Config, cell: Cell, parts: tuple[str, ...]) -> Task:
         "calculation": _CALCULATION,
         "parts": parts,
         "metrics": list(asked.metrics),
+        "parameters": {name: getattr(asked, name) for metric in asked.metrics for name in MEASURES[metric].parameters},
         "neighbourhood": asked.neighbourhood,
         "resampling": _resampling(config),
     }

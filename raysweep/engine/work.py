@@ -272,6 +272,7 @@ class Worker:
             self._activations(call).states(),
             metrics=call.metrics,
             neighbourhood=call.neighbourhood,
+            parameters=call.parameters,
             resamples=call.resamples,
             seed=call.seed,
         )
@@ -300,6 +301,7 @@ class Worker:
             losses,
             metrics=call.metrics,
             neighbourhood=call.neighbourhood,
+            parameters=call.parameters,
             resamples=call.resamples,
             seed=call.seed,
             drop_ends=call.drop_ends,

@@ -34,7 +34,7 @@ from raysweep.report.plotting import (
     styled,
 )
 from raysweep.report.summaries import change_points, costliest, swept
-from raysweep.report.words import interval, metric_name, number, runs, runs_text
+from raysweep.report.words import interval, likeness_name, measures_distance, metric_name, number, runs, runs_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -92,7 +92,8 @@ def loss_curve(windows: pd.DataFrame, width: int, title: str) -> Figure:
 def similarity_map(similarity: pd.DataFrame, changes: Sequence[int], title: str, metric: str) -> Figure:
     """L × L heat map of one metric between layers' representations, with the layers of `changes` marked on both axes.
 
-    A pair whose value is NaN or that has no row is hatched grey, never given a colour of the scale.
+    Layers that are alike are bright, whether the metric is of likeness or of distance. A pair whose value is NaN or that
+    has no row is hatched grey, never given a colour of the scale.
     """
     from matplotlib import colormaps
     from matplotlib.figure import Figure
@@ -103,14 +104,16 @@ def similarity_map(similarity: pd.DataFrame, changes: Sequence[int], title: str,
     values = values_LL.to_numpy()
     finite = values[np.isfinite(values)]
     low = math.floor(finite.min() * 10) / 10 if len(finite) else 0.0
-    high = max(1.0, float(finite.max())) if len(finite) else 1.0
+    apart = measures_distance(metric)
+    high = max(0.0 if apart else 1.0, float(finite.max()) if len(finite) else 1.0)
 
     figure = Figure(figsize=(SIZE[0], 4.6))
-    header(figure, title, f"similarity of two layers' representations ({metric_name(metric)})")
+    what = "distance between" if apart else "similarity of"
+    header(figure, title, f"{what} two layers' representations ({metric_name(metric)})")
     axes = figure.add_axes((0.115, 0.11, 0.72, 0.75))
     axes.set_facecolor("#dfe3e8")
     axes.patch.set_hatch("////")
-    colours = colormaps["viridis"].with_extremes(bad=(0, 0, 0, 0))
+    colours = colormaps["viridis_r" if apart else "viridis"].with_extremes(bad=(0, 0, 0, 0))
     image = axes.imshow(
         np.ma.masked_invalid(values),
         origin="lower",
@@ -151,7 +154,7 @@ def dynamics_curve(dynamics: pd.DataFrame, title: str, metric: str) -> Figure:
     `dynamics` holds one model, data set, metric and neighbourhood.
     """
     neighbourhood = int(dynamics["neighbourhood"].iloc[0])
-    figure, axes = frame(title, f"δ: mean {metric_name(metric)} over the {neighbourhood} layers around each")
+    figure, axes = frame(title, f"δ: mean {likeness_name(metric)} over the {neighbourhood} layers around each")
     rows = dynamics.sort_values("layer")
     layer_axis(axes, len(rows), "layer")
     _draw_dynamics(axes, rows)
@@ -189,7 +192,7 @@ def dynamics_against_loss(
     points = points[np.isfinite(points.to_numpy(dtype=float)).all(axis=1)]
     axes.grid(True)
     axes.margins(0.08)
-    axes.set_xlabel(f"δ ({metric_name(metric)}) at the centre of windows of width {width}", labelpad=2)
+    axes.set_xlabel(f"δ ({likeness_name(metric)}) at the centre of windows of width {width}", labelpad=2)
     axes.set_position((*FRAME[:3], FRAME[3] - 0.025))
     axes.text(0, 1.02, "mean test loss (nats)", transform=axes.transAxes, color=MUTED, fontsize=8.5)
     changes = set(change_points(dynamics))
@@ -223,7 +226,7 @@ def overview(cells: Sequence[CellCurves], metric: str) -> Figure:
     across = 0.12
     for text, colour, space in (
         ("● loss (nats)", LOSS_COLOUR, 1.15),
-        (f"▬ δ ({metric_name(metric)})", DELTA_COLOUR, 1.45),
+        (f"▬ δ ({likeness_name(metric)})", DELTA_COLOUR, 1.45),
         ("■ change-point layers", "#e7a06f", 0),
     ):
         figure.text(across / width, 1 - 0.16 / height, text, color=colour, va="center", fontsize=8.5)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from raysweep.report import figures, plotting
 from raysweep.report.cells import Cell, Setting
-from raysweep.report.words import consecutive, layers_text, metric_name, number
+from raysweep.report.words import consecutive, layers_text, measures_distance, metric_name, number
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -139,9 +139,10 @@ def _agreement_picture(cell: Cell, setting: Setting, width: int, drawings: Drawi
 
 def _similarity_picture(cell: Cell, metric: str, drawings: Drawings) -> Picture:
     rows, name = cell.similarity(metric), metric_name(metric)
+    alike = 0 if measures_distance(metric) else 1
     setting = next((setting for setting in cell.settings if setting.metric == metric), None)
     changes = cell.change_points(setting) if setting else []
-    caption = f"{name[0].upper()}{name[1:]} of the base model's layers, 1 where they are alike; the scale is this figure's own."
+    caption = f"{name[0].upper()}{name[1:]} of the base model's layers, {alike} where they are alike; the scale is this figure's own."
     if rows["value"].isna().any():
         reasons = rows.loc[rows["value"].isna(), "reason"].dropna().value_counts()
         told = "; ".join(f"{reason}: {count} pairs" for reason, count in reasons.head(3).items())

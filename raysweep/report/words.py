@@ -6,12 +6,22 @@ import math
 from collections.abc import Iterable
 from datetime import datetime
 
-_METRICS = {"cka_linear": "linear CKA", "cka_linear_debiased": "debiased linear CKA", "cka_rbf": "RBF CKA"}
+from raysweep.numerics.measures.registry import MEASURES
 
 
 def metric_name(metric: str) -> str:
     """A metric's name as it is written in prose; the column's own word where there is no other."""
-    return _METRICS.get(metric, metric)
+    return MEASURES[metric].label if metric in MEASURES else metric
+
+
+def likeness_name(metric: str) -> str:
+    """What δ is the mean of, in prose: the metric, or "1 − …" where a larger value means farther apart."""
+    return f"1 − {metric_name(metric)}" if measures_distance(metric) else metric_name(metric)
+
+
+def measures_distance(metric: str) -> bool:
+    """Whether a larger value of a metric means farther apart."""
+    return metric in MEASURES and MEASURES[metric].larger == "apart"
 
 
 def runs(layers: Iterable[int]) -> list[tuple[int, int]]:

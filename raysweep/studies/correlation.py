@@ -22,6 +22,7 @@ from raysweep.numerics.correlation import (
     spearman_rows,
 )
 from raysweep.numerics.dynamics import local_dynamics
+from raysweep.numerics.measures.registry import DEFAULTS, Parameters
 from raysweep.numerics.resampling import half_samples, percentile_interval
 from raysweep.studies.health import finite_examples
 from raysweep.studies.similarity import dynamics_halves, similarity_matrix
@@ -54,6 +55,7 @@ def correlate_cell(
     resamples: int,
     seed: int,
     drop_ends: int = 0,
+    parameters: Parameters = DEFAULTS,
 ) -> pd.DataFrame:
     """One row a metric and width: δ of states [L, N, D] against the mean loss of each window, with a 95 % interval of ρ.
 
@@ -66,7 +68,9 @@ def correlate_cell(
     if not finite_N.all():
         states, example_ids = states[:, torch.from_numpy(finite_N).to(states.device)], example_ids[finite_N]
     place = pd.Index(example_ids)
-    deltas = {metric: local_dynamics(similarity_matrix(states, metric), neighbourhood) for metric in metrics}
+    deltas = {
+        metric: local_dynamics(similarity_matrix(states, metric, parameters), neighbourhood) for metric in metrics
+    }
     resampled: dict[tuple[str, tuple[int, ...]], np.ndarray | None] = {}
     whole = (losses["kind"] == "window") & (losses["coefficient"] == 1)
     if losses["estimator"].nunique() > 1:

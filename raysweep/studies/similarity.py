@@ -13,8 +13,9 @@ import pandas as pd
 import torch
 
 from raysweep.errors import InputError, nearest
-from raysweep.numerics.cka import cka_matrix, constant_layers
 from raysweep.numerics.dynamics import local_dynamics
+from raysweep.numerics.measures.layers import Compared
+from raysweep.numerics.measures.registry import DEFAULTS, MEASURES, Parameters, compare
 from raysweep.numerics.resampling import half_samples, recentred_interval
 from raysweep.numerics.subsets import dynamics_resamples
 from raysweep.studies.health import finite_examples, health_table
@@ -23,46 +24,56 @@ KERNELS = {"cka_linear": "linear", "cka_rbf": "rbf", "cka_linear_debiased": "lin
 FEWEST_TO_RESAMPLE = 8
 
 
-def similarity_matrix(states: torch.Tensor, metric: str) -> np.ndarray:
-    """The L × L matrix of one metric, float64, NaN where a layer's states are all identical.
+def compared(states: torch.Tensor, metric: str, parameters: Parameters = DEFAULTS) -> Compared:
+    """One metric between every two layers [L, L], float64, and why a value is NaN. Raises InputError for an unknown metric."""
+    if metric not in MEASURES:
+        raise InputError(f"unknown metric '{metric}'; {nearest(metric, MEASURES)}")
+    return compare(states, metric, parameters=parameters)
+
+
+def similarity_matrix(states: torch.Tensor, metric: str, parameters: Parameters = DEFAULTS) -> np.ndarray:
+    """One metric between every two layers [L, L] as δ takes it, larger where more alike: 1 − value of a measure of distance.
 
     Raises InputError for an unknown metric.
     """
-    if metric not in KERNELS:
-        raise InputError(f"unknown metric '{metric}'; {nearest(metric, KERNELS)}")
-    if metric == "cka_rbf":
-        return cka_matrix(states, kernel="rbf")
-    return cka_matrix(states, debiased=metric == "cka_linear_debiased")
+    found = compared(states, metric, parameters)
+    return MEASURES[metric].likeness(found.values)
 
 
 def dynamics_halves(states: torch.Tensor, metric: str, neighbourhood: int, keep: np.ndarray) -> np.ndarray | None:
-    """δ [R, L] on the half-samples `keep` [R, N]; None for the debiased metric, which has no cheap resampling."""
-    if metric == "cka_linear_debiased":
+    """δ [R, L] on the half-samples `keep` [R, N]; None for a metric that has no cheap resampling: all but biased CKA."""
+    if metric not in KERNELS or metric == "cka_linear_debiased":
         return None
     return dynamics_resamples(states, keep, neighbourhood, "rbf" if metric == "cka_rbf" else "linear")
 
 
 def similarity_tables(
-    states: torch.Tensor, *, metrics: Sequence[str], neighbourhood: int, resamples: int, seed: int
+    states: torch.Tensor,
+    *,
+    metrics: Sequence[str],
+    neighbourhood: int,
+    resamples: int,
+    seed: int,
+    parameters: Parameters = DEFAULTS,
 ) -> dict[str, pd.DataFrame]:
     """The tables similarity, dynamics and health of states [L, N, D] (without model and dataset).
 
     Intervals of δ are 95 % from half-samples of the examples, re-centred on δ of all; NaN where there are fewer than 8
-    examples, or for the debiased metric. `rank` 1 is the smallest δ; NaN δ has no rank. Examples whose states are not finite
-    at some layer are left out of everything, and counted in the table health as the measure `not_finite`.
+    examples, or for a metric without resampling. δ of a measure of distance is the mean of 1 − value. `rank` 1 is the
+    smallest δ; NaN δ has no rank. Examples whose states are not finite at some layer are left out of everything, and
+    counted in the table health as the measure `not_finite`.
     """
     finite_LN = finite_examples(states)
     if not finite_LN.all():
         states = states[:, torch.from_numpy(finite_LN.all(axis=0)).to(states.device)]
     n_layers, n_examples = states.shape[:2]
-    constant = constant_layers(states)
     pairs = np.stack(np.meshgrid(np.arange(n_layers), np.arange(n_layers), indexing="ij")).reshape(2, -1)
     enough = n_examples >= FEWEST_TO_RESAMPLE
     keep = half_samples(n_examples, resamples, seed) if enough else None
     matrices, dynamics = [], []
     for metric in metrics:
-        S = similarity_matrix(states, metric)
-        delta = local_dynamics(S, neighbourhood)
+        found = compared(states, metric, parameters)
+        delta = local_dynamics(MEASURES[metric].likeness(found.values), neighbourhood)
         halves = None if keep is None else dynamics_halves(states, metric, neighbourhood, keep)
         low_high = [
             (np.nan, np.nan)
@@ -77,10 +88,10 @@ def similarity_tables(
                     "metric": metric,
                     "layer_i": pairs[0],
                     "layer_j": pairs[1],
-                    "value": S.ravel(),
+                    "value": found.values.ravel(),
                     "ci_low": np.nan,
                     "ci_high": np.nan,
-                    "reason": pd.Series([_reason(S[i, j], constant, i, j) for i, j in pairs.T], dtype="string"),
+                    "reason": pd.Series([found.reasons.get((i, j)) for i, j in pairs.T.tolist()], dtype="string"),
                 }
             )
         )
@@ -102,12 +113,3 @@ def similarity_tables(
         "dynamics": pd.concat(dynamics, ignore_index=True),
         "health": health_table(states, finite_LN),
     }
-
-
-def _reason(value: float, constant: np.ndarray, i: int, j: int) -> str | None:
-    if not np.isnan(value):
-        return None
-    same = [int(layer) for layer in sorted({i, j}) if constant[layer]]
-    if same:
-        return f"all examples have the same state at layer {' and '.join(map(str, same))}, so its similarity is 0/0"
-    return "the unbiased variance of a layer is not positive: too few examples for its width"

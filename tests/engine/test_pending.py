@@ -11,6 +11,7 @@ from raysweep.engine.calls import CaptureCall, GenerateCall, SubstituteCall
 from raysweep.engine.inspection import inspect
 from raysweep.engine.pending import batch_budget, model_calls, result_call
 from raysweep.engine.plan import plan
+from raysweep.numerics.measures.registry import Parameters
 from raysweep.studies.windows import Window
 
 
@@ -140,7 +141,7 @@ def test_tasks_that_are_equal_in_all_but_the_name_are_computed_once(make_config)
 def test_result_calls_carry_the_studies_settings(make_config):
     config = make_config(
         "nowhere",
-        "studies.similarity={metrics: [cka_rbf, cka_linear], pooling: mean, neighbourhood: 5}",
+        "studies.similarity={metrics: [cka_rbf, cka_linear], pooling: mean, neighbourhood: 5, neighbours: 7}",
         "studies.correlation={resamples: 9, seed: 4, drop_ends: 1}",
     )
     facts = inspect(config)
@@ -150,12 +151,12 @@ def test_result_calls_carry_the_studies_settings(make_config):
     assert (call.name, call.tasks) == ("similarity m/first", ("similarity m/first",))
     assert (call.parts, call.results) == (similarity.parts, similarity.results)
     assert (call.metrics, call.pooling, call.neighbourhood) == (("cka_rbf", "cka_linear"), "mean", 5)
-    assert (call.resamples, call.seed) == (9, 4)
+    assert (call.resamples, call.seed, call.parameters) == (9, 4, Parameters(neighbours=7))
     call = result_call(config, facts, graph, correlation)
     assert (call.key, call.parts) == (correlation.results["correlation"], similarity.parts)
     assert call.losses == {task.window: task.parts for task in graph.of_kind("substitute")}
     assert (call.metrics, call.pooling, call.neighbourhood) == (("cka_rbf", "cka_linear"), "mean", 5)
-    assert (call.resamples, call.seed, call.drop_ends) == (9, 4, 1)
+    assert (call.resamples, call.seed, call.drop_ends, call.parameters) == (9, 4, 1, Parameters(neighbours=7))
 
 
 # --- small decisions ----------------------------------------------------------------------------------------------

@@ -133,12 +133,29 @@ def test_results_know_everything_they_are_made_from(small):
     everything = {"similarity m/first", "similarity m/second", "correlate m/first"}
     assert changed(similarity={"metrics": ["cka_rbf"]}) == everything
     assert changed(similarity={"neighbourhood": 5}) == everything
+    assert changed(similarity={"components": 3, "neighbours": 3, "variance": 0.5}) == set(), "CKA takes none of them"
     assert changed(similarity={"pooling": "mean"}) == everything
     assert changed(correlation={"resamples": 21}) == everything
     assert changed(correlation={"resamples": 20, "seed": 1}) == everything
     assert changed(correlation={"resamples": 20, "drop_ends": 1}) == {"correlate m/first"}
     assert changed(substitution={"widths": [2, 3]}) == {"correlate m/first"}
     assert changed(correlation={"resamples": 20}) == set()
+
+
+@pytest.mark.parametrize(
+    ("metric", "parameter"), [("cca_top_k", "components"), ("cknna", "neighbours"), ("pwcca", "variance")]
+)
+def test_similarity_depends_on_the_parameters_that_its_metrics_take(small, metric, parameter):
+    config, facts = small
+
+    def results(**changes):
+        similarity = {"metrics": ["cka_linear", metric], "components": 4, "neighbours": 4, "variance": 0.5, **changes}
+        values = {**config.model_dump(), "studies": {"similarity": similarity}}
+        return [task.results for task in plan(parse_config(values), facts).of_kind("similarity")]
+
+    others = {"components": 5, "neighbours": 5, "variance": 0.6}
+    assert results() == results(**{name: value for name, value in others.items() if name != parameter})
+    assert results() != results(**{parameter: others[parameter]})
 
 
 def test_capture_does_not_depend_on_responses(small):

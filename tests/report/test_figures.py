@@ -100,6 +100,16 @@ class TestSimilarityMap:
         assert figure.axes[0].patch.get_hatch()
         assert "hatched: n/a" in texts(figure)
 
+    def test_layers_that_are_alike_are_bright_in_a_map_of_distances_too(self, cell, tmp_path):
+        distances = cell["similarity"].assign(value=(1 - cell["similarity"]["value"]) / 2)
+        figure = figures.similarity_map(distances, [], "tiny", "angular")
+        (image,) = figure.axes[0].images
+        assert image.cmap.name == "viridis_r"
+        assert (image.norm.vmin, image.norm.vmax) == (0, distances["value"].max())
+        assert "distance between two layers' representations (angular distance)" in texts(figure)
+        same = figures.similarity_map(distances.assign(value=0.0), [], "tiny", "angular")
+        assert all(path.stat().st_size for path in plotting.save(same, tmp_path / "same"))
+
 
 class TestDynamics:
     def test_line_band_and_change_points(self, cell):

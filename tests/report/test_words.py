@@ -53,3 +53,13 @@ def test_moments(created, shown):
 )
 def test_durations(seconds, text):
     assert words.duration(seconds) == text
+
+
+def test_a_measure_of_distance_is_told_as_one():
+    assert (words.metric_name("angular"), words.likeness_name("angular")) == (
+        "angular distance",
+        "1 − angular distance",
+    )
+    assert (words.metric_name("rsa"), words.likeness_name("rsa")) == ("RSA", "RSA")
+    assert words.metric_name("of another time") == words.likeness_name("of another time") == "of another time"
+    assert [words.measures_distance(metric) for metric in ("block_influence", "cosine", "gone")] == [True, False, False]

@@ -8,8 +8,9 @@ import torch
 from plain_study import METRICS, plain_cka, plain_delta, plain_kernel, plain_matrix, tables, walk
 
 from raysweep.errors import InputError
+from raysweep.numerics.measures.registry import MEASURES, Parameters, similarity
 from raysweep.numerics.resampling import half_samples
-from raysweep.studies.similarity import similarity_matrix
+from raysweep.studies.similarity import similarity_matrix, similarity_tables
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -113,3 +114,37 @@ def test_few_examples_in_few_directions_have_no_debiased_similarity_and_the_reas
 def test_an_unknown_metric_is_refused_with_the_nearest() -> None:
     with pytest.raises(InputError, match=r"^unknown metric 'cka_linaer'; did you mean 'cka_linear'\?$"):
         similarity_matrix(walk(), "cka_linaer")
+
+
+@pytest.mark.parametrize("metric", [name for name in MEASURES if name not in METRICS])
+def test_every_other_measure_has_its_values_its_delta_and_no_interval(metric: str) -> None:
+    """The measures themselves are held to plain ones in tests/numerics; δ of a distance is the mean of 1 − distance."""
+    states, parameters = walk(), Parameters(components=4, neighbours=6, variance=0.8)
+    made = similarity_tables(
+        states, metrics=("cka_linear", metric), neighbourhood=3, resamples=10, seed=0, parameters=parameters
+    )
+    rows = made["similarity"][made["similarity"]["metric"] == metric]
+    S = similarity(states, metric, components=4, neighbours=6, variance=0.8)
+    np.testing.assert_array_equal(rows["value"].to_numpy().reshape(7, 7), S)
+    assert rows["reason"].isna().all()
+    likeness = 1 - S if metric in ("angular", "block_influence") else S
+    np.testing.assert_array_equal(similarity_matrix(states, metric, parameters), likeness)
+    dynamics = made["dynamics"][made["dynamics"]["metric"] == metric]
+    np.testing.assert_allclose(dynamics["delta"], plain_delta(likeness, 3), rtol=0, atol=1e-12)
+    assert dynamics["rank"].tolist() == (np.argsort(np.argsort(dynamics["delta"])) + 1).tolist()
+    assert dynamics[["ci_low", "ci_high"]].isna().to_numpy().all()
+
+
+def test_a_pair_without_a_value_has_its_reason_in_the_table() -> None:
+    states = walk(layers=4, examples=9)
+    similarity = tables(states, ("mutual_knn",))["similarity"]
+    assert similarity["value"].isna().all()
+    assert (
+        similarity["reason"]
+        .eq("of 9 examples all others are among the 10 nearest; give 12 or more, or ask for fewer neighbours")
+        .all()
+    )
+    states[2] = states[2, 0]
+    similarity = tables(states, ("rsa",))["similarity"].set_index(["layer_i", "layer_j"])
+    assert similarity["reason"].notna().tolist() == similarity["value"].isna().tolist()
+    assert similarity.loc[(1, 2), "reason"] == "all examples have the same state at layer 2, so its similarity is 0/0"
