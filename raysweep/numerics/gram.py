@@ -44,6 +44,11 @@ def as_float64(values: Any) -> Array:
     return np.asarray(values, dtype=np.float64)
 
 
+def input_epsilon(states_ND: States) -> float:
+    """Distance from 1 to the next number in the states' own dtype: how finely they are rounded."""
+    return _INPUT_EPS.get(str(states_ND.dtype).removeprefix("torch."), _EPS)
+
+
 class LinearGram:
     """K = X Xᵀ of one layer's states, centred over the examples and divided by their largest deviation `peak`.
 
@@ -68,8 +73,7 @@ class LinearGram:
         self.examples, self.width = X_ND.shape
         self.mean_D: Array = first_D + shift_D
         self.peak = float(deviation_D.max()) or 1.0
-        input_eps = _INPUT_EPS.get(str(states_ND.dtype).removeprefix("torch."), _EPS)
-        self.constant = bool((deviation_D <= input_eps * np.abs(first_D)).all())
+        self.constant = bool((deviation_D <= input_epsilon(states_ND) * np.abs(first_D)).all())
         self.rounding = (self.width + 2) * _EPS  # bound on the relative error of a dot product
 
     def centred(self, rows: slice) -> Array:
