@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from raysweep.data.examples import Example, load_examples
     from raysweep.errors import InputError, RaysweepError, StoreError
     from raysweep.models.adapter import Adapter
+    from raysweep.models.surgery import removed
     from raysweep.numerics.cka import cka_matrix
     from raysweep.numerics.dynamics import local_dynamics
     from raysweep.studies.capture import capture
@@ -41,6 +42,7 @@ __all__ = [
     "load_examples",
     "local_dynamics",
     "open_run",
+    "removed",
     "run",
     "sweep",
     "sweep_windows",
@@ -59,6 +61,7 @@ _HOMES = {
     "load_examples": "data.examples",
     "local_dynamics": "numerics.dynamics",
     "open_run": "api",
+    "removed": "models.surgery",
     "run": "api",
     "sweep": "studies.substitution",
     "sweep_windows": "studies.substitution",

@@ -185,7 +185,9 @@ class StudiesConfig(_Section):
         if self.correlation and not (self.substitution and self.similarity):
             raise ValueError("correlation needs both substitution and similarity; add the missing one")
         if self.removal and self.removal.layers == "critical" and not self.similarity:
-            raise ValueError("removal at critical layers needs similarity, which finds them; add it, or list the layers")
+            raise ValueError(
+                "removal at critical layers needs similarity, which finds them; add it, or list the layers"
+            )
         return self
 
 

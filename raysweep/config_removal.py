@@ -9,6 +9,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_valida
 from raysweep.config_fields import Positive
 from raysweep.errors import shown
 
+
 def _are_indices(value: Any) -> bool:
     """Whether it is a list of distinct whole numbers from 0, with one at least."""
     known = isinstance(value, list) and all(type(index) is int and 0 <= index <= 10**9 for index in value)
@@ -45,7 +46,11 @@ class RemovalConfig(BaseModel):
 
     layers: Annotated[str | list[int], BeforeValidator(_layers)] = "critical"
     top: Positive | None = None
-    components: Annotated[list[Annotated[int | list[int], BeforeValidator(_components)]], Field(min_length=1)] = [1, 3, 10]
+    components: Annotated[list[Annotated[int | list[int], BeforeValidator(_components)]], Field(min_length=1)] = [
+        1,
+        3,
+        10,
+    ]
     modes: Annotated[list[Literal["project", "paper"]], Field(min_length=1)] = ["project"]
     positions: Annotated[list[Literal["last", "all"]], Field(min_length=1)] = ["last"]
     of: Literal["base", "tuned"] = "base"

@@ -203,7 +203,7 @@ def inspect(config: Config, find_device: Callable[[str], str] = resolve_device) 
                 asked = config.studies.substitution.generate
                 _check_generation("substitution.generate", asked, loaded.examples, room, dataset.name)
             if removal and (of_base or dataset.name in model.tuned):
-                _check_components(removal, models[model.name], loaded.examples, dataset.name)
+                _check_components(removal, loaded.examples, dataset.name)
                 _check_generation("removal", removal, loaded.examples, room, dataset.name)
             stop = config.studies.substitution.stop if config.studies.substitution else None
             cells[model.name, dataset.name] = _cell(model.name, dataset.name, loaded, config.execution.chunk, stop)
@@ -249,16 +249,13 @@ def _check_removal(asked: RemovalConfig, name: str, base: Checkpoint, predicts: 
         )
 
 
-def _check_components(asked: RemovalConfig, model: ModelFacts, examples: list[Example], dataset: str) -> None:
+def _check_components(asked: RemovalConfig, examples: list[Example], dataset: str) -> None:
     """Refuse components that the states of so many examples cannot have."""
     most, last = len(examples) - 1, max(max(chosen) for chosen in asked.chosen)
-    width = hidden_size(model.base.config)
-    if width:
-        most = min(most, width)
     if last >= most:
         raise InputError(
             f"studies.removal.components asks for component {last} (counted from 0), and the states of {len(examples)} examples of "
-            f"'{dataset}' in {width} dimensions have {most} at most: ask for fewer, or give more examples"
+            f"'{dataset}' have {most} at most: ask for fewer, or give more examples"
         )
 
 

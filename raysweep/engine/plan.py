@@ -269,9 +269,7 @@ def most_critical(asked: RemovalConfig, n_layers: int) -> int:
     return asked.top or default_top(n_layers)
 
 
-def _removals(
-    asked: RemovalConfig, facts: Facts, model: ModelFacts, cell: Cell, similarity: list[Task]
-) -> list[Task]:
+def _removals(asked: RemovalConfig, facts: Facts, model: ModelFacts, cell: Cell, similarity: list[Task]) -> list[Task]:
     """A task a layer. Which layers are critical is known when the similarity is there; else nothing is waited for."""
     tuned = [model.tuned[cell.dataset].fingerprint] if asked.of == "tuned" else []
     same = {

@@ -42,12 +42,12 @@ from raysweep.models.adapter import Adapter
 from raysweep.models.checkpoint import Checkpoint, load_model, load_tokenizer
 from raysweep.models.memory import Peak
 from raysweep.models.stream import StreamedModel
+from raysweep.numerics.dynamics import change_points
 from raysweep.store.activations import Activations, open_activations, publish_manifest, write_part
 from raysweep.studies.capture import Captured, Collector, capture_states
 from raysweep.studies.correlation import correlate_cell
 from raysweep.studies.generation import generate_text
 from raysweep.studies.gradient import estimate_losses
-from raysweep.numerics.dynamics import change_points
 from raysweep.studies.interventions import labels, relabelled
 from raysweep.studies.removal import nowhere_to_remove, remove_at_layer
 from raysweep.studies.similarity import similarity_tables

@@ -98,7 +98,9 @@ def orthonormal_rows(components_KD: torch.Tensor) -> torch.Tensor:
     # a direction counts the same whatever its length
     scale_K1 = rows_KD.norm(dim=1, keepdim=True)
     _, sizes_K, basis_KD = torch.linalg.svd(rows_KD / scale_K1.where(scale_K1 > 0, 1), full_matrices=False)
-    return basis_KD[sizes_K > max(rows_KD.shape) * torch.finfo(torch.float64).eps * max(1.0, float(sizes_K[0]))]
+    rounding = max(rows_KD.shape) * torch.finfo(torch.float64).eps * max(1.0, float(sizes_K[0]))
+    spanned: torch.Tensor = basis_KD[sizes_K > rounding]
+    return spanned
 
 
 def part_within(states: torch.Tensor, basis_KD: torch.Tensor, mean_D: torch.Tensor | None = None) -> torch.Tensor:

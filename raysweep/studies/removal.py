@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 import torch
 
 from raysweep.data.batches import labelled_positions, make_batches, pad
@@ -26,15 +27,15 @@ from raysweep.errors import InputError
 from raysweep.models.adapter import Adapter, Recording, Shared, apply_block
 from raysweep.models.surgery import Mode, Positions, part_within, removed
 from raysweep.numerics.resampling import mean_interval
-from raysweep.numerics.spectral import principal_components
+from raysweep.numerics.spectral import Decomposition, decompose
 from raysweep.studies.generation import greedy_text
 from raysweep.studies.substitution import LOGIT_BYTES
 
 if TYPE_CHECKING:
-    import pandas as pd
     from transformers import PreTrainedTokenizerBase
 
 NOTHING_REMOVED = "removal none"
+TEXT_COLUMNS = ["example_id", "intervention", "prompt", "reference", "text"]
 ENTRY_BYTES = 8  # logits are compared in float64
 
 
@@ -53,57 +54,33 @@ class Removal:
             return f"top {len(self.chosen)}"
         return ",".join(map(str, self.chosen))
 
+    @property
+    def labels(self) -> dict[str, str]:
+        """The columns that tell removals at one layer apart."""
+        return {"components": self.components, "mode": self.mode, "position": self.position}
+
     def words(self, layer: int) -> str:
         """The removal at this layer as the table of generated text has it: `removal top 3 at 8 project last`."""
         return f"removal {self.components} at {layer} {self.mode} {self.position}"
 
 
 @dataclass(frozen=True)
-class Components:
-    """Principal components of states [N, D]: directions [K, D], singular values [K] and how many of these are no rounding.
-
-    `total` is the sum of the squared distances from the mean state.
-    """
-
-    directions_KD: torch.Tensor
-    sizes_K: np.ndarray
-    rank: int
-    total: float
-
-    def of(self, removal: Removal) -> torch.Tensor:
-        """The directions [K, D] that are removed."""
-        return self.directions_KD[list(removal.chosen)]
-
-    def share(self, removal: Removal) -> float:
-        """The removed components' share of the states' variance."""
-        return float(np.square(self.sizes_K[list(removal.chosen)]).sum() / self.total)
-
-    def lacking(self, removal: Removal) -> str | None:
-        """Why the removal cannot be made, in words; None where the states have all of its components."""
-        if max(removal.chosen, default=-1) < self.rank:
-            return None
-        if not self.rank:
-            return "all examples have the same state at this layer, so it has no principal component"
-        return f"the examples' states differ in {self.rank} directions only, so component {max(removal.chosen)} is none"
-
-
-@dataclass(frozen=True)
 class Effects:
     """What removals at one layer do to every example; float64, NaN for a removal of components that are not there.
 
-    loss_N, nats: mean negative log likelihood over the response tokens, nothing removed; loss_RN under each removal.
-    kl_RN, nats: Kullback-Leibler divergence of the next token's distribution from the one with nothing removed, mean over
-    the response tokens; first_kl_RN that of the first of them. inner_R: the largest inner product of a changed state with a
-    removed direction, relative to the state's norm before.
+    loss [N], nats: mean negative log likelihood over the response tokens with nothing removed; removed_loss [R, N] under each
+    removal. kl [R, N], nats: Kullback-Leibler divergence of the next token's distribution from the one with nothing removed,
+    mean over the response tokens; first_kl [R, N] that of the first of them. inner_product [R]: the largest of a changed state
+    with a removed direction, relative to the state's norm before.
     """
 
     layer: int
-    components: Components
-    loss_N: np.ndarray
-    loss_RN: np.ndarray
-    kl_RN: np.ndarray
-    first_kl_RN: np.ndarray
-    inner_R: np.ndarray
+    components: Decomposition
+    loss: np.ndarray
+    removed_loss: np.ndarray
+    kl: np.ndarray
+    first_kl: np.ndarray
+    inner_product: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -114,7 +91,7 @@ class _Trunk:
     recording: Recording
     states: torch.Tensor
     shared: Shared
-    last_B: torch.Tensor  # positions of the prompts' last tokens
+    last: torch.Tensor  # the places [B] of the prompts' last tokens
 
 
 @torch.no_grad()
@@ -144,7 +121,7 @@ def states_at(adapter: Adapter, examples: Sequence[Example], layer: int, batch_t
     for trunk in _trunks(adapter, examples, layer, batch_tokens):
         if states_ND is None:
             states_ND = torch.empty(len(examples), trunk.states.shape[-1], dtype=trunk.states.dtype)
-        states_ND[trunk.indices] = trunk.states[torch.arange(len(trunk.indices)), trunk.last_B].cpu()
+        states_ND[trunk.indices] = trunk.states[torch.arange(len(trunk.indices)), trunk.last].cpu()
     if states_ND is None:
         raise InputError("there are no examples to take components from")
     bad_N = ~states_ND.isfinite().all(dim=1)
@@ -156,14 +133,15 @@ def states_at(adapter: Adapter, examples: Sequence[Example], layer: int, batch_t
     return states_ND
 
 
-def components_of(states_ND: torch.Tensor, k: int) -> Components:
-    """The first k principal components of the states, fewer where there are fewer examples or dimensions."""
-    exact_ND = states_ND.double()
-    mean_D, directions_KD, sizes_K = principal_components(exact_ND.numpy(), max(1, min(k, *states_ND.shape)))
-    total = float((exact_ND - torch.from_numpy(mean_D)).square().sum())
-    # what rounding of the states in their own dtype makes of directions that they do not have
-    rounding = torch.finfo(states_ND.dtype).eps * float(exact_ND.norm())
-    return Components(torch.from_numpy(directions_KD), sizes_K, int((sizes_K > rounding).sum()), total)
+def lacking(found: Decomposition, removal: Removal) -> str | None:
+    """Why the states have not all components that are to be removed, in words; None where they have."""
+    asked = max(removal.chosen, default=-1) + 1
+    return f"component {asked - 1} is asked for, and {found.why_few(asked)}" if asked > found.rank else None
+
+
+def directions(found: Decomposition, removal: Removal) -> torch.Tensor:
+    """The directions [K, D] that are removed."""
+    return torch.from_numpy(found.right[list(removal.chosen)])
 
 
 @torch.no_grad()
@@ -179,7 +157,7 @@ def removal_effects(
     if not 0 <= layer < adapter.n_layers:
         raise IndexError(f"layer {layer} is not among {adapter.n_layers} layers")
     stored_ND = states_at(adapter, examples, layer, batch_tokens)
-    found = components_of(stored_ND, 1 + max((max(r.chosen, default=-1) for r in removals), default=-1))
+    found = decompose(stored_ND, 1 + max((max(r.chosen, default=-1) for r in removals), default=-1))
     shape = (len(removals), len(examples))
     effects = Effects(
         layer,
@@ -190,37 +168,37 @@ def removal_effects(
         np.full(shape, np.nan),
         np.full(len(removals), np.nan),
     )
-    possible = [row for row, removal in enumerate(removals) if found.lacking(removal) is None]
+    possible = [row for row, removal in enumerate(removals) if lacking(found, removal) is None]
     for trunk in _trunks(adapter, examples, layer, batch_tokens):
         chosen = [examples[i] for i in trunk.indices]
         rows, cols, targets = (torch.from_numpy(a).to(trunk.states.device) for a in labelled_positions(chosen))
         ends_MD = [_to_the_end(adapter, trunk, trunk.states, layer)[rows, cols]]
         for row in possible:
             states, inner = _without(trunk, removals[row], found, stored_ND[trunk.indices], rows, cols)
-            effects.inner_R[row] = np.fmax(effects.inner_R[row], inner)
+            effects.inner_product[row] = np.fmax(effects.inner_product[row], inner)
             ends_MD.append(_to_the_end(adapter, trunk, states, layer)[rows, cols])
         loss, kl, first_kl = _compared(adapter, ends_MD, rows, targets)
-        effects.loss_N[trunk.indices] = loss[0]
+        effects.loss[trunk.indices] = loss[0]
         for place, row in enumerate(possible, 1):
-            effects.loss_RN[row, trunk.indices] = loss[place]
-            effects.kl_RN[row, trunk.indices] = kl[place]
-            effects.first_kl_RN[row, trunk.indices] = first_kl[place]
+            effects.removed_loss[row, trunk.indices] = loss[place]
+            effects.kl[row, trunk.indices] = kl[place]
+            effects.first_kl[row, trunk.indices] = first_kl[place]
     return effects, stored_ND
 
 
 def _without(
     trunk: _Trunk,
     removal: Removal,
-    found: Components,
+    found: Decomposition,
     stored_BD: torch.Tensor,
     rows: torch.Tensor,
     cols: torch.Tensor,
 ) -> tuple[torch.Tensor, float]:
     """States [B, T, D] without the components, and the largest inner product that is left at labelled tokens."""
     states = trunk.states
-    basis_KD = found.of(removal)
+    basis_KD = directions(found, removal)
     part = part_within(states if removal.mode == "project" else stored_BD.to(states.device)[:, None], basis_KD)
-    everywhere = torch.arange(states.shape[1], device=states.device)[None] >= trunk.last_B[:, None]
+    everywhere = torch.arange(states.shape[1], device=states.device)[None] >= trunk.last[:, None]
     chosen_BT = everywhere if removal.position == "last" else torch.ones_like(everywhere)
     changed = torch.where(chosen_BT[..., None], (states.to(part.dtype) - part).to(states.dtype), states)
     if not len(basis_KD):
@@ -277,8 +255,6 @@ def removal_texts(
     `stored_ND` are the examples' states that `paper` takes. Rows are without model and dataset; a removal of components
     that are not there has none.
     """
-    import pandas as pd
-
     told: list[dict[str, object]] = []
 
     def tell(example: Example, words: str) -> None:
@@ -289,17 +265,15 @@ def removal_texts(
     for example in examples:
         tell(example, NOTHING_REMOVED)
     for removal in removals:
-        if effects.components.lacking(removal) is not None:
+        if lacking(effects.components, removal) is not None:
             continue
-        directions_KD = effects.components.of(removal)
+        directions_KD = directions(effects.components, removal)
         for example, stored_D in zip(examples, stored_ND, strict=False):
             stored = stored_D if removal.mode == "paper" else None
             positions, mode = removal.position, removal.mode
-            with removed(
-                adapter, effects.layer, directions_KD, mode=mode, positions=positions, stored_D=stored
-            ):
+            with removed(adapter, effects.layer, directions_KD, mode=mode, positions=positions, stored_D=stored):
                 tell(example, removal.words(effects.layer))
-    return pd.DataFrame(told, columns=["example_id", "intervention", "prompt", "reference", "text"])
+    return pd.DataFrame(told, columns=TEXT_COLUMNS)
 
 
 def removal_table(effects: Effects, removals: Sequence[Removal], texts: pd.DataFrame) -> pd.DataFrame:
@@ -309,47 +283,75 @@ def removal_table(effects: Effects, removals: Sequence[Removal], texts: pd.DataF
     `kl_first`, all in nats; examples for which one is not finite are left out of it, and counted as the reason. Without an
     interval: `inner_product`, `variance_share`, and `text_same`, the share of the shown texts that are unchanged.
     """
-    import pandas as pd
-
     by_words = {words: list(rows["text"]) for words, rows in texts.groupby("intervention", sort=False)}
     before = by_words.get(NOTHING_REMOVED, [])
     rows: list[dict[str, object]] = []
     for row, removal in enumerate(removals):
-        lacking = effects.components.lacking(removal)
+        why_not = lacking(effects.components, removal)
         after = by_words.get(removal.words(effects.layer), [])
         of_examples = {
-            "loss_before": effects.loss_N,
-            "loss": effects.loss_RN[row],
-            "loss_change": effects.loss_RN[row] - effects.loss_N,
-            "kl": effects.kl_RN[row],
-            "kl_first": effects.first_kl_RN[row],
+            "loss_before": effects.loss,
+            "loss": effects.removed_loss[row],
+            "loss_change": effects.removed_loss[row] - effects.loss,
+            "kl": effects.kl[row],
+            "kl_first": effects.first_kl[row],
         }
-        figures = {measure: _mean(values_N, lacking) for measure, values_N in of_examples.items()}
+        figures = {measure: _mean(values_N, why_not) for measure, values_N in of_examples.items()}
         same = sum(a == b for a, b in zip(before, after, strict=False)) / len(after) if after else np.nan
         of_all = {
-            "inner_product": effects.inner_R[row],
-            "variance_share": effects.components.share(removal) if lacking is None else np.nan,
+            "inner_product": effects.inner_product[row],
+            "variance_share": _share(effects.components, removal) if why_not is None else np.nan,
             "text_same": same,
         }
-        figures |= {measure: (float(value), np.nan, np.nan, lacking) for measure, value in of_all.items()}
-        told = {
-            "layer": effects.layer,
-            "components": removal.components,
-            "mode": removal.mode,
-            "position": removal.position,
-        }
+        figures |= {measure: (float(value), np.nan, np.nan, why_not) for measure, value in of_all.items()}
+        told = {"layer": effects.layer, **removal.labels}
         for measure, (value, low, high, reason) in figures.items():
-            rows.append(
-                {**told, "measure": measure, "value": value, "ci_low": low, "ci_high": high, "reason": reason}
-            )
+            rows.append({**told, "measure": measure, "value": value, "ci_low": low, "ci_high": high, "reason": reason})
+    return _rows(rows)
+
+
+def _rows(rows: list[dict[str, object]]) -> pd.DataFrame:
     columns = ["layer", "components", "mode", "position", "measure", "value", "ci_low", "ci_high", "reason"]
     return pd.DataFrame(rows, columns=columns).astype({"layer": "Int64", "reason": "string"})
 
 
-def _mean(values_N: np.ndarray, lacking: str | None) -> tuple[float, float, float, str | None]:
+def _share(found: Decomposition, removal: Removal) -> float:
+    """The removed components' share of the states' variance."""
+    variances_R = np.square(found.singular_values)
+    return float(variances_R[list(removal.chosen)].sum() / variances_R.sum())
+
+
+def _mean(values_N: np.ndarray, why_not: str | None) -> tuple[float, float, float, str | None]:
     """Mean over the examples whose value is finite, its interval, and why it is none or not of all."""
     finite_N = values_N[np.isfinite(values_N)]
     left_out = len(values_N) - len(finite_N)
     reason = f"not finite for {left_out} of {len(values_N)} examples, which are left out" if left_out else None
     mean = float(finite_N.mean()) if len(finite_N) else np.nan
-    return mean, *mean_interval(finite_N), lacking or reason
+    return mean, *mean_interval(finite_N), why_not or reason
+
+
+def remove_at_layer(
+    adapter: Adapter,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Sequence[Example],
+    layer: int,
+    removals: Sequence[Removal],
+    *,
+    shown: int = 3,
+    new_tokens: int = 32,
+    batch_tokens: int = 8192,
+) -> dict[str, pd.DataFrame]:
+    """The tables removal and generation (without model and dataset) for one layer; text of the first `shown` examples.
+
+    Raises InputError and IndexError as `removal_effects` does.
+    """
+    effects, stored_ND = removal_effects(adapter, examples, layer, removals, batch_tokens=batch_tokens)
+    texts = removal_texts(adapter, tokenizer, examples[:shown], effects, stored_ND, removals, new_tokens=new_tokens)
+    return {"generation": texts, "removal": removal_table(effects, removals, texts)}
+
+
+def nowhere_to_remove(removals: Sequence[Removal], reason: str) -> dict[str, pd.DataFrame]:
+    """The same tables where there is no layer to remove them at, for this reason."""
+    figures = {"layer": None, "measure": "loss_change", "value": np.nan, "ci_low": np.nan, "ci_high": np.nan}
+    rows: list[dict[str, object]] = [{**figures, **removal.labels, "reason": reason} for removal in removals]
+    return {"generation": pd.DataFrame(columns=TEXT_COLUMNS, dtype=object), "removal": _rows(rows)}
