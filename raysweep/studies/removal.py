@@ -34,7 +34,6 @@ from raysweep.studies.substitution import LOGIT_BYTES
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-NOTHING_REMOVED = "removal none"
 TEXT_COLUMNS = ["example_id", "intervention", "prompt", "reference", "text"]
 ENTRY_BYTES = 8  # logits are compared in float64
 
@@ -60,8 +59,18 @@ class Removal:
         return {"components": self.components, "mode": self.mode, "position": self.position}
 
     def words(self, layer: int) -> str:
-        """The removal at this layer as the table of generated text has it: `removal top 3 at 8 project last`."""
-        return f"removal {self.components} at {layer} {self.mode} {self.position}"
+        """The removal at this layer as the table of generated text has it: `removal top 3 at 8 project last`.
+
+        What is written with nothing removed is `removal none at 8`.
+        """
+        return (
+            f"removal {self.components} at {layer} {self.mode} {self.position}"
+            if self.chosen
+            else f"removal none at {layer}"
+        )
+
+
+NOTHING = Removal(())
 
 
 @dataclass(frozen=True)
@@ -263,9 +272,9 @@ def removal_texts(
         told.append({**row, "text": text})
 
     for example in examples:
-        tell(example, NOTHING_REMOVED)
+        tell(example, NOTHING.words(effects.layer))
     for removal in removals:
-        if lacking(effects.components, removal) is not None:
+        if lacking(effects.components, removal) is not None or not removal.chosen:
             continue
         directions_KD = directions(effects.components, removal)
         for example, stored_D in zip(examples, stored_ND, strict=False):
@@ -284,7 +293,7 @@ def removal_table(effects: Effects, removals: Sequence[Removal], texts: pd.DataF
     interval: `inner_product`, `variance_share`, and `text_same`, the share of the shown texts that are unchanged.
     """
     by_words = {words: list(rows["text"]) for words, rows in texts.groupby("intervention", sort=False)}
-    before = by_words.get(NOTHING_REMOVED, [])
+    before = by_words.get(NOTHING.words(effects.layer), [])
     rows: list[dict[str, object]] = []
     for row, removal in enumerate(removals):
         why_not = lacking(effects.components, removal)
