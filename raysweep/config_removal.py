@@ -38,7 +38,8 @@ class RemovalConfig(BaseModel):
     `layers`: `critical` (the `top` with the smallest δ of the first of similarity's metrics, by default a fifth), `all`, or
     a list. `components`: each entry is so many of the first components, or a list of indices from 0. `modes`: `project`
     removes each state's own part in them, `paper` that of the example's stored state at its last prompt token. `positions`:
-    `last` (the prompt's last token and all behind it) or `all`. `of`: the base model, or the tuned ones. Text is `tokens`
+    `last` (the prompt's last token and all behind it) or `all`. `mean: kept` takes parts from the mean of the stored states,
+    which then stays; else its share goes too. `of`: the base model, or the tuned ones. Text is `tokens`
     long, for the first `examples`.
     """
 
@@ -53,6 +54,7 @@ class RemovalConfig(BaseModel):
     ]
     modes: Annotated[list[Literal["project", "paper"]], Field(min_length=1)] = ["project"]
     positions: Annotated[list[Literal["last", "all"]], Field(min_length=1)] = ["last"]
+    mean: Literal["removed", "kept"] = "removed"
     of: Literal["base", "tuned"] = "base"
     examples: Positive = 3
     tokens: Positive = 32

@@ -249,7 +249,7 @@ def _correlation(config: Config, cell: Cell, similarity: Task, substitutions: li
 def removals_of(asked: RemovalConfig) -> tuple[Removal, ...]:
     """Every removal that the config asks for at a layer."""
     return tuple(
-        Removal(chosen, mode, position)
+        Removal(chosen, mode, position, keep_mean=asked.mean == "kept")
         for chosen in asked.chosen
         for mode in asked.modes
         for position in asked.positions
@@ -276,7 +276,7 @@ def _removals(asked: RemovalConfig, facts: Facts, model: ModelFacts, cell: Cell,
         "study": "removal",
         "model": [model.base.fingerprint, *tuned],
         "examples": chunk_fingerprint(tuple(cell.examples), prompts_only=False),
-        "removals": [[list(removal.chosen), removal.mode, removal.position] for removal in removals_of(asked)],
+        "removals": [[list(removal.chosen), removal.labels] for removal in removals_of(asked)],
         "texts": [asked.examples, asked.tokens],
         **_computed(facts, model),
     }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,13 +13,14 @@ from markupsafe import Markup
 
 from raysweep.report.cells import Cell
 from raysweep.report.page_tables import MOST, Table
+from raysweep.report.summaries import rows_of
 from raysweep.report.words import decimals_for, interval, number, number_or_reason, runs_text
 
 PREFIX = "removal "
-_WORDS = re.compile(r"removal (?P<what>.+) at (?P<layer>\d+)(?: (?P<mode>\w+) (?P<position>\w+))?")
+_WORDS = re.compile(r"removal (?P<what>.+) at (?P<layer>\d+)(?: (?P<mode>\w+) (?P<position>\w+)(?P<mean> mean kept)?)?")
 _MODES = {"project": "each state's own part", "paper": "the stored state's part"}
 _POSITIONS = {"last": "last token", "all": "all tokens"}
-_KEYS = ["layer", "components", "mode", "position"]
+_KEYS = ["layer", "components", "mode", "position", "mean"]
 _SAMPLES = 8  # examples whose texts are shown, a cell
 _TEXTS = 30  # different texts that are shown of an example
 _NAMED = 6  # removals that are named beside a text they share
@@ -68,48 +68,36 @@ def removed_view(cell: Cell) -> Removed | None:
     return Removed(_sentences(cell), _table(cell), samples, len(groups) - len(samples))
 
 
-def _figures(cell: Cell) -> pd.DataFrame:
-    """A row a removal, with `value`, `ci_low`, `ci_high` and `reason` of every measure as columns (what, measure)."""
-    rows = cell.tables["removal"].copy()
-    rows["layer"] = rows["layer"].astype("Int64")
-    wide = rows.set_index([*_KEYS, "measure"])[["value", "ci_low", "ci_high", "reason"]].unstack("measure")
-    return wide.reindex(pd.MultiIndex.from_frame(rows[_KEYS].drop_duplicates()))
-
-
 def _table(cell: Cell) -> Table:
-    figures = _figures(cell)
+    removals = [rows for _, rows in cell.tables["removal"].groupby(_KEYS, sort=False, dropna=False)]
     critical = cell.change_points(cell.settings[0]) if cell.settings else []
-    rows = []
-    for keys, row in list(figures.iterrows())[:MOST]:
-        layer, components, mode, position = keys  # type: ignore[misc]
-        change, low, high = (float(row.get((what, "loss_change"), math.nan)) for what in ("value", "ci_low", "ci_high"))
-        reason = row.get(("reason", "loss_change"))
-        decimals = decimals_for(low, high, spare=1)
-
-        def shown(measure: str, digits: int, row: pd.Series = row) -> str:  # type: ignore[type-arg]
-            return number(float(row.get(("value", measure), math.nan)), digits)
-
-        rows.append(
-            (
-                "n/a" if pd.isna(layer) else f"{layer}{', change point' if layer in critical else ''}",
-                components,
-                _MODES.get(mode, mode),
-                _POSITIONS.get(position, position),
-                number_or_reason(change, "not known" if pd.isna(reason) else str(reason), decimals, signed=True),
-                interval(low, high, decimals),
-                shown("kl", 4),
-                shown("kl_first", 4),
-                shown("variance_share", 3),
-                shown("text_same", 2),
-            )
-        )
+    rows = [_row(figures, critical) for figures in removals[:MOST]]
     of = str(cell.tables["removal"]["of"].iloc[0])
     caption = f"Components removed from the {of} model's states: changes of the loss and divergence of the next token, in nats"
-    if len(figures) > MOST:
-        caption += f"; the first {MOST} of {len(figures)}, all of which are in results/removal.parquet"
-    columns = ("layer", "components", "subtracted", "at", "loss change", "95 % interval")
-    columns += ("KL", "KL of the first token", "share of variance", "texts unchanged")
+    if len(removals) > MOST:
+        caption += f"; the first {MOST} of {len(removals)}, all of which are in results/removal.parquet"
+    columns = ["layer", "components", "subtracted", "at", "loss change", "95 % interval"]
+    columns += ["KL", "KL of the first token", "share of variance", "texts unchanged"]
     return Table(caption, columns, rows, words={0, 1, 2, 3})
+
+
+def _row(figures: pd.DataFrame, critical: Sequence[int]) -> list[str]:
+    """A removal's row of the page's table, from its measures."""
+    by_measure = {str(row.measure): row for row in rows_of(figures)}
+    change = by_measure["loss_change"]
+    decimals = decimals_for(change.ci_low, change.ci_high, spare=1)
+    reason = "not known" if pd.isna(change.reason) else str(change.reason)
+    others = (("kl", 4), ("kl_first", 4), ("variance_share", 3), ("text_same", 2))
+    near = ", change point" if not pd.isna(change.layer) and change.layer in critical else ""
+    return [
+        "n/a" if pd.isna(change.layer) else f"{change.layer}{near}",
+        str(change.components),
+        _subtracted(change.mode, change.mean == "kept"),
+        _POSITIONS.get(change.position, change.position),
+        number_or_reason(change.value, reason, decimals, signed=True),
+        interval(change.ci_low, change.ci_high, decimals),
+        *(number(by_measure[what].value, digits) if what in by_measure else "n/a" for what, digits in others),
+    ]
 
 
 def _sentences(cell: Cell) -> list[Markup]:
@@ -127,11 +115,15 @@ def _sentences(cell: Cell) -> list[Markup]:
     )
     told = (
         *(of, runs_text(layers), _components(str(top["components"])), int(top["layer"])),
-        *(_MODES.get(str(top["mode"]), top["mode"]), _POSITIONS.get(str(top["position"]), top["position"])),
+        *(_subtracted(str(top["mode"]), top["mean"] == "kept"), _POSITIONS.get(str(top["position"]), top["position"])),
         number(float(top["value"]), decimals, signed=True),
         interval(float(top["ci_low"]), float(top["ci_high"]), decimals),
     )
     return [Markup(text).format(*told)]
+
+
+def _subtracted(mode: str, keeps_mean: bool) -> str:
+    return _MODES.get(mode, mode) + (", from the mean" if keeps_mean else "")
 
 
 def _components(components: str) -> str:
@@ -153,7 +145,8 @@ def _sample(rows: pd.DataFrame) -> Sample:
     for match, text in found:
         if match["what"] != "none":
             mode, position = match["mode"], match["position"]
-            name = f"layer {match['layer']}: {match['what']} ({mode}, {_POSITIONS.get(position, position)})"
+            how = f"{mode}, {_POSITIONS.get(position, position)}{', mean kept' if match['mean'] else ''}"
+            name = f"layer {match['layer']}: {match['what']} ({how})"
             by_text.setdefault(text, []).append(name)
     after = [_compared(_together(names), before, text) for text, names in by_text.items()]
     prompt, reference = str(rows["prompt"].iloc[0]), str(rows["reference"].iloc[0])

@@ -39,8 +39,8 @@ COLUMNS: dict[str, tuple[str, ...]] = {
         *("p_shift", "partial_depth", "kendall", "precision_at_k"),
     ),
     "removal": (
-        *("model", "dataset", "of", "layer", "components", "mode", "position", "measure", "value", "ci_low", "ci_high"),
-        "reason",
+        *("model", "dataset", "of", "layer", "components", "mode", "mean", "position", "measure"),
+        *("value", "ci_low", "ci_high", "reason"),
     ),
     "generation": ("model", "dataset", "example_id", "intervention", "prompt", "reference", "text"),
 }
