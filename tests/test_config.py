@@ -249,7 +249,7 @@ def test_a_wrong_value_is_told_with_its_key(override, told):
         ),
         (
             ["studies={}"],
-            "studies: asks for no study; give substitution, similarity or both (an empty one is written {})",
+            "studies: asks for no study; give substitution, similarity, both, or removal (an empty one is written {})",
         ),
         (
             ["studies={correlation: {}, similarity: {}}"],

@@ -142,7 +142,7 @@ def removed(
     if mode not in MODES:
         raise InputError(f"unknown mode '{mode}'; {nearest(mode, MODES)}")
     if not isinstance(positions, slice) and positions not in POSITIONS:
-        raise InputError(f"unknown positions '{positions}'; {nearest(positions, POSITIONS)}, or give a slice")
+        raise InputError(f"unknown positions '{positions}', and no slice; {nearest(positions, POSITIONS)}")
     if (stored_D is not None) != (mode == "paper"):
         raise InputError(
             f"mode '{mode}' {'needs' if mode == 'paper' else 'has no use for'} stored_D, the state whose part is subtracted"

@@ -321,13 +321,13 @@ def removal_table(effects: Effects, removals: Sequence[Removal], texts: pd.DataF
         why_not = lacking(effects.components, removal)
         after = by_words.get(removal.words(effects.layer), [])
         of_examples = {
-            "loss_before": effects.loss,
             "loss": effects.removed_loss[row],
             "loss_change": effects.removed_loss[row] - effects.loss,
             "kl": effects.kl[row],
             "kl_first": effects.first_kl[row],
         }
-        figures = {measure: _mean(values_N, why_not) for measure, values_N in of_examples.items()}
+        figures = {"loss_before": _mean(effects.loss, None)}
+        figures |= {measure: _mean(values_N, why_not) for measure, values_N in of_examples.items()}
         same = sum(a == b for a, b in zip(before, after, strict=False)) / len(after) if after else np.nan
         of_all = {
             "inner_product": effects.inner_product[row],
