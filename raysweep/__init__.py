@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from raysweep.data.examples import Example, load_examples
     from raysweep.errors import InputError, RaysweepError, StoreError
     from raysweep.models.adapter import Adapter
+    from raysweep.models.surgery import removed
     from raysweep.numerics.cka import cka_matrix
     from raysweep.numerics.dynamics import local_dynamics
     from raysweep.numerics.measures.registry import similarity
@@ -47,9 +48,10 @@ __all__ = [
     "load_examples",
     "local_dynamics",
     "open_run",
+    "removed",
     "run",
-    "spectrum",
     "similarity",
+    "spectrum",
     "sweep",
     "sweep_windows",
 ]
@@ -68,6 +70,7 @@ _HOMES = {
     "load_examples": "data.examples",
     "local_dynamics": "numerics.dynamics",
     "open_run": "api",
+    "removed": "models.surgery",
     "run": "api",
     "spectrum": "studies.spectrum",
     "similarity": "numerics.measures.registry",

@@ -25,6 +25,7 @@ from pydantic_core import core_schema
 from raysweep.config_execution import ExecutionConfig
 from raysweep.config_fields import Name, Place, Positive
 from raysweep.config_problems import problems_in_words
+from raysweep.config_removal import RemovalConfig
 from raysweep.config_spectrum import SpectrumConfig
 from raysweep.config_stop import StopConfig
 from raysweep.errors import InputError, nearest, shown
@@ -179,21 +180,26 @@ class CorrelationConfig(_Section):
 
 
 class StudiesConfig(_Section):
-    """What to measure; a study that is left out is not run. Correlation needs the other two."""
+    """What to measure; a study that is left out is not run. Correlation needs substitution and similarity."""
 
     substitution: SubstitutionConfig | None = None
     similarity: SimilarityConfig | None = None
     spectrum: SpectrumConfig | None = None
     correlation: CorrelationConfig | None = None
+    removal: RemovalConfig | None = None
 
     @model_validator(mode="after")
     def _whole(self) -> StudiesConfig:
-        if not (self.substitution or self.similarity or self.spectrum):
+        if not (self.substitution or self.similarity or self.spectrum or self.removal):
             raise ValueError(
-                "asks for no study; give substitution, similarity, spectrum or several (an empty one is written {})"
+                "asks for no study; give substitution, similarity, spectrum, removal or several (an empty one is written {})"
             )
         if self.correlation and not (self.substitution and self.similarity):
             raise ValueError("correlation needs both substitution and similarity; add the missing one")
+        if self.removal and self.removal.layers == "critical" and not self.similarity:
+            raise ValueError(
+                "removal at critical layers needs similarity, which finds them; add it, or list the layers"
+            )
         return self
 
     @model_validator(mode="after")
@@ -245,8 +251,10 @@ class Config(_Section):
                     raise ValueError(
                         f"model '{model.name}' has a checkpoint tuned on '{name}', which is no data set here; {nearest(name, known)}"
                     )
-        if self.studies.substitution and not any(model.tuned for model in self.models):
-            raise ValueError("substitution needs a tuned checkpoint; give models[].tuned: {data set: checkpoint}")
+        of_tuned = self.studies.removal is not None and self.studies.removal.of == "tuned"
+        for study, needed in (("substitution", self.studies.substitution), ("removal of: tuned", of_tuned)):
+            if needed and not any(model.tuned for model in self.models):
+                raise ValueError(f"{study} needs a tuned checkpoint; give models[].tuned: {{data set: checkpoint}}")
         return self
 
     def to_yaml(self) -> str:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from raysweep.studies.capture import Pooling
+    from raysweep.studies.removal import Removal
 
 
 Failure = Literal["refused", "raised", "lost", "unstarted"]
@@ -142,6 +143,30 @@ class CaptureCall(ModelCall):
 
     captures: tuple[CapturePart, ...]
     pooling: Pooling
+
+
+@dataclass(frozen=True)
+class RemovalCall(ModelCall):
+    """Principal components taken out at one layer of the base model, or of the tuned one where there is one.
+
+    `layer` is its index, or where `dynamics` has the key of δ, its place among the `top` layers where the metric's is
+    smallest. Text is of the first `shown` examples. `results` has the keys of the tables.
+    """
+
+    tuned: Checkpoint | None
+    results: Mapping[str, str]
+    layer: int
+    removals: tuple[Removal, ...]
+    shown: int
+    new_tokens: int
+    dynamics: str | None = None
+    metric: str = ""
+    top: int = 1
+
+    @property
+    def affinity(self) -> tuple[str, ...]:
+        """The fingerprints of the base, and of the tuned model where that is what is run."""
+        return (self.base.fingerprint, *([self.tuned.fingerprint] if self.tuned else []))
 
 
 @dataclass(frozen=True)

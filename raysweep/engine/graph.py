@@ -17,7 +17,7 @@ from raysweep.studies.interventions import Change, change_from_json, to_json
 if TYPE_CHECKING:
     from raysweep.store.artifacts import Manifest
 
-Kind = Literal["substitute", "estimate", "generate", "similarity", "spectrum", "correlate", "verify", "stop"]
+Kind = Literal["substitute", "estimate", "generate", "similarity", "spectrum", "correlate", "verify", "stop", "removal"]
 
 STOPPED_AFTER = "chunks"  # where the manifest of a decision to stop has the number of chunks
 
@@ -27,6 +27,7 @@ class Task:
     """One node: what is measured, on which cell, under which keys.
 
     `parts` has a key a chunk; `results` maps a table's name to the key of the rows made from all parts; `needs` names tasks.
+    `at` tells tasks apart that differ in another way than their window.
     """
 
     kind: Kind
@@ -36,11 +37,12 @@ class Task:
     window: Change | None = None
     results: Mapping[str, str] = field(default_factory=dict)
     needs: tuple[str, ...] = ()
+    at: str = ""
 
     @property
     def name(self) -> str:
         """The task's name in the plan, the status and the events, such as `substitute tiny/sums 8-12`."""
-        layers = "" if self.window is None else f" {self.window.text}"
+        layers = f" {self.at}" if self.at else "" if self.window is None else f" {self.window.text}"
         return f"{self.kind} {self.model}/{self.dataset}{layers}"
 
     @property
@@ -73,6 +75,7 @@ class Task:
             None if window is None else change_from_json(window),
             dict(data["results"]),
             tuple(data["needs"]),
+            data.get("at", ""),
         )
 
 

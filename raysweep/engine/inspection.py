@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from raysweep.config import Config, DatasetConfig, GenerationConfig, ModelConfig, SubstitutionConfig
+from raysweep.config_removal import RemovalConfig
 from raysweep.config_stop import StopConfig
 from raysweep.data.examples import Example, Loaded, Room, load_examples
 from raysweep.engine.residency import RESIDENT, Residency, choose_residency
@@ -171,6 +172,8 @@ def inspect(config: Config, find_device: Callable[[str], str] = resolve_device) 
                 "lacks its head), and substitution measures the loss of a response's tokens; leave its `tuned` out and "
                 "ask for similarity alone"
             )
+        if config.studies.removal:
+            _check_removal(config.studies.removal, model.name, base, predicts)
         same = {name: same_in_checkpoints(base, checkpoint) for name, checkpoint in tuned.items()}
         dtype = resolve_dtype(model.dtype, base.dtype, device)
         residency = choose_residency(config, model.name, base, list(tuned.values()), dtype, device)
@@ -184,7 +187,9 @@ def inspect(config: Config, find_device: Callable[[str], str] = resolve_device) 
                     parts_of(block)
     cells: dict[tuple[str, str], Cell] = {}
     for model in config.models:
-        wanted = [d for d in config.datasets if config.studies.pooling or d.name in model.tuned]
+        removal = config.studies.removal
+        of_base = bool(removal and removal.of == "base")
+        wanted = [d for d in config.datasets if config.studies.pooling or of_base or d.name in model.tuned]
         tokenizer = _tokenizer(models[model.name], model.wording)
         for dataset in wanted:
             room = _room(model.name, models[model.name], dataset.name)
@@ -196,7 +201,11 @@ def inspect(config: Config, find_device: Callable[[str], str] = resolve_device) 
                     f"{_FEWEST_TO_COMPARE} or more, or leave studies.{study} out"
                 )
             if config.studies.substitution and dataset.name in model.tuned:
-                _check_generation(config.studies.substitution.generate, loaded.examples, room, dataset.name)
+                asked = config.studies.substitution.generate
+                _check_generation("substitution.generate", asked, loaded.examples, room, dataset.name)
+            if removal and (of_base or dataset.name in model.tuned):
+                _check_components(removal, loaded.examples, dataset.name)
+                _check_generation("removal", removal, loaded.examples, room, dataset.name)
             stop = config.studies.substitution.stop if config.studies.substitution else None
             cells[model.name, dataset.name] = _cell(model.name, dataset.name, loaded, config.execution.chunk, stop)
     return Facts(models, cells, device, libraries())
@@ -222,14 +231,45 @@ def _room(name: str, model: ModelFacts, dataset: str) -> Room:
     return Room(name, context, vocabulary)
 
 
-def _check_generation(asked: GenerationConfig | None, examples: list[Example], room: Room, dataset: str) -> None:
+def _check_removal(asked: RemovalConfig, name: str, base: Checkpoint, predicts: bool) -> None:
+    """Refuse what cannot be removed in a model, whatever the data."""
+    if not predicts:
+        raise InputError(
+            f"model '{name}': checkpoint '{base.source}' does not predict the next token (it is an encoder, or lacks its "
+            "head), and removal compares the text that is generated; leave studies.removal out"
+        )
+    far = [layer for layer in asked.layers if isinstance(layer, int) and layer >= base.n_layers]
+    if far:
+        raise InputError(
+            f"studies.removal.layers has layer {far[0]}, which is not among the {base.n_layers} decoder layers of model "
+            f"'{name}'; layers count from 0"
+        )
+    if asked.top is not None and asked.top > base.n_layers:
+        raise InputError(
+            f"studies.removal.top asks for {asked.top} critical layers, and model '{name}' has {base.n_layers} in all"
+        )
+
+
+def _check_components(asked: RemovalConfig, examples: list[Example], dataset: str) -> None:
+    """Refuse components that the states of so many examples cannot have."""
+    most, last = len(examples) - 1, max(max(chosen) for chosen in asked.chosen)
+    if last >= most:
+        raise InputError(
+            f"studies.removal.components asks for component {last} (counted from 0), and the states of {len(examples)} examples of "
+            f"'{dataset}' have {most} at most: ask for fewer, or give more examples"
+        )
+
+
+def _check_generation(
+    where: str, asked: GenerationConfig | RemovalConfig | None, examples: list[Example], room: Room, dataset: str
+) -> None:
     """Refuse text that would not fit the context: positions beyond it are an error in some models and nonsense in others."""
     if asked is None or room.context is None:
         return
     longest = max(examples[: asked.examples], key=lambda example: example.n_prompt)
     if longest.n_prompt + asked.tokens > room.context:
         raise InputError(
-            f"studies.substitution.generate asks for {asked.tokens} tokens after each prompt, that of record {longest.id} of "
+            f"studies.{where} asks for {asked.tokens} tokens after each prompt, that of record {longest.id} of "
             f"'{dataset}' (counted from 0) has {longest.n_prompt}, and the context of '{room.model}' is {room.context}: set "
             f"tokens to {room.context - longest.n_prompt} or less, or examples to fewer"
         )

@@ -7,6 +7,7 @@ their states fit in memory together.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
+from dataclasses import replace
 from typing import Literal
 
 from raysweep.config import Config
@@ -19,6 +20,7 @@ from raysweep.engine.calls import (
     Loading,
     ModelCall,
     PairCall,
+    RemovalCall,
     SimilarityCall,
     SpectrumCall,
     SubstituteCall,
@@ -26,7 +28,15 @@ from raysweep.engine.calls import (
 )
 from raysweep.engine.graph import Graph, Task
 from raysweep.engine.inspection import Cell, Facts, ModelFacts
-from raysweep.engine.plan import VERIFIED, drawn, hidden_size, window_names
+from raysweep.engine.plan import (
+    VERIFIED,
+    drawn,
+    hidden_size,
+    most_critical,
+    removals_of,
+    removed_at,
+    window_names,
+)
 from raysweep.engine.together import captures_together, chunks_in_passes, spill_words
 from raysweep.models.checkpoint import Checkpoint
 from raysweep.models.same import NOTHING
@@ -56,6 +66,8 @@ def model_calls(config: Config, facts: Facts, graph: Graph, done: Collection[str
             taken.update(call.keys)  # _lacking looks here again for every call
         if isinstance(call, SubstituteCall):
             taken.update(part.key for part in call.captures)
+        if isinstance(call, RemovalCall):
+            taken.update(call.results.values())
         yield call
 
 
@@ -98,6 +110,9 @@ def _lacking(config: Config, facts: Facts, graph: Graph, done: Collection[str]) 
                 yield from _substitutions(config, cell, graph, of_model, loading, done)
                 yield from _estimates(config, cell, graph, of_model, loading, done)
                 yield from _generations(config, cell, graph, pair, loading, done)
+        for task in (task for cell in cells for task in graph.cell("removal", cell.model, cell.dataset)):
+            if not task.needs and any(key not in done for key in task.results.values()):
+                yield _removal(config, facts, graph, task)
         if loading.stream:  # what no sweep of the same chunk takes along
             yield from _captures(config, cells, graph, of_model, loading, done)
 
@@ -282,12 +297,45 @@ def _generations(
         )
 
 
+def _removal(config: Config, facts: Facts, graph: Graph, task: Task) -> RemovalCall:
+    asked, similarity = config.studies.removal, config.studies.similarity
+    assert asked is not None
+    model, cell = facts.models[task.model], facts.cells[task.model, task.dataset]
+    call = RemovalCall(
+        task.name,
+        task.model,
+        task.dataset,
+        (task.name,),
+        model.base,
+        _loading(config, facts, model),
+        tuple(cell.examples),
+        model.tuned[task.dataset] if asked.of == "tuned" else None,
+        task.results,
+        removed_at(asked, model.base.n_layers)[task.at],
+        removals_of(asked),
+        asked.examples,
+        asked.tokens,
+    )
+    if asked.layers != "critical":
+        return call
+    assert similarity is not None
+    found = graph.cell("similarity", task.model, task.dataset)[0]
+    return replace(
+        call,
+        dynamics=found.results["dynamics"],
+        metric=similarity.metrics[0],
+        top=most_critical(asked, model.base.n_layers),
+    )
+
+
 def result_call(
     config: Config, facts: Facts, graph: Graph, task: Task
-) -> SimilarityCall | SpectrumCall | CorrelateCall | VerifyCall:
+) -> SimilarityCall | SpectrumCall | CorrelateCall | VerifyCall | RemovalCall:
     """The call that makes a task's tables out of what is committed."""
     if task.kind == "verify":
         return _verification(config, facts, graph, task)
+    if task.kind == "removal":
+        return _removal(config, facts, graph, task)
     if task.kind == "spectrum":
         assert config.studies.spectrum is not None
         assert config.studies.pooling is not None

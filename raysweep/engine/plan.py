@@ -7,12 +7,15 @@ from collections.abc import Collection, Mapping
 from typing import Any, Literal
 
 from raysweep.config import Config, SubstitutionConfig
+from raysweep.config_removal import RemovalConfig
 from raysweep.engine.graph import Graph, Task
 from raysweep.engine.inspection import Cell, Facts, ModelFacts, asked_changes, chunk_fingerprint, stop_rule
 from raysweep.fingerprint import fingerprint
 from raysweep.models.same import NOTHING
+from raysweep.numerics.dynamics import default_top
 from raysweep.numerics.measures.registry import MEASURES
 from raysweep.studies.interventions import Change, Intervention, identity, to_json
+from raysweep.studies.removal import Removal
 from raysweep.studies.stopping import Rule
 from raysweep.studies.verification import draw
 from raysweep.studies.windows import Window, windows_of_widths
@@ -54,6 +57,8 @@ def _cell_tasks(config: Config, facts: Facts, model: ModelFacts, cell: Cell, is_
             tasks.append(_correlation(config, cell, similarity, estimates or substitutions))
     if studies.spectrum:
         tasks.append(_spectrum(config, cell, states))
+    if studies.removal and (studies.removal.of == "base" or is_tuned):
+        tasks += _removals(studies.removal, facts, model, cell, [task for task in tasks if task.kind == "similarity"])
     return tasks
 
 
@@ -259,6 +264,53 @@ def _correlation(config: Config, cell: Cell, similarity: Task, substitutions: li
         made_from["stop"] = _stopping(cell, rule, substitutions).results["stopping"]
     needs = (similarity.name, *(task.name for task in windows))
     return Task("correlate", cell.model, cell.dataset, results={"correlation": fingerprint(made_from)}, needs=needs)
+
+
+def removals_of(asked: RemovalConfig) -> tuple[Removal, ...]:
+    """Every removal that the config asks for at a layer."""
+    return tuple(
+        Removal(chosen, mode, position, keep_mean=asked.mean == "kept")
+        for chosen in asked.chosen
+        for mode in asked.modes
+        for position in asked.positions
+    )
+
+
+def removed_at(asked: RemovalConfig, n_layers: int) -> dict[str, int]:
+    """A layer for each task of removals, by what the task is named for; of critical ones its place among them."""
+    if asked.layers == "critical":
+        top = most_critical(asked, n_layers)
+        return {f"critical {place + 1} of {top}": place for place in range(top)}
+    return {f"layer {layer}": layer for layer in (range(n_layers) if asked.layers == "all" else map(int, asked.layers))}
+
+
+def most_critical(asked: RemovalConfig, n_layers: int) -> int:
+    """How many critical layers components are removed at."""
+    return asked.top or default_top(n_layers)
+
+
+def _removals(asked: RemovalConfig, facts: Facts, model: ModelFacts, cell: Cell, similarity: list[Task]) -> list[Task]:
+    """A task a layer. Which layers are critical is known when the similarity is there; else nothing is waited for."""
+    tuned = [model.tuned[cell.dataset].fingerprint] if asked.of == "tuned" else []
+    same = {
+        "study": "removal",
+        "model": [model.base.fingerprint, *tuned],
+        "examples": chunk_fingerprint(tuple(cell.examples), prompts_only=False),
+        "removals": [[list(removal.chosen), removal.labels] for removal in removals_of(asked)],
+        "texts": [asked.examples, asked.tokens],
+        **_computed(facts, model),
+    }
+    critical = asked.layers == "critical"
+    tasks = []
+    for at, place in removed_at(asked, model.base.n_layers).items():
+        which = {"layer": place}
+        if critical:
+            which = {"place": place, "top": most_critical(asked, model.base.n_layers)}
+            same["dynamics"] = similarity[0].results["dynamics"]
+        results = {name: fingerprint({**same, **which, "table": name}) for name in ("generation", "removal")}
+        needs = (similarity[0].name,) if critical else ()
+        tasks.append(Task("removal", cell.model, cell.dataset, results=results, needs=needs, at=at))
+    return tasks
 
 
 def hidden_size(config: Mapping[str, Any]) -> int:

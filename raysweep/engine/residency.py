@@ -117,6 +117,12 @@ def _refuse_what_needs_all(config: Config, name: str, tuned: bool) -> None:
             f"model '{name}' cannot be streamed: studies.substitution.verify runs the whole model; leave it out, or set "
             "execution.residency to resident"
         )
+    removal = config.studies.removal
+    if removal and (removal.of == "base" or tuned):
+        raise InputError(
+            f"model '{name}' cannot be streamed: studies.removal writes token by token and would read every layer for each; "
+            "leave it out, or set execution.residency to resident"
+        )
     if config.execution.device_map is not None:
         raise InputError(
             f"model '{name}' cannot be streamed: execution.device_map spreads its layers over devices; leave it out, or set "

@@ -29,6 +29,7 @@ from raysweep.engine.calls import (
     ModelCall,
     Outcome,
     PairCall,
+    RemovalCall,
     SimilarityCall,
     SpectrumCall,
     SubstituteCall,
@@ -42,12 +43,14 @@ from raysweep.models.adapter import Adapter
 from raysweep.models.checkpoint import Checkpoint, load_model, load_tokenizer
 from raysweep.models.memory import Peak
 from raysweep.models.stream import StreamedModel
+from raysweep.numerics.dynamics import change_points
 from raysweep.store.activations import Activations, open_activations, publish_manifest, write_part
 from raysweep.studies.capture import Captured, Collector, capture_states
 from raysweep.studies.correlation import correlate_cell
 from raysweep.studies.generation import generate_text
 from raysweep.studies.gradient import estimate_losses
 from raysweep.studies.interventions import labels, relabelled
+from raysweep.studies.removal import nowhere_to_remove, remove_at_layer
 from raysweep.studies.similarity import similarity_tables
 from raysweep.studies.spectrum import spectrum
 from raysweep.studies.streamed import StreamedPair
@@ -225,6 +228,40 @@ class Worker:
             ignore_index=True,
         )
         return [_commit("generate", call, call.keys, rows)], {}
+
+    @_run.register
+    def _(self, call: RemovalCall) -> tuple[list[Commit], dict[str, float]]:
+        layer = call.layer if call.dynamics is None else self._critical_layer(call, call.dynamics)
+        if layer is None:
+            tables = nowhere_to_remove(call.removals, f"fewer than {call.top} layers have a δ in {call.metric}")
+        else:
+            model = (
+                self._adapter(call.base, call.loading)
+                if call.tuned is None
+                else self._adapter(call.tuned, call.loading, base=call.base)
+            )
+            tables = remove_at_layer(
+                model,
+                load_tokenizer(call.base),
+                call.examples,
+                layer,
+                call.removals,
+                shown=call.shown,
+                new_tokens=call.new_tokens,
+                batch_tokens=call.loading.batch_tokens,
+            )
+        tables["removal"] = tables["removal"].assign(of="tuned" if call.tuned else "base")
+        return [
+            _commit(name, call, (key,), tables[name].assign(part=pd.Series(key, tables[name].index, dtype=object)))
+            for name, key in call.results.items()
+        ], {}
+
+    def _critical_layer(self, call: RemovalCall, dynamics: str) -> int | None:
+        """The layer at the call's place among those with the smallest δ; None where too few have one."""
+        rows = self.folder.chunks.read_parts([dynamics]).to_pandas()
+        delta_L = rows[rows["metric"] == call.metric].sort_values("layer")["delta"].to_numpy(dtype=float)
+        chosen = change_points(delta_L, call.top)
+        return int(chosen[call.layer]) if call.layer < len(chosen) else None
 
     @_run.register
     def _(self, call: CaptureCall) -> tuple[list[Commit], dict[str, float]]:

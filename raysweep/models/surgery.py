@@ -5,11 +5,21 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import nn
 
-from raysweep.errors import InputError
+from raysweep.errors import InputError, nearest
+from raysweep.models.adapter import Adapter, find_blocks
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Mode = Literal["project", "paper"]
+Positions = Literal["last", "all"]
+MODES: tuple[str, ...] = get_args(Mode)
+POSITIONS: tuple[str, ...] = get_args(Positions)
 
 
 @contextmanager
@@ -72,3 +82,101 @@ def interpolated(block: nn.Module, donor: nn.Module, share: float, names: Sequen
             other = theirs[name].to(device=weight.device, dtype=exact)
             weight.copy_((1 - share) * weight.to(exact) + share * other)
     return made
+
+
+def orthonormal_rows(components_KD: torch.Tensor) -> torch.Tensor:
+    """An orthonormal basis [K', D] of the span of the rows [K, D], float64 on the CPU; K' ≤ K is the span's dimension.
+
+    Raises InputError for what is no matrix or not finite.
+    """
+    rows_KD = torch.as_tensor(components_KD).detach().to("cpu", torch.float64)
+    if rows_KD.ndim != 2 or not rows_KD.isfinite().all():
+        what = f"a tensor of shape {tuple(rows_KD.shape)}" if rows_KD.ndim != 2 else "values that are not finite"
+        raise InputError(f"components are finite directions [K, D], a row each; got {what}")
+    if not rows_KD.numel():
+        return rows_KD[:0]
+    # a direction counts the same whatever its length
+    scale_K1 = rows_KD.norm(dim=1, keepdim=True)
+    _, sizes_K, basis_KD = torch.linalg.svd(rows_KD / scale_K1.where(scale_K1 > 0, 1), full_matrices=False)
+    rounding = max(rows_KD.shape) * torch.finfo(torch.float64).eps * max(1.0, float(sizes_K[0]))
+    spanned: torch.Tensor = basis_KD[sizes_K > rounding]
+    return spanned
+
+
+def part_within(states: torch.Tensor, basis_KD: torch.Tensor, mean_D: torch.Tensor | None = None) -> torch.Tensor:
+    """The part of states [..., D] in the subspace that has this orthonormal basis [K, D]: Σ_k ⟨h − mean, c_k⟩ c_k.
+
+    From the origin where there is no mean. In float32 at least.
+    """
+    exact = torch.promote_types(states.dtype, torch.float32)
+    basis_KD = basis_KD.to(device=states.device, dtype=exact)
+    from_mean = states.to(exact) if mean_D is None else states.to(exact) - mean_D.to(states.device, exact)
+    return (from_mean @ basis_KD.T) @ basis_KD
+
+
+@contextmanager
+def removed(
+    model: PreTrainedModel | Adapter,
+    layer: int,
+    components_KD: torch.Tensor,
+    *,
+    mode: Mode = "project",
+    positions: Positions | slice = "last",
+    stored_D: torch.Tensor | None = None,
+    mean_D: torch.Tensor | None = None,
+) -> Iterator[None]:
+    """Take the directions [K, D] out of what a decoder layer (from 0) puts out, while the context lasts.
+
+    `project` subtracts each state's own part in their span, so that what is left has inner product 0 with every one of
+    them; `paper` subtracts the part of `stored_D` instead, the state [D] that was stored for the example (or [B, D], one
+    for each of a batch), and is the same at every step. With a `mean_D` [D] the parts are those of the states' difference
+    from it, and the mean itself stays. Directions need be neither orthogonal nor of unit length; only their span counts.
+
+    `positions`: `last` changes the last token of each pass, which in generation with a cache is the prompt's last token
+    and every token written after it; `all` every token; a slice those tokens of a pass. Only the block is hooked and no
+    weight is touched. Raises InputError (IndexError for a layer that is not there) before anything is changed.
+    """
+    blocks = model.blocks if isinstance(model, Adapter) else find_blocks(model)
+    if not 0 <= layer < len(blocks):
+        raise IndexError(f"layer {layer} is not among {len(blocks)} layers")
+    if mode not in MODES:
+        raise InputError(f"unknown mode '{mode}'; {nearest(mode, MODES)}")
+    if not isinstance(positions, slice) and positions not in POSITIONS:
+        raise InputError(f"unknown positions '{positions}', and no slice; {nearest(positions, POSITIONS)}")
+    if (stored_D is not None) != (mode == "paper"):
+        raise InputError(
+            f"mode '{mode}' {'needs' if mode == 'paper' else 'has no use for'} stored_D, the state whose part is subtracted"
+        )
+    basis_KD = orthonormal_rows(components_KD)
+    config = (model.model if isinstance(model, Adapter) else model).config.get_text_config()
+    for name, given in (("components_KD", components_KD), ("stored_D", stored_D), ("mean_D", mean_D)):
+        if given is not None and given.shape[-1] != config.hidden_size:
+            raise InputError(f"{name} has width {given.shape[-1]}, and the model's states have {config.hidden_size}")
+    chosen = {"last": slice(-1, None), "all": slice(None)}.get(positions) if isinstance(positions, str) else positions
+    stored_part = None if stored_D is None else part_within(stored_D, basis_KD, mean_D)
+
+    def without(module: nn.Module, args: Any, output: Any) -> Any:
+        several = isinstance(output, (tuple, list))
+        states = output[0] if several else output
+        if not isinstance(states, torch.Tensor) or states.ndim != 3:
+            raise InputError(
+                f"{type(module).__name__} puts out no states [B, T, D], but "
+                f"{tuple(states.shape) if isinstance(states, torch.Tensor) else type(states).__name__}; components can be "
+                "removed where a layer has one stream of states"
+            )
+        before = states[:, chosen]
+        if stored_part is None:
+            part = part_within(before, basis_KD, mean_D)
+        else:
+            part = stored_part.to(states.device)
+            part = part[:, None] if part.ndim == 2 else part
+        changed = states.clone()
+        changed[:, chosen] = (before.to(part.dtype) - part).to(states.dtype)
+        return (changed, *output[1:]) if several else changed
+
+    handle = blocks[layer].register_forward_hook(without) if len(basis_KD) else None
+    try:
+        yield
+    finally:
+        if handle is not None:
+            handle.remove()

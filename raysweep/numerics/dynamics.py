@@ -31,6 +31,11 @@ def reach_of(neighbourhood: int) -> int:
     return neighbourhood // 2
 
 
+def default_top(layers: int) -> int:
+    """How many of so many layers are chosen unless a number is given: a fifth, and one at least."""
+    return max(1, round(layers / 5))
+
+
 def change_points(delta_L: ArrayLike, k: int | None = None) -> NDArray[np.intp]:
     """The k layers with the smallest δ, in ascending layer order; the lower layer first where δ ties.
 
@@ -40,7 +45,7 @@ def change_points(delta_L: ArrayLike, k: int | None = None) -> NDArray[np.intp]:
     delta_L = as_float64(delta_L)
     if delta_L.ndim != 1:
         raise ValueError(f"δ has one value a layer [L]; got shape {delta_L.shape}")
-    k = max(1, round(len(delta_L) / 5)) if k is None else k
+    k = default_top(len(delta_L)) if k is None else k
     if not 1 <= k <= len(delta_L):
         raise ValueError(f"k must be from 1 to the number of layers, {len(delta_L)}; got {k}")
     ascending = np.argsort(delta_L, kind="stable")

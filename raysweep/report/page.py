@@ -26,6 +26,7 @@ from raysweep.report.change_sentences import change_sentences
 from raysweep.report.changes import changes_table, estimates_table, verification_table
 from raysweep.report.page_tables import Table, records_table
 from raysweep.report.pictures import Drawings, Picture, overview, pictures_of
+from raysweep.report.removals import PREFIX, Removed, removed_view
 from raysweep.report.spectrum import spectrum_pictures, spectrum_table
 from raysweep.report.words import duration, layers_text, moment
 from raysweep.store.artifacts import publish_bytes
@@ -122,6 +123,7 @@ class _CellView:
     pictures: Sequence[Picture]
     tables: Sequence[Table]
     samples: _Samples | None
+    removed: Removed | None
 
 
 def _cell_view(cell: Cell, drawings: Drawings) -> _CellView:
@@ -135,13 +137,18 @@ def _cell_view(cell: Cell, drawings: Drawings) -> _CellView:
     tables += [page_tables.correlation_table(cell)] if cell.correlations else []
     tables += [page_tables.health_table(cell)] if "health" in cell.tables else []
     pictures = [*pictures_of(cell, drawings), *change_pictures(cell, drawings), *spectrum_pictures(cell, drawings)]
-    return _CellView(cell.title, cell.anchor, answer_of(cell), change_sentences(cell), pictures, tables, _samples(cell))
+    answer, beyond, samples = answer_of(cell), change_sentences(cell), _samples(cell)
+    return _CellView(cell.title, cell.anchor, answer, beyond, pictures, tables, samples, removed_view(cell))
 
 
 def _samples(cell: Cell) -> _Samples | None:
     if "generation" not in cell.tables:
         return None
-    groups = [rows for _, rows in cell.tables["generation"].groupby("example_id", sort=False)]
+    generated = cell.tables["generation"]
+    generated = generated[~generated["intervention"].str.startswith(PREFIX)]  # these have a part of their own
+    if not len(generated):
+        return None
+    groups = [rows for _, rows in generated.groupby("example_id", sort=False)]
     examples = []
     for rows in groups[:_SAMPLES]:
         texts = [
@@ -150,7 +157,7 @@ def _samples(cell: Cell) -> _Samples | None:
         ]
         prompt, reference = str(rows["prompt"].iloc[0]), str(rows["reference"].iloc[0])
         examples.append((prompt, reference, texts[:_TEXTS], max(0, len(texts) - _TEXTS)))
-    words = cell.tables["generation"]["intervention"].astype(str)
+    words = generated["intervention"].astype(str)
     others = words.str.match("set |attention |mlp |reverse ") | words.str.contains(" at ")
     return _Samples(examples, len(groups) - len(examples), not others.any())
 

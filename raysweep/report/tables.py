@@ -39,6 +39,10 @@ COLUMNS: dict[str, tuple[str, ...]] = {
         *("model", "dataset", "metric", "width", "neighbourhood", "n_layers", "spearman", "ci_low", "ci_high"),
         *("p_shift", "partial_depth", "kendall", "precision_at_k"),
     ),
+    "removal": (
+        *("model", "dataset", "of", "layer", "components", "mode", "mean", "position", "measure"),
+        *("value", "ci_low", "ci_high", "reason"),
+    ),
     "generation": ("model", "dataset", "example_id", "intervention", "prompt", "reference", "text"),
 }
 

@@ -13,7 +13,7 @@ from raysweep.studies.substitution import Pair
 from raysweep.studies.verification import changed_model
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 def generate_text(
@@ -23,16 +23,25 @@ def generate_text(
 
     One example at a time, unpadded. Both models are as before when this returns.
     """
-    device, texts = pair.frame(change.in_base).device, []
+    device = pair.frame(change.in_base).device
     with changed_model(pair, change) as model:
-        for example in examples:
-            prompt = torch.from_numpy(example.tokens[: example.n_prompt])[None].to(device)
-            out = model.generate(
-                prompt,
-                attention_mask=torch.ones_like(prompt),
-                max_new_tokens=new_tokens,
-                do_sample=False,
-                pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
-            )
-            texts.append(tokenizer.decode(out[0, prompt.shape[1] :], skip_special_tokens=True))
-    return texts
+        return [greedy_text(model, device, tokenizer, example, new_tokens) for example in examples]
+
+
+def greedy_text(
+    model: PreTrainedModel,
+    device: torch.device,
+    tokenizer: PreTrainedTokenizerBase,
+    example: Example,
+    new_tokens: int,
+) -> str:
+    """Greedy continuation of the example's prompt by the model as it is, special tokens left out."""
+    prompt = torch.from_numpy(example.tokens[: example.n_prompt])[None].to(device)
+    out = model.generate(
+        prompt,
+        attention_mask=torch.ones_like(prompt),
+        max_new_tokens=new_tokens,
+        do_sample=False,
+        pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
+    )
+    return str(tokenizer.decode(out[0, prompt.shape[1] :], skip_special_tokens=True))
