@@ -137,11 +137,15 @@ class SubstitutionConfig(_Section):
 
 
 class SimilarityConfig(_Section):
-    """Similarity of the base model's layers on every data set, and the dynamics δ that follows from it."""
+    """Similarity of the base model's layers on every data set, and the dynamics δ that follows from it.
+
+    `diagonal` counts a layer's similarity to itself in its δ, as the paper does.
+    """
 
     metrics: Annotated[list[Metric], Field(min_length=1)] = ["cka_linear"]
     pooling: Literal["first", "last", "mean"] = "last"
     neighbourhood: Positive = 3
+    diagonal: bool = True
 
     @field_validator("metrics")
     @classmethod
@@ -157,6 +161,12 @@ class SimilarityConfig(_Section):
         if value % 2 == 0:
             raise ValueError(f"a neighbourhood has a layer in its middle, so it is odd; {value} is even")
         return value
+
+    @model_validator(mode="after")
+    def _has_neighbours(self) -> SimilarityConfig:
+        if self.neighbourhood == 1 and not self.diagonal:
+            raise ValueError("a neighbourhood of 1 has no layer but its own; with diagonal: false give 3 or more")
+        return self
 
 
 class CorrelationConfig(_Section):

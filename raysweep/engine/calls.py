@@ -145,7 +145,7 @@ class CaptureCall(ModelCall):
 
 @dataclass(frozen=True)
 class SimilarityCall(Call):
-    """Similarity, dynamics and health of all captured chunks of a cell."""
+    """Similarity, dynamics, choices of layers and health of all captured chunks of a cell."""
 
     parts: tuple[str, ...]
     results: Mapping[str, str]
@@ -154,6 +154,7 @@ class SimilarityCall(Call):
     pooling: Pooling
     resamples: int
     seed: int
+    diagonal: bool = True
 
 
 @dataclass(frozen=True)
@@ -169,6 +170,7 @@ class CorrelateCall(Call):
     resamples: int
     seed: int
     drop_ends: int
+    diagonal: bool = True
 
 
 @dataclass(frozen=True)

@@ -300,6 +300,7 @@ def result_call(config: Config, facts: Facts, graph: Graph, task: Task) -> Simil
             similarity.pooling,
             resamples,
             seed,
+            similarity.diagonal,
         )
     assert correlation is not None
     cell = (task.model, task.dataset)
@@ -319,6 +320,7 @@ def result_call(config: Config, facts: Facts, graph: Graph, task: Task) -> Simil
         resamples,
         seed,
         correlation.drop_ends,
+        similarity.diagonal,
     )
 
 

@@ -17,6 +17,7 @@ from raysweep.studies.verification import draw
 from raysweep.studies.windows import Window, windows_of_widths
 
 _CALCULATION = 1  # raised when a study's arithmetic changes, so that old results are not taken for new ones
+_SIMILARITY = 2  # raised when the tables of a similarity task change in arithmetic or rows
 
 
 def plan(config: Config, facts: Facts) -> Graph:
@@ -204,13 +205,15 @@ def _similarity(config: Config, facts: Facts, model: ModelFacts, cell: Cell) -> 
     parts = tuple(fingerprint({**same, "chunk": chunk_fingerprint(chunk, prompts_only=True)}) for chunk in cell.chunks)
     made_from = {
         "study": "similarity",
-        "calculation": _CALCULATION,
+        "calculation": [_CALCULATION, _SIMILARITY],
         "parts": parts,
         "metrics": list(asked.metrics),
         "neighbourhood": asked.neighbourhood,
+        "diagonal": asked.diagonal,
         "resampling": _resampling(config),
     }
-    results = {table: fingerprint({**made_from, "table": table}) for table in ("similarity", "dynamics", "health")}
+    tables = ("similarity", "dynamics", "critical", "health")
+    results = {table: fingerprint({**made_from, "table": table}) for table in tables}
     return Task("similarity", cell.model, cell.dataset, parts, results=results)
 
 

@@ -54,6 +54,7 @@ def correlate_cell(
     resamples: int,
     seed: int,
     drop_ends: int = 0,
+    diagonal: bool = True,
 ) -> pd.DataFrame:
     """One row a metric and width: δ of states [L, N, D] against the mean loss of each window, with a 95 % interval of ρ.
 
@@ -66,7 +67,7 @@ def correlate_cell(
     if not finite_N.all():
         states, example_ids = states[:, torch.from_numpy(finite_N).to(states.device)], example_ids[finite_N]
     place = pd.Index(example_ids)
-    deltas = {metric: local_dynamics(similarity_matrix(states, metric), neighbourhood) for metric in metrics}
+    deltas = {metric: local_dynamics(similarity_matrix(states, metric), neighbourhood, diagonal) for metric in metrics}
     resampled: dict[tuple[str, tuple[int, ...]], np.ndarray | None] = {}
     whole = (losses["kind"] == "window") & (losses["coefficient"] == 1)
     if losses["estimator"].nunique() > 1:
@@ -92,7 +93,7 @@ def correlate_cell(
                 key = (metric, tuple(common))
                 if key not in resampled:  # the widths mostly have the same examples
                     chosen = states[:, place.get_indexer(common)]
-                    resampled[key] = dynamics_halves(chosen, metric, neighbourhood, keep)
+                    resampled[key] = dynamics_halves(chosen, metric, neighbourhood, keep, diagonal)
                 halves = resampled[key]
                 if halves is not None:
                     loss_RC = keep @ loss_CN.T / keep.sum(axis=1, keepdims=True)
