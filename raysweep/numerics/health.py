@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,14 +48,11 @@ def health(X_LND: Iterable[States]) -> dict[str, Array]:
     of the values (norms) are zero there is no `massive_ratio` (`longest_ratio`): NaN.
     """
     grams = read_layers(X_LND)
-    outliers = [outlier_dimensions(gram.centred(slice(0, gram.examples))) for gram in grams]
-    counts = [int(outlying_D.sum()) for outlying_D in outliers]
-    if len({gram.width for gram in grams}) == 1:
-        outliers = [np.any(outliers, axis=0)] * len(grams)
-    rows, before = [], None
-    for gram, outlying_D, count in zip(grams, outliers, counts, strict=True):
+    rows: list[dict[str, float]] = []
+    before = None
+    for gram, outlying_D in zip(grams, outliers_anywhere(grams), strict=True):
         layer = _Layer.of(gram, outlying_D)
-        row = {**_of_values(gram), **_of_variance(gram, layer), "outlier_dimensions": float(count)}
+        row = {**_of_values(gram), **_of_variance(gram, layer), **_of_outliers(layer)}
         rows.append({**row, "cka_next": np.nan, "cka_next_trimmed": np.nan})
         if before is not None and layer is not None:
             rows[-2]["cka_next"] = before.whole.cka(layer.whole)
@@ -77,17 +73,15 @@ def outlier_dimensions(X_ND: Array) -> NDArray[np.bool_]:
     return outlying_D
 
 
-def without_outliers(X_LND: Iterable[States]) -> tuple[list[States], NDArray[np.intp]]:
-    """The layers without the dimensions that are outliers at any layer, and how many are left out of each [L].
+def outliers_anywhere(grams: Sequence[LinearGram]) -> list[NDArray[np.bool_]]:
+    """The dimensions [D] that are outliers at any layer, once a layer; of layers of unlike width each one's own.
 
-    Of layers of unlike width each is without its own. No state is copied: dimensions are left out of the rows that are read.
+    The same for all layers, so that two of them differ in no dimension that one has an inch above the limit and one below.
     """
-    layers = list(X_LND)
-    outliers = [outlier_dimensions(g.centred(slice(0, g.examples))) for g in read_layers(layers)]
-    if len({len(outlying_D) for outlying_D in outliers}) == 1:
-        outliers = [np.any(outliers, axis=0)] * len(layers)
-    kept = [_Kept(layer, np.flatnonzero(~outlying_D)) for layer, outlying_D in zip(layers, outliers, strict=True)]
-    return list(kept), np.array([int(outlying_D.sum()) for outlying_D in outliers])
+    own = [outlier_dimensions(gram.centred(slice(0, gram.examples))) for gram in grams]
+    if len({gram.width for gram in grams}) > 1:
+        return own
+    return [np.asarray(np.any(own, axis=0))] * len(own)
 
 
 def sink_ratio(first_LND: Sequence[States], pooled_LND: Sequence[States]) -> Array:
@@ -100,21 +94,6 @@ def sink_ratio(first_LND: Sequence[States], pooled_LND: Sequence[States]) -> Arr
         norms_N, pooled_N = (np.linalg.norm(as_float64(X_ND), axis=1) for X_ND in (first_ND, pooled_ND))
         ratios.append(float(np.median(norms_N / np.where(pooled_N > 0, pooled_N, np.nan))))
     return np.array(ratios)
-
-
-class _Kept:
-    """A layer's states without some dimensions, which are left out as rows are read."""
-
-    def __init__(self, states_ND: States, kept_K: NDArray[np.intp]) -> None:
-        self._states_ND, self._kept_K = states_ND, kept_K
-        self.shape = (states_ND.shape[0], len(kept_K))
-        self.dtype = states_ND.dtype
-
-    def __getitem__(self, rows: slice, /) -> Array:
-        return as_float64(self._states_ND[rows])[:, self._kept_K]
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
-        return self[slice(None)]
 
 
 @dataclass(frozen=True)
@@ -201,6 +180,10 @@ def _of_variance(gram: LinearGram, layer: _Layer | None) -> dict[str, float]:
         float(dimension_D.max()),
     )
     return {**n_over_d, **dict(zip(_VARIANCE, figures, strict=True))}
+
+
+def _of_outliers(layer: _Layer | None) -> dict[str, float]:
+    return {"outlier_dimensions": 0.0 if layer is None else float(outlier_dimensions(layer.whole.X_ND).sum())}
 
 
 def _largest_eigenvalue(gram: Array) -> float:

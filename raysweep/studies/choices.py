@@ -7,12 +7,10 @@ Shapes: L layers, R resamples.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import numpy as np
 import pandas as pd
 
-from raysweep.numerics.selection import chosen_layers
+from raysweep.numerics.selection import Choices, chosen_layers
 
 
 def choice_table(delta: np.ndarray, halves: np.ndarray | None, top: int | None = None) -> pd.DataFrame:
@@ -42,10 +40,11 @@ def layers_text(chosen_L: np.ndarray) -> str:
     return ",".join(map(str, np.flatnonzero(chosen_L)))
 
 
-def masks(names: Iterable[str], n_layers: int) -> np.ndarray:
-    """Choices as the table has them, as masks [choices, L]."""
-    rows = [[int(layer) for layer in name.split(",")] if name else [] for name in names]
-    found = np.zeros((len(rows), n_layers), dtype=bool)
-    for row, layers in zip(found, rows, strict=True):
-        row[layers] = True
-    return found
+def choices_of(table: pd.DataFrame, n_layers: int) -> Choices:
+    """The rows of one model, data set and setting, as masks of layers."""
+    masks = np.zeros((len(table), n_layers), dtype=bool)
+    for mask, name in zip(masks, table["layers"], strict=True):
+        mask[[int(layer) for layer in str(name).split(",") if layer]] = True
+    share, whole = table["share"].to_numpy(dtype=float), table["whole"].to_numpy(dtype=bool)
+    seen = share > 0  # neither NaN nor a choice that no resample made
+    return Choices(masks[whole][0], masks[seen], share[seen])

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from plain_similarity import few, plain_cka, plain_gram, seeds
 
-from raysweep.numerics.cka import cka_matrix
-from raysweep.numerics.health import health, outlier_dimensions, sink_ratio, without_outliers
+from raysweep.numerics.gram import read_layers
+from raysweep.numerics.health import health, outlier_dimensions, outliers_anywhere, sink_ratio
 
 
 def orthogonal_states(padding=0):
@@ -87,20 +87,18 @@ def test_cka_with_the_next_layer_with_and_without_outlier_dimensions(n, d):
         expected = [plain_cka(grams[layer], grams[layer + 1]) for layer in range(3)]
         np.testing.assert_allclose(figures[name], [*expected, np.nan], atol=1e-12)
     assert figures["cka_next"][1] > 0.999 > figures["cka_next_trimmed"][1]
-    trimmed, left_out = without_outliers(X_LND)
-    assert left_out.tolist() == [2] * 4
-    np.testing.assert_allclose(cka_matrix(trimmed), cka_matrix(others), atol=1e-12)
+    masks = outliers_anywhere(read_layers(X_LND))
+    assert [np.flatnonzero(mask_D).tolist() for mask_D in masks] == [[3, 9]] * 4
 
 
 def test_layers_of_unlike_width_lose_their_own_outliers():
     rng = np.random.default_rng(3)
     layers = [rng.standard_normal((20, 6)), rng.standard_normal((20, 9))]
     layers[1][:, 8] *= 100
-    trimmed, left_out = without_outliers(layers)
-    assert left_out.tolist() == [0, 1]
-    assert [layer.shape for layer in trimmed] == [(20, 6), (20, 8)]
-    np.testing.assert_array_equal(trimmed[1][3:5], layers[1][3:5, :8])
-    assert np.isnan(health(layers)["cka_next_trimmed"]).tolist() == [False, True]
+    masks = outliers_anywhere(read_layers(layers))
+    assert [np.flatnonzero(mask_D).tolist() for mask_D in masks] == [[], [8]]
+    expected = plain_cka(plain_gram(layers[0], "linear"), plain_gram(layers[1][:, :8], "linear"))
+    np.testing.assert_allclose(health(layers)["cka_next_trimmed"], [expected, np.nan], atol=1e-12)
 
 
 def test_outlier_dimensions_by_hand():
