@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from raysweep.engine.estimate import Options
     from raysweep.engine.events import Listener
     from raysweep.engine.folder import RunFolder
+    from raysweep.studies.critical import Critical
     from raysweep.studies.measured import Correlated
 
 _SHOWN = 10
@@ -303,6 +304,60 @@ def correlate_files(dynamics: str | Path, losses: str | Path, neighbourhood: int
     if neighbourhood < 1 or neighbourhood % 2 == 0:
         raise InputError(f"--neighbourhood {neighbourhood}: it has a layer in its middle, so it is odd")
     return correlate_measured(read_dynamics(dynamics, neighbourhood), read_losses(losses))
+
+
+def critical(
+    config: Config,
+    *,
+    top: int | None = None,
+    resamples: int = 1000,
+    seed: int = 0,
+    progress: Callable[[str], None] | None = None,
+) -> Critical:
+    """The critical layers of a config's first model on its data sets, as its similarity study asks; writes nothing.
+
+    The model is streamed from disk where it does not fit in memory. Raises InputError before anything is computed, and
+    RunError where states cannot be compared.
+    """
+    from raysweep.engine.inspection import inspect
+    from raysweep.engine.pending import batch_budget
+    from raysweep.errors import InputError, RunError
+    from raysweep.models.adapter import Adapter
+    from raysweep.models.checkpoint import load_model
+    from raysweep.models.stream import StreamedModel
+    from raysweep.studies.critical import critical_layers
+
+    asked = config.studies.similarity
+    if asked is None:
+        raise InputError("critical layers follow from similarity; give studies.similarity")
+    facts = inspect(config)
+    name, model = next(iter(facts.models.items()))
+    if top is not None and not 1 <= top <= model.base.n_layers:
+        raise InputError(
+            f"--top {top}: '{model.base.source}' has {model.base.n_layers} decoder layers; give 1 to as many"
+        )
+    loaded: StreamedModel | Adapter
+    if model.residency.mode == "stream":
+        loaded = StreamedModel(model.base, dtype=model.dtype, device=facts.device)
+    else:
+        device_map = config.execution.device_map
+        loaded = Adapter(load_model(model.base, dtype=model.dtype, device=facts.device, device_map=device_map))
+    try:
+        return critical_layers(
+            loaded,
+            {dataset: cell.examples for (of_model, dataset), cell in facts.cells.items() if of_model == name},
+            top=top,
+            metric=asked.metrics[0],
+            pooling=asked.pooling,
+            neighbourhood=asked.neighbourhood,
+            diagonal=asked.diagonal,
+            resamples=resamples,
+            seed=seed,
+            batch_tokens=batch_budget(config.execution.batch_tokens, facts.device),
+            progress=progress,
+        )
+    except InputError as error:
+        raise RunError(str(error)) from error
 
 
 def _size(n: float) -> str:

@@ -141,6 +141,61 @@ def report(folder: Annotated[Path, typer.Argument(help="A run folder.")]) -> Non
 
 
 @app.command()
+def critical(
+    model: Annotated[str, typer.Argument(help="Base checkpoint: folder, hub id or lab:// name.")],
+    data: Annotated[
+        list[str], typer.Argument(help="Records, one place or several: file, folder, hub id or lab:// name.")
+    ],
+    top: Annotated[int | None, typer.Option(help="How many layers to choose; a fifth of them by default.")] = None,
+    metric: Annotated[str, typer.Option(help="Similarity that δ is the mean of.")] = "cka_linear",
+    pooling: Annotated[str, typer.Option(help="Which state stands for an example: last, first or mean.")] = "last",
+    neighbourhood: Annotated[int, typer.Option(help="Layers that δ is the mean over; odd.")] = 3,
+    diagonal: Annotated[bool, typer.Option(help="Count a layer's similarity to itself in its δ.")] = True,
+    format: Annotated[str | None, typer.Option(help="Record format; found from the first record by default.")] = None,
+    wording: Annotated[str, typer.Option(help="Prompt wording: chat, plain or llama2.")] = "chat",
+    limit: Annotated[int | None, typer.Option(help="Use the first so many records of each.")] = None,
+    split: Annotated[str | None, typer.Option(help="Split of a hub data set.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="Prompt column or template (format columns).")] = None,
+    response: Annotated[str | None, typer.Option(help="Response column or template (format columns).")] = None,
+    resamples: Annotated[int, typer.Option(min=1, help="Half-samples of the examples behind each share.")] = 1000,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the half-samples.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")] = "auto",
+    residency: Annotated[str, typer.Option(help="resident, stream (layers from disk) or auto (by size).")] = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Tell a base model's critical layers, how sure that is, and the lists for PEFT and for freezing."""
+    from raysweep.api import critical as find
+    from raysweep.recipes import critical_config
+    from raysweep.report.critical_words import critical_json, critical_lines
+
+    config = critical_config(
+        model,
+        data,
+        format=format,
+        wording=wording,
+        limit=limit,
+        split=split,
+        prompt=prompt,
+        response=response,
+        similarity={"metrics": [metric], "pooling": pooling, "neighbourhood": neighbourhood, "diagonal": diagonal},
+        execution={"device": device, "residency": residency},
+    )
+    try:
+        found = find(config, top=top, resamples=resamples, seed=seed, progress=_capturing)
+    except KeyboardInterrupt:
+        typer.echo("interrupted; nothing was written", err=True)
+        raise typer.Exit(130) from None
+    if as_json:
+        typer.echo(json.dumps(critical_json(found, model), indent=1))
+    else:
+        typer.echo("\n".join(critical_lines(found, model)))
+
+
+def _capturing(name: str) -> None:
+    typer.echo(f"capturing the states of '{name}'", err=True)
+
+
+@app.command()
 def correlate(
     dynamics: Annotated[
         Path, typer.Option(help="δ by layer: CSV or Parquet (layer, delta), or an L × L matrix (.pt).")

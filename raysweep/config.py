@@ -146,6 +146,7 @@ class SimilarityConfig(_Section):
 
     `components` is for the metric cca_top_k, `neighbours` for mutual_knn and cknna, and `variance`, the share of a layer's
     variance that is kept, for svcca and pwcca.
+    `diagonal` counts a layer's similarity to itself in its δ, as the paper does.
     """
 
     metrics: Annotated[list[Metric], Field(min_length=1)] = ["cka_linear"]
@@ -154,6 +155,7 @@ class SimilarityConfig(_Section):
     components: Positive = 10
     neighbours: Positive = 10
     variance: Annotated[float, Field(gt=0, le=1)] = 0.99
+    diagonal: bool = True
 
     @field_validator("metrics")
     @classmethod
@@ -169,6 +171,12 @@ class SimilarityConfig(_Section):
         if value % 2 == 0:
             raise ValueError(f"a neighbourhood has a layer in its middle, so it is odd; {value} is even")
         return value
+
+    @model_validator(mode="after")
+    def _has_neighbours(self) -> SimilarityConfig:
+        if self.neighbourhood == 1 and not self.diagonal:
+            raise ValueError("a neighbourhood of 1 has no layer but its own; with diagonal: false give 3 or more")
+        return self
 
 
 class CorrelationConfig(_Section):

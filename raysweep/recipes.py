@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,62 @@ def sweep_config(
     storage: str | None = None,
 ) -> Config:
     """The whole study of one pair on one data set; the format is that of the first record unless given."""
+    dataset = _dataset(data, format=format, limit=limit, split=split, prompt=prompt, response=response)
+    name = dataset["name"]
+    return parse_config(
+        {
+            "name": f"{_name(base)}-{name}",
+            "models": [{"name": _name(base), "base": base, "tuned": {name: tuned}, "wording": wording}],
+            "datasets": [dataset],
+            "studies": {"substitution": {"widths": widths}, "similarity": {}, "correlation": {}},
+            "storage": storage or f"runs/{_name(base)}-{name}",
+        }
+    )
+
+
+def critical_config(
+    model: str,
+    data: Sequence[str],
+    *,
+    format: str | None,
+    wording: str,
+    limit: int | None = None,
+    split: str | None = None,
+    prompt: str | None = None,
+    response: str | None = None,
+    similarity: Mapping[str, Any],
+    execution: Mapping[str, Any],
+) -> Config:
+    """What `raysweep critical` looks at: one base model on some data sets. It has no run folder, and none is made."""
+    datasets: list[dict[str, Any]] = []
+    for source in data:
+        dataset = _dataset(source, format=format, limit=limit, split=split, prompt=prompt, response=response)
+        taken = {other["name"] for other in datasets}
+        names = (f"{dataset['name']}{end}" for end in ("", *(f"-{copy}" for copy in range(2, len(data) + 2))))
+        datasets.append({**dataset, "name": next(name for name in names if name not in taken)})
+    return parse_config(
+        {
+            "name": "critical",
+            "models": [{"name": _name(model), "base": model, "wording": wording}],
+            "datasets": datasets,
+            "studies": {"similarity": dict(similarity)},
+            "execution": dict(execution),
+            "storage": "unused",
+        },
+        where="raysweep critical",
+    )
+
+
+def _dataset(
+    data: str,
+    *,
+    format: str | None,
+    limit: int | None,
+    split: str | None,
+    prompt: str | None,
+    response: str | None,
+) -> dict[str, Any]:
+    """A config's data set; its format is that of the first record unless given."""
     if format is None:
         from raysweep.data.formats import detect_format
         from raysweep.data.records import read_records
@@ -57,15 +114,7 @@ def sweep_config(
     name = _name(data if Path(data).stem not in ("test", "train") else str(Path(data).parent))
     dataset: dict[str, Any] = {"name": name, "path": data, "format": format, "limit": limit, "split": split}
     dataset |= {"prompt": prompt, "response": response}
-    return parse_config(
-        {
-            "name": f"{_name(base)}-{name}",
-            "models": [{"name": _name(base), "base": base, "tuned": {name: tuned}, "wording": wording}],
-            "datasets": [{key: value for key, value in dataset.items() if value is not None}],
-            "studies": {"substitution": {"widths": widths}, "similarity": {}, "correlation": {}},
-            "storage": storage or f"runs/{_name(base)}-{name}",
-        }
-    )
+    return {key: value for key, value in dataset.items() if value is not None}
 
 
 def _name(source: str) -> str:
@@ -112,6 +161,7 @@ studies:
                                      # mutual_knn, cknna, angular, block_influence, cosine
     pooling: last                    # the last prompt token, the first ([CLS] of an encoder), or mean over the prompt
     neighbourhood: 3                 # layers that δ is the mean over
+    diagonal: true                   # a layer's similarity to itself, 1, counts in its δ
     # components: 10                 # cca_top_k: so many principal components of each layer
     # neighbours: 10                 # mutual_knn, cknna: so many nearest examples
     # variance: 0.99                 # svcca, pwcca: the share of a layer's variance that its components hold

@@ -72,7 +72,7 @@ def test_a_run_gives_data_frames(done):
     assert done.failed == {}
     assert done.report == done.folder / "report" / "index.html"
     assert done.report.is_file()
-    assert list(done.tables) == ["substitution", "similarity", "dynamics", "health", "correlation"]
+    assert list(done.tables) == ["substitution", "similarity", "dynamics", "critical", "health", "correlation"]
     for name, table in done.tables.items():
         assert isinstance(table, pd.DataFrame)
         assert tuple(table.columns) == COLUMNS[name]
@@ -81,7 +81,7 @@ def test_a_run_gives_data_frames(done):
     assert len(done.similarity) == LAYERS**2
     with pytest.raises(AttributeError) as caught:
         done.spectrum  # noqa: B018
-    told = "this run has no table 'spectrum'; it has substitution, similarity, dynamics, health, correlation"
+    told = "this run has no table 'spectrum'; it has substitution, similarity, dynamics, critical, health, correlation"
     assert str(caught.value) == told
 
 

@@ -171,7 +171,7 @@ class RemovalCall(ModelCall):
 
 @dataclass(frozen=True)
 class SimilarityCall(Call):
-    """Similarity, dynamics and health of all captured chunks of a cell."""
+    """Similarity, dynamics, choices of layers and health of all captured chunks of a cell."""
 
     parts: tuple[str, ...]
     results: Mapping[str, str]
@@ -181,6 +181,7 @@ class SimilarityCall(Call):
     pooling: Pooling
     resamples: int
     seed: int
+    diagonal: bool = True
 
 
 @dataclass(frozen=True)
@@ -207,6 +208,7 @@ class CorrelateCall(Call):
     resamples: int
     seed: int
     drop_ends: int
+    diagonal: bool = True
 
 
 @dataclass(frozen=True)

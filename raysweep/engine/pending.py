@@ -368,6 +368,7 @@ def result_call(
             similarity.pooling,
             resamples,
             seed,
+            similarity.diagonal,
         )
     assert correlation is not None
     cell = (task.model, task.dataset)
@@ -388,6 +389,7 @@ def result_call(
         resamples,
         seed,
         correlation.drop_ends,
+        similarity.diagonal,
     )
 
 

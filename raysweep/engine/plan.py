@@ -12,7 +12,7 @@ from raysweep.engine.graph import Graph, Task
 from raysweep.engine.inspection import Cell, Facts, ModelFacts, asked_changes, chunk_fingerprint, stop_rule
 from raysweep.fingerprint import fingerprint
 from raysweep.models.same import NOTHING
-from raysweep.numerics.dynamics import default_top
+from raysweep.numerics.dynamics import how_many
 from raysweep.numerics.measures.registry import MEASURES
 from raysweep.studies.interventions import Change, Intervention, identity, to_json
 from raysweep.studies.removal import Removal
@@ -21,6 +21,7 @@ from raysweep.studies.verification import draw
 from raysweep.studies.windows import Window, windows_of_widths
 
 _CALCULATION = 1  # raised when a study's arithmetic changes, so that old results are not taken for new ones
+_SIMILARITY = 2  # raised when the tables of a similarity task change in arithmetic or rows
 
 
 def plan(config: Config, facts: Facts) -> Graph:
@@ -217,14 +218,16 @@ def _similarity(config: Config, cell: Cell, parts: tuple[str, ...]) -> Task:
     assert asked is not None
     made_from = {
         "study": "similarity",
-        "calculation": _CALCULATION,
+        "calculation": [_CALCULATION, _SIMILARITY],
         "parts": parts,
         "metrics": list(asked.metrics),
         "parameters": {name: getattr(asked, name) for metric in asked.metrics for name in MEASURES[metric].parameters},
         "neighbourhood": asked.neighbourhood,
+        "diagonal": asked.diagonal,
         "resampling": _resampling(config),
     }
-    results = {table: fingerprint({**made_from, "table": table}) for table in ("similarity", "dynamics", "health")}
+    tables = ("similarity", "dynamics", "critical", "health")
+    results = {table: fingerprint({**made_from, "table": table}) for table in tables}
     return Task("similarity", cell.model, cell.dataset, parts, results=results)
 
 
@@ -286,7 +289,7 @@ def removed_at(asked: RemovalConfig, n_layers: int) -> dict[str, int]:
 
 def most_critical(asked: RemovalConfig, n_layers: int) -> int:
     """How many critical layers components are removed at."""
-    return asked.top or default_top(n_layers)
+    return how_many(n_layers, asked.top)
 
 
 def _removals(asked: RemovalConfig, facts: Facts, model: ModelFacts, cell: Cell, similarity: list[Task]) -> list[Task]:

@@ -305,13 +305,16 @@ class Worker:
 
     @_run.register
     def _(self, call: SimilarityCall) -> tuple[list[Commit], dict[str, float]]:
+        activations = self._activations(call)
         tables = similarity_tables(
-            self._activations(call).states(),
+            activations.states(),
             metrics=call.metrics,
             neighbourhood=call.neighbourhood,
             parameters=call.parameters,
             resamples=call.resamples,
             seed=call.seed,
+            diagonal=call.diagonal,
+            example_ids=activations.example_ids,
         )
         commits = []
         for name, key in call.results.items():
@@ -342,6 +345,7 @@ class Worker:
             resamples=call.resamples,
             seed=call.seed,
             drop_ends=call.drop_ends,
+            diagonal=call.diagonal,
         ).assign(part=call.key)
         return [_commit("correlation", call, (call.key,), correlation)], {}
 

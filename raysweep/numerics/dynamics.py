@@ -1,9 +1,11 @@
 """What follows from a similarity matrix along the depth: the dynamics δ, and the layers where it is smallest.
 
-Shape suffixes: L layers.
+Shape suffixes: L layers, K neighbourhoods.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -11,29 +13,50 @@ from numpy.typing import ArrayLike, NDArray
 from raysweep.numerics.gram import Array, as_float64
 
 
-def local_dynamics(S_LL: ArrayLike, neighbourhood: int = 3) -> Array:
-    """δ [L]: the mean of S[l, j] over |j − l| ≤ neighbourhood // 2, j = l included, cut at both ends.
+def local_dynamics(S_LL: ArrayLike, neighbourhood: int | Sequence[int] = 3, diagonal: bool = True) -> Array:
+    """δ [L]: the mean of S[l, j] over |j − l| ≤ neighbourhood // 2, cut at both ends; [K, L] for K neighbourhoods.
 
-    Small where representations change. NaN among the neighbours gives NaN. Raises ValueError unless S is square and
-    the neighbourhood an odd number.
+    Small where representations change. `diagonal` counts j = l too, as the paper does; of a measure whose diagonal is 1 it
+    leaves the order of the layers as it is, except at the ends: there fewer neighbours are averaged, 1 weighs more, and δ
+    is higher. Without it a layer that has no neighbour has NaN. NaN among the neighbours gives NaN. Raises ValueError
+    unless S is square and the neighbourhood an odd number, of 3 or more without the diagonal.
     """
+    if not isinstance(neighbourhood, int):
+        return np.stack([local_dynamics(S_LL, each, diagonal) for each in neighbourhood])
     S_LL = as_float64(S_LL)
-    reach = reach_of(neighbourhood)
+    reach = reach_of(neighbourhood, diagonal)
     if S_LL.ndim != 2 or S_LL.shape[0] != S_LL.shape[1]:
         raise ValueError(f"a similarity matrix is square [L, L]; got shape {S_LL.shape}")
-    return np.array([row_L[max(0, layer - reach) : layer + reach + 1].mean() for layer, row_L in enumerate(S_LL)])
+    delta_L = np.full(len(S_LL), np.nan)
+    for layer, row_L in enumerate(S_LL):
+        near = np.arange(max(0, layer - reach), min(len(S_LL), layer + reach + 1))
+        chosen = near if diagonal else near[near != layer]
+        if len(chosen):
+            delta_L[layer] = row_L[chosen].mean()
+    return delta_L
 
 
-def reach_of(neighbourhood: int) -> int:
-    """How many layers to each side are neighbours. Raises ValueError for an even number."""
+def without_diagonal(delta_L: ArrayLike, neighbourhood: int) -> Array:
+    """δ without the diagonal [..., L] from δ with it, of a measure whose diagonal is 1: for m layers, (m·δ − 1)/(m − 1).
+
+    The same as `local_dynamics(S, neighbourhood, diagonal=False)`, for δ of which there is no matrix, as on subsets of the
+    examples.
+    """
+    delta_L = as_float64(delta_L)
+    reach, layer_L = reach_of(neighbourhood, diagonal=False), np.arange(delta_L.shape[-1])
+    size_L = np.minimum(layer_L, reach) + np.minimum(layer_L[::-1], reach) + 1
+    others_L = np.where(size_L > 1, size_L - 1.0, np.nan)
+    found: Array = (size_L * delta_L - 1) / others_L
+    return found
+
+
+def reach_of(neighbourhood: int, diagonal: bool = True) -> int:
+    """How many layers to each side are neighbours. Raises ValueError for an even number, and for one that leaves none."""
     if neighbourhood < 1 or neighbourhood % 2 == 0:
         raise ValueError(f"neighbourhood must be an odd number of layers, 1 or more; got {neighbourhood}")
+    if neighbourhood == 1 and not diagonal:
+        raise ValueError("a neighbourhood of 1 has no layer but its own: without the diagonal give 3 or more")
     return neighbourhood // 2
-
-
-def default_top(layers: int) -> int:
-    """How many of so many layers are chosen unless a number is given: a fifth, and one at least."""
-    return max(1, round(layers / 5))
 
 
 def change_points(delta_L: ArrayLike, k: int | None = None) -> NDArray[np.intp]:
@@ -45,8 +68,14 @@ def change_points(delta_L: ArrayLike, k: int | None = None) -> NDArray[np.intp]:
     delta_L = as_float64(delta_L)
     if delta_L.ndim != 1:
         raise ValueError(f"δ has one value a layer [L]; got shape {delta_L.shape}")
-    k = default_top(len(delta_L)) if k is None else k
-    if not 1 <= k <= len(delta_L):
-        raise ValueError(f"k must be from 1 to the number of layers, {len(delta_L)}; got {k}")
+    k = how_many(len(delta_L), k)
     ascending = np.argsort(delta_L, kind="stable")
     return np.sort(ascending[~np.isnan(delta_L[ascending])][:k])
+
+
+def how_many(layers: int, k: int | None = None) -> int:
+    """How many layers are chosen: k, or a fifth of them, and one at least. Raises ValueError unless 1 ≤ k ≤ layers."""
+    k = max(1, round(layers / 5)) if k is None else k
+    if not 1 <= k <= layers:
+        raise ValueError(f"k must be from 1 to the number of layers, {layers}; got {k}")
+    return k

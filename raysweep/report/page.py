@@ -24,6 +24,7 @@ from raysweep.report.cells import Cell, cells_of
 from raysweep.report.change_pictures import change_pictures
 from raysweep.report.change_sentences import change_sentences
 from raysweep.report.changes import changes_table, estimates_table, verification_table
+from raysweep.report.critical import critical_views
 from raysweep.report.page_tables import Table, records_table
 from raysweep.report.pictures import Drawings, Picture, overview, pictures_of
 from raysweep.report.removals import PREFIX, Removed, removed_view
@@ -77,6 +78,7 @@ def write_report(tables: Mapping[str, pd.DataFrame], provenance: Provenance, out
         summary=page_tables.summary_table(cells) if len(cells) > CARDS else None,
         overview=overview(cells, drawings),
         rho_tables=page_tables.rho_tables(cells),
+        critical=critical_views(cells, drawings),
         cautions=_cautions(cells),
         checkpoints=records_table("Checkpoints", provenance.checkpoints),
         datasets=records_table("Data sets", provenance.datasets),

@@ -143,24 +143,45 @@ def correlation_table(cell: Cell) -> Table:
     return Table(caption, columns, rows, words={0})
 
 
+_HEALTH = {  # measures as the page names them, where the table's own word is not enough
+    "mean_to_rms": "mean / rms",
+    "n_over_d": "n / d",
+    "cka_floor": "CKA floor",
+    "longest_ratio": "longest / median",
+    "massive_ratio": "largest / median value",
+    "massive_dimension": "in dimension",
+    "massive_example": "of example",
+    "cka_next": "CKA with next",
+    "cka_next_trimmed": "without outlier dimensions",
+}
+_OF_TWO = ("cka_next", "cka_next_trimmed")  # the last layer has no next
+
+
 def health_table(cell: Cell) -> Table:
     """Every measure of the representations' health, by layer."""
     health = cell.tables["health"]
     measures = [str(measure) for measure in health["measure"].unique()]
     found = {(int(row.layer), str(row.measure)): row for row in rows_of(health)}
+    caption = "Health of the representations by layer"
+    if "cka_floor" in measures:
+        caption += (
+            ". CKA floor: biased CKA with a layer of such a spectrum whose examples are matched at random, about d / (n + d) for "
+            "isotropic states. Effective numbers are 1 / Σ share². Top component weight: the CKA of two layers that share that "
+            "component and nothing else. Outlier dimensions vary more than six times as much as the one in the middle"
+        )
     rows = []
     for layer in sorted({layer for layer, _ in found}):
         shown: list[object] = [layer]
         for measure in measures:
             row = found.get((layer, measure))
             if row is None:
-                shown.append("n/a (not measured)")
+                shown.append("—" if measure in _OF_TWO else "n/a (not measured)")
             elif math.isnan(row.value):
                 shown.append(f"n/a ({row.warning if pd.notna(row.warning) else 'undefined'})")
             else:
                 shown.append(f"{row.value:.3g}".replace("-", "−"))
         rows.append(shown)
-    return Table("Health of the representations by layer", ["layer", *(m.replace("_", " ") for m in measures)], rows)
+    return Table(caption, ["layer", *(_HEALTH.get(m, m.replace("_", " ")) for m in measures)], rows)
 
 
 def records_table(caption: str, records: Sequence[Mapping[str, str]]) -> Table:

@@ -57,7 +57,7 @@ def _timings(folder: RunFolder, graph: Graph) -> list[dict[str, str]]:
     seconds: dict[str, float] = defaultdict(float)
     applications: dict[str, float] = defaultdict(float)
     kinds = {name: name.split("-")[0] for name in chunks}
-    beside = ("dynamics", "health", "stopping")  # made by the call of the similarity table, or by none
+    beside = ("dynamics", "critical", "health", "stopping")  # made by the call of the similarity table, or by none
     commits = Counter(kind for kind in kinds.values() if kind not in beside)
     told = set()  # calls that made several commits: chunks of one pass, and what was captured on the way
     for name, manifest in sorted(chunks.items(), key=lambda item: kinds[item[0]] == "capture"):

@@ -33,6 +33,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
         *("model", "other", "dataset", "metric", "layer_i", "layer_j", "value", "ci_low", "ci_high", "reason"),
     ),
     "dynamics": ("model", "dataset", "metric", "neighbourhood", "layer", "delta", "ci_low", "ci_high", "rank"),
+    "critical": ("model", "dataset", "metric", "neighbourhood", "layers", "share", "whole"),
     "health": ("model", "dataset", "layer", "measure", "value", "warning"),
     "spectrum": ("model", "dataset", "layer", "components", "measure", "value", "reason"),
     "correlation": (

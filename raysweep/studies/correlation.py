@@ -56,6 +56,7 @@ def correlate_cell(
     seed: int,
     drop_ends: int = 0,
     parameters: Parameters = DEFAULTS,
+    diagonal: bool = True,
 ) -> pd.DataFrame:
     """One row a metric and width: δ of states [L, N, D] against the mean loss of each window, with a 95 % interval of ρ.
 
@@ -69,7 +70,8 @@ def correlate_cell(
         states, example_ids = states[:, torch.from_numpy(finite_N).to(states.device)], example_ids[finite_N]
     place = pd.Index(example_ids)
     deltas = {
-        metric: local_dynamics(similarity_matrix(states, metric, parameters), neighbourhood) for metric in metrics
+        metric: local_dynamics(similarity_matrix(states, metric, parameters), neighbourhood, diagonal)
+        for metric in metrics
     }
     resampled: dict[tuple[str, tuple[int, ...]], np.ndarray | None] = {}
     whole = (losses["kind"] == "window") & (losses["coefficient"] == 1)
@@ -96,7 +98,7 @@ def correlate_cell(
                 key = (metric, tuple(common))
                 if key not in resampled:  # the widths mostly have the same examples
                     chosen = states[:, place.get_indexer(common)]
-                    resampled[key] = dynamics_halves(chosen, metric, neighbourhood, keep)
+                    resampled[key] = dynamics_halves(chosen, metric, neighbourhood, keep, diagonal)
                 halves = resampled[key]
                 if halves is not None:
                     loss_RC = keep @ loss_CN.T / keep.sum(axis=1, keepdims=True)

@@ -5,33 +5,62 @@ Shapes: L layers, N examples, D width, R resamples.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 import torch
 
+from raysweep.errors import InputError
 from raysweep.numerics.dynamics import change_points, local_dynamics
+from raysweep.numerics.gram import read_layers
+from raysweep.numerics.health import outliers_anywhere
 from raysweep.numerics.resampling import half_samples
-from raysweep.studies.capture import Pooling, capture
+from raysweep.numerics.segments import segment_starts
+from raysweep.numerics.selection import Agreement, Choices, agreement_between
+from raysweep.studies.capture import Pooling, capture_states
+from raysweep.studies.choices import choice_table, choices_of
+from raysweep.studies.health import finite_examples, health_table
+from raysweep.studies.similarity import FEWEST_TO_RESAMPLE, dynamics_halves, similarity_matrix
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from raysweep.data.examples import Example
     from raysweep.models.adapter import Adapter
+    from raysweep.models.stream import StreamedModel
 
-from raysweep.studies.health import finite_examples
-from raysweep.studies.similarity import FEWEST_TO_RESAMPLE, dynamics_halves, similarity_matrix
+
+@dataclass(frozen=True)
+class DatasetChoice:
+    """The choice on one data set of `n_examples` examples whose states are finite.
+
+    `layers` have the smallest `delta` [L]; `stability` [L] is the share of half-samples of the examples in which a layer is
+    among the chosen (NaN with fewer than 8 examples). `starts` are the layers with which a stretch of layers that are alike
+    begins, as `ruptures` cuts the similarity matrix. `trimmed` is the choice without the `outliers` dimensions that vary far
+    more than the others; `health` is the table health.
+    """
+
+    n_examples: int
+    layers: list[int]
+    delta: np.ndarray
+    stability: np.ndarray
+    starts: list[int]
+    outliers: int
+    trimmed: list[int]
+    health: pd.DataFrame
 
 
 @dataclass(frozen=True)
 class Critical:
     """Critical layers of one base model: the layers with the smallest δ, and how stable that choice is.
 
-    `delta` [L]; `stability` [L] is the share of half-samples of the examples in which a layer is among the chosen (NaN with
-    fewer than 8 examples). `shared` names the chosen layers' weights that an earlier layer has too, and that go by its name.
+    `delta` [L] is the mean over data sets, of which `layers` have the smallest; `stability` [L] is how often a layer is chosen
+    over the half-samples of every data set, as a share (NaN where one has fewer than 8 examples). `shared` names the chosen
+    layers' weights that an earlier layer has too, and that go by its name; `parameters` all weights of the chosen layers.
+    `agreement` is between the data sets; None for one.
     """
 
     layers: list[int]
@@ -40,6 +69,9 @@ class Critical:
     block_path: str
     layers_pattern: str = ""
     shared: tuple[str, ...] = ()
+    parameters: tuple[str, ...] = ()
+    datasets: Mapping[str, DatasetChoice] = field(default_factory=dict)
+    agreement: Agreement | None = None
 
     def peft_config(self) -> dict[str, object]:
         """Keyword arguments for a PEFT config that trains the critical layers only."""
@@ -52,39 +84,106 @@ class Critical:
 
 
 def critical_layers(
-    model: PreTrainedModel | Adapter,
-    examples: Sequence[Example],
+    model: PreTrainedModel | Adapter | StreamedModel,
+    examples: Sequence[Example] | Mapping[str, Sequence[Example]],
     *,
     top: int | None = None,
     metric: str = "cka_linear",
     pooling: Pooling = "last",
     neighbourhood: int = 3,
+    diagonal: bool = True,
     resamples: int = 1000,
     seed: int = 0,
+    batch_tokens: int = 8192,
+    progress: Callable[[str], None] | None = None,
 ) -> Critical:
     """The layers of a base model where representations change most (smallest δ); `top` of them, a fifth by default.
 
-    Examples whose states are not finite are left out.
+    `examples` may be of several data sets, by name: the choice is then by the mean of their δ, and their agreement is told.
+    Examples whose states are not finite are left out. `progress` is told the name of each data set before it is captured.
+    Raises InputError, naming the data set, where fewer than two examples are left.
     """
     from raysweep.models.adapter import Adapter
+    from raysweep.models.stream import StreamedModel
 
-    adapter = model if isinstance(model, Adapter) else Adapter(model)
-    states = capture(adapter, examples, pooling)
-    finite_N = finite_examples(states).all(axis=0)
-    if not finite_N.all():
-        states = states[:, torch.from_numpy(finite_N).to(states.device)]
-    n_examples = states.shape[1]
-    delta = local_dynamics(similarity_matrix(states, metric), neighbourhood)
-    chosen = change_points(delta, top)
-    keep = half_samples(n_examples, resamples, seed) if n_examples >= FEWEST_TO_RESAMPLE else None
-    halves = None if keep is None else dynamics_halves(states, metric, neighbourhood, keep)
-    stability = np.full(len(delta), np.nan)
-    if halves is not None:
-        counts = np.zeros(len(delta))
-        for row in halves:
-            counts[change_points(row, top)] += 1
-        stability = counts / len(halves)
-    layers = [int(layer) for layer in chosen]
+    streamed = model if isinstance(model, StreamedModel) else None
+    adapter = streamed.adapter if streamed else model if isinstance(model, Adapter) else Adapter(model)
+    named = examples if isinstance(examples, Mapping) else {"examples": examples}
+    if not named:
+        raise InputError("no data set is given; critical layers are found from the states of examples")
+    found: dict[str, tuple[DatasetChoice, Choices]] = {}
+    for name, of_set in named.items():
+        if progress:
+            progress(name)
+        layers = streamed.layers if streamed else None
+        states = capture_states(adapter, of_set, pooling=pooling, batch_tokens=batch_tokens, layers=layers).states
+        try:
+            found[name] = _chosen_on(
+                states,
+                np.array([example.id for example in of_set]),
+                top=top,
+                metric=metric,
+                neighbourhood=neighbourhood,
+                diagonal=diagonal,
+                resamples=resamples,
+                seed=seed,
+            )
+        except InputError as error:
+            raise InputError(f"data set '{name}': {error}" if len(named) > 1 else str(error)) from error
+    datasets = {name: choice for name, (choice, _) in found.items()}
+    delta = np.mean([choice.delta for choice in datasets.values()], axis=0)
+    chosen = [int(layer) for layer in change_points(delta, top)]
+    prefixes, shared = tuple(f"{adapter.block_path}.{layer}." for layer in chosen), adapter.names_elsewhere(chosen)
+    own = (name for name, _ in adapter.model.named_parameters() if name.startswith(prefixes))
     return Critical(
-        layers, delta, stability, adapter.block_path, adapter.layers_pattern, adapter.names_elsewhere(layers)
+        chosen,
+        delta,
+        np.mean([choice.stability for choice in datasets.values()], axis=0),
+        adapter.block_path,
+        adapter.layers_pattern,
+        shared,
+        (*own, *shared),
+        datasets,
+        agreement_between([choices for _, choices in found.values()], seed=seed) if len(found) > 1 else None,
+    )
+
+
+def _chosen_on(
+    states: torch.Tensor,
+    example_ids: np.ndarray,
+    *,
+    top: int | None,
+    metric: str,
+    neighbourhood: int,
+    diagonal: bool,
+    resamples: int,
+    seed: int,
+) -> tuple[DatasetChoice, Choices]:
+    """The choice on one data set's states [L, N, D], and that on its half-samples."""
+    finite_LN = finite_examples(states)
+    if not finite_LN.all():
+        states = states[:, torch.from_numpy(finite_LN.all(axis=0)).to(states.device)]
+    n_examples = states.shape[1]
+    S = similarity_matrix(states, metric)
+    delta = local_dynamics(S, neighbourhood, diagonal)
+    keep = half_samples(n_examples, resamples, seed) if n_examples >= FEWEST_TO_RESAMPLE else None
+    halves = None if keep is None else dynamics_halves(states, metric, neighbourhood, keep, diagonal)
+    choices = choices_of(choice_table(delta, halves, top), len(delta))
+    layers = trimmed = [int(layer) for layer in change_points(delta, top)]
+    outlying_D = outliers_anywhere(read_layers(states))[0]
+    if outlying_D.any() and not outlying_D.all():
+        others = similarity_matrix(states[:, :, torch.from_numpy(~outlying_D).to(states.device)], metric)
+        trimmed = [int(layer) for layer in change_points(local_dynamics(others, neighbourhood, diagonal), top)]
+    return (
+        DatasetChoice(
+            n_examples,
+            layers,
+            delta,
+            choices.layer_shares,
+            [int(layer) for layer in segment_starts(S)],
+            int(outlying_D.sum()),
+            trimmed,
+            health_table(states, finite_LN, example_ids),
+        ),
+        choices,
     )

@@ -13,11 +13,12 @@ import pandas as pd
 import torch
 
 from raysweep.errors import InputError, nearest
-from raysweep.numerics.dynamics import local_dynamics
+from raysweep.numerics.dynamics import local_dynamics, without_diagonal
 from raysweep.numerics.measures.layers import Compared
 from raysweep.numerics.measures.registry import DEFAULTS, MEASURES, Parameters, compare
 from raysweep.numerics.resampling import half_samples, recentred_interval
 from raysweep.numerics.subsets import dynamics_resamples
+from raysweep.studies.choices import choice_table
 from raysweep.studies.health import finite_examples, health_table
 
 KERNELS = {"cka_linear": "linear", "cka_rbf": "rbf", "cka_linear_debiased": "linear"}
@@ -40,11 +41,14 @@ def similarity_matrix(states: torch.Tensor, metric: str, parameters: Parameters 
     return MEASURES[metric].likeness(found.values)
 
 
-def dynamics_halves(states: torch.Tensor, metric: str, neighbourhood: int, keep: np.ndarray) -> np.ndarray | None:
+def dynamics_halves(
+    states: torch.Tensor, metric: str, neighbourhood: int, keep: np.ndarray, diagonal: bool = True
+) -> np.ndarray | None:
     """δ [R, L] on the half-samples `keep` [R, N]; None for a metric that has no cheap resampling: all but biased CKA."""
     if metric not in KERNELS or metric == "cka_linear_debiased":
         return None
-    return dynamics_resamples(states, keep, neighbourhood, "rbf" if metric == "cka_rbf" else "linear")
+    halves = dynamics_resamples(states, keep, neighbourhood, "rbf" if metric == "cka_rbf" else "linear")
+    return halves if diagonal else without_diagonal(halves, neighbourhood)
 
 
 def similarity_tables(
@@ -55,13 +59,16 @@ def similarity_tables(
     resamples: int,
     seed: int,
     parameters: Parameters = DEFAULTS,
+    diagonal: bool = True,
+    example_ids: np.ndarray | None = None,
 ) -> dict[str, pd.DataFrame]:
-    """The tables similarity, dynamics and health of states [L, N, D] (without model and dataset).
+    """The tables similarity, dynamics, critical and health of states [L, N, D] (without model and dataset).
 
     Intervals of δ are 95 % from half-samples of the examples, re-centred on δ of all; NaN where there are fewer than 8
     examples, or for a metric without resampling. δ of a measure of distance is the mean of 1 − value. `rank` 1 is the
     smallest δ; NaN δ has no rank. Examples whose states are not finite at some layer are left out of everything, and
-    counted in the table health as the measure `not_finite`.
+    counted in the table health as the measure `not_finite`; the table names examples by `example_ids`, or counts them. δ
+    counts a layer's similarity to itself unless `diagonal` is False.
     """
     finite_LN = finite_examples(states)
     if not finite_LN.all():
@@ -70,11 +77,11 @@ def similarity_tables(
     pairs = np.stack(np.meshgrid(np.arange(n_layers), np.arange(n_layers), indexing="ij")).reshape(2, -1)
     enough = n_examples >= FEWEST_TO_RESAMPLE
     keep = half_samples(n_examples, resamples, seed) if enough else None
-    matrices, dynamics = [], []
+    matrices, dynamics, choices = [], [], []
     for metric in metrics:
         found = compared(states, metric, parameters)
-        delta = local_dynamics(MEASURES[metric].likeness(found.values), neighbourhood)
-        halves = None if keep is None else dynamics_halves(states, metric, neighbourhood, keep)
+        delta = local_dynamics(MEASURES[metric].likeness(found.values), neighbourhood, diagonal)
+        halves = None if keep is None else dynamics_halves(states, metric, neighbourhood, keep, diagonal)
         low_high = [
             (np.nan, np.nan)
             if halves is None or np.isnan(delta[layer])
@@ -108,8 +115,10 @@ def similarity_tables(
                 }
             )
         )
+        choices.append(choice_table(delta, halves).assign(metric=metric, neighbourhood=neighbourhood))
     return {
         "similarity": pd.concat(matrices, ignore_index=True),
         "dynamics": pd.concat(dynamics, ignore_index=True),
-        "health": health_table(states, finite_LN),
+        "critical": pd.concat(choices, ignore_index=True),
+        "health": health_table(states, finite_LN, example_ids),
     }

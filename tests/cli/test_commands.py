@@ -41,7 +41,7 @@ def test_sweep_leaves_a_whole_run(swept):
     found = content(folder)
     for name in ("config.yaml", "plan.json", "events.jsonl", "report/index.html"):
         assert name in found
-    for table in ("substitution", "similarity", "dynamics", "health", "correlation"):
+    for table in ("substitution", "similarity", "dynamics", "critical", "health", "correlation"):
         assert f"results/{table}.parquet" in found
     losses = pd.read_parquet(folder / "results" / "substitution.parquet")
     assert len(losses) == (1 + 5 + 4 + 1) * 11
@@ -84,7 +84,7 @@ def test_status_as_json(swept):
             "similarity": {"done": 1, "all": 1},
             "correlate": {"done": 1, "all": 1},
         },
-        "parts": {"done": 11 * 3 + 3 + 3 + 1, "all": 40},
+        "parts": {"done": 11 * 3 + 3 + 4 + 1, "all": 41},
         "failures": {},
         "unfinished": [],
     }

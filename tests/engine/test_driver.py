@@ -315,7 +315,7 @@ def test_a_call_whose_worker_died_before_it_began_is_not_charged(make_config, tm
 def test_without_activations_there_is_no_similarity(make_config, tmp_path, tables_of):
     done = drive(make_config(tmp_path), backend=On(lambda folder: Failing(folder, "capture m/first chunk 2")))
     assert set(done.failed) == {"similarity m/first", "correlate m/first"}
-    assert sorted(tables_of(done)) == ["dynamics", "health", "similarity", "substitution"]
+    assert sorted(tables_of(done)) == ["critical", "dynamics", "health", "similarity", "substitution"]
     assert set(tables_of(done)["dynamics"]["dataset"]) == {"second"}
 
 

@@ -41,7 +41,7 @@ def test_parts_and_what_is_made_of_them(small):
         assert task.keys == task.parts
     first, second = graph.of_kind("similarity")
     assert (len(first.parts), len(second.parts)) == (3, 2)
-    assert list(first.results) == ["similarity", "dynamics", "health"]
+    assert list(first.results) == ["similarity", "dynamics", "critical", "health"]
     assert first.keys == (*first.parts, *first.results.values())
     (correlation,) = graph.of_kind("correlate")
     assert list(correlation.results) == ["correlation"]

@@ -6,7 +6,7 @@ from plain_similarity import (
     drifting_states,
 )
 
-from raysweep.numerics.dynamics import change_points, local_dynamics
+from raysweep.numerics.dynamics import change_points, local_dynamics, without_diagonal
 from raysweep.numerics.subsets import dynamics_resamples
 
 
@@ -55,3 +55,28 @@ def test_change_points_are_a_fifth_of_the_layers(layers, k):
 def test_change_points_refuses_k_out_of_range(k):
     with pytest.raises(ValueError, match=f"from 1 to the number of layers, 3; got {k}"):
         change_points([1.0, 2.0, 3.0], k)
+
+
+def test_local_dynamics_without_the_diagonal_by_hand():
+    S_LL = [[1.0, 0.8, 0.2, 0.1], [0.8, 1.0, 0.5, 0.3], [0.2, 0.5, 1.0, 0.6], [0.1, 0.3, 0.6, 1.0]]
+    np.testing.assert_allclose(local_dynamics(S_LL, diagonal=False), [0.8, 1.3 / 2, 1.1 / 2, 0.6])
+    np.testing.assert_allclose(local_dynamics(S_LL, 5, diagonal=False), [1.0 / 2, 1.6 / 3, 1.3 / 3, 0.9 / 2])
+    np.testing.assert_array_equal(local_dynamics([[1.0]], diagonal=False), [np.nan])
+    with pytest.raises(ValueError, match="without the diagonal give 3 or more"):
+        local_dynamics(S_LL, 1, diagonal=False)
+
+
+def test_several_neighbourhoods_at_once():
+    S_LL = np.corrcoef(drifting_states(3)[:, :, 0])
+    found = local_dynamics(S_LL, [1, 3, 5], diagonal=True)
+    np.testing.assert_array_equal(found, [local_dynamics(S_LL, n) for n in (1, 3, 5)])
+
+
+@pytest.mark.parametrize("neighbourhood", [3, 5, 99])
+@pytest.mark.parametrize("layers", [1, 2, 6])
+def test_the_diagonal_taken_out_afterwards(neighbourhood, layers):
+    rng = np.random.default_rng(layers)
+    S_LL = rng.uniform(-1, 1, (layers, layers))
+    np.fill_diagonal(S_LL, 1)
+    found = without_diagonal(np.stack([local_dynamics(S_LL, neighbourhood)] * 2), neighbourhood)
+    np.testing.assert_allclose(found, [local_dynamics(S_LL, neighbourhood, diagonal=False)] * 2, atol=1e-12)

@@ -68,7 +68,7 @@ def test_health_by_layer_and_measure():
         }
     )
     table = page_tables.health_table(only_cell({"health": health}))
-    assert table.columns == ["layer", "n over d", "share of one"]
+    assert table.columns == ["layer", "n / d", "share of one"]
     assert table.rows == [[0, "n/a (no variance)", "2"], [1, "−0.123", "n/a (not measured)"]]
 
 

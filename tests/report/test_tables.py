@@ -24,6 +24,7 @@ PROMISED = {
     "stopping": "model, dataset, rule, confidence, examples, of, share, settled, set, reason",
     "similarity": "model, other, dataset, metric, layer_i, layer_j, value, ci_low, ci_high, reason",
     "dynamics": "model, dataset, metric, neighbourhood, layer, delta, ci_low, ci_high, rank",
+    "critical": "model, dataset, metric, neighbourhood, layers, share, whole",
     "health": "model, dataset, layer, measure, value, warning",
     "correlation": "model, dataset, metric, width, neighbourhood, n_layers, spearman, ci_low, ci_high, p_shift, "
     "partial_depth, kendall, precision_at_k",

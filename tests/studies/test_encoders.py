@@ -133,7 +133,7 @@ def test_a_run_measures_an_encoder(folder: Path, tmp_path: Path) -> None:
         outcome = CliRunner().invoke(app, [*command, str(tmp_path / "config.json")], catch_exceptions=False)
         assert outcome.exit_code == 0, outcome.output
     done = rs.open_run(tmp_path / "run")
-    assert list(done.tables) == ["similarity", "dynamics", "health"]
+    assert list(done.tables) == ["similarity", "dynamics", "critical", "health"]
     model, tokenizer = load_model(describe(str(folder / "base"))), load_tokenizer(describe(str(folder / "base")))
     examples = [
         Example(i, np.array(ids), len(ids), "", "")
