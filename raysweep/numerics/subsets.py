@@ -165,8 +165,9 @@ def _pairs_within(member_M: NDArray[np.intp], rows: slice, cols: slice) -> NDArr
     width = cols.stop - cols.start
     if rows == cols:
         upper, right = np.triu_indices(len(row_A), 1)
-        return row_A[upper] * width + col_B[right]
-    pairs_P: NDArray[np.intp] = (row_A[:, None] * width + col_B).ravel()
+        pairs_P: NDArray[np.intp] = row_A[upper] * width + col_B[right]
+    else:
+        pairs_P = (row_A[:, None] * width + col_B).ravel()
     return pairs_P
 
 
