@@ -1,7 +1,7 @@
-"""Does the layers' δ foretell the losses? Rank correlations along the depth, and tests that know layers are neighbours.
+"""Does the layers' δ foretell the losses? Rank correlations along the depth.
 
 All of them use ranks or orders alone, so that an infinite loss counts as the largest; NaN in the input gives NaN, and
-so does a side without variation. Vectors are in layer order. Intervals are left to resampling.py.
+so does a side without variation. Vectors are in layer order. Intervals are left to resampling.py, tests to nulls.py.
 
 Shape suffixes: L layers, N places at which both sides are known (window centres), R resamples.
 """
@@ -21,7 +21,7 @@ _EPS = float(np.finfo(np.float64).eps)
 
 def spearman(x: ArrayLike, y: ArrayLike) -> float:
     """Spearman's ρ, in [−1, 1]: Pearson's correlation of the ranks, ties given their average rank."""
-    x_N, y_N = _paired(x, y)
+    x_N, y_N = as_pair(x, y)
     return float(spearman_rows(x_N[None], y_N[None])[0])
 
 
@@ -30,12 +30,12 @@ def spearman_rows(X_RN: ArrayLike, Y_RN: ArrayLike) -> Array:
     X_RN, Y_RN = np.asarray(X_RN, dtype=np.float64), np.asarray(Y_RN, dtype=np.float64)
     if X_RN.shape != Y_RN.shape or X_RN.ndim != 2 or not X_RN.shape[1]:
         raise ValueError(f"both sides must have one shape [R, N]; got {X_RN.shape} and {Y_RN.shape}")
-    return _cosine(_centred_ranks(X_RN), _centred_ranks(Y_RN))
+    return cosine(centred_ranks(X_RN), centred_ranks(Y_RN))
 
 
 def kendall(x: ArrayLike, y: ArrayLike) -> float:
     """Kendall's τ_b, in [−1, 1]: concordant less discordant pairs, over √ of the pairs untied in x and in y."""
-    x_N, y_N = _paired(x, y)
+    x_N, y_N = as_pair(x, y)
     if len(x_N) < 2:  # scipy warns
         return np.nan
     return float(stats.kendalltau(x_N, y_N).statistic)
@@ -47,31 +47,8 @@ def partial_depth(x: ArrayLike, y: ArrayLike) -> float:
     The correlation of the residuals of both sides' ranks after regression on the layers' order; NaN where a
     side's ranks are a straight line in depth.
     """
-    x_N, y_N = _paired(x, y)
-    return float(_cosine(_without_trend(x_N), _without_trend(y_N)))
-
-
-def circular_shift_p(x: ArrayLike, y: ArrayLike) -> float:
-    """Two-sided p of the association of x and y over all n circular shifts of one side along the depth.
-
-    Neighbouring layers are alike, so layers are no independent observations, and the usual p of a rank correlation is
-    far too small. Shifting one whole side keeps the likeness of neighbours and breaks only the tie between the sides.
-    But a shift breaks a trend that both sides share as well, so that drifting with depth alone would count as a tie:
-    under a common trend the plain shift test rejects far too often. Hence the ranks of both sides are first replaced
-    by their residuals from a straight line in depth.
-
-    p is the share of shifts, the identity among them, whose |Σ x y| is no less than the observed. It is never below
-    1/n: fewer than 20 places can show nothing at the 5 % level. NaN where nothing is left beside the trend.
-    """
-    x_N, y_N = _paired(x, y)
-    x_N, y_N = _without_trend(x_N), _without_trend(y_N)
-    if np.isnan(_cosine(x_N, y_N)):
-        return np.nan
-    places = np.arange(len(x_N))
-    association_by_shift = np.abs(y_N[(places[:, None] + places) % len(places)] @ x_N)
-    # Equal associations must count as such whatever their rounding.
-    slack = len(places) * _EPS * np.linalg.norm(x_N) * np.linalg.norm(y_N)
-    return float(np.mean(association_by_shift >= association_by_shift[0] - slack))
+    x_N, y_N = as_pair(x, y)
+    return float(cosine(without_trend(x_N), without_trend(y_N)))
 
 
 def precision_at_k(delta: ArrayLike, loss: ArrayLike, k: int | None = None) -> float:
@@ -79,7 +56,7 @@ def precision_at_k(delta: ArrayLike, loss: ArrayLike, k: int | None = None) -> f
 
     k is a fifth of the places unless given; the earlier place wins a tie. By chance it is k/n.
     """
-    delta_N, loss_N = _paired(delta, loss)
+    delta_N, loss_N = as_pair(delta, loss)
     lowest, highest = change_points(delta_N, k), change_points(-loss_N, k)
     if np.isnan(delta_N).any() or np.isnan(loss_N).any():
         return np.nan
@@ -101,23 +78,24 @@ def delta_at(delta_L: ArrayLike, centres: ArrayLike) -> Array:
     return delta_N
 
 
-def _paired(x: ArrayLike, y: ArrayLike) -> tuple[Array, Array]:
+def as_pair(x: ArrayLike, y: ArrayLike) -> tuple[Array, Array]:
+    """Both sides as float64 vectors. Raises ValueError unless they are vectors of one length, 1 at least."""
     x_N, y_N = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
     if x_N.ndim != 1 or x_N.shape != y_N.shape or not len(x_N):
         raise ValueError(f"both sides must be vectors of one length; got shapes {x_N.shape} and {y_N.shape}")
     return x_N, y_N
 
 
-def _centred_ranks(values: Array) -> Array:
+def centred_ranks(values: Array) -> Array:
     """Average ranks along the last axis, centred; all NaN where there is NaN."""
     ranks: Array = stats.rankdata(values, axis=-1, nan_policy="propagate") - (values.shape[-1] + 1) / 2
     return ranks
 
 
-def _without_trend(values_N: Array) -> Array:
+def without_trend(values_N: Array) -> Array:
     """Residuals of the ranks from a straight line in depth; exactly zero where only rounding is left."""
-    ranks_N = _centred_ranks(values_N)
-    depth_N = _centred_ranks(np.arange(len(values_N), dtype=np.float64))
+    ranks_N = centred_ranks(values_N)
+    depth_N = centred_ranks(np.arange(len(values_N), dtype=np.float64))
     if len(values_N) < 2:
         return ranks_N
     residuals_N: Array = ranks_N - (ranks_N @ depth_N) / (depth_N @ depth_N) * depth_N
@@ -126,7 +104,7 @@ def _without_trend(values_N: Array) -> Array:
     return residuals_N
 
 
-def _cosine(x: Array, y: Array) -> Array:
+def cosine(x: Array, y: Array) -> Array:
     """Cosine along the last axis; NaN where a side is zero."""
     norms = np.asarray(np.linalg.norm(x, axis=-1) * np.linalg.norm(y, axis=-1))
     products = np.asarray(np.einsum("...n,...n->...", x, y))

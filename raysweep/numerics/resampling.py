@@ -2,7 +2,7 @@
 
 What is computed on the subsets is left to the caller.
 
-Shape suffixes: N examples, R resamples.
+Shape suffixes: N examples, R resamples, L layers.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
+
+from raysweep.numerics.dynamics import change_points
 
 
 def half_samples(n: int, resamples: int, seed: int) -> NDArray[np.bool_]:
@@ -72,6 +74,42 @@ def mean_interval(values_N: ArrayLike, level: float = 0.95) -> tuple[float, floa
     mean = float(values_N.mean())
     half_width = float(stats.t.ppf(1 - tail, len(values_N) - 1) * values_N.std(ddof=1) / np.sqrt(len(values_N)))
     return mean - half_width, mean + half_width
+
+
+def chosen_share(delta_RL: ArrayLike, k: int | None = None) -> NDArray[np.float64]:
+    """Share of the resamples in which each layer is among the k with the smallest δ [L], in [0, 1].
+
+    What is chosen from a resample is `dynamics.change_points`: a fifth of the layers unless k is given, the lower layer
+    first where δ ties, never a NaN. The shares sum to k where no δ is NaN. Raises ValueError for no resamples.
+    """
+    delta_RL = _resampled(delta_RL)
+    counts_L = np.zeros(delta_RL.shape[1])
+    for delta_L in delta_RL:
+        counts_L[change_points(delta_L, k)] += 1
+    return counts_L / len(delta_RL)
+
+
+def rank_shares(delta_RL: ArrayLike) -> NDArray[np.float64]:
+    """Share of the resamples in which layer l has rank r + 1 by δ, in row l and column r [L, L]; rank 1 is the smallest.
+
+    Ties go to the lower layer first. A NaN has no rank, so that a row sums to the share of resamples that rank it, 1
+    where none of its δ is NaN. Raises ValueError for no resamples.
+    """
+    delta_RL = _resampled(delta_RL)
+    ranks_RL = np.argsort(np.argsort(delta_RL, axis=1, kind="stable"), axis=1)  # NaN sorts last
+    layers = delta_RL.shape[1]
+    shares_LL = np.zeros((layers, layers))
+    for layer in range(layers):
+        ranked_R = ~np.isnan(delta_RL[:, layer])
+        shares_LL[layer] = np.bincount(ranks_RL[ranked_R, layer], minlength=layers)
+    return shares_LL / len(delta_RL)
+
+
+def _resampled(delta_RL: ArrayLike) -> NDArray[np.float64]:
+    delta_RL = np.asarray(delta_RL, dtype=np.float64)
+    if delta_RL.ndim != 2 or not delta_RL.size:
+        raise ValueError(f"expected δ of one resample or more, [R, L]; got shape {delta_RL.shape}")
+    return delta_RL
 
 
 def _vector(values: ArrayLike) -> NDArray[np.float64]:

@@ -1,13 +1,62 @@
-"""δ on subsets against CKA of each subset."""
+"""CKA and δ on subsets against plain CKA of each subset."""
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from plain_similarity import KERNELS, drifting_states, few, plain_cka, plain_gram, plain_matrix, seeds
+from plain_similarity import (
+    KERNELS,
+    drifting_states,
+    few,
+    plain_cka,
+    plain_debiased_cka,
+    plain_gram,
+    plain_matrix,
+    seeds,
+)
 
+from raysweep.numerics import subsets
 from raysweep.numerics.dynamics import local_dynamics
-from raysweep.numerics.subsets import dynamics_resamples
+from raysweep.numerics.subsets import cka_resamples, dynamics_resamples
+
+
+def plain_resamples(X_LND, keep_RN, kernel, pair):
+    """CKA of each subset, with the full sample's Grams, so that the RBF keeps its bandwidth."""
+    grams = [plain_gram(X_ND, kernel) for X_ND in X_LND]
+    kept = [[K_NN[np.ix_(keep_N, keep_N)] for K_NN in grams] for keep_N in keep_RN]
+    return np.array([[[pair(K_NN, M_NN) for M_NN in within] for K_NN in within] for within in kept])
+
+
+@few
+@given(seed=seeds, kernel=st.sampled_from(KERNELS), width=st.integers(2, 30), tile=st.sampled_from([1, 3, 5, 14, 256]))
+def test_both_ckas_of_every_subset_are_plain_ckas(seed, kernel, width, tile):
+    X_LND = drifting_states(seed, 4, 14, width)
+    keep_RN = np.random.default_rng(seed).random((5, 14)) < 0.5  # subsets of unlike size
+    keep_RN[:, :5] = True
+    biased_RLL, debiased_RLL = cka_resamples(X_LND, keep_RN, kernel, debiased="both", tile=tile)
+    expected = plain_resamples(X_LND, keep_RN, kernel, plain_cka)
+    np.testing.assert_allclose(biased_RLL, expected, rtol=0, atol=1e-10)
+    np.testing.assert_array_equal(cka_resamples(X_LND, keep_RN, kernel, tile=tile), biased_RLL)
+    np.testing.assert_array_equal(cka_resamples(X_LND, keep_RN, kernel, True, tile=tile), debiased_RLL)
+    expected = plain_resamples(X_LND, keep_RN, kernel, plain_debiased_cka)
+    np.testing.assert_allclose(debiased_RLL, expected, rtol=0, atol=1e-7)
+
+
+def test_subsets_may_be_gone_through_in_groups(monkeypatch):
+    X_LND = drifting_states(2, 3, 20)
+    keep_RN = np.random.default_rng(2).random((9, 20)) < 0.6
+    whole = cka_resamples(X_LND, keep_RN, debiased="both")
+    monkeypatch.setattr(subsets, "_MOST_SUMS", 4 * 20 * 3)
+    for found, expected in zip(cka_resamples(X_LND, keep_RN, debiased="both"), whole, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-14)
+
+
+def test_features_far_from_zero_lose_no_digits():
+    """A common mean of 100 in float32: the digits that are left in the states are all used."""
+    X_LND = (drifting_states(3, 3, 40, 30) + 100).astype(np.float32)
+    keep_RN = np.random.default_rng(3).random((4, 40)) < 0.5
+    expected = plain_resamples(X_LND.astype(np.float64) - 100, keep_RN, "linear", plain_cka)
+    np.testing.assert_allclose(cka_resamples(X_LND, keep_RN), expected, rtol=0, atol=1e-12)
 
 
 @few
@@ -54,3 +103,11 @@ def test_resamples_are_nan_where_states_are_identical(kernel):
 def test_resamples_refuse_unfit_subsets(keep_RN, message):
     with pytest.raises(ValueError, match=message):
         dynamics_resamples(drifting_states(0), keep_RN)
+
+
+def test_the_debiased_needs_four_examples_and_tiles_one():
+    keep_RN = np.arange(11) < np.array([[4], [3]])
+    with pytest.raises(ValueError, match="subset 1 has fewer than 4 examples"):
+        cka_resamples(drifting_states(0), keep_RN, debiased="both")
+    with pytest.raises(ValueError, match="tile must be at least 1, got 0"):
+        cka_resamples(drifting_states(0), keep_RN, tile=0)
