@@ -149,8 +149,8 @@ def effective_rank(singular_values_R: ArrayLike) -> float:
     Theirs is of singular values, not of variances: it is above the one of variances, which weighs small components less.
     """
     sigma_R = _scaled(singular_values_R)
-    p_R = sigma_R[sigma_R > 0] / sigma_R.sum()
-    return float(np.exp(-(p_R * np.log(p_R)).sum()))
+    p_R = sigma_R / sigma_R.sum()
+    return float(np.exp(-(p_R * np.log(np.where(p_R > 0, p_R, 1.0))).sum()))
 
 
 def participation_ratio(singular_values_R: ArrayLike) -> float:
