@@ -3,8 +3,8 @@
 With X the states of N examples, centred over the examples, X = U Σ Vᵀ: the columns of U have a component's score for each
 example, the columns of V its direction in the residual stream, and σ²/(N − 1) is the variance along it. The decomposition is
 the singular value decomposition of the triangular factor of X (or of Xᵀ, whichever is taller) in float64. The smaller Gram
-would be two to four times as fast, and have its small components only to the square root of the precision: beside a component
-a thousand times as large, as massive activations make one, they would be lost.
+would be two to four times as fast, and have singular values only to the square root of the precision, about 1e-8 of the
+largest: where massive activations make that one huge, the others lose their digits.
 
 Pure functions of arrays. Shape suffixes: N examples, D width, R = min(N, D), K components.
 """
