@@ -90,16 +90,14 @@ def spectrum_table(cell: Cell) -> Table:
     """Every layer's spectrum, and its mean canonical correlation and overlap with the neighbours."""
     spectrum = cell.tables["spectrum"]
     components = components_of(spectrum)
-    columns = ["layer", "rank", *(measure.replace("_", " ") for measure in ALONE)]
+    columns = ["layer", *(measure.replace("_", " ") for measure in ALONE)]
     values = [by_layer(spectrum, measure) for measure in ALONE]
     for k in components:
         columns += [f"variance, first {k}", f"gap after {k}", f"CCA, k = {k}", f"overlap, k = {k}"]
         values += [by_layer(spectrum, "explained_cumulative", k), by_layer(spectrum, "relative_gap", k)]
         values += [mean_shared(spectrum, "cca", k), mean_shared(spectrum, "overlap", k)]
-    rank = by_layer(spectrum, "rank")
     rows = [
-        [layer, int(rank[layer]), *("n/a" if math.isnan(v[layer]) else number(v[layer], 3) for v in values)]
-        for layer in rank.index
+        [layer, *("n/a" if math.isnan(v[layer]) else number(v[layer], 3) for v in values)] for layer in values[0].index
     ]
     return Table(
         "Spectrum of the base model's states by layer; CCA and overlap are means over the layers one and two away that have one; "

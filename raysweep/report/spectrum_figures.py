@@ -101,7 +101,7 @@ def spread(spectrum: pd.DataFrame, components: Sequence[int], title: str) -> Fig
 
     figure = Figure(figsize=(SIZE[0], 4.3))
     header(figure, title, "how the variance of a layer's states is spread")
-    grid = figure.add_gridspec(2, 1, left=0.115, right=0.84, top=0.845, bottom=0.1, hspace=0.24)
+    grid = figure.add_gridspec(2, 1, left=0.115, right=0.815, top=0.845, bottom=0.1, hspace=0.24)
     n_layers = int(spectrum["layer"].max()) + 1
     shares = figure.add_subplot(grid[0])
     layer_axis(shares, n_layers, None)

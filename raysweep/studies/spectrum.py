@@ -40,7 +40,7 @@ def spectrum(X_LND: Iterable[States], components: Sequence[int] = (1, 3, 10)) ->
 
     Once a layer, with `components` NA:
 
-    - `examples`: N, those with finite states at every layer; `rank`: components that stand above the rounding of the states.
+    - `examples`: N, those with finite states at every layer.
     - `effective_rank`: exp of the entropy of σ / Σσ (Roy and Vetterli, 2007); `participation_ratio`: (Σλ)² / Σλ²;
       `stable_rank`: Σλ / λ₁; with σ the singular values of the centred states and λ = σ².
 
@@ -103,11 +103,9 @@ def _rows(
     """The table's rows for one layer."""
     x = found[layer]
     yield layer, None, "examples", x.examples, _left_out(finite_LN, layer)
-    yield layer, None, "rank", x.rank, None
-    singular_values = x.singular_values[: x.rank]
     for measure, formula in ALONE.items():
-        yield layer, None, measure, formula(singular_values) if x.rank else math.nan, _too_few(x, 1, layer)
-    shares = spectral.explained_shares(singular_values)
+        yield layer, None, measure, formula(x.singular_values) if x.rank else math.nan, _too_few(x, 1, layer)
+    shares = spectral.explained_shares(x.singular_values)
     for k in components:
         few = _too_few(x, k, layer)
         yield layer, k, "explained_share", math.nan if few else shares[k - 1], few
