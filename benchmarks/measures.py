@@ -39,13 +39,13 @@ def known_cases() -> dict[str, tuple[np.ndarray, np.ndarray]]:
     rng = np.random.default_rng(1)
     narrow, wide = rng.standard_normal((2, EXAMPLES, 32)), rng.standard_normal((2, EXAMPLES, WIDTH))
     outlier = wide.copy()
-    outlier[..., 0] = 30 * rng.standard_normal(EXAMPLES)
+    outlier[..., 0] = 10 * rng.standard_normal(EXAMPLES)
     signal = rng.standard_normal((EXAMPLES, WIDTH)) * np.arange(1, WIDTH + 1) ** -1.0
     rotation, _ = np.linalg.qr(rng.standard_normal((WIDTH, WIDTH)))
     return {
         "independent, D = 32": (narrow[0], narrow[1]),
         "independent, D = 1024": (wide[0], wide[1]),
-        "one shared dimension × 30": (outlier[0], outlier[1]),
+        "one shared dimension × 10": (outlier[0], outlier[1]),
         "one shared mean × 3": (wide[0] + 3, wide[1] + 3),
         "the same, turned": (signal, signal @ rotation),
         "the same, a mean added": (signal, signal + 0.1),
