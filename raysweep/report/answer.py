@@ -15,7 +15,7 @@ from raysweep.report.cells import SIGNIFICANT, Cell, Correlation, Rival, Setting
 from raysweep.report.estimates import estimate_sentences
 from raysweep.report.stopping import stopping_sentences
 from raysweep.report.summaries import Window, windows_of
-from raysweep.report.words import decimals_for, interval, layers_text, metric_name, number
+from raysweep.report.words import decimals_for, interval, layers_text, likeness_name, number
 
 CARDS = 6  # beyond so many cells the answer is a table's, and the sentences move to each cell's own section
 
@@ -145,7 +145,7 @@ def _change_sentence(cell: Cell, setting: Setting) -> Markup:
     if (top := cell.top()) and cell.leans(top.width):
         within = sum(top.start <= layer < top.stop for layer in changes)
         inside = f"; {within or 'none'} of these {len(changes)} lie in the costliest window"
-    return Markup(text).format(layers_text(changes), metric_name(setting.metric), inside)
+    return Markup(text).format(layers_text(changes), likeness_name(setting.metric), inside)
 
 
 def _rho_sentence(cell: Cell, found: Correlation) -> Markup:

@@ -17,7 +17,7 @@ import pandas as pd
 
 from raysweep.report import summaries
 from raysweep.report.summaries import Window, rows_of
-from raysweep.report.words import interval, layers_text, metric_name, runs_text
+from raysweep.report.words import interval, layers_text, likeness_name, runs_text
 
 # How much a loss may differ from one batching to another, in nats: nothing is told apart by less.
 _RESOLUTION = {"bfloat16": 1e-3, "float16": 1e-3}
@@ -38,7 +38,7 @@ class Setting(NamedTuple):
     neighbourhood: int
 
     def __str__(self) -> str:
-        return f"{metric_name(self.metric)}, neighbourhood {self.neighbourhood}"
+        return f"{likeness_name(self.metric)}, neighbourhood {self.neighbourhood}"
 
 
 @dataclass(frozen=True)

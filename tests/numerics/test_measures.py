@@ -1,6 +1,7 @@
 """Every measure against a plain implementation, and against what the registry declares of it."""
 
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from plain_measures import plain_measure
 from plain_similarity import drifting_states, few, seeds
 
+import raysweep
 from raysweep.numerics.measures import registry
 from raysweep.numerics.measures.registry import MEASURES, Parameters, similarity
 
@@ -233,3 +235,17 @@ def test_states_that_do_not_fit_are_refused_by_layer(metric):
 def test_what_cannot_be_asked_for_is_refused(metric, parameters, told):
     with pytest.raises(ValueError, match=f"^{re.escape(told)}"):
         similarity(drifting_states(0), metric, **parameters)
+
+
+def test_the_page_of_measures_says_what_the_registry_declares():
+    page = (Path(raysweep.__file__).parents[1] / "docs" / "measures.md").read_text(encoding="utf-8")
+    tables = [re.findall(r"^\| `(\w+)` \| (.*) \|$", section, re.MULTILINE) for section in page.split("\n## ")]
+    sees, known, declared = [dict(rows) for rows in tables if rows]
+    assert list(sees) == list(known) == list(declared) == list(MEASURES)
+    for metric, measure in MEASURES.items():
+        low, high = (f"{value:g}".replace("-", "−") for value in measure.range)
+        assert declared[metric].split(" | ") == [
+            *(f"{low} to {high}", f"{measure.itself:g}", "yes" if measure.symmetric else "no"),
+            *(measure.orthogonal, measure.scaling, measure.translation, measure.linear),
+            "equal" if measure.equal_widths else "any",
+        ]

@@ -20,11 +20,10 @@ _EPS = float(np.finfo(np.float64).eps)
 
 
 class Components(NamedTuple):
-    """A layer's leading principal components: U [N, K], singular values [K], directions [K, D]."""
+    """A layer's leading principal components: U [N, K] and singular values [K]."""
 
     left: Array
     values: Array
-    right: Array
 
     @property
     def kept(self) -> int:
@@ -36,9 +35,12 @@ def principal_components(layer: Layer) -> Components | Undefined:
     """All principal components of a layer that rounding in float64 leaves, largest first (numpy's rule for a rank)."""
     if layer.constant:
         return CONSTANT
-    left_NK, values_K, right_KD = np.linalg.svd(layer.centred(), full_matrices=False)
+    X_ND = layer.centred()
+    if layer.width > layer.examples:  # X = L Q has the left vectors and values of the square L
+        X_ND = np.asarray(np.linalg.qr(X_ND.T, mode="r")).T
+    left_NK, values_K, _ = np.linalg.svd(X_ND, full_matrices=False)
     rank = int((values_K > max(layer.examples, layer.width) * _EPS * values_K[0]).sum())
-    return Components(left_NK[:, :rank], values_K[:rank], right_KD[:rank])
+    return Components(left_NK[:, :rank], values_K[:rank])
 
 
 def svcca(X_LND: Iterable[States], Y_MND: Iterable[States] | None = None, *, variance: float) -> Compared:
@@ -63,22 +65,39 @@ def pwcca(X_LND: Iterable[States], Y_MND: Iterable[States] | None = None, *, var
     layer with itself; not symmetric. Unchanged by a common factor and a shift of a layer, but not by a rotation of the
     row layer, for α adds magnitudes over single dimensions. NaN where `svcca` is.
     """
-    models = read_models(X_LND, Y_MND)
+    cut = _holding(variance)
 
-    def matrix(first: list[Components], second: list[Components] | None) -> Array:
+    def weighed(layer: Layer) -> _Weighed | Undefined:
+        found = cut(layer)
+        return found if isinstance(found, Undefined) else _Weighed(found, found.left.T @ layer.centred())
+
+    def matrix(first: list[_Weighed], second: list[_Weighed] | None) -> Array:
         columns = first if second is None else second
         S_LM = np.full((len(first), len(columns)), np.nan)
         for i, x in enumerate(first):
             for j, y in enumerate(columns):
-                if (second is None and j < i) or not _enough(x, y):
+                if (second is None and j < i) or not _enough(x.cut, y.cut):
                     continue
-                left_KK, correlations_K, right_KK = np.linalg.svd(x.left.T @ y.left, full_matrices=False)
-                S_LM[i, j] = _weighted(correlations_K, left_KK.T, x)
+                left_KK, correlations_K, right_KK = np.linalg.svd(x.cut.left.T @ y.cut.left, full_matrices=False)
+                S_LM[i, j] = x.mean(correlations_K, left_KK.T)
                 if second is None:
-                    S_LM[j, i] = _weighted(correlations_K, right_KK, y)
+                    S_LM[j, i] = y.mean(correlations_K, right_KK)
         return S_LM
 
-    return models.views(_holding(variance)).compared(matrix, _too_few)
+    views = read_models(X_LND, Y_MND).views(weighed)
+    return views.compared(matrix, lambda x, y: _too_few(x.cut, y.cut))
+
+
+class _Weighed(NamedTuple):
+    """A layer's components, and its states in terms of them: Uᵀ X [K, D]."""
+
+    cut: Components
+    states: Array
+
+    def mean(self, correlations_K: Array, variables_KK: Array) -> float:
+        """Σ αρ / Σ α; `variables_KK` has the layer's canonical variables as rows, in terms of its components."""
+        weights_K = np.abs(variables_KK @ self.states).sum(axis=1)
+        return float(weights_K @ correlations_K / weights_K.sum())
 
 
 def cca_top_k(X_LND: Iterable[States], Y_MND: Iterable[States] | None = None, *, components: int) -> Compared:
@@ -86,7 +105,7 @@ def cca_top_k(X_LND: Iterable[States], Y_MND: Iterable[States] | None = None, *,
 
     The mean cosine of the principal angles between the two subspaces of examples. In [0, 1], symmetric, 1 of a layer
     with itself. Unchanged by a rotation, a common factor and a shift of a layer; not by an invertible linear map, which
-    changes what the top components are. Of independent states it is about √(K / N), not 0.
+    changes what the top components are. Of independent states it is nearly √(K / N), not 0.
 
     NaN for a layer that has fewer components, and where 2K > N − 1 (see `svcca`). Where the K-th and the next singular
     value are equal, which direction counts as the K-th is the decomposition's choice.
@@ -153,7 +172,7 @@ def _holding(variance: float) -> Callable[[Layer], Components | Undefined]:
 
 
 def _first(found: Components, k: int) -> Components:
-    return Components(found.left[:, :k], found.values[:k], found.right[:k])
+    return Components(found.left[:, :k], found.values[:k])
 
 
 def _enough(x: Components, y: Components) -> bool:
@@ -172,9 +191,3 @@ def _mean_correlation(x: Components, y: Components) -> float:
     if not _enough(x, y):
         return float("nan")
     return float(np.linalg.svd(x.left.T @ y.left, compute_uv=False).mean())
-
-
-def _weighted(correlations_K: Array, variables_KK: Array, of: Components) -> float:
-    """Σ αρ / Σ α; `variables_KK` has the canonical variables of a layer as rows, in its components' coordinates."""
-    weights_K = np.abs((variables_KK * of.values) @ of.right).sum(axis=1)
-    return float(weights_K @ correlations_K / weights_K.sum())
