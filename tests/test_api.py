@@ -263,6 +263,14 @@ def test_critical_layers(pair, examples):
     assert {int(name.split(".")[2]) for name in matched} == set(found.layers)
 
 
+def test_other_measures_on_plain_arrays_and_between_two_models():
+    rng = np.random.default_rng(0)
+    X, Y = rng.standard_normal((3, 30, 6)), torch.from_numpy(rng.standard_normal((2, 30, 9)))
+    assert rs.similarity(X).tolist() == rs.cka_matrix(X).tolist()
+    assert rs.similarity(X, "mutual_knn", other=Y, neighbours=5).shape == (3, 2)
+    assert np.isnan(rs.similarity(X[:, :8], "mutual_knn")).all(), "eight examples have no ten nearest"
+
+
 def test_every_public_name_is_there_and_described():
     assert set(rs.__all__) <= set(dir(rs))
     for name in rs.__all__:
