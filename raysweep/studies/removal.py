@@ -385,4 +385,7 @@ def nowhere_to_remove(removals: Sequence[Removal], reason: str) -> dict[str, pd.
     """The same tables where there is no layer to remove them at, for this reason."""
     figures = {"layer": None, "measure": "loss_change", "value": np.nan, "ci_low": np.nan, "ci_high": np.nan}
     rows: list[dict[str, object]] = [{**figures, **removal.labels, "reason": reason} for removal in removals]
-    return {"generation": pd.DataFrame(columns=TEXT_COLUMNS, dtype=object), "removal": _rows(rows)}
+    return {
+        "generation": pd.DataFrame(columns=TEXT_COLUMNS).astype("str").astype({"example_id": "int64"}),
+        "removal": _rows(rows),
+    }
