@@ -221,7 +221,7 @@ def _without(
     part = part_within(source, basis_KD, mean_D)
     everywhere = torch.arange(states.shape[1], device=states.device)[None] >= trunk.last[:, None]
     chosen_BT = everywhere if removal.position == "last" else torch.ones_like(everywhere)
-    changed = torch.where(chosen_BT[..., None], (states.to(part.dtype) - part).to(states.dtype), states)
+    changed = torch.where(chosen_BT[..., None], (states.double() - part).to(states.dtype), states)
     if not len(basis_KD):
         return changed, 0.0
     before, after = states[rows, cols].double(), changed[rows, cols].double()
