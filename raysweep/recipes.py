@@ -168,6 +168,14 @@ studies:
   # spectrum: {components: [1, 3, 10]}   # how variance is spread at each layer, and what the first components share with neighbours
   correlation:
     resamples: 1000                  # half-samples of the examples behind each interval
+  # removal:                         # text and loss with principal components taken out of one layer's states at a time
+  #   layers: critical               # critical (the `top` with the smallest δ, a fifth by default), all, or [8, 10]
+  #   components: [1, 3, 10]         # the first so many; [0, 2] within the list for chosen ones
+  #   modes: [project]               # project: each state's own part; paper: that of the example's stored state
+  #   positions: [last]              # last: the prompt's last token and all behind it; or all
+  #   mean: removed                  # the mean state's share goes as well; kept: parts are taken from the mean
+  #   of: base                       # or tuned
+  #   examples: 3                    # so many texts, of `tokens: 32` each
 
 execution:
   executor: local                    # this process; or ray: workers of a cluster, or of this machine

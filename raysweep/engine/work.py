@@ -252,7 +252,7 @@ class Worker:
             )
         tables["removal"] = tables["removal"].assign(of="tuned" if call.tuned else "base")
         return [
-            _commit(name, call, (key,), tables[name].assign(part=pd.Series(key, tables[name].index, dtype=object)))
+            _commit(name, call, (key,), tables[name].assign(part=pd.Series(key, tables[name].index, dtype="str")))
             for name, key in call.results.items()
         ], {}
 

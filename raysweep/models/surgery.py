@@ -106,11 +106,10 @@ def orthonormal_rows(components_KD: torch.Tensor) -> torch.Tensor:
 def part_within(states: torch.Tensor, basis_KD: torch.Tensor, mean_D: torch.Tensor | None = None) -> torch.Tensor:
     """The part of states [..., D] in the subspace that has this orthonormal basis [K, D]: Σ_k ⟨h − mean, c_k⟩ c_k.
 
-    From the origin where there is no mean. In float32 at least.
+    From the origin where there is no mean. In float64, so that what is left is no more than the rounding of the states.
     """
-    exact = torch.promote_types(states.dtype, torch.float32)
-    basis_KD = basis_KD.to(device=states.device, dtype=exact)
-    from_mean = states.to(exact) if mean_D is None else states.to(exact) - mean_D.to(states.device, exact)
+    basis_KD = basis_KD.to(device=states.device, dtype=torch.float64)
+    from_mean = states.double() if mean_D is None else states.double() - mean_D.to(states.device, torch.float64)
     return (from_mean @ basis_KD.T) @ basis_KD
 
 
@@ -171,7 +170,7 @@ def removed(
             part = stored_part.to(states.device)
             part = part[:, None] if part.ndim == 2 else part
         changed = states.clone()
-        changed[:, chosen] = (before.to(part.dtype) - part).to(states.dtype)
+        changed[:, chosen] = (before.double() - part).to(states.dtype)
         return (changed, *output[1:]) if several else changed
 
     handle = blocks[layer].register_forward_hook(without) if len(basis_KD) else None

@@ -221,7 +221,7 @@ def _without(
     part = part_within(source, basis_KD, mean_D)
     everywhere = torch.arange(states.shape[1], device=states.device)[None] >= trunk.last[:, None]
     chosen_BT = everywhere if removal.position == "last" else torch.ones_like(everywhere)
-    changed = torch.where(chosen_BT[..., None], (states.to(part.dtype) - part).to(states.dtype), states)
+    changed = torch.where(chosen_BT[..., None], (states.double() - part).to(states.dtype), states)
     if not len(basis_KD):
         return changed, 0.0
     before, after = states[rows, cols].double(), changed[rows, cols].double()
@@ -385,4 +385,7 @@ def nowhere_to_remove(removals: Sequence[Removal], reason: str) -> dict[str, pd.
     """The same tables where there is no layer to remove them at, for this reason."""
     figures = {"layer": None, "measure": "loss_change", "value": np.nan, "ci_low": np.nan, "ci_high": np.nan}
     rows: list[dict[str, object]] = [{**figures, **removal.labels, "reason": reason} for removal in removals]
-    return {"generation": pd.DataFrame(columns=TEXT_COLUMNS, dtype=object), "removal": _rows(rows)}
+    return {
+        "generation": pd.DataFrame(columns=TEXT_COLUMNS).astype("str").astype({"example_id": "int64"}),
+        "removal": _rows(rows),
+    }

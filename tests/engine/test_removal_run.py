@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from architectures import build
+from architectures import ENCODERS, build
 
 from raysweep.api import open_run
 from raysweep.config import Config
@@ -168,7 +168,7 @@ def test_what_does_not_fit_is_refused_before_anything_runs(
 
 
 def test_an_encoder_is_refused(tmp_path: Path, make_config: MakeConfig, tokenizer: Any) -> None:
-    build("bert").save_pretrained(tmp_path / "bert")
+    build(ENCODERS["bert"]).save_pretrained(tmp_path / "bert")
     tokenizer.save_pretrained(tmp_path / "bert")
     config = make_config(
         tmp_path / "run",
@@ -177,7 +177,7 @@ def test_an_encoder_is_refused(tmp_path: Path, make_config: MakeConfig, tokenize
         "studies.removal={layers: [0]}",
     )
     with pytest.raises(
-        InputError, match="^model 'b': checkpoint '.*' does not predict the next token .* leave studies"
+        InputError, match=r"^model 'b': checkpoint '.*' does not predict the next token .* leave studies"
     ):
         inspect(config)
 

@@ -28,6 +28,7 @@ PROMISED = {
     "health": "model, dataset, layer, measure, value, warning",
     "correlation": "model, dataset, metric, width, neighbourhood, n_layers, spearman, ci_low, ci_high, p_shift, "
     "partial_depth, kendall, precision_at_k",
+    "removal": "model, dataset, of, layer, components, mode, mean, position, measure, value, ci_low, ci_high, reason",
     "generation": "model, dataset, example_id, intervention, prompt, reference, text",
 }
 NONE, FIRST, LAST = Window(0, 0), Window(0, 2), Window(1, 3)
