@@ -43,7 +43,7 @@ def critical_views(cells: Sequence[Cell], drawings: Drawings) -> list[CriticalVi
         of_model = [cell for cell in cells if cell.model == model and "critical" in cell.tables]
         settings = dict.fromkeys(setting for cell in of_model for setting in cell.settings)
         for place, setting in enumerate(settings):
-            found = {cell: choices for cell in of_model if (choices := _choices(cell, setting)) is not None}
+            found = [(cell, choices) for cell in of_model if (choices := _choices(cell, setting)) is not None]
             if found:
                 views.append(_view(model, setting, found, None if place else drawings))
     return views
@@ -55,8 +55,10 @@ def _choices(cell: Cell, setting: Setting) -> Choices | None:
     return choices_of(rows[chosen], cell.n_layers) if chosen.any() else None
 
 
-def _view(model: str, setting: Setting, found: dict[Cell, Choices], drawings: Drawings | None) -> CriticalView:
-    rows = [(cell.dataset, *_row(cell, setting, choices)) for cell, choices in found.items()]
+def _view(
+    model: str, setting: Setting, found: Sequence[tuple[Cell, Choices]], drawings: Drawings | None
+) -> CriticalView:
+    rows = [(cell.dataset, *_row(cell, setting, choices)) for cell, choices in found]
     columns = ("data set", "chosen: smallest δ", "least sure of", "also often chosen", "stretches begin at")
     table = Table(
         f"Critical layers of {model} ({setting}). Shares are of half-samples of the examples; stretches of layers that are alike "
@@ -67,13 +69,13 @@ def _view(model: str, setting: Setting, found: dict[Cell, Choices], drawings: Dr
     )
     sentence = ""
     if len(found) > 1:
-        told: Agreement = agreement_between(list(found.values()))
+        told: Agreement = agreement_between([choices for _, choices in found])
         sentence = f"{model}, {setting}: {agreement_text(told, len(found))}."
     picture = None
-    if drawings is not None and any(len(choices.shares) for choices in found.values()):
-        shares = {cell.dataset: choices.layer_shares for cell, choices in found.items()}
+    if drawings is not None and any(len(choices.shares) for _, choices in found):
+        shares = {cell.dataset: choices.layer_shares for cell, choices in found}
         picture = drawings.add(
-            choice_map(shares, [choices.whole for choices in found.values()], model, str(setting)),
+            choice_map(shares, [choices.whole for _, choices in found], model, str(setting)),
             ("critical", model, setting.metric, f"n{setting.neighbourhood}"),
             f"Map of how often each layer of {model} is among the critical ones, a row a data set.",
             f"How often each layer is among those of smallest δ over half-samples of the examples ({setting}): dark where nearly "
