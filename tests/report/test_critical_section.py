@@ -32,9 +32,9 @@ def test_the_choice_of_each_data_set_and_their_agreement(tmp_path, without_files
     assert "the two share 1.0 layers on average, 0.4 by chance" in page.text
     similarity = tables["similarity"].query("dataset == 'sums'")
     (view,) = critical_views(cells_of({**tables, "similarity": similarity}, ()), Silent())
-    assert view.table.rows[0][:4] == ("sums", "3–4", "layer 4: 70%", "5 (30%)")
+    assert view.table.rows[0][:4] == ("sums", "3–4", "layer 4: 70 %", "5 (30 %)")
     assert view.table.rows[0][4].startswith("0")
-    assert view.table.rows[1] == ("facts", "3, 5", "layer 3: 100%", "—", "n/a (no similarity)")
+    assert view.table.rows[1] == ("facts", "3, 5", "layer 3: 100 %", "—", "n/a (no similarity)")
 
 
 class Silent:
@@ -60,7 +60,7 @@ def test_names_are_escaped(tmp_path, without_files):
 
 def test_the_map_shows_shares_and_frames_the_choice():
     figure = choice_map(
-        {"a": np.array([0, 1.0, 0.5]), "b": np.array([1.0, 0, 0])}, [np.array([0, 1, 0]), np.array([1, 0, 0])], "m", "s"
+        {"a": np.array([0, 1.0, 0.5]), "b": np.array([1.0, 0, 0])}, [np.array([0, 1, 0]), np.array([1, 0, 0])], "m"
     )
     axes = figure.axes[0]
     assert axes.images[0].get_array().tolist() == [[0, 1, 0.5], [1, 0, 0]]
