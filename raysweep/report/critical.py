@@ -18,7 +18,7 @@ from raysweep.report.critical_words import agreement_text
 from raysweep.report.page_tables import Table
 from raysweep.report.pictures import Drawings, Picture
 from raysweep.report.plotting import CHANGE_COLOUR, INK, MUTED, SIZE, header, integer_ticks, printable, styled
-from raysweep.report.words import runs_text
+from raysweep.report.words import percent, runs_text
 from raysweep.studies.choices import choices_of
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def critical_views(cells: Sequence[Cell], drawings: Drawings) -> list[CriticalVi
         of_model = [cell for cell in cells if cell.model == model and "critical" in cell.tables]
         settings = dict.fromkeys(setting for cell in of_model for setting in cell.settings)
         for place, setting in enumerate(settings):
-            found = {cell: choices for cell in of_model if (choices := _choices(cell, setting)) is not None}
+            found = [(cell, choices) for cell in of_model if (choices := _choices(cell, setting)) is not None]
             if found:
                 views.append(_view(model, setting, found, None if place else drawings))
     return views
@@ -55,8 +55,10 @@ def _choices(cell: Cell, setting: Setting) -> Choices | None:
     return choices_of(rows[chosen], cell.n_layers) if chosen.any() else None
 
 
-def _view(model: str, setting: Setting, found: dict[Cell, Choices], drawings: Drawings | None) -> CriticalView:
-    rows = [(cell.dataset, *_row(cell, setting, choices)) for cell, choices in found.items()]
+def _view(
+    model: str, setting: Setting, found: Sequence[tuple[Cell, Choices]], drawings: Drawings | None
+) -> CriticalView:
+    rows = [(cell.dataset, *_row(cell, setting, choices)) for cell, choices in found]
     columns = ("data set", "chosen: smallest δ", "least sure of", "also often chosen", "stretches begin at")
     table = Table(
         f"Critical layers of {model} ({setting}). Shares are of half-samples of the examples; stretches of layers that are alike "
@@ -67,13 +69,13 @@ def _view(model: str, setting: Setting, found: dict[Cell, Choices], drawings: Dr
     )
     sentence = ""
     if len(found) > 1:
-        told: Agreement = agreement_between(list(found.values()))
+        told: Agreement = agreement_between([choices for _, choices in found])
         sentence = f"{model}, {setting}: {agreement_text(told, len(found))}."
     picture = None
-    if drawings is not None and any(len(choices.shares) for choices in found.values()):
-        shares = {cell.dataset: choices.layer_shares for cell, choices in found.items()}
+    if drawings is not None and any(len(choices.shares) for _, choices in found):
+        shares = {cell.dataset: choices.layer_shares for cell, choices in found}
         picture = drawings.add(
-            choice_map(shares, [choices.whole for choices in found.values()], model, str(setting)),
+            choice_map(shares, [choices.whole for _, choices in found], model),
             ("critical", model, setting.metric, f"n{setting.neighbourhood}"),
             f"Map of how often each layer of {model} is among the critical ones, a row a data set.",
             f"How often each layer is among those of smallest δ over half-samples of the examples ({setting}): dark where nearly "
@@ -90,9 +92,9 @@ def _row(cell: Cell, setting: Setting, choices: Choices) -> tuple[str, str, str,
         least = "—"
         if len(chosen):
             weakest = int(chosen[shares[chosen].argmin()])
-            least = f"layer {weakest}: {shares[weakest]:.0%}"
+            least = f"layer {weakest}: {percent(shares[weakest])}"
         others = np.flatnonzero((shares >= _OFTEN) & ~choices.whole)
-        often = ", ".join(f"{layer} ({shares[layer]:.0%})" for layer in others) or "—"
+        often = ", ".join(f"{layer} ({percent(shares[layer])})" for layer in others) or "—"
     return runs_text(chosen.tolist()) or "none (δ is n/a)", least, often, _stretches(cell, setting)
 
 
@@ -104,7 +106,7 @@ def _stretches(cell: Cell, setting: Setting) -> str:
 
 
 @styled
-def choice_map(shares: dict[str, np.ndarray], whole: Sequence[np.ndarray], title: str, setting: str) -> Figure:
+def choice_map(shares: dict[str, np.ndarray], whole: Sequence[np.ndarray], title: str) -> Figure:
     """How often each layer (column) is chosen on each data set (row), the choice on all examples framed."""
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
@@ -112,7 +114,7 @@ def choice_map(shares: dict[str, np.ndarray], whole: Sequence[np.ndarray], title
     names, n_layers = list(shares), len(next(iter(shares.values())))
     height = 1.35 + 0.26 * len(names)
     figure = Figure(figsize=(SIZE[0], height))
-    header(figure, title, f"share of half-samples that choose a layer ({setting})")
+    header(figure, title, "share of half-samples of the examples that choose a layer")
     axes = figure.add_axes((0.2, 0.42 / height, 0.68, 0.26 * len(names) / height))
     image = axes.imshow(
         np.stack(list(shares.values())), cmap="Blues", vmin=0, vmax=1, aspect="auto", interpolation="none"

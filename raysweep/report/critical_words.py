@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from raysweep.numerics.selection import Agreement
-from raysweep.report.words import interval, layers_text, number, runs_text
+from raysweep.report.words import interval, layers_text, number, percent, runs_text
 from raysweep.studies.critical import Critical, DatasetChoice
 
 
@@ -98,7 +98,7 @@ def _warnings(name: str, choice: DatasetChoice) -> list[str]:
 
 
 def _share(value: float) -> str:
-    return "n/a (fewer than 8 examples)" if math.isnan(value) else f"{value:.0%}"
+    return "n/a (fewer than 8 examples)" if math.isnan(value) else percent(value)
 
 
 def _plain(values: np.ndarray) -> list[float | None]:

@@ -63,6 +63,11 @@ def number_or_reason(value: float, reason: str, decimals: int, signed: bool = Fa
     return f"n/a ({reason})" if math.isnan(value) else number(value, decimals, signed)
 
 
+def percent(share: float) -> str:
+    """A share in whole percent: "62 %"."""
+    return f"{100 * share:.0f} %"
+
+
 def interval(low: float, high: float, decimals: int = 2) -> str:
     """ "[low, high]", or "[n/a]" where there is no interval."""
     return "[n/a]" if math.isnan(low) or math.isnan(high) else f"[{number(low, decimals)}, {number(high, decimals)}]"

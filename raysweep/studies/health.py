@@ -101,7 +101,7 @@ def _warning(measure: str, figures: Mapping[str, float], n: int) -> str | None:
             place = f" (example {figures['longest_example']:.0f})"
         return f"{measure} is {value:.4g}{place}, above {limit.most:g}: {limit.words}"
     if measure == "effective_examples" and value < _FEW * n:
-        return f"effective_examples is {value:.3g} of {n}, below {_FEW:.0%}: a few examples far from the others decide the similarity"
+        return f"effective_examples is {value:.3g} of {n}, below {100 * _FEW:.0f} %: a few examples far from the others decide the similarity"
     if measure == "cka_next_trimmed" and abs(value - figures["cka_next"]) > _MOVED:
         return (
             f"without the dimensions that vary more than {OUTLIER:g} times as much as others CKA with the next layer is "

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from plain_similarity import few, seeds
 
 from raysweep.numerics.dynamics import change_points
-from raysweep.numerics.selection import agreement, chosen_layers, common_layers
+from raysweep.numerics.selection import Choices, agreement, agreement_between, chosen_layers, common_layers
 
 
 def mask(layers, *sets):
@@ -63,3 +63,48 @@ def test_random_choices_do_not_agree():
 def test_one_choice_agrees_with_nothing():
     with pytest.raises(ValueError, match="two or more choices are compared"):
         agreement(mask(5, {1}))
+
+
+def draws_of(layers, whole, **shares):
+    """Choices of a data set: `a12=0.5` is a half of the resamples choosing layers 1 and 2."""
+    sets = [set(map(int, name[1:])) for name in shares]
+    return Choices(mask(layers, whole)[0], mask(layers, *sets), np.array(list(shares.values())))
+
+
+def test_agreement_between_data_sets_by_hand():
+    one, two = draws_of(6, {1, 2}, a12=0.5, a13=0.5), draws_of(6, {1, 3}, a13=1.0)
+    found = agreement_between([one, two], draws=4000)
+    assert (found.common, found.chance) == (1, pytest.approx(4 / 6))
+    assert found.value == pytest.approx((1 - 4 / 6) / (2 - 4 / 6))
+    assert (found.ci_low, found.ci_high) == pytest.approx((0.25, 1))
+    # two draws of the first have 2 layers in common in a half of all cases, else 1; those of the second always 2
+    assert found.repeated == pytest.approx(((1.5 - 4 / 6) / (2 - 4 / 6) + 1) / 2)
+    assert agreement_between([one, two], draws=4000) == found
+
+
+def test_the_interval_is_where_the_drawn_choices_agree():
+    rng = np.random.default_rng(1)
+    sets = []
+    for _ in range(3):
+        chosen = chosen_layers(np.arange(10) + 2 * rng.standard_normal((40, 10)), 3)
+        distinct, counts = np.unique(chosen, axis=0, return_counts=True)
+        sets.append(Choices(chosen[0], distinct, counts / 40))
+    found = agreement_between(sets, draws=20_000)
+    all_ways = [
+        (agreement(np.stack(ways)), np.prod(shares))
+        for ways, shares in zip(
+            itertools.product(*(each.distinct for each in sets)),
+            itertools.product(*(each.shares for each in sets)),
+            strict=True,
+        )
+    ]
+    values, weights = (np.array(column) for column in zip(*sorted(all_ways, key=lambda way: way[0]), strict=True))
+    low, high = (values[np.searchsorted(np.cumsum(weights), tail)] for tail in (0.025, 0.975))
+    assert (found.ci_low, found.ci_high) == pytest.approx((low, high), abs=0.1)  # its steps are that wide
+
+
+def test_without_resamples_there_is_no_interval():
+    bare = Choices(mask(6, {1, 2})[0], np.empty((0, 6), dtype=bool), np.empty(0))
+    found = agreement_between([bare, draws_of(6, {1, 2}, a12=1.0)])
+    assert found.value == 1
+    assert np.isnan([found.ci_low, found.ci_high, found.repeated]).all()

@@ -12,8 +12,10 @@ from plain_study import plain_delta, plain_matrix
 from transformers import PreTrainedModel
 
 from raysweep.data.examples import Example
+from raysweep.errors import InputError
 from raysweep.models.adapter import Adapter
 from raysweep.numerics.resampling import half_samples
+from raysweep.studies.capture import capture
 from raysweep.studies.critical import Critical, critical_layers
 
 
@@ -86,3 +88,62 @@ def test_the_lists_for_training_name_the_critical_layers_only(
     trained = {n for n, p in lora.named_parameters() if p.requires_grad}
     assert len(trained) == 2 * 2
     assert {n.split(f"{block_path[kind]}.")[1].split(".")[0] for n in trained} == {"1", "10"}
+
+
+def test_several_data_sets_are_chosen_from_together_and_compared(
+    model: PreTrainedModel, random_examples: Callable[..., list[Example]]
+) -> None:
+    sets = {"one": random_examples(20), "two": random_examples(16, seed=1)}
+    alone = {name: critical_layers(model, examples, top=3, resamples=40) for name, examples in sets.items()}
+    seen: list[str] = []
+    found = critical_layers(model, sets, top=3, resamples=40, progress=seen.append)
+    assert seen == ["one", "two"]
+    delta = (alone["one"].delta + alone["two"].delta) / 2
+    np.testing.assert_allclose(found.delta, delta, atol=1e-12)
+    assert found.layers == sorted(np.argsort(delta)[:3].tolist())
+    np.testing.assert_allclose(found.stability, (alone["one"].stability + alone["two"].stability) / 2, atol=1e-12)
+    for name, choice in found.datasets.items():
+        assert choice.layers == alone[name].layers
+        np.testing.assert_allclose(choice.stability, alone[name].stability)
+        assert choice.n_examples == len(sets[name])
+    common = len(set(alone["one"].layers) & set(alone["two"].layers))
+    assert found.agreement is not None
+    assert found.agreement.common == common
+    assert found.agreement.chance == pytest.approx(0.9)
+    assert found.agreement.value == pytest.approx((common - 0.9) / (3 - 0.9))
+    assert alone["one"].agreement is None
+    own = [name for name, _ in model.named_parameters() if name.startswith(tuple(found.freeze_list()))]
+    assert list(found.parameters) == own
+
+
+def test_the_diagonal_is_left_out_on_the_half_samples_too(
+    model: PreTrainedModel, random_examples: Callable[..., list[Example]]
+) -> None:
+    examples = random_examples(20)
+    states = capture(model, examples).double().numpy()
+    found = critical_layers(model, examples, top=3, resamples=30, seed=2, diagonal=False)
+
+    def plain(states: np.ndarray) -> np.ndarray:
+        S = plain_matrix(states, "cka_linear")
+        np.fill_diagonal(S, np.nan)
+        return np.array([np.nanmean(S[i, max(0, i - 1) : i + 2]) for i in range(10)])
+
+    np.testing.assert_allclose(found.delta, plain(states), atol=1e-6)
+    counts = np.zeros(10)
+    for keep in half_samples(20, 30, 2):
+        counts[np.argsort(plain(states[:, keep]))[:3]] += 1
+    np.testing.assert_allclose(found.stability, counts / 30, atol=1 / 30)
+
+
+def test_no_data_set_is_refused_and_one_that_cannot_be_compared_is_named(
+    model: PreTrainedModel, random_examples: Callable[..., list[Example]]
+) -> None:
+    with pytest.raises(InputError, match="no data set is given"):
+        critical_layers(model, {})
+    adapter = Adapter(model)
+    with torch.no_grad():
+        model.model.layers[3].mlp.down_proj.weight.fill_(torch.inf)
+    with pytest.raises(
+        InputError, match=r"^data set 'two': 9 of 9 examples have states that are not finite \(from layer 3"
+    ):
+        critical_layers(adapter, {"two": random_examples(9), "one": random_examples(9)})

@@ -72,7 +72,7 @@ def test_examples_that_stand_out_are_named_as_the_source_counts_them() -> None:
     assert " (dimension 11 of example 107), above 1000: a massive activation" in warned[1, "massive_ratio"]
     assert " (example 107), above 10: one example's state is far longer" in warned[1, "longest_ratio"]
     assert warned[1, "effective_examples"] == (
-        "effective_examples is 1.07 of 29, below 10%: a few examples far from the others decide the similarity"
+        "effective_examples is 1.07 of 29, below 10 %: a few examples far from the others decide the similarity"
     )
 
 

@@ -1,0 +1,83 @@
+"""`raysweep critical`: the one-model answer."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from command_line import Result, content, ended, started
+
+import raysweep as rs
+
+
+def test_critical_as_json_tells_what_the_library_finds(world, tmp_path):
+    told = ended(
+        started(
+            "critical", world / "base", world / "counts.jsonl", "--top", 2, "--resamples", 50, "--json", cwd=tmp_path
+        )
+    )
+    assert told.code == 0, told.err
+    assert told.err == "capturing the states of 'counts'\n"
+    assert content(tmp_path) == [], "nothing is written"
+    found = json.loads(told.out)
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(world / "base", dtype=torch.float32)
+    loaded = rs.load_examples(
+        str(world / "counts.jsonl"), "gsm8k", AutoTokenizer.from_pretrained(world / "base"), wording="chat"
+    )
+    expected = rs.critical_layers(model, loaded.examples, top=2, resamples=50)
+    assert found["layers"] == expected.layers
+    np.testing.assert_allclose(found["delta"], expected.delta, atol=1e-6)
+    np.testing.assert_allclose(found["stability"], expected.stability, atol=1e-6)
+    assert found["peft"] == {"layers_to_transform": expected.layers, "layers_pattern": "layers"}
+    names = [name for name, _ in model.named_parameters()]
+    assert found["freeze"]["prefixes"] == [f"model.layers.{layer}." for layer in expected.layers]
+    assert found["freeze"]["parameters"] == [n for n in names if n.startswith(tuple(found["freeze"]["prefixes"]))]
+    assert found["agreement"] is None
+    assert list(found["datasets"]) == ["counts"]
+    assert found["datasets"]["counts"]["examples"] == 12
+    assert found["datasets"]["counts"]["stretches_begin"][0] == 0
+
+
+def test_critical_in_words_over_several_data_sets(world, raysweep):
+    data = [world / "counts.jsonl", world / "counts.jsonl"]
+    told = raysweep("critical", world / "base", *data, "--resamples", 20, "--limit", 9, "--residency", "stream")
+    assert told.code == 0, told.err
+    assert told.err == "capturing the states of 'counts'\ncapturing the states of 'counts-2'\n"
+    lines = told.out.splitlines()
+    assert lines[0].startswith(f"critical layers of {world / 'base'}: ")
+    assert lines[0].endswith("(1 of 5)")
+    assert sum(line.startswith(("counts: ", "counts-2: ")) and line.endswith("(9 examples)") for line in lines) == 2
+    agreed = next(line for line in lines if line.startswith("agreement between data sets 1.00 ["))
+    assert "the two share 1.0 layers on average, 0.2 by chance; two samples of one data set would agree" in agreed
+    assert any(line.startswith('PEFT     {"layers_to_transform": [') for line in lines)
+    assert any(line.startswith("freeze   model.layers.") for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        (["--top", 6], "error: --top 6: '{base}' has 5 decoder layers; give 1 to as many\n"),
+        (
+            ["--neighbourhood", 2],
+            "error: raysweep critical: key 'studies.similarity.neighbourhood': a neighbourhood has a layer in its middle, so it is "
+            "odd; 2 is even\n",
+        ),
+        (
+            ["--neighbourhood", 1, "--no-diagonal"],
+            "error: raysweep critical: studies.similarity: a neighbourhood of 1 has no layer but its own; with diagonal: "
+            "false give 3 or more\n",
+        ),
+    ],
+)
+def test_critical_refuses(world, raysweep, changes, told):
+    refused = raysweep("critical", world / "base", world / "counts.jsonl", *changes)
+    assert refused == Result(2, "", told.format(base=world / "base"))
+
+
+def test_data_that_are_not_there_are_refused(world, raysweep):
+    refused = raysweep("critical", world / "base", "gone.jsonl")
+    assert refused == Result(2, "", "error: there is no file gone.jsonl: check the path\n")
