@@ -96,7 +96,8 @@ def same_tables() -> Callable[..., None]:
                 if ours.dtype.kind == "f":
                     # a swap of two neighbours moves a rank correlation by more than any rounding
                     apart = 0.1 if name == "correlation" else TOLERANCES.get(column, 1e-5)
-                    relative = 1e-5 if name == "health" and not exactly else 0  # ratios and numbers of examples have any size
+                    # of health, ratios and numbers of examples have any size
+                    relative = 1e-5 if name == "health" and not exactly else 0
                     np.testing.assert_allclose(ours, theirs, relative, 0 if exactly else apart, err_msg=where)
                 else:
                     pd.testing.assert_series_equal(ours, theirs, obj=where)
