@@ -13,6 +13,8 @@ from scipy import stats
 
 from raysweep.numerics.dynamics import change_points
 
+_ROUNDING = 1e-9  # how far from 1 a similarity of a layer with itself may come out
+
 
 def half_samples(n: int, resamples: int, seed: int) -> NDArray[np.bool_]:
     """Random halves of n examples [R, N]: each row is True for exactly n // 2 of them, drawn without replacement.
@@ -59,6 +61,47 @@ def recentred_interval(estimate: float, values_R: ArrayLike, level: float = 0.95
     low, high = percentile_interval(values_R, level)
     shift = estimate - float(values_R.mean())
     return low + shift, high + shift
+
+
+def jackknife_interval(
+    estimate: ArrayLike, one_NE: ArrayLike, two_HE: ArrayLike, level: float = 0.95
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Intervals (low [E], high [E]) of estimates [E] in [−1, 1] from their values with one, and two, examples left out.
+
+    Row a of `one_NE` is without example a, row h of `two_HE` without the pair h and h + H, H = N // 2. On Fisher's scale,
+    z = artanh, on which values near 1 spread evenly and which keeps the ends in range, the interval is z ± t·√v with
+    Student's t of N − 1 degrees of freedom and
+
+        v = (N − 1)/N Σ_a (z_(a) − mean)² − (N − 1)/(2N) mean_h Q_h²,  Q = N z − (N − 1)(z_(a) + z_(b)) + (N − 2) z_(ab).
+
+    The first term is the jackknife's variance, which counts twice what depends on pairs of examples (Efron & Stein, 1981),
+    as much of a similarity does where examples are fewer than their dimensions. Q is that part, free of what depends on
+    single examples; the second term takes it out once. Since no more than half can be counted twice, v is never taken to
+    be below half the first term, where the pairs' scatter would have it so.
+
+    It covers the value that samples of N examples give on average: for biased CKA, not the population's.
+    NaN where any value is; where all are 1 up to rounding, as a layer with itself, both ends are the estimate. Raises
+    ValueError for shapes that do not fit, values outside [−1, 1] by more than rounding or a level outside (0, 1).
+    """
+    estimate_E, one_NE, two_HE = (np.asarray(values, dtype=np.float64) for values in (estimate, one_NE, two_HE))
+    n, half = len(one_NE), len(one_NE) // 2
+    if estimate_E.ndim != 1 or one_NE.shape != (n, len(estimate_E)) or two_HE.shape != (half, len(estimate_E)) or not half:
+        shapes = estimate_E.shape, one_NE.shape, two_HE.shape
+        raise ValueError(f"expected shapes [E], [N, E] and [N // 2, E]; got {shapes[0]}, {shapes[1]} and {shapes[2]}")
+    tail = _tail(level)
+    all_VE = np.concatenate([estimate_E[None], one_NE, two_HE])
+    if (np.abs(all_VE) > 1 + _ROUNDING).any():
+        raise ValueError(f"values must lie in [-1, 1]; got {all_VE[np.abs(all_VE) > 1 + _ROUNDING][0]}")
+    certain_E = (np.abs(all_VE) >= 1 - _ROUNDING).all(axis=0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        z_VE = np.arctanh(np.where(certain_E, 0.0, all_VE))
+        z_E, z_NE, z_HE = z_VE[0], z_VE[1 : n + 1], z_VE[n + 1 :]
+        jackknife_E = (n - 1) / n * ((z_NE - z_NE.mean(axis=0)) ** 2).sum(axis=0)
+        q_HE = n * z_E - (n - 1) * (z_NE[:half] + z_NE[half : 2 * half]) + (n - 2) * z_HE
+        pairs_E = (n - 1) / (2 * n) * (q_HE**2).mean(axis=0)
+        half_width_E = stats.t.ppf(1 - tail, n - 1) * np.sqrt(np.maximum(jackknife_E - pairs_E, jackknife_E / 2))
+        low_E, high_E = np.tanh(z_E - half_width_E), np.tanh(z_E + half_width_E)
+    return np.where(certain_E, estimate_E, low_E), np.where(certain_E, estimate_E, high_E)
 
 
 def mean_interval(values_N: ArrayLike, level: float = 0.95) -> tuple[float, float]:
