@@ -13,13 +13,14 @@ import pandas as pd
 import torch
 
 from raysweep.errors import InputError, nearest
-from raysweep.numerics.cka import cka_matrix, constant_layers
+from raysweep.numerics.cka import Kernel, cka_matrix, constant_layers
 from raysweep.numerics.dynamics import local_dynamics
-from raysweep.numerics.resampling import half_samples, recentred_interval
-from raysweep.numerics.subsets import dynamics_resamples
+from raysweep.numerics.left_out import LeftOut, cka_left_out
+from raysweep.numerics.resampling import chosen_share, half_samples, jackknife_interval
+from raysweep.numerics.subsets import dynamics_of, dynamics_resamples
 from raysweep.studies.health import finite_examples, health_table
 
-KERNELS = {"cka_linear": "linear", "cka_rbf": "rbf", "cka_linear_debiased": "linear"}
+KERNELS: dict[str, Kernel] = {"cka_linear": "linear", "cka_rbf": "rbf", "cka_linear_debiased": "linear"}
 FEWEST_TO_RESAMPLE = 8
 
 
@@ -35,11 +36,9 @@ def similarity_matrix(states: torch.Tensor, metric: str) -> np.ndarray:
     return cka_matrix(states, debiased=metric == "cka_linear_debiased")
 
 
-def dynamics_halves(states: torch.Tensor, metric: str, neighbourhood: int, keep: np.ndarray) -> np.ndarray | None:
-    """δ [R, L] on the half-samples `keep` [R, N]; None for the debiased metric, which has no cheap resampling."""
-    if metric == "cka_linear_debiased":
-        return None
-    return dynamics_resamples(states, keep, neighbourhood, "rbf" if metric == "cka_rbf" else "linear")
+def dynamics_halves(states: torch.Tensor, metric: str, neighbourhood: int, keep: np.ndarray) -> np.ndarray:
+    """δ [R, L] on the half-samples `keep` [R, N], of at least 4 examples for the debiased metric."""
+    return dynamics_resamples(states, keep, neighbourhood, KERNELS[metric], metric == "cka_linear_debiased")
 
 
 def similarity_tables(
@@ -47,8 +46,10 @@ def similarity_tables(
 ) -> dict[str, pd.DataFrame]:
     """The tables similarity, dynamics and health of states [L, N, D] (without model and dataset).
 
-    Intervals of δ are 95 % from half-samples of the examples, re-centred on δ of all; NaN where there are fewer than 8
-    examples, or for the debiased metric. `rank` 1 is the smallest δ; NaN δ has no rank. Examples whose states are not finite
+    Intervals of similarities and of δ are 95 %, by the jackknife (`jackknife_interval`); they cover what as many examples
+    give on average. `rank` 1 is the smallest δ; NaN δ has no rank. `rank_low` to `rank_high` hold 95 % of a layer's ranks
+    over `resamples` half-samples, and `chosen` is the share of those in which it is among the fifth with the smallest δ.
+    All are NaN where there are fewer than 8 examples. Examples whose states are not finite
     at some layer are left out of everything, and counted in the table health as the measure `not_finite`.
     """
     finite_LN = finite_examples(states)
@@ -59,17 +60,22 @@ def similarity_tables(
     pairs = np.stack(np.meshgrid(np.arange(n_layers), np.arange(n_layers), indexing="ij")).reshape(2, -1)
     enough = n_examples >= FEWEST_TO_RESAMPLE
     keep = half_samples(n_examples, resamples, seed) if enough else None
+    left_out: dict[str, tuple[LeftOut, LeftOut]] = {}
     matrices, dynamics = [], []
     for metric in metrics:
         S = similarity_matrix(states, metric)
         delta = local_dynamics(S, neighbourhood)
-        halves = None if keep is None else dynamics_halves(states, metric, neighbourhood, keep)
-        low_high = [
-            (np.nan, np.nan)
-            if halves is None or np.isnan(delta[layer])
-            else recentred_interval(delta[layer], halves[:, layer])
-            for layer in range(n_layers)
-        ]
+        limits, delta_limits = np.full((2, n_layers**2), np.nan), np.full((2, n_layers), np.nan)
+        ranks, chosen = np.full((2, n_layers), np.nan), np.full(n_layers, np.nan)
+        if keep is not None:
+            kernel = KERNELS[metric]
+            if kernel not in left_out:
+                left_out[kernel] = cka_left_out(states, kernel)
+            one, two = left_out[kernel][metric == "cka_linear_debiased"]
+            limits = _limits(S.ravel(), one.reshape(len(one), -1), two.reshape(len(two), -1))
+            delta_limits = _limits(delta, dynamics_of(one, neighbourhood), dynamics_of(two, neighbourhood))
+            halves = dynamics_halves(states, metric, neighbourhood, keep)
+            ranks, chosen = _rank_limits(halves), np.where(np.isnan(delta), np.nan, chosen_share(halves))
         matrices.append(
             pd.DataFrame(
                 {
@@ -78,8 +84,8 @@ def similarity_tables(
                     "layer_i": pairs[0],
                     "layer_j": pairs[1],
                     "value": S.ravel(),
-                    "ci_low": np.nan,
-                    "ci_high": np.nan,
+                    "ci_low": limits[0],
+                    "ci_high": limits[1],
                     "reason": pd.Series([_reason(S[i, j], constant, i, j) for i, j in pairs.T], dtype="string"),
                 }
             )
@@ -91,9 +97,12 @@ def similarity_tables(
                     "neighbourhood": neighbourhood,
                     "layer": np.arange(n_layers),
                     "delta": delta,
-                    "ci_low": [low for low, _ in low_high],
-                    "ci_high": [high for _, high in low_high],
+                    "ci_low": delta_limits[0],
+                    "ci_high": delta_limits[1],
                     "rank": pd.Series(delta).rank(method="first").astype("Int64"),
+                    "rank_low": ranks[0],
+                    "rank_high": ranks[1],
+                    "chosen": chosen,
                 }
             )
         )
@@ -102,6 +111,17 @@ def similarity_tables(
         "dynamics": pd.concat(dynamics, ignore_index=True),
         "health": health_table(states, finite_LN),
     }
+
+
+def _limits(estimate: np.ndarray, one: np.ndarray, two: np.ndarray) -> np.ndarray:
+    """Ends of 95 % intervals [2, E]."""
+    return np.stack(jackknife_interval(estimate, one, two))
+
+
+def _rank_limits(halves: np.ndarray) -> np.ndarray:
+    """Ranks of δ [2, L] between which 95 % of the half-samples rank a layer; NaN where some gives it no δ."""
+    ranks = pd.DataFrame(halves).rank(axis=1, method="first").to_numpy()
+    return np.quantile(ranks, [0.025, 0.975], axis=0, method="inverted_cdf")
 
 
 def _reason(value: float, constant: np.ndarray, i: int, j: int) -> str | None:
