@@ -17,6 +17,7 @@ from raysweep.studies.verification import draw
 from raysweep.studies.windows import Window, windows_of_widths
 
 _CALCULATION = 1  # raised when a study's arithmetic changes, so that old results are not taken for new ones
+_STATISTICS = 2  # likewise for similarity and correlation alone, which are made anew from what is captured and swept
 
 
 def plan(config: Config, facts: Facts) -> Graph:
@@ -204,7 +205,7 @@ def _similarity(config: Config, facts: Facts, model: ModelFacts, cell: Cell) -> 
     parts = tuple(fingerprint({**same, "chunk": chunk_fingerprint(chunk, prompts_only=True)}) for chunk in cell.chunks)
     made_from = {
         "study": "similarity",
-        "calculation": _CALCULATION,
+        "calculation": _STATISTICS,
         "parts": parts,
         "metrics": list(asked.metrics),
         "neighbourhood": asked.neighbourhood,
@@ -228,7 +229,7 @@ def _correlation(config: Config, cell: Cell, similarity: Task, substitutions: li
     windows = [task for task in substitutions if isinstance(task.window, Window)]
     made_from = {
         "study": "correlation",
-        "calculation": _CALCULATION,
+        "calculation": _STATISTICS,
         "similarity": similarity.results["similarity"],
         "substitution": [task.parts for task in windows],
         "resampling": _resampling(config),

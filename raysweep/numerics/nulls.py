@@ -7,12 +7,11 @@ benchmarks/calibration.py), so it alone should be called a test.
 Vectors are in layer order; all use ranks alone; NaN in the input gives NaN. What a p that cannot be low is worth is left
 to the caller: `SHIFT_FEWEST` and `CALIBRATED_FEWEST` say from how many places on two of them can tell anything.
 
-Shape suffixes: N places, G autocorrelations tried, R permutations, C cells.
+Shape suffixes: N places, G autocorrelations tried, R permutations.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -76,48 +75,16 @@ def autocorrelated_p(x: ArrayLike, y: ArrayLike) -> EffectiveTest:
     if np.isnan(r) or len(x_N) < 4:
         return EffectiveTest(r, np.nan, np.nan)
     variance = float(np.sum(_likely_covariance(x_N) * _likely_covariance(y_N)))
-    return EffectiveTest(r, _p_of(r, variance), 1 / variance + 2)
+    return EffectiveTest(r, correlation_p(r, variance), 1 / variance + 2)
 
 
-class Combined(NamedTuple):
-    """Mean correlation with depth taken out over cells, and its p."""
+def correlation_p(r: float, variance: float) -> float:
+    """P(|r| at least so high), r² being beta distributed as that of a correlation of mean 0 and this variance is.
 
-    correlation: float
-    p: float
-    cells: int
-
-
-def combined_p(x: Sequence[ArrayLike], y: Sequence[ArrayLike], groups: Sequence[str]) -> Combined:
-    """The p of `autocorrelated_p` for the mean of r over C cells, of which those of one group are not independent.
-
-    Cells of one group (one base model) may share x, or nearly, and have y that resemble one another. With ρ^x and ρ^y
-    the correlations of their residuals, the covariance of two cells' r is ρ^x ρ^y √(v v'), v being their variances in
-    `autocorrelated_p`; cells of unlike groups are taken to be independent. The mean over all cells is referred to the
-    beta distribution with its variance. One cell gives that cell's own p.
-
-    Cells whose r or p is NaN are left out, and counted out of `cells`; NaN where none is left. Raises ValueError for sides that
-    do not fit, and for cells of one group that have unlike numbers of places.
+    NaN where the variance is 1 or more: then r is ±1 whatever the curves.
     """
-    if not len(x) == len(y) == len(groups):
-        raise ValueError(f"need one x, y and group a cell; got {len(x)}, {len(y)} and {len(groups)}")
-    rows = []
-    for x_N, y_N, group in zip(x, y, groups, strict=True):
-        x_N, y_N = as_pair(x_N, y_N)
-        found = autocorrelated_p(x_N, y_N)
-        if not np.isnan(found.p):
-            rows.append((without_trend(x_N), without_trend(y_N), group, found))
-    if not rows:
-        return Combined(np.nan, np.nan, 0)
-    covariance = 0.0
-    for a_N, b_N, group, one in rows:
-        for c_N, d_N, other_group, other in rows:
-            if group == other_group:
-                if len(a_N) != len(c_N):
-                    raise ValueError(f"cells of group '{group}' have {len(a_N)} and {len(c_N)} places")
-                both = 1 / np.sqrt((one.effective - 2) * (other.effective - 2))
-                covariance += float(cosine(a_N, c_N) * cosine(b_N, d_N)) * both
-    mean = float(np.mean([found.correlation for _, _, _, found in rows]))
-    return Combined(mean, _p_of(mean, covariance / len(rows) ** 2), len(rows))
+    freedom = 1 / variance - 1
+    return float(special.betainc(freedom / 2, 0.5, max(0.0, 1 - r**2))) if freedom > 0 else np.nan
 
 
 def circular_shift_p(x: ArrayLike, y: ArrayLike) -> float:
@@ -169,14 +136,6 @@ def chance_precision(hits: int, k: int, n: int) -> tuple[float, float]:
     if not 0 <= hits <= k <= n or k < 1:
         raise ValueError(f"need 0 <= hits <= k <= n and k >= 1; got hits {hits}, k {k}, n {n}")
     return k / n, float(stats.hypergeom.sf(hits - 1, n, k, k))
-
-
-def _p_of(r: float, variance: float) -> float:
-    """P(|r| at least so high) where r² is beta distributed as a correlation's of variance `variance` is."""
-    freedom = 1 / variance - 1
-    if freedom <= 0:
-        return np.nan
-    return float(special.betainc(freedom / 2, 0.5, max(0.0, 1 - r**2)))
 
 
 def _likely_covariance(values_N: Array) -> Array:

@@ -23,10 +23,11 @@ PROMISED = {
     "verification": "model, dataset, kind, layers, coefficient, example_id, loss, recomputed, difference",
     "stopping": "model, dataset, rule, confidence, examples, of, share, settled, set, reason",
     "similarity": "model, other, dataset, metric, layer_i, layer_j, value, ci_low, ci_high, reason",
-    "dynamics": "model, dataset, metric, neighbourhood, layer, delta, ci_low, ci_high, rank",
+    "dynamics": "model, dataset, metric, neighbourhood, layer, delta, ci_low, ci_high, rank, "
+    "rank_low, rank_high, chosen",
     "health": "model, dataset, layer, measure, value, warning",
     "correlation": "model, dataset, metric, width, neighbourhood, n_layers, spearman, ci_low, ci_high, p_shift, "
-    "partial_depth, kendall, precision_at_k",
+    "partial_depth, kendall, precision_at_k, p_value, effective_layers, p_permutation, precision_chance, p_precision, reason",
     "generation": "model, dataset, example_id, intervention, prompt, reference, text",
 }
 NONE, FIRST, LAST = Window(0, 0), Window(0, 2), Window(1, 3)
