@@ -20,8 +20,8 @@ _MOST_ROWS = 2**23  # numbers in the rows of all layers' Grams that are held at 
 class LeftOut(NamedTuple):
     """CKA between every two layers without example a [N, L, L], and without the pair a, a + H [H, L, L]."""
 
-    one_NLL: Array
-    two_HLL: Array
+    one: Array
+    two: Array
 
 
 def cka_left_out(X_LND: Iterable[States], kernel: Kernel = "linear") -> tuple[LeftOut, LeftOut]:
@@ -85,15 +85,11 @@ def _left_out(grams: Sequence[LinearGram], n: int) -> list[Array]:
 
     whole = _Whole(n, p_NLL.sum(axis=0), c_NL.sum(axis=0), c_NL.T @ c_NL)
     first, second = slice(0, half), slice(half, 2 * half)
-    paired_HOOL = np.stack(
-        [np.stack([c_NL[first], C_HL], axis=1), np.stack([C_HL, c_NL[second]], axis=1)], axis=1
-    )
+    paired_HOOL = np.stack([np.stack([c_NL[first], C_HL], axis=1), np.stack([C_HL, c_NL[second]], axis=1)], axis=1)
     p_HLL = p_NLL[first] + p_NLL[second]
     ones = _without(whole, c_NL[:, None, None], p_NLL, p_NLL, q_NLL)
-    twos = _without(
-        whole, paired_HOOL, p_HLL, p_HLL + x_HLL + x_HLL.swapaxes(1, 2), q_NLL[first] + q_NLL[second]
-    )
-    zero_L = (np.array([gram.rounding for gram in grams]) + n * _EPS) * whole.product_LL.diagonal()
+    twos = _without(whole, paired_HOOL, p_HLL, p_HLL + x_HLL + x_HLL.swapaxes(1, 2), q_NLL[first] + q_NLL[second])
+    zero_L = (np.array([gram.rounding for gram in grams]) + n * _EPS) * whole.product.diagonal()
     return [_normalised(F_GLL, zero_L) for F_GLL in (*ones, *twos)]
 
 
@@ -101,9 +97,9 @@ class _Whole(NamedTuple):
     """Sums over all examples: ⟨C_i, C_j⟩, the traces, and the products of the diagonals."""
 
     examples: int
-    product_LL: Array
-    trace_L: Array
-    diagonals_LL: Array
+    product: Array
+    trace: Array
+    diagonals: Array
 
 
 def _without(whole: _Whole, C_GOOL: Array, p_GLL: Array, uu_GLL: Array, cu_GLL: Array) -> tuple[Array, Array]:
@@ -117,13 +113,13 @@ def _without(whole: _Whole, C_GOOL: Array, p_GLL: Array, uu_GLL: Array, cu_GLL: 
     t_GL = u_GOL.sum(axis=1)
     tt_GLL = _outer(t_GL, t_GL)
     left_GLL = uu_GLL - np.einsum("goi,goj->gij", u_GOL, u_GOL)  # Σ over the others of u_i u_j
-    biased_GLL = whole.product_LL - 2 * p_GLL + np.einsum("gabi,gabj->gij", C_GOOL, C_GOOL)
+    biased_GLL = whole.product - 2 * p_GLL + np.einsum("gabi,gabj->gij", C_GOOL, C_GOOL)
     biased_GLL += tt_GLL / m**2 - (2 / m) * left_GLL
 
     # The others' new diagonals are c + (2/m) u + t/m², and their sums of c and u are trace and −t.
-    trace_GL = whole.trace_L - c_GOL.sum(axis=1)
+    trace_GL = whole.trace - c_GOL.sum(axis=1)
     cross_GLL = (2 / m) * (cu_GLL - np.einsum("goi,goj->gij", c_GOL, u_GOL)) + _outer(trace_GL, t_GL) / m**2
-    diagonals_GLL = whole.diagonals_LL - np.einsum("goi,goj->gij", c_GOL, c_GOL) + (4 / m**2) * left_GLL
+    diagonals_GLL = whole.diagonals - np.einsum("goi,goj->gij", c_GOL, c_GOL) + (4 / m**2) * left_GLL
     diagonals_GLL += cross_GLL + cross_GLL.swapaxes(1, 2) - (3 / m**3) * tt_GLL
     new_trace_GL = trace_GL - t_GL / m
     debiased_GLL = biased_GLL - m / (m - 2) * diagonals_GLL

@@ -25,7 +25,9 @@ Array = NDArray[np.float64]
 
 _EPS = float(np.finfo(np.float64).eps)
 
-SHIFT_FEWEST = 20  # places below which a share of shifts is above 5 % even where only the unshifted curves agree so well
+SHIFT_FEWEST = (
+    20  # places below which a share of shifts is above 5 % even where only the unshifted curves agree so well
+)
 CALIBRATED_FEWEST = 10  # places from which on `autocorrelated_p` rejects 3 to 7 % at the 5 % level in simulation
 
 # Likenesses of neighbours that are thought possible; those that the curve speaks against hardly count.
@@ -43,14 +45,14 @@ class EffectiveTest(NamedTuple):
 class _Candidates(NamedTuple):
     """For n places and every likeness φ of neighbours, an AR(1) with a straight line in depth taken out.
 
-    Per φ: `projection_GNN`, with which yᵀPy is the squared norm of what generalised least squares leaves of y;
-    `log_determinant_G`, the terms of the restricted likelihood that do not depend on y; `covariance_GNN`, of what
+    Per φ: `projection` [G, N, N], with which yᵀPy is the squared norm of what generalised least squares leaves of y;
+    `log_determinant` [G], the terms of the restricted likelihood that do not depend on y; `covariance` [G, N, N], of what
     ordinary least squares leaves of it, with trace 1.
     """
 
-    projection_GNN: Array
-    log_determinant_G: Array
-    covariance_GNN: Array
+    projection: Array
+    log_determinant: Array
+    covariance: Array
 
 
 def autocorrelated_p(x: ArrayLike, y: ArrayLike) -> EffectiveTest:
@@ -142,10 +144,10 @@ def _likely_covariance(values_N: Array) -> Array:
     """Covariance, of trace 1, of what a straight line leaves of the ranks [N, N]; φ averaged out."""
     ranks_N = centred_ranks(values_N)
     candidates = _candidates(len(values_N))
-    squares_G = np.einsum("n,gnm,m->g", ranks_N, candidates.projection_GNN, ranks_N)
-    log_likelihood_G = -0.5 * (candidates.log_determinant_G + (len(ranks_N) - 2) * np.log(squares_G))
+    squares_G = np.einsum("n,gnm,m->g", ranks_N, candidates.projection, ranks_N)
+    log_likelihood_G = -0.5 * (candidates.log_determinant + (len(ranks_N) - 2) * np.log(squares_G))
     weight_G = np.exp(log_likelihood_G - log_likelihood_G.max())
-    covariance_NN: Array = np.tensordot(weight_G / weight_G.sum(), candidates.covariance_GNN, axes=1)
+    covariance_NN: Array = np.tensordot(weight_G / weight_G.sum(), candidates.covariance, axes=1)
     return covariance_NN
 
 

@@ -101,7 +101,12 @@ def jackknife_interval(
     """
     estimate_E, one_NE, two_HE = (np.asarray(values, dtype=np.float64) for values in (estimate, one_NE, two_HE))
     n, half = len(one_NE), len(one_NE) // 2
-    if estimate_E.ndim != 1 or one_NE.shape != (n, len(estimate_E)) or two_HE.shape != (half, len(estimate_E)) or not half:
+    if (
+        estimate_E.ndim != 1
+        or one_NE.shape != (n, len(estimate_E))
+        or two_HE.shape != (half, len(estimate_E))
+        or not half
+    ):
         shapes = estimate_E.shape, one_NE.shape, two_HE.shape
         raise ValueError(f"expected shapes [E], [N, E] and [N // 2, E]; got {shapes[0]}, {shapes[1]} and {shapes[2]}")
     tail = _tail(level)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from raysweep.report.cells import SIGNIFICANT, Cell, Correlation, Rival, Setting, Verdict
+from raysweep.report.cells import Cell, Correlation, Rival, Setting, Verdict
 from raysweep.report.estimates import estimate_sentences
 from raysweep.report.stopping import stopping_sentences
 from raysweep.report.summaries import Window, windows_of
@@ -168,7 +168,9 @@ def _reading(verdict: Verdict, found: Correlation) -> str:
     if verdict == "misled":
         return "The whole interval is above 0: choosing layers by small δ would have missed the costly ones."
     if verdict == "told":
-        return "The whole interval is below 0, and curves that have nothing to do with one another seldom agree as well."
+        return (
+            "The whole interval is below 0, and curves that have nothing to do with one another seldom agree as well."
+        )
     if math.isnan(found.p_value):
         return f"The interval is below 0, but chance is not ruled out ({found.reason or 'no p'})."
     return "The interval is below 0, but smooth curves that have nothing to do with one another agree as well too often to rule chance out."

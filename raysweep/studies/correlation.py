@@ -79,7 +79,9 @@ def untold(figures: dict[str, float]) -> str | None:
     elif np.isnan(figures["p_value"]):
         reasons.append("no p: next to the likeness of neighbouring layers too few are left to count")
     if n < SHIFT_FEWEST:
-        reasons.append(f"no share of shifts with {n} centres: it is never below 1/{n}, so it could not be below {_LEVEL}")
+        reasons.append(
+            f"no share of shifts with {n} centres: it is never below 1/{n}, so it could not be below {_LEVEL}"
+        )
     if np.isnan(figures["p_precision"]):
         k = _fifth(n)
         reasons.append(f"no p of precision with {n} centres: {k} of {k} right by chance is more likely than {_LEVEL}")

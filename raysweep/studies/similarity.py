@@ -121,7 +121,7 @@ def _limits(estimate: np.ndarray, one: np.ndarray, two: np.ndarray) -> np.ndarra
 def _rank_limits(halves: np.ndarray) -> np.ndarray:
     """Ranks of δ [2, L] between which 95 % of the half-samples rank a layer; NaN where some gives it no δ."""
     ranks = pd.DataFrame(halves).rank(axis=1, method="first").to_numpy()
-    return np.quantile(ranks, [0.025, 0.975], axis=0, method="inverted_cdf")
+    return np.asarray(np.quantile(ranks, [0.025, 0.975], axis=0, method="inverted_cdf"))
 
 
 def _reason(value: float, constant: np.ndarray, i: int, j: int) -> str | None:

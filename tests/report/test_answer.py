@@ -120,7 +120,14 @@ def test_readings_of_a_correlation(correlation, label, reading):
 
 
 def test_too_few_centres_for_a_p_value():
-    row = {"spearman": -0.9, "ci_low": -1.0, "ci_high": -0.5, "p_value": math.nan, "n_layers": 8, "reason": "no p with 8 centres"}
+    row = {
+        "spearman": -0.9,
+        "ci_low": -1.0,
+        "ci_high": -0.5,
+        "p_value": math.nan,
+        "n_layers": 8,
+        "reason": "no p with 8 centres",
+    }
     text = said(tiny_tables({**STEADY, (0, 2): [2.0, 2.2, 1.9, 2.3]}, correlation=row))
     assert "but chance is not ruled out (no p with 8 centres)." in text
 

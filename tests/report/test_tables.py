@@ -63,6 +63,9 @@ def dynamics(part, n_layers=2):
             "ci_low": np.nan,
             "ci_high": np.nan,
             "rank": pd.array([1, None], dtype="Int64"),
+            "rank_low": np.nan,
+            "rank_high": np.nan,
+            "chosen": np.nan,
             "part": part,
         }
     )
