@@ -21,7 +21,7 @@ from raysweep.studies.verification import draw
 from raysweep.studies.windows import Window, windows_of_widths
 
 _CALCULATION = 1  # raised when a study's arithmetic changes, so that old results are not taken for new ones
-_SIMILARITY = 2  # raised when the tables of a similarity task change in arithmetic or rows
+_STATISTICS = 3  # likewise for similarity and correlation alone, which are made anew from what is captured and swept
 
 
 def plan(config: Config, facts: Facts) -> Graph:
@@ -218,7 +218,7 @@ def _similarity(config: Config, cell: Cell, parts: tuple[str, ...]) -> Task:
     assert asked is not None
     made_from = {
         "study": "similarity",
-        "calculation": [_CALCULATION, _SIMILARITY],
+        "calculation": _STATISTICS,
         "parts": parts,
         "metrics": list(asked.metrics),
         "parameters": {name: getattr(asked, name) for metric in asked.metrics for name in MEASURES[metric].parameters},
@@ -256,7 +256,7 @@ def _correlation(config: Config, cell: Cell, similarity: Task, substitutions: li
     windows = [task for task in substitutions if isinstance(task.window, Window)]
     made_from = {
         "study": "correlation",
-        "calculation": _CALCULATION,
+        "calculation": _STATISTICS,
         "similarity": similarity.results["similarity"],
         "substitution": [task.parts for task in windows],
         "resampling": _resampling(config),

@@ -36,20 +36,6 @@ def local_dynamics(S_LL: ArrayLike, neighbourhood: int | Sequence[int] = 3, diag
     return delta_L
 
 
-def without_diagonal(delta_L: ArrayLike, neighbourhood: int) -> Array:
-    """δ without the diagonal [..., L] from δ with it, of a measure whose diagonal is 1: for m layers, (m·δ − 1)/(m − 1).
-
-    The same as `local_dynamics(S, neighbourhood, diagonal=False)`, for δ of which there is no matrix, as on subsets of the
-    examples.
-    """
-    delta_L = as_float64(delta_L)
-    reach, layer_L = reach_of(neighbourhood, diagonal=False), np.arange(delta_L.shape[-1])
-    size_L = np.minimum(layer_L, reach) + np.minimum(layer_L[::-1], reach) + 1
-    others_L = np.where(size_L > 1, size_L - 1.0, np.nan)
-    found: Array = (size_L * delta_L - 1) / others_L
-    return found
-
-
 def reach_of(neighbourhood: int, diagonal: bool = True) -> int:
     """How many layers to each side are neighbours. Raises ValueError for an even number, and for one that leaves none."""
     if neighbourhood < 1 or neighbourhood % 2 == 0:

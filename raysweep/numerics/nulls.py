@@ -7,12 +7,11 @@ benchmarks/calibration.py), so it alone should be called a test.
 Vectors are in layer order; all use ranks alone; NaN in the input gives NaN. What a p that cannot be low is worth is left
 to the caller: `SHIFT_FEWEST` and `CALIBRATED_FEWEST` say from how many places on two of them can tell anything.
 
-Shape suffixes: N places, G autocorrelations tried, R permutations, C cells.
+Shape suffixes: N places, G autocorrelations tried, R permutations.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -26,7 +25,9 @@ Array = NDArray[np.float64]
 
 _EPS = float(np.finfo(np.float64).eps)
 
-SHIFT_FEWEST = 20  # places below which a share of shifts is above 5 % even where only the unshifted curves agree so well
+SHIFT_FEWEST = (
+    20  # places below which a share of shifts is above 5 % even where only the unshifted curves agree so well
+)
 CALIBRATED_FEWEST = 10  # places from which on `autocorrelated_p` rejects 3 to 7 % at the 5 % level in simulation
 
 # Likenesses of neighbours that are thought possible; those that the curve speaks against hardly count.
@@ -44,14 +45,14 @@ class EffectiveTest(NamedTuple):
 class _Candidates(NamedTuple):
     """For n places and every likeness φ of neighbours, an AR(1) with a straight line in depth taken out.
 
-    Per φ: `projection_GNN`, with which yᵀPy is the squared norm of what generalised least squares leaves of y;
-    `log_determinant_G`, the terms of the restricted likelihood that do not depend on y; `covariance_GNN`, of what
+    Per φ: `projection` [G, N, N], with which yᵀPy is the squared norm of what generalised least squares leaves of y;
+    `log_determinant` [G], the terms of the restricted likelihood that do not depend on y; `covariance` [G, N, N], of what
     ordinary least squares leaves of it, with trace 1.
     """
 
-    projection_GNN: Array
-    log_determinant_G: Array
-    covariance_GNN: Array
+    projection: Array
+    log_determinant: Array
+    covariance: Array
 
 
 def autocorrelated_p(x: ArrayLike, y: ArrayLike) -> EffectiveTest:
@@ -76,48 +77,16 @@ def autocorrelated_p(x: ArrayLike, y: ArrayLike) -> EffectiveTest:
     if np.isnan(r) or len(x_N) < 4:
         return EffectiveTest(r, np.nan, np.nan)
     variance = float(np.sum(_likely_covariance(x_N) * _likely_covariance(y_N)))
-    return EffectiveTest(r, _p_of(r, variance), 1 / variance + 2)
+    return EffectiveTest(r, correlation_p(r, variance), 1 / variance + 2)
 
 
-class Combined(NamedTuple):
-    """Mean correlation with depth taken out over cells, and its p."""
+def correlation_p(r: float, variance: float) -> float:
+    """P(|r| at least so high), r² being beta distributed as that of a correlation of mean 0 and this variance is.
 
-    correlation: float
-    p: float
-    cells: int
-
-
-def combined_p(x: Sequence[ArrayLike], y: Sequence[ArrayLike], groups: Sequence[str]) -> Combined:
-    """The p of `autocorrelated_p` for the mean of r over C cells, of which those of one group are not independent.
-
-    Cells of one group (one base model) may share x, or nearly, and have y that resemble one another. With ρ^x and ρ^y
-    the correlations of their residuals, the covariance of two cells' r is ρ^x ρ^y √(v v'), v being their variances in
-    `autocorrelated_p`; cells of unlike groups are taken to be independent. The mean over all cells is referred to the
-    beta distribution with its variance. One cell gives that cell's own p.
-
-    Cells whose r or p is NaN are left out, and counted out of `cells`; NaN where none is left. Raises ValueError for sides that
-    do not fit, and for cells of one group that have unlike numbers of places.
+    NaN where the variance is 1 or more: then r is ±1 whatever the curves.
     """
-    if not len(x) == len(y) == len(groups):
-        raise ValueError(f"need one x, y and group a cell; got {len(x)}, {len(y)} and {len(groups)}")
-    rows = []
-    for x_N, y_N, group in zip(x, y, groups, strict=True):
-        x_N, y_N = as_pair(x_N, y_N)
-        found = autocorrelated_p(x_N, y_N)
-        if not np.isnan(found.p):
-            rows.append((without_trend(x_N), without_trend(y_N), group, found))
-    if not rows:
-        return Combined(np.nan, np.nan, 0)
-    covariance = 0.0
-    for a_N, b_N, group, one in rows:
-        for c_N, d_N, other_group, other in rows:
-            if group == other_group:
-                if len(a_N) != len(c_N):
-                    raise ValueError(f"cells of group '{group}' have {len(a_N)} and {len(c_N)} places")
-                both = 1 / np.sqrt((one.effective - 2) * (other.effective - 2))
-                covariance += float(cosine(a_N, c_N) * cosine(b_N, d_N)) * both
-    mean = float(np.mean([found.correlation for _, _, _, found in rows]))
-    return Combined(mean, _p_of(mean, covariance / len(rows) ** 2), len(rows))
+    freedom = 1 / variance - 1
+    return float(special.betainc(freedom / 2, 0.5, max(0.0, 1 - r**2))) if freedom > 0 else np.nan
 
 
 def circular_shift_p(x: ArrayLike, y: ArrayLike) -> float:
@@ -171,22 +140,14 @@ def chance_precision(hits: int, k: int, n: int) -> tuple[float, float]:
     return k / n, float(stats.hypergeom.sf(hits - 1, n, k, k))
 
 
-def _p_of(r: float, variance: float) -> float:
-    """P(|r| at least so high) where r² is beta distributed as a correlation's of variance `variance` is."""
-    freedom = 1 / variance - 1
-    if freedom <= 0:
-        return np.nan
-    return float(special.betainc(freedom / 2, 0.5, max(0.0, 1 - r**2)))
-
-
 def _likely_covariance(values_N: Array) -> Array:
     """Covariance, of trace 1, of what a straight line leaves of the ranks [N, N]; φ averaged out."""
     ranks_N = centred_ranks(values_N)
     candidates = _candidates(len(values_N))
-    squares_G = np.einsum("n,gnm,m->g", ranks_N, candidates.projection_GNN, ranks_N)
-    log_likelihood_G = -0.5 * (candidates.log_determinant_G + (len(ranks_N) - 2) * np.log(squares_G))
+    squares_G = np.einsum("n,gnm,m->g", ranks_N, candidates.projection, ranks_N)
+    log_likelihood_G = -0.5 * (candidates.log_determinant + (len(ranks_N) - 2) * np.log(squares_G))
     weight_G = np.exp(log_likelihood_G - log_likelihood_G.max())
-    covariance_NN: Array = np.tensordot(weight_G / weight_G.sum(), candidates.covariance_GNN, axes=1)
+    covariance_NN: Array = np.tensordot(weight_G / weight_G.sum(), candidates.covariance, axes=1)
     return covariance_NN
 
 

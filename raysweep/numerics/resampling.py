@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-from raysweep.numerics.dynamics import change_points
+_ROUNDING = 1e-9  # how far from 1 a similarity of a layer with itself may come out
 
 
 def half_samples(n: int, resamples: int, seed: int) -> NDArray[np.bool_]:
@@ -61,6 +61,72 @@ def recentred_interval(estimate: float, values_R: ArrayLike, level: float = 0.95
     return low + shift, high + shift
 
 
+def halfway_interval(estimate: float, values_R: ArrayLike, level: float = 0.95) -> tuple[float, float]:
+    """The percentile interval of the resamples, shifted halfway to where their mean would fall on the estimate.
+
+    For rank correlations: noise in the curves draws them towards 0, on half the examples more than on all, so that the
+    resamples' own percentiles lie too near 0; but the estimate strays farther than the resamples' mean does, so that an
+    interval around it misses more often. Halfway covers best (benchmarks/calibration.py). NaN and errors as in
+    `percentile_interval`.
+    """
+    values_R = _vector(values_R)
+    low, high = percentile_interval(values_R, level)
+    shift = (estimate - float(values_R.mean())) / 2
+    return low + shift, high + shift
+
+
+def jackknife_interval(
+    estimate: ArrayLike, one_NE: ArrayLike, two_HE: ArrayLike, level: float = 0.95
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Intervals (low [E], high [E]) of estimates [E] in [−1, 1] from their values with one, and two, examples left out.
+
+    Row a of `one_NE` is without example a, row h of `two_HE` without the pair h and h + H, H = N // 2. On Fisher's scale,
+    z = artanh, on which values near 1 spread evenly and which keeps the ends in range, the interval is z ± t·√v with
+
+        v = (N − 1)/N Σ_a (z_(a) − mean)² − (N − 1)/(2N) mean_h Q_h²,  Q = N z − (N − 1)(z_(a) + z_(b)) + (N − 2) z_(ab).
+
+    The first term is the jackknife's variance, which counts twice what depends on pairs of examples (Efron & Stein, 1981),
+    as much of a similarity does where examples are fewer than their dimensions. Q is that part, free of what depends on
+    single examples; the second term takes it out once. Since no more than half can be counted twice, v is never taken to
+    be below half the first term, where the pairs' scatter would have it so.
+
+    t is Student's with 2N / (κ − 1) degrees of freedom, κ being the kurtosis of the z_(a): those of a variance estimated
+    from N values of that kurtosis, about N for normal ones, fewer where some examples outweigh the others.
+
+    It covers the value that samples of N examples give on average: for biased CKA, not the population's.
+    NaN where any value is; where all are 1 up to rounding, as a layer with itself, both ends are the estimate. Raises
+    ValueError for shapes that do not fit, values outside [−1, 1] by more than rounding or a level outside (0, 1).
+    """
+    estimate_E, one_NE, two_HE = (np.asarray(values, dtype=np.float64) for values in (estimate, one_NE, two_HE))
+    n, half = len(one_NE), len(one_NE) // 2
+    if (
+        estimate_E.ndim != 1
+        or one_NE.shape != (n, len(estimate_E))
+        or two_HE.shape != (half, len(estimate_E))
+        or not half
+    ):
+        shapes = estimate_E.shape, one_NE.shape, two_HE.shape
+        raise ValueError(f"expected shapes [E], [N, E] and [N // 2, E]; got {shapes[0]}, {shapes[1]} and {shapes[2]}")
+    tail = _tail(level)
+    all_VE = np.concatenate([estimate_E[None], one_NE, two_HE])
+    if (np.abs(all_VE) > 1 + _ROUNDING).any():
+        raise ValueError(f"values must lie in [-1, 1]; got {all_VE[np.abs(all_VE) > 1 + _ROUNDING][0]}")
+    certain_E = (np.abs(all_VE) >= 1 - _ROUNDING).all(axis=0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        z_VE = np.arctanh(np.where(certain_E, 0.0, all_VE))
+        z_E, z_NE, z_HE = z_VE[0], z_VE[1 : n + 1], z_VE[n + 1 :]
+        deviation_NE = z_NE - z_NE.mean(axis=0)
+        q_HE = n * z_E - (n - 1) * (z_NE[:half] + z_NE[half : 2 * half]) + (n - 2) * z_HE
+        pairs_E = (n - 1) / (2 * n) * (q_HE**2).mean(axis=0)
+        squares_E = (deviation_NE**2).sum(axis=0)
+        kurtosis_E = np.where(squares_E > 0, n * (deviation_NE**4).sum(axis=0) / squares_E**2, 3.0)
+        jackknife_E = (n - 1) / n * squares_E
+        freedom_E = 2 * n / (kurtosis_E - 1)
+        half_width_E = stats.t.ppf(1 - tail, freedom_E) * np.sqrt(np.maximum(jackknife_E - pairs_E, jackknife_E / 2))
+        low_E, high_E = np.tanh(z_E - half_width_E), np.tanh(z_E + half_width_E)
+    return np.where(certain_E, estimate_E, low_E), np.where(certain_E, estimate_E, high_E)
+
+
 def mean_interval(values_N: ArrayLike, level: float = 0.95) -> tuple[float, float]:
     """Student's t interval (low, high) of the mean over independent examples; NaN values are left out.
 
@@ -74,35 +140,6 @@ def mean_interval(values_N: ArrayLike, level: float = 0.95) -> tuple[float, floa
     mean = float(values_N.mean())
     half_width = float(stats.t.ppf(1 - tail, len(values_N) - 1) * values_N.std(ddof=1) / np.sqrt(len(values_N)))
     return mean - half_width, mean + half_width
-
-
-def chosen_share(delta_RL: ArrayLike, k: int | None = None) -> NDArray[np.float64]:
-    """Share of the resamples in which each layer is among the k with the smallest δ [L], in [0, 1].
-
-    What is chosen from a resample is `dynamics.change_points`: a fifth of the layers unless k is given, the lower layer
-    first where δ ties, never a NaN. The shares sum to k where no δ is NaN. Raises ValueError for no resamples.
-    """
-    delta_RL = _resampled(delta_RL)
-    counts_L = np.zeros(delta_RL.shape[1])
-    for delta_L in delta_RL:
-        counts_L[change_points(delta_L, k)] += 1
-    return counts_L / len(delta_RL)
-
-
-def rank_shares(delta_RL: ArrayLike) -> NDArray[np.float64]:
-    """Share of the resamples in which layer l has rank r + 1 by δ, in row l and column r [L, L]; rank 1 is the smallest.
-
-    Ties go to the lower layer first. A NaN has no rank, so that a row sums to the share of resamples that rank it, 1
-    where none of its δ is NaN. Raises ValueError for no resamples.
-    """
-    delta_RL = _resampled(delta_RL)
-    ranks_RL = np.argsort(np.argsort(delta_RL, axis=1, kind="stable"), axis=1)  # NaN sorts last
-    layers = delta_RL.shape[1]
-    shares_LL = np.zeros((layers, layers))
-    for layer in range(layers):
-        ranked_R = ~np.isnan(delta_RL[:, layer])
-        shares_LL[layer] = np.bincount(ranks_RL[ranked_R, layer], minlength=layers)
-    return shares_LL / len(delta_RL)
 
 
 def _resampled(delta_RL: ArrayLike) -> NDArray[np.float64]:

@@ -103,14 +103,15 @@ def dynamics_resamples(
     neighbourhood: int = 3,
     kernel: Kernel = "linear",
     debiased: bool = False,
+    diagonal: bool = True,
 ) -> Array:
     """δ on subsets of the examples [R, L]: `local_dynamics` of each matrix of `cka_resamples`, which see."""
-    return dynamics_of(cka_resamples(X_LND, keep_RN, kernel, debiased), neighbourhood)
+    return dynamics_of(cka_resamples(X_LND, keep_RN, kernel, debiased), neighbourhood, diagonal)
 
 
-def dynamics_of(S_RLL: Array, neighbourhood: int = 3) -> Array:
+def dynamics_of(S_RLL: Array, neighbourhood: int = 3, diagonal: bool = True) -> Array:
     """δ of each of R similarity matrices [R, L]; see `local_dynamics`."""
-    return np.stack([local_dynamics(S_LL, neighbourhood) for S_LL in S_RLL])
+    return np.stack([local_dynamics(S_LL, neighbourhood, diagonal) for S_LL in S_RLL])
 
 
 def _products(

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from raysweep.report.cells import SIGNIFICANT, Cell, Correlation, Rival, Setting, Verdict
+from raysweep.report.cells import Cell, Correlation, Rival, Setting, Verdict
 from raysweep.report.estimates import estimate_sentences
 from raysweep.report.stopping import stopping_sentences
 from raysweep.report.summaries import Window, windows_of
@@ -159,7 +159,6 @@ def _rho_sentence(cell: Cell, found: Correlation) -> Markup:
 
 
 def _reading(verdict: Verdict, found: Correlation) -> str:
-    n = found.n_layers
     if verdict == "idle":
         return "But no window's cost is told from 0, so there is no leaning for δ to tell."
     if math.isnan(found.ci_low):
@@ -169,12 +168,12 @@ def _reading(verdict: Verdict, found: Correlation) -> str:
     if verdict == "misled":
         return "The whole interval is above 0: choosing layers by small δ would have missed the costly ones."
     if verdict == "told":
-        return "The whole interval is below 0, and curves shifted along the layers seldom agree as well."
-    if math.isnan(found.p_shift):
-        return "The interval is below 0; without p, a chance agreement of two smooth curves is not ruled out."
-    if n * SIGNIFICANT < 1:
-        return f"The interval is below 0, but {n} centres are too few to rule chance out (p is never below 1/{n})."
-    return "The interval is below 0, but shifted curves agree as well too often to rule chance out."
+        return (
+            "The whole interval is below 0, and curves that have nothing to do with one another seldom agree as well."
+        )
+    if math.isnan(found.p_value):
+        return f"The interval is below 0, but chance is not ruled out ({found.reason or 'no p'})."
+    return "The interval is below 0, but smooth curves that have nothing to do with one another agree as well too often to rule chance out."
 
 
 # All cells ------------------------------------------------------------------------------------------------------------

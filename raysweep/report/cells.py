@@ -13,8 +13,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
+from raysweep.numerics.correlation import delta_at
 from raysweep.report import summaries
 from raysweep.report.summaries import Window, rows_of
 from raysweep.report.words import interval, layers_text, likeness_name, runs_text
@@ -56,6 +59,12 @@ class Correlation:
     partial_depth: float
     kendall: float
     precision_at_k: float
+    p_value: float
+    effective_layers: float
+    p_permutation: float
+    precision_chance: float
+    p_precision: float
+    reason: str | None
 
     @property
     def setting(self) -> Setting:
@@ -70,7 +79,7 @@ class Correlation:
     @property
     def p(self) -> str:
         """The p-value, in words."""
-        return "p n/a" if math.isnan(self.p_shift) else f"p = {self.p_shift:.3f}"
+        return "p n/a" if math.isnan(self.p_value) else f"p = {self.p_value:.3f}"
 
 
 @dataclass(frozen=True)
@@ -276,17 +285,25 @@ class Cell:
         """ρ for the first setting and the main width: the one that the answer is about."""
         return self.correlation(self.settings[0], self.main_width) if self.settings and self.main_width else None
 
+    def curves(self, found: Correlation) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """δ and mean loss at the centres that a correlation is over."""
+        rows = summaries.swept(self.windows, found.width)
+        dropped = (len(rows) - found.n_layers) // 2
+        rows = rows.iloc[dropped : len(rows) - dropped]
+        delta_L = self.dynamics(found.setting)["delta"].to_numpy(dtype=float)
+        return delta_at(delta_L, rows["centre"]), rows["loss"].to_numpy(dtype=float)
+
     def verdict(self, found: Correlation) -> Verdict:
         """Whether the base model would have told.
 
-        `told` needs both the interval (over examples) wholly below 0 and p ≤ 0.05 (over shifts along the layers); with the
+        `told` needs both the interval (over examples) wholly below 0 and p ≤ 0.05 (`p_value`, over layers); with the
         interval alone it is `maybe`. `misled`: the interval is wholly above 0. `unclear`: it includes 0, or there is none.
         `idle`: no window's cost is told from 0, so that ρ ranks differences that are no leaning.
         """
         if not self.leans(found.width):
             return "idle"
         if found.ci_high < 0:
-            return "told" if found.p_shift <= SIGNIFICANT else "maybe"
+            return "told" if found.p_value <= SIGNIFICANT else "maybe"
         return "misled" if found.ci_low > 0 else "unclear"
 
     def rho_reason(self, found: Correlation) -> str:

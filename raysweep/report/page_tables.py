@@ -10,6 +10,7 @@ from typing import NamedTuple
 import pandas as pd
 from markupsafe import Markup
 
+from raysweep.numerics.combined import Combined, combined_p, mean_correlation
 from raysweep.report.answer import answer_of
 from raysweep.report.cells import Cell, Setting, Verdict
 from raysweep.report.summaries import rows_of, windows_of
@@ -123,24 +124,29 @@ def correlation_table(cell: Cell) -> Table:
     """Every row of the correlation table."""
     rows = []
     for found in cell.correlations[:MOST]:
-        reason = cell.rho_reason(found) if math.isnan(found.spearman) else "undefined for these values"
-        first, *others = (found.spearman, found.p_shift, found.partial_depth, found.kendall, found.precision_at_k)
-        shown = [number_or_reason(value, reason, 3) if not math.isnan(first) else "n/a" for value in others]
+        undefined = math.isnan(found.spearman)
+        reason = cell.rho_reason(found) if undefined else found.reason or "undefined for these values"
+        values = (found.partial_depth, found.p_value, found.effective_layers, found.p_shift, found.p_permutation)
+        others = (found.kendall, found.precision_at_k, found.precision_chance, found.p_precision)
+        shown = [number(value, 3) for value in (*values, *others)]
         setting = (metric_name(found.metric), found.neighbourhood, found.width, found.n_layers)
-        rows.append(
-            (*setting, number_or_reason(first, reason, 3), interval(found.ci_low, found.ci_high, 3), *shown),
-        )
-    columns = ["metric", "neighbourhood", "window", "centres", "ρ", "95 % interval"]
-    columns += ["p", "ρ given depth", "Kendall's τ", "precision at k"]
+        rho = number_or_reason(found.spearman, reason, 3)
+        limits = interval(found.ci_low, found.ci_high, 3)
+        rows.append((*setting, rho, limits, *shown, "—" if undefined else found.reason or "—"))
+    columns = ["metric", "neighbourhood", "window", "centres", "ρ", "95 % interval", "ρ given depth", "p"]
+    columns += ["effective centres", "share of shifts", "p if exchangeable", "Kendall's τ", "precision at k"]
+    columns += ["by chance", "p of precision", "why n/a"]
     caption = (
-        "δ against loss, every setting. ρ given depth: with both sides' trend over depth taken out. Precision at k: how many "
-        "of the fifth of centres with the smallest δ are among the fifth with the highest loss."
+        "δ against loss, every setting. ρ given depth: with both sides' trend over depth taken out; p tests it, counting the "
+        "centres as the fewer that neighbours' likeness leaves. The share of shifts along the layers that agree as well, and the "
+        "p's that take layers or choices as exchangeable, are no calibrated tests. Precision at k: how many "
+        "of the fifth of centres with the smallest δ are among the fifth with the highest loss; beside it what blind choice gives."
     )
     if len(cell.correlations) > MOST:
         caption += (
             f" The first {MOST} of {len(cell.correlations)} rows, all of which are in results/correlation.parquet."
         )
-    return Table(caption, columns, rows, words={0})
+    return Table(caption, columns, rows, words={0, len(columns) - 1})
 
 
 _HEALTH = {  # measures as the page names them, where the table's own word is not enough
@@ -201,11 +207,12 @@ class Rho(NamedTuple):
 
 
 class RhoTable(NamedTuple):
-    """ρ by model (rows) and data set (columns), for one metric, neighbourhood and width."""
+    """ρ by model (rows) and data set (columns), for one metric, neighbourhood and width; `together` tells of all cells."""
 
     caption: str
     datasets: Sequence[str]
     rows: Sequence[tuple[str, Sequence[Rho]]]
+    together: str
 
 
 def rho_tables(cells: Sequence[Cell]) -> list[RhoTable]:
@@ -225,9 +232,25 @@ def rho_tables(cells: Sequence[Cell]) -> list[RhoTable]:
             f"{setting}, windows of width {width}",
             datasets,
             [(model, [_rho(found.get((model, dataset)), setting, width) for dataset in datasets]) for model in models],
+            _together(list(found.values()), setting, width),
         )
         for setting, width in asked
     ]
+
+
+def _together(cells: Sequence[Cell], setting: Setting, width: int) -> str:
+    """Mean ρ over all cells with its interval, and the p of all together, with what is assumed."""
+    asked = [(cell, row) for cell in cells if (row := cell.correlation(setting, width))]
+    mean = mean_correlation([row.spearman for _, row in asked], [cell.model for cell, _ in asked])
+    curves = [(*cell.curves(row), cell.model) for cell, row in asked if not math.isnan(row.p_value)]
+    tested = combined_p(*map(list, zip(*curves, strict=True))) if curves else Combined(math.nan, math.nan, 0)
+    over = f"{mean.groups} models, each the mean of its data sets" if mean.groups > 1 else "the data sets of one model"
+    p = f"p = {number(tested.p, 3)}" if tested.cells else "p n/a (no cell has one)"
+    return (
+        f"All {mean.cells} together: ρ = {number(mean.mean)} {interval(mean.low, mean.high)} (mean by Fisher's z; the interval "
+        f"is over {over}, taken as independent). ρ given depth = {number(tested.correlation)} on average, {p}, which "
+        "allows for cells of one model sharing its δ and resembling one another in their losses."
+    )
 
 
 def _rho(cell: Cell | None, setting: Setting, width: int) -> Rho:

@@ -32,13 +32,17 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "similarity": (
         *("model", "other", "dataset", "metric", "layer_i", "layer_j", "value", "ci_low", "ci_high", "reason"),
     ),
-    "dynamics": ("model", "dataset", "metric", "neighbourhood", "layer", "delta", "ci_low", "ci_high", "rank"),
+    "dynamics": (
+        *("model", "dataset", "metric", "neighbourhood", "layer", "delta", "ci_low", "ci_high", "rank"),
+        *("rank_low", "rank_high", "chosen"),
+    ),
     "critical": ("model", "dataset", "metric", "neighbourhood", "layers", "share", "whole"),
     "health": ("model", "dataset", "layer", "measure", "value", "warning"),
     "spectrum": ("model", "dataset", "layer", "components", "measure", "value", "reason"),
     "correlation": (
         *("model", "dataset", "metric", "width", "neighbourhood", "n_layers", "spearman", "ci_low", "ci_high"),
-        *("p_shift", "partial_depth", "kendall", "precision_at_k"),
+        *("p_shift", "partial_depth", "kendall", "precision_at_k", "p_value", "effective_layers", "p_permutation"),
+        *("precision_chance", "p_precision", "reason"),
     ),
     "removal": (
         *("model", "dataset", "of", "layer", "components", "mode", "mean", "position", "measure"),

@@ -13,7 +13,6 @@ import pandas as pd
 import torch
 
 from raysweep.numerics.correlation import (
-    circular_shift_p,
     delta_at,
     kendall,
     partial_depth,
@@ -23,26 +22,76 @@ from raysweep.numerics.correlation import (
 )
 from raysweep.numerics.dynamics import local_dynamics
 from raysweep.numerics.measures.registry import DEFAULTS, Parameters
-from raysweep.numerics.resampling import half_samples, percentile_interval
+from raysweep.numerics.nulls import (
+    CALIBRATED_FEWEST,
+    SHIFT_FEWEST,
+    autocorrelated_p,
+    chance_precision,
+    circular_shift_p,
+    permutation_p,
+)
+from raysweep.numerics.resampling import half_samples, halfway_interval
 from raysweep.studies.health import finite_examples
 from raysweep.studies.similarity import dynamics_halves, similarity_matrix
 
 _FEWEST_TO_RESAMPLE = 8
+_LEVEL = 0.05  # a p that can never be as low tells nothing
 
 
 def correlate_curves(delta: np.ndarray, loss: np.ndarray) -> dict[str, float]:
     """All figures of δ [C] against loss [C] at the same centres, without an interval.
 
-    `p_shift` is never below 1/C; `precision_at_k` takes a fifth of the centres.
+    `p_value` is `autocorrelated_p`'s, the one that keeps its level where neighbours are alike and both sides drift with
+    depth, with the `effective_layers` it counts; NaN below 10 centres, for which that was not found to hold. `p_shift`,
+    the share of circular shifts, is NaN below 20, where it could not be below 0.05. `p_permutation` is ρ's as if layers
+    were exchangeable. `precision_at_k` takes a fifth of the centres; blind choice gives `precision_chance`, and so much or more
+    with the probability `p_precision` (as if centres were exchangeable), NaN where even all k right would not be below 0.05.
     """
+    n = len(delta)
+    test = autocorrelated_p(delta, loss)
+    told = n >= CALIBRATED_FEWEST
+    precision = precision_at_k(delta, loss)
+    k = _fifth(n)
+    chance, p_precision = (np.nan, np.nan) if np.isnan(precision) else chance_precision(round(precision * k), k, n)
     return {
-        "n_layers": len(delta),
+        "n_layers": n,
         "spearman": spearman(delta, loss),
-        "p_shift": circular_shift_p(delta, loss),
+        "p_shift": circular_shift_p(delta, loss) if n >= SHIFT_FEWEST else np.nan,
         "partial_depth": partial_depth(delta, loss),
         "kendall": kendall(delta, loss),
-        "precision_at_k": precision_at_k(delta, loss),
+        "precision_at_k": precision,
+        "p_value": test.p if told else np.nan,
+        "effective_layers": test.effective if told else np.nan,
+        "p_permutation": permutation_p(delta, loss),
+        "precision_chance": chance,
+        "p_precision": p_precision if chance_precision(k, k, n)[1] <= _LEVEL else np.nan,
     }
+
+
+def untold(figures: dict[str, float]) -> str | None:
+    """Why figures of `correlate_curves` are NaN, in words; None where none is."""
+    n, reasons = int(figures["n_layers"]), []
+    if np.isnan(figures["spearman"]):
+        return "δ or the loss is undefined somewhere, or the same at all centres"
+    if np.isnan(figures["partial_depth"]):
+        return "δ or the loss is a straight line in depth: nothing is left to test beside it"
+    if n < CALIBRATED_FEWEST:
+        reasons.append(f"no p with {n} centres: the test was found to keep its level from {CALIBRATED_FEWEST} on")
+    elif np.isnan(figures["p_value"]):
+        reasons.append("no p: next to the likeness of neighbouring layers too few are left to count")
+    if n < SHIFT_FEWEST:
+        reasons.append(
+            f"no share of shifts with {n} centres: it is never below 1/{n}, so it could not be below {_LEVEL}"
+        )
+    if np.isnan(figures["p_precision"]):
+        k = _fifth(n)
+        reasons.append(f"no p of precision with {n} centres: {k} of {k} right by chance is more likely than {_LEVEL}")
+    return "; ".join(reasons) or None
+
+
+def _fifth(n: int) -> int:
+    """The k of precision at k; see `change_points`."""
+    return max(1, round(n / 5))
 
 
 def correlate_cell(
@@ -61,7 +110,7 @@ def correlate_cell(
     """One row a metric and width: δ of states [L, N, D] against the mean loss of each window, with a 95 % interval of ρ.
 
     `losses` are rows of the substitution table of one model and data set (of several estimators, the exact ones count); the mean of a window leaves NaN losses out, and δ the
-    examples whose states are not finite; an infinite loss counts as the largest. The interval is that of ρ over half-samples of the examples that have both a state and a finite loss under every window of
+    examples whose states are not finite; an infinite loss counts as the largest. The interval (`halfway_interval`) is that of ρ over half-samples of the examples that have both a state and a finite loss under every window of
     the width, both sides recomputed together; NaN with fewer than 8 such examples. `drop_ends` centres are left out at
     each end; a width of which fewer than 3 are left has no row.
     """
@@ -69,11 +118,12 @@ def correlate_cell(
     if not finite_N.all():
         states, example_ids = states[:, torch.from_numpy(finite_N).to(states.device)], example_ids[finite_N]
     place = pd.Index(example_ids)
-    deltas = {
-        metric: local_dynamics(similarity_matrix(states, metric, parameters), neighbourhood, diagonal)
-        for metric in metrics
-    }
-    resampled: dict[tuple[str, tuple[int, ...]], np.ndarray | None] = {}
+
+    def dynamics(states: torch.Tensor, metric: str) -> np.ndarray:
+        return local_dynamics(similarity_matrix(states, metric, parameters), neighbourhood, diagonal)
+
+    deltas = {metric: dynamics(states, metric) for metric in metrics}
+    resampled: dict[tuple[str, tuple[int, ...]], tuple[np.ndarray, np.ndarray] | None] = {}
     whole = (losses["kind"] == "window") & (losses["coefficient"] == 1)
     if losses["estimator"].nunique() > 1:
         whole &= losses["estimator"] == "exact"
@@ -98,22 +148,27 @@ def correlate_cell(
                 key = (metric, tuple(common))
                 if key not in resampled:  # the widths mostly have the same examples
                     chosen = states[:, place.get_indexer(common)]
-                    resampled[key] = dynamics_halves(chosen, metric, neighbourhood, keep, diagonal)
-                halves = resampled[key]
-                if halves is not None:
+                    halves = dynamics_halves(chosen, metric, neighbourhood, keep, diagonal)
+                    resampled[key] = None if halves is None else (dynamics(chosen, metric), halves)
+                found = resampled[key]
+                if found is not None:
                     loss_RC = keep @ loss_CN.T / keep.sum(axis=1, keepdims=True)
-                    delta_RC = np.stack([delta_at(delta_L, centres) for delta_L in halves])
-                    interval = percentile_interval(spearman_rows(delta_RC, loss_RC))
+                    delta_RC = np.stack([delta_at(delta_L, centres) for delta_L in found[1]])
+                    rho = spearman(delta_at(found[0], centres), loss_CN.mean(axis=1))
+                    interval = halfway_interval(rho, spearman_rows(delta_RC, loss_RC))
+            figures = correlate_curves(delta_at(deltas[metric], centres), mean_loss)
             rows.append(
                 {
                     "metric": metric,
                     "width": width,
                     "neighbourhood": neighbourhood,
-                    **correlate_curves(delta_at(deltas[metric], centres), mean_loss),
+                    **figures,
                     "ci_low": interval[0],
                     "ci_high": interval[1],
+                    "reason": untold(figures),
                 }
             )
     columns = ["metric", "width", "neighbourhood", "n_layers", "spearman", "ci_low", "ci_high"]
-    columns += ["p_shift", "partial_depth", "kendall", "precision_at_k"]
-    return pd.DataFrame(rows, columns=columns)
+    columns += ["p_shift", "partial_depth", "kendall", "precision_at_k", "p_value", "effective_layers"]
+    columns += ["p_permutation", "precision_chance", "p_precision", "reason"]
+    return pd.DataFrame(rows, columns=columns).astype({"reason": "string"})

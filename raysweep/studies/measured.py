@@ -19,7 +19,7 @@ import pandas as pd
 
 from raysweep.errors import InputError, nearest
 from raysweep.numerics.dynamics import local_dynamics
-from raysweep.studies.correlation import correlate_curves
+from raysweep.studies.correlation import correlate_curves, untold
 
 _PRUNE = re.compile(r"prune_(\d+(?:\.5)?)\.jsonl")
 _AVERAGE = re.compile(r"Average loss:\s*(\S+)")
@@ -57,9 +57,13 @@ class Correlated:
             f"({self.centres[0]:g} to {self.centres[-1]:g})",
             f"Kendall        {figures['kendall']:+.6f}",
             f"depth out      {figures['partial_depth']:+.6f} (Spearman with the layer's depth taken out)",
-            f"circular shift p = {figures['p_shift']:.4f} (never below 1/{figures['n_layers']})",
-            f"precision@k    {figures['precision_at_k']:.3f} (smallest δ among the costliest fifth of the centres)",
+            f"test           p = {figures['p_value']:.4f} (depth out; the centres count as {figures['effective_layers']:.1f})",
+            f"circular shift share = {figures['p_shift']:.4f} (never below 1/{figures['n_layers']})",
+            f"precision@k    {figures['precision_at_k']:.3f} (smallest δ among the costliest fifth of the centres; "
+            f"blindly {figures['precision_chance']:.3f})",
         ]
+        if reason := untold(figures):
+            lines.append(f"note: {reason}")
         if self.only_dynamics:
             lines.append(f"layers without a loss: {', '.join(f'{x:g}' for x in self.only_dynamics)}")
         if self.only_losses:

@@ -6,7 +6,7 @@ from plain_similarity import (
     drifting_states,
 )
 
-from raysweep.numerics.dynamics import change_points, local_dynamics, without_diagonal
+from raysweep.numerics.dynamics import change_points, local_dynamics
 from raysweep.numerics.subsets import dynamics_resamples
 
 
@@ -70,13 +70,3 @@ def test_several_neighbourhoods_at_once():
     S_LL = np.corrcoef(drifting_states(3)[:, :, 0])
     found = local_dynamics(S_LL, [1, 3, 5], diagonal=True)
     np.testing.assert_array_equal(found, [local_dynamics(S_LL, n) for n in (1, 3, 5)])
-
-
-@pytest.mark.parametrize("neighbourhood", [3, 5, 99])
-@pytest.mark.parametrize("layers", [1, 2, 6])
-def test_the_diagonal_taken_out_afterwards(neighbourhood, layers):
-    rng = np.random.default_rng(layers)
-    S_LL = rng.uniform(-1, 1, (layers, layers))
-    np.fill_diagonal(S_LL, 1)
-    found = without_diagonal(np.stack([local_dynamics(S_LL, neighbourhood)] * 2), neighbourhood)
-    np.testing.assert_allclose(found, [local_dynamics(S_LL, neighbourhood, diagonal=False)] * 2, atol=1e-12)

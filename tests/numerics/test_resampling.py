@@ -9,11 +9,9 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from raysweep.numerics.resampling import (
-    chosen_share,
     half_samples,
     mean_interval,
     percentile_interval,
-    rank_shares,
     recentred_interval,
 )
 
@@ -92,27 +90,3 @@ def test_intervals_refuse_misuse(interval):
 def test_percentiles_of_nothing_are_refused():
     with pytest.raises(ValueError, match="at least one value"):
         percentile_interval([])
-
-
-def test_shares_of_the_chosen_and_of_ranks_by_hand():
-    nan = np.nan
-    delta_RL = [[3.0, 1.0, 2.0], [1.0, 1.0, 2.0], [nan, 5.0, 4.0], [3.0, 2.0, 1.0]]
-    np.testing.assert_array_equal(chosen_share(delta_RL, 1), [1 / 4, 1 / 4, 2 / 4])
-    np.testing.assert_array_equal(chosen_share(delta_RL, 2), [1 / 4, 4 / 4, 3 / 4])
-    np.testing.assert_array_equal(chosen_share(delta_RL), chosen_share(delta_RL, 1))
-    np.testing.assert_array_equal(rank_shares(delta_RL), [[1 / 4, 0, 2 / 4], [1 / 4, 3 / 4, 0], [2 / 4, 1 / 4, 1 / 4]])
-
-
-@settings(max_examples=20, deadline=None)
-@given(seed=st.integers(0, 2**32 - 1), k=st.integers(1, 6))
-def test_being_chosen_is_having_one_of_the_first_k_ranks(seed, k):
-    delta_RL = np.random.default_rng(seed).integers(0, 5, (30, 6))
-    np.testing.assert_allclose(chosen_share(delta_RL, k), rank_shares(delta_RL)[:, :k].sum(axis=1), atol=1e-12)
-    assert chosen_share(delta_RL, k).sum() == pytest.approx(k)
-    np.testing.assert_allclose(rank_shares(delta_RL).sum(axis=0), 1)
-
-
-@pytest.mark.parametrize("shares", [chosen_share, rank_shares])
-def test_shares_of_no_resamples_are_refused(shares):
-    with pytest.raises(ValueError, match=r"\[R, L\]; got shape \(0, 3\)"):
-        shares(np.zeros((0, 3)))

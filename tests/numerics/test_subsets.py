@@ -111,3 +111,15 @@ def test_the_debiased_needs_four_examples_and_tiles_one():
         cka_resamples(drifting_states(0), keep_RN, debiased="both")
     with pytest.raises(ValueError, match="tile must be at least 1, got 0"):
         cka_resamples(drifting_states(0), keep_RN, tile=0)
+
+
+def test_dynamics_of_subsets_without_the_diagonal():
+    X_LND, keep_RN = (
+        drifting_states(3, layers=5, examples=12),
+        np.random.default_rng(0).permuted(np.tile(np.arange(12) < 6, (4, 1)), axis=1),
+    )
+    found_RL = dynamics_resamples(X_LND, keep_RN, 3, diagonal=False)
+    for delta_L, keep_N in zip(found_RL, keep_RN, strict=True):
+        S_LL = plain_matrix(X_LND[:, keep_N], "linear")
+        plain_L = [np.mean([S_LL[i, j] for j in (i - 1, i + 1) if 0 <= j < 5]) for i in range(5)]
+        np.testing.assert_allclose(delta_L, plain_L, atol=1e-12)

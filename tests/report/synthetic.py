@@ -114,8 +114,15 @@ def _dynamics(rng, cell, metric, S_LL):
             "ci_low": delta_L - half_L,
             "ci_high": delta_L + half_L,
             "rank": stats.rankdata(delta_L).astype(int),
+            "rank_low": stats.rankdata(delta_L) - 1,
+            "rank_high": stats.rankdata(delta_L) + 1,
+            "chosen": 0.5,
         }
     )
+
+
+# What the correlation table has beside ρ and p.
+BESIDE = {"effective_layers": 9.5, "p_permutation": 0.01, "precision_chance": 0.2, "p_precision": 0.02, "reason": None}
 
 
 def _correlation(rng, cell, metric, width, dynamics, substitution):
@@ -134,10 +141,12 @@ def _correlation(rng, cell, metric, width, dynamics, substitution):
                 "spearman": rho,
                 "ci_low": max(-1.0, rho - 0.11),
                 "ci_high": min(1.0, rho + 0.16),
-                "p_shift": 1 / len(losses) + float(rng.uniform(0, 0.05)) if rho < -0.3 else 0.4,
+                "p_shift": 1 / len(losses),
                 "partial_depth": rho * 0.9,
                 "kendall": stats.kendalltau(delta_C, losses)[0],
                 "precision_at_k": 0.6,
+                "p_value": 1 / len(losses) + float(rng.uniform(0, 0.05)) if rho < -0.3 else 0.4,
+                **BESIDE,
             }
         ]
     )
@@ -235,7 +244,7 @@ def make_hostile(markup: str = HOSTILE) -> tuple[dict[str, pd.DataFrame], Proven
         (correlation["model"] == "tiny") & (correlation["metric"] == "cka_linear") & (correlation["dataset"] != "sums")
     )
     correlation.loc[
-        lost, ["spearman", "ci_low", "ci_high", "p_shift", "partial_depth", "kendall", "precision_at_k"]
+        lost, ["spearman", "ci_low", "ci_high", "p_value", "p_shift", "partial_depth", "kendall", "precision_at_k"]
     ] = math.nan
     health = tables["health"]
     health.loc[health["warning"].notna(), "warning"] += f" {markup}"
@@ -280,5 +289,6 @@ def tiny_tables(losses, correlation=None):
     }
     if correlation is not None:
         usual = {"width": 2, "n_layers": 20, "partial_depth": -0.5, "kendall": -0.5, "precision_at_k": 0.5}
+        usual |= {"p_shift": 0.05, **BESIDE}
         tables["correlation"] = pd.DataFrame([{**cell, **usual, **correlation}])
     return tables

@@ -52,7 +52,7 @@ def test_change_point_layers_and_correlation(tables):
     text = said(tables)
     assert f"representations change most at layers {changes[0]}–{changes[-1]} (smallest δ, linear CKA)" in text
     assert (
-        f"ρ = {row.spearman:.2f} [{row.ci_low:.2f}, {row.ci_high:.2f}], p = {row.p_shift:.3f}, over 20 window "
+        f"ρ = {row.spearman:.2f} [{row.ci_low:.2f}, {row.ci_high:.2f}], p = {row.p_value:.3f}, over 20 window "
         "centres: the smaller δ, the higher the loss.".replace("-", "−")
         in text
     )
@@ -74,7 +74,7 @@ def test_no_window_that_costs_anything():
 
 def test_without_a_cost_there_is_nothing_to_tell():
     better = {(0, 2): [0.5, 0.7, 0.4, 0.6], (2, 4): [0.4, 0.4, 0.3, 0.5], (0, 6): [0.3, 0.3, 0.1, 0.3]}
-    row = {"spearman": 0.8, "ci_low": 0.6, "ci_high": 0.9, "p_shift": 0.05}
+    row = {"spearman": 0.8, "ci_low": 0.6, "ci_high": 0.9, "p_value": 0.05}
     text = said(tiny_tables({**STEADY, **better}, correlation=row))
     assert "nothing to tell: no window has a cost" in text
     assert "no window's cost is told from 0, so there is no leaning for δ to tell" in text
@@ -105,14 +105,14 @@ def test_half_precision_tells_nothing_apart_below_its_noise(dtype, told):
     [
         ((-0.8, -0.9, -0.6, 0.05), "the base model would have told", "whole interval is below 0, and"),
         ((-0.8, -0.9, -0.6, 0.3), "points the same way, may be chance", "too often to rule chance out"),
-        ((-0.8, -0.9, -0.6, math.nan), "points the same way, may be chance", "without p"),
+        ((-0.8, -0.9, -0.6, math.nan), "points the same way, may be chance", "chance is not ruled out (no p)"),
         ((-0.2, -0.5, 0.1, 0.01), "cannot tell", "The interval includes 0"),
         ((0.5, 0.2, 0.7, 0.01), "the base model would have misled", "The whole interval is above 0"),
         ((-0.8, math.nan, math.nan, 0.01), "cannot tell", "There is no interval"),
     ],
 )
 def test_readings_of_a_correlation(correlation, label, reading):
-    row = dict(zip(("spearman", "ci_low", "ci_high", "p_shift"), correlation, strict=True))
+    row = dict(zip(("spearman", "ci_low", "ci_high", "p_value"), correlation, strict=True))
     windows = {**STEADY, (0, 2): [2.0, 2.2, 1.9, 2.3], (2, 4): [1.3, 1.4, 1.2, 1.6]}
     text = said(tiny_tables(windows, correlation=row))
     assert label in text
@@ -120,9 +120,16 @@ def test_readings_of_a_correlation(correlation, label, reading):
 
 
 def test_too_few_centres_for_a_p_value():
-    row = {"spearman": -0.9, "ci_low": -1.0, "ci_high": -0.5, "p_shift": 0.125, "n_layers": 8}
+    row = {
+        "spearman": -0.9,
+        "ci_low": -1.0,
+        "ci_high": -0.5,
+        "p_value": math.nan,
+        "n_layers": 8,
+        "reason": "no p with 8 centres",
+    }
     text = said(tiny_tables({**STEADY, (0, 2): [2.0, 2.2, 1.9, 2.3]}, correlation=row))
-    assert "8 centres are too few to rule chance out (p is never below 1/8)" in text
+    assert "but chance is not ruled out (no p with 8 centres)." in text
 
 
 def test_many_cells_are_named_as_far_as_there_is_room():

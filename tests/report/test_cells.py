@@ -96,7 +96,7 @@ class TestWindows:
     ],
 )
 def test_verdicts(low, high, p, verdict):
-    row = {"spearman": 0.1, "ci_low": low, "ci_high": high, "p_shift": p}
+    row = {"spearman": 0.1, "ci_low": low, "ci_high": high, "p_value": p}
     (cell,) = cells_of(tiny_tables({**STEADY, **LEANING}, correlation=row), ())
     assert cell.verdict(cell.first_correlation) == verdict
     (idle,) = cells_of(tiny_tables({**STEADY, (0, 2): STEADY[(0, 0)]}, correlation=row), ())
@@ -113,7 +113,7 @@ class TestReasons:
         assert cell.delta_reason(setting, 0) == "a similarity it is the mean of is undefined"
 
     def test_an_undefined_rho_has_the_reason_of_what_it_is_made_of(self):
-        row = {"spearman": math.nan, "ci_low": math.nan, "ci_high": math.nan, "p_shift": math.nan}
+        row = {"spearman": math.nan, "ci_low": math.nan, "ci_high": math.nan, "p_value": math.nan}
 
         def reason(tables):
             (cell,) = cells_of(tables, ())

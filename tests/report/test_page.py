@@ -59,7 +59,7 @@ class TestSections:
         assert set(page.ids()) >= {link[1:] for link in links}
 
     def test_one_cell_needs_no_table_of_correlations(self, tmp_path, without_files):
-        row = {"spearman": -0.9, "ci_low": -1.0, "ci_high": -0.5, "p_shift": 0.1}
+        row = {"spearman": -0.9, "ci_low": -1.0, "ci_high": -0.5, "p_value": 0.1}
         parsed = written(tiny_tables({**STEADY, (0, 2): [2.0, 2.2, 1.9, 2.3]}, correlation=row), tmp_path)
         assert "rho" not in parsed.ids()
         assert "The base model alone points the same way, but chance is not ruled out." in parsed.text

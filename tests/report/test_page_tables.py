@@ -47,13 +47,14 @@ def test_dynamics_of_every_setting_side_by_side():
 
 
 def test_correlations_with_the_reason_of_an_undefined_one():
-    row = {"spearman": -0.9, "ci_low": -1.0, "ci_high": -0.5, "p_shift": math.nan}
+    row = {"spearman": -0.9, "ci_low": -1.0, "ci_high": -0.5, "p_value": math.nan, "reason": "too few"}
     tables = tiny_tables({**STEADY, (0, 2): [2.0] * 4}, correlation=row)
     tables["correlation"] = pd.concat([tables["correlation"], tables["correlation"].assign(spearman=math.nan, width=3)])
     defined, undefined = page_tables.correlation_table(only_cell(tables)).rows
-    assert defined[:7] == ("linear CKA", 3, 2, 20, "−0.900", "[−1.000, −0.500]", "n/a (undefined for these values)")
+    assert defined[:8] == ("linear CKA", 3, 2, 20, "−0.900", "[−1.000, −0.500]", "−0.500", "n/a")
+    assert defined[-1] == "too few"
     assert undefined[4] == "n/a (δ or the loss is the same at all centres)"
-    assert undefined[6:] == ("n/a",) * 4
+    assert undefined[-1] == "—"
 
 
 def test_health_by_layer_and_measure():

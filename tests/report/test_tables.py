@@ -23,11 +23,12 @@ PROMISED = {
     "verification": "model, dataset, kind, layers, coefficient, example_id, loss, recomputed, difference",
     "stopping": "model, dataset, rule, confidence, examples, of, share, settled, set, reason",
     "similarity": "model, other, dataset, metric, layer_i, layer_j, value, ci_low, ci_high, reason",
-    "dynamics": "model, dataset, metric, neighbourhood, layer, delta, ci_low, ci_high, rank",
+    "dynamics": "model, dataset, metric, neighbourhood, layer, delta, ci_low, ci_high, rank, rank_low, rank_high, chosen",
     "critical": "model, dataset, metric, neighbourhood, layers, share, whole",
     "health": "model, dataset, layer, measure, value, warning",
+    "spectrum": "model, dataset, layer, components, measure, value, reason",
     "correlation": "model, dataset, metric, width, neighbourhood, n_layers, spearman, ci_low, ci_high, p_shift, "
-    "partial_depth, kendall, precision_at_k",
+    "partial_depth, kendall, precision_at_k, p_value, effective_layers, p_permutation, precision_chance, p_precision, reason",
     "removal": "model, dataset, of, layer, components, mode, mean, position, measure, value, ci_low, ci_high, reason",
     "generation": "model, dataset, example_id, intervention, prompt, reference, text",
 }
@@ -64,6 +65,9 @@ def dynamics(part, n_layers=2):
             "ci_low": np.nan,
             "ci_high": np.nan,
             "rank": pd.array([1, None], dtype="Int64"),
+            "rank_low": np.nan,
+            "rank_high": np.nan,
+            "chosen": np.nan,
             "part": part,
         }
     )

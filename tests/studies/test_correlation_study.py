@@ -9,7 +9,7 @@ import torch
 from scipy import stats
 
 from raysweep.numerics.resampling import half_samples
-from raysweep.studies.correlation import correlate_cell, correlate_curves
+from raysweep.studies.correlation import correlate_cell, correlate_curves, untold
 
 LAYERS, N = 14, 40
 
@@ -77,7 +77,8 @@ def test_the_table_has_the_contracts_columns(states: torch.Tensor, ids: np.ndarr
     table = correlate(states, ids, losses, metrics=["cka_linear", "cka_rbf"])
     assert list(table.columns) == [
         *("metric", "width", "neighbourhood", "n_layers", "spearman", "ci_low", "ci_high"),
-        *("p_shift", "partial_depth", "kendall", "precision_at_k"),
+        *("p_shift", "partial_depth", "kendall", "precision_at_k", "p_value", "effective_layers"),
+        *("p_permutation", "precision_chance", "p_precision", "reason"),
     ]
     assert list(zip(table["width"], table["metric"], strict=True)) == [
         (width, metric) for width in (1, 4, 5) for metric in ("cka_linear", "cka_rbf")
@@ -96,11 +97,14 @@ def test_the_figures_are_scipys(width: int, states: torch.Tensor, ids: np.ndarra
     ranks = [stats.rankdata(side) for side in (delta, loss)]
     left = [side - np.polyval(np.polyfit(depth, side, 1), depth) for side in ranks]
     assert row["partial_depth"] == pytest.approx(stats.pearsonr(*left).statistic, abs=1e-9)
-    shifted = [abs(np.roll(left[1], k) @ left[0]) for k in range(len(delta))]
-    assert row["p_shift"] == pytest.approx(np.mean(np.array(shifted) >= shifted[0] - 1e-9))
     k = round(len(delta) / 5)
     hits = set(np.argsort(delta)[:k]) & set(np.argsort(-loss)[:k])
     assert row["precision_at_k"] == pytest.approx(len(hits) / k)
+    assert row["precision_chance"] == pytest.approx(k / len(delta))
+    assert row["p_precision"] == pytest.approx(stats.hypergeom.sf(len(hits) - 1, len(delta), k, k))
+    t = row["partial_depth"] * np.sqrt((row["effective_layers"] - 3) / (1 - row["partial_depth"] ** 2))
+    assert row["p_value"] == pytest.approx(2 * stats.t.sf(abs(t), row["effective_layers"] - 3))
+    assert 3 < row["effective_layers"] < 1.5 * len(delta)
 
 
 def plain_interval(
@@ -114,7 +118,9 @@ def plain_interval(
         delta = at(plain_delta(states[:, chosen]), centres_of(width))
         rho.append(stats.spearmanr(delta, of_width[:, chosen].mean(1)).statistic)
     low, high = np.quantile(rho, [0.025, 0.975])
-    return float(low), float(high)
+    delta = at(plain_delta(states[:, examples]), centres_of(width))
+    shift = (stats.spearmanr(delta, of_width[:, examples].mean(1)).statistic - np.mean(rho)) / 2
+    return float(low + shift), float(high + shift)
 
 
 @pytest.mark.parametrize("width", [1, 4])
@@ -220,18 +226,49 @@ def test_fewer_than_eight_examples_have_no_interval(
     assert row[["ci_low", "ci_high"]].isna().all()
 
 
-def test_the_debiased_metric_has_an_estimate_without_interval(
+def test_every_metric_has_an_interval(states: torch.Tensor, ids: np.ndarray, losses: pd.DataFrame) -> None:
+    table = correlate(states, ids, losses, metrics=["cka_linear_debiased", "cka_rbf"])
+    assert (table["ci_low"] < table["ci_high"]).all()
+
+
+def test_what_too_few_centres_cannot_tell_is_nan_with_its_reason(
     states: torch.Tensor, ids: np.ndarray, losses: pd.DataFrame
 ) -> None:
-    table = correlate(states, ids, losses, metrics=["cka_linear_debiased"])
-    assert table["spearman"].notna().all()
-    assert table[["ci_low", "ci_high"]].isna().to_numpy().all()
+    rows = correlate(states, ids, losses, drop_ends=1).set_index("width")
+    assert rows["p_shift"].isna().all()
+    assert rows.loc[1, "reason"] == (
+        "no share of shifts with 12 centres: it is never below 1/12, so it could not be below 0.05"
+    )
+    assert rows.loc[4, "reason"].startswith(
+        "no p with 9 centres: the test was found to keep its level from 10 on; no sh"
+    )
+    assert rows.loc[4, ["p_value", "effective_layers"]].isna().all()
+
+
+def test_with_many_centres_nothing_is_left_out() -> None:
+    delta, loss = np.random.default_rng(0).standard_normal((2, 24))
+    figures = correlate_curves(delta, loss)
+    assert np.isfinite(list(figures.values())).all()
+    assert untold(figures) is None
+    assert 1 / 24 <= figures["p_shift"] <= 1
+
+
+def test_few_centres_have_no_p_of_precision() -> None:
+    figures = correlate_curves(np.arange(7.0) ** 2 % 5, np.arange(7.0) * 3 % 7)
+    assert np.isnan(figures["p_precision"])
+    assert figures["precision_chance"] == pytest.approx(1 / 7)
+    assert str(untold(figures)).endswith(
+        "no p of precision with 7 centres: 1 of 1 right by chance is more likely than 0.05"
+    )
 
 
 def test_curves_without_variation_have_no_correlation() -> None:
     figures = correlate_curves(np.ones(6), np.arange(6.0))
     assert figures.pop("n_layers") == 6
-    assert np.isnan([figures[name] for name in ("spearman", "kendall", "partial_depth", "p_shift")]).all()
+    assert np.isnan([figures[name] for name in ("spearman", "kendall", "partial_depth", "p_value")]).all()
+    assert untold({**figures, "n_layers": 6}) == "δ or the loss is undefined somewhere, or the same at all centres"
+    line = correlate_curves(np.arange(12.0), np.arange(12.0) % 5)
+    assert untold(line) == "δ or the loss is a straight line in depth: nothing is left to test beside it"
 
 
 def test_only_whole_windows_put_back_exactly_are_correlated(

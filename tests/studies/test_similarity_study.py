@@ -9,7 +9,7 @@ from plain_study import METRICS, plain_cka, plain_delta, plain_kernel, plain_mat
 
 from raysweep.errors import InputError
 from raysweep.numerics.measures.registry import MEASURES, Parameters, similarity
-from raysweep.numerics.resampling import half_samples
+from raysweep.numerics.resampling import half_samples, jackknife_interval
 from raysweep.studies.similarity import similarity_matrix, similarity_tables
 
 
@@ -37,37 +37,47 @@ def test_each_metric_has_its_rows() -> None:
         *("other", "metric", "layer_i", "layer_j", "value", "ci_low", "ci_high", "reason")
     ]
     assert list(made["dynamics"].columns) == [
-        *("metric", "neighbourhood", "layer", "delta", "ci_low", "ci_high", "rank")
+        *("metric", "neighbourhood", "layer", "delta", "ci_low", "ci_high", "rank", "rank_low", "rank_high", "chosen")
     ]
     assert list(made["health"].columns) == ["layer", "measure", "value", "warning"]
     assert made["similarity"]["other"].isna().all()
     assert made["similarity"]["reason"].isna().all()
 
 
-@pytest.mark.parametrize("metric", ["cka_linear", "cka_rbf"])
-def test_the_interval_is_that_of_half_samples_moved_onto_the_estimate(metric: str) -> None:
-    states = walk(layers=5, examples=24)
-    dynamics = tables(states, (metric,))["dynamics"]
-    delta = plain_delta(plain_matrix(states.numpy(), metric), 3)
+@pytest.mark.parametrize("metric", METRICS)
+def test_intervals_are_the_jackknifes_and_ranks_those_of_half_samples(metric: str) -> None:
+    states = walk(layers=6, examples=24)
+    made = tables(states, (metric,))
     kernels = [plain_kernel(X, "rbf" if metric == "cka_rbf" else "linear") for X in states.numpy()]
-    halves = np.stack(
-        [
-            plain_delta(plain_cka([K[np.ix_(keep, keep)] for K in kernels]), 3)  # the whole sample's bandwidth
-            for keep in half_samples(24, 40, 3)
-        ]
-    )
-    low, high = np.quantile(halves, [0.025, 0.975], axis=0) + delta - halves.mean(0)
-    np.testing.assert_allclose(dynamics["ci_low"], low, rtol=0, atol=1e-9)
-    np.testing.assert_allclose(dynamics["ci_high"], high, rtol=0, atol=1e-9)
-    assert (dynamics["ci_low"] < dynamics["delta"]).all()
-    assert (dynamics["delta"] < dynamics["ci_high"]).all()
+
+    def cka_of(keep: np.ndarray) -> np.ndarray:  # the whole sample's bandwidth
+        return plain_cka([K[np.ix_(keep, keep)] for K in kernels], metric == "cka_linear_debiased")
+
+    everyone = np.arange(24)
+    S = cka_of(everyone)
+    one = np.stack([cka_of(np.setdiff1d(everyone, [a])) for a in everyone])
+    two = np.stack([cka_of(np.setdiff1d(everyone, [a, a + 12])) for a in range(12)])
+    similarity, dynamics = made["similarity"], made["dynamics"]
+    expected = jackknife_interval(S.ravel(), one.reshape(24, -1), two.reshape(12, -1))
+    np.testing.assert_allclose(similarity[["ci_low", "ci_high"]].T, expected, rtol=0, atol=1e-8)
+    assert (similarity.loc[similarity["layer_i"] != similarity["layer_j"], "ci_high"] < 1).all()
+    delta = plain_delta(S, 3)
+    expected = jackknife_interval(delta, *[np.stack([plain_delta(s, 3) for s in some]) for some in (one, two)])
+    np.testing.assert_allclose(dynamics[["ci_low", "ci_high"]].T, expected, rtol=0, atol=1e-8)
+    assert ((dynamics["ci_low"] < dynamics["delta"]) & (dynamics["delta"] < dynamics["ci_high"])).all()
+
+    halves = np.stack([plain_delta(cka_of(np.flatnonzero(keep)), 3) for keep in half_samples(24, 40, 3)])
+    ranks = np.sort(np.argsort(np.argsort(halves, axis=1), axis=1) + 1, axis=0)
+    np.testing.assert_array_equal(dynamics["rank_low"], ranks[0])  # the first of 40, for 2.5 %
+    np.testing.assert_array_equal(dynamics["rank_high"], ranks[38])
+    np.testing.assert_allclose(dynamics["chosen"], (ranks == 1).mean(axis=0))
 
 
-@pytest.mark.parametrize(("metric", "examples"), [("cka_linear", 7), ("cka_linear_debiased", 30)])
-def test_there_is_no_interval_where_none_can_be_had(metric: str, examples: int) -> None:
-    dynamics = tables(walk(examples=examples), (metric,))["dynamics"]
-    assert dynamics["delta"].notna().all()
-    assert dynamics[["ci_low", "ci_high"]].isna().to_numpy().all()
+def test_seven_examples_are_too_few_for_intervals() -> None:
+    made = tables(walk(examples=7))
+    assert made["dynamics"]["delta"].notna().all()
+    assert made["dynamics"][["ci_low", "ci_high", "rank_low", "rank_high", "chosen"]].isna().to_numpy().all()
+    assert made["similarity"][["ci_low", "ci_high"]].isna().to_numpy().all()
 
 
 def test_a_layer_with_one_state_for_all_examples_is_nan_with_its_reason() -> None:
