@@ -274,7 +274,8 @@ class Cell:
         if "correlation" not in self.tables:
             return []
         rows = self.tables["correlation"][[field.name for field in dataclasses.fields(Correlation)]]
-        return [Correlation(*row) for row in rows_of(rows)]
+        told = rows["reason"].astype(object).where(rows["reason"].notna(), None)
+        return [Correlation(*row) for row in rows_of(rows.assign(reason=told))]
 
     def correlation(self, setting: Setting, width: int) -> Correlation | None:
         """ρ for one setting and width, if it was asked for."""
