@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from raysweep.numerics.measures.registry import MEASURES
 from raysweep.numerics.segments import segment_starts
 from raysweep.numerics.selection import Agreement, Choices, agreement_between
 from raysweep.report.cells import Cell, Setting
@@ -102,7 +103,8 @@ def _stretches(cell: Cell, setting: Setting) -> str:
     if setting.metric not in cell.metrics:
         return "n/a (no similarity)"
     wide = cell.similarity(setting.metric).pivot(index="layer_i", columns="layer_j", values="value")
-    return runs_text([0, *segment_starts(wide.to_numpy(dtype=float)).tolist()])
+    S_LL = MEASURES[setting.metric].likeness(wide.to_numpy(dtype=float))
+    return runs_text([0, *segment_starts(S_LL).tolist()])
 
 
 @styled
