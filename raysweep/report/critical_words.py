@@ -49,7 +49,7 @@ def agreement_text(found: Agreement, datasets: int) -> str:
         f"{between} share {found.common:.1f} layers on average, {found.chance:.1f} by chance"
     )
     if math.isnan(found.repeated):
-        return f"{text}; too few examples for an interval"
+        return f"{text}; no half-samples for an interval"
     return f"{text}; two samples of one data set would agree {number(found.repeated)}"
 
 

@@ -260,5 +260,7 @@ def _rho(cell: Cell | None, setting: Setting, width: int) -> Rho:
     if math.isnan(row.spearman):
         return Rho("n/a", "", f"({cell.rho_reason(row)})", None)
     verdict = cell.verdict(row)
-    notes = {"idle": f"{row.p}, no cost told from 0", "unclear": f"{row.p}, includes 0"}
+    notes = {"idle": f"{row.p}, no cost told from 0"}
+    if not math.isnan(row.ci_low):
+        notes["unclear"] = f"{row.p}, includes 0"
     return Rho(number(row.spearman), row.limits, notes.get(verdict, row.p), verdict)
