@@ -1,0 +1,109 @@
+"""Inner products of every two layers' kernel matrices, and the two estimators of HSIC that follow from them.
+
+Nothing here reads states: gram_tiles.py, cross_products.py and on_device.py do, and fill `Products`.
+
+Shape suffixes: L layers, N examples, A and B the examples of a tile's rows and columns.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raysweep.numerics.gram import Array
+
+_CHUNK_NUMBERS = 2**18  # of a tile that are widened to float64 and multiplied together: 2 MiB, which a core's cache holds
+
+
+@dataclass(frozen=True)
+class Products:
+    """⟨K_i, K_j⟩ of L symmetric kernel matrices [N, N], which need not be centred, and what it takes to centre them.
+
+    With every K an outer product of states that were centred but for rounding, what is left to centre is small and
+    takes no digits away.
+    """
+
+    F_LL: Array  # ⟨K_i, K_j⟩
+    sums_LN: Array  # row sums
+    diagonal_LN: Array
+    eps: float  # relative rounding of an entry of K
+
+    def biased(self) -> Array:
+        """⟨H K_i H, H K_j H⟩ [L, L]: (N−1)² times the biased HSIC of Gretton et al. (2005)."""
+        n = self.sums_LN.shape[1]
+        total_L = self.sums_LN.sum(axis=1)
+        F_LL: Array = self.F_LL - 2 / n * (self.sums_LN @ self.sums_LN.T) + np.outer(total_L, total_L) / n**2
+        return F_LL
+
+    def debiased(self) -> Array:
+        """N(N−3) times the unbiased HSIC of Song et al. (2012, eq. 5) [L, L]; the diagonals have no part in it.
+
+        A norm on the diagonal that is no more than the rounding left over from the biased one is 0.
+        """
+        n = self.sums_LN.shape[1]
+        off_LN = self.sums_LN - self.diagonal_LN
+        total_L = off_LN.sum(axis=1)
+        U_LL: Array = self.F_LL - self.diagonal_LN @ self.diagonal_LN.T - 2 / (n - 2) * (off_LN @ off_LN.T)
+        U_LL += np.outer(total_L, total_L) / ((n - 1) * (n - 2))
+        norm_L = U_LL.diagonal()
+        rounding_L = n * self.eps * self.biased().diagonal()
+        np.fill_diagonal(U_LL, np.where(norm_L > rounding_L, norm_L, 0.0))
+        return U_LL
+
+
+class Accumulator:
+    """Sums up `Products` over tiles of the upper triangle, in float64."""
+
+    def __init__(self, layers: int, examples: int, eps: float) -> None:
+        self._products = Products(
+            F_LL=np.zeros((layers, layers)),
+            sums_LN=np.zeros((layers, examples)),
+            diagonal_LN=np.empty((layers, examples)),
+            eps=eps,
+        )
+        self._buffer: Array = np.empty(0)
+
+    def add(self, K_LAB: NDArray[np.floating], rows: slice, cols: slice) -> None:
+        """Add one tile of every layer; one off the diagonal stands for its mirror image too."""
+        F_LL, sums_LN = self._products.F_LL, self._products.sums_LN
+        layers, height, width = K_LAB.shape
+        # Products of sums so small that their rounding is of second order: they may be taken in the tile's own dtype.
+        sums_LN[:, rows] += (K_LAB.reshape(-1, width) @ np.ones(width, K_LAB.dtype)).reshape(layers, height)
+        on_diagonal = rows == cols
+        if on_diagonal:
+            self._products.diagonal_LN[:, rows] = np.einsum("laa->la", K_LAB)
+        else:
+            sums_LN[:, cols] += np.ones(height, K_LAB.dtype) @ K_LAB
+        strip = max(1, _CHUNK_NUMBERS // (layers * width))
+        for start in range(0, height, strip):
+            stop = min(start + strip, height)
+            if not on_diagonal:
+                V_LT = self._widened(K_LAB[:, start:stop])
+                F_LL += 2 * (V_LT @ V_LT.T)
+                continue
+            # Of a tile on the diagonal, the strip's square there counts once and what is right of it twice.
+            square_LT = self._widened(K_LAB[:, start:stop, start:stop])
+            F_LL += square_LT @ square_LT.T
+            right_LT = self._widened(K_LAB[:, start:stop, stop:])
+            F_LL += 2 * (right_LT @ right_LT.T)
+
+    def products(self) -> Products:
+        """What was added up."""
+        return self._products
+
+    def _widened(self, K_LAB: NDArray[np.floating]) -> Array:
+        """A contiguous copy in float64 [L, T], in a buffer that the next copy overwrites."""
+        if self._buffer.size < K_LAB.size:
+            self._buffer = np.empty(K_LAB.size)
+        V_LAB = self._buffer[: K_LAB.size].reshape(K_LAB.shape)
+        V_LAB[...] = K_LAB
+        return V_LAB.reshape(len(K_LAB), -1)
+
+
+def normalised(F_LL: Array) -> Array:
+    """F_ij / √(F_ii F_jj); NaN in the row and column of a diagonal entry that is not positive."""
+    norm_L = np.sqrt(np.where(F_LL.diagonal() > 0, F_LL.diagonal(), np.nan))
+    S_LL: Array = F_LL / np.outer(norm_L, norm_L)
+    return S_LL
