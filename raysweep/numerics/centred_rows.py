@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from raysweep.numerics.gram import States, row_blocks
+from raysweep.numerics.gram import Array, States, row_blocks
 
 Block = NDArray[np.floating[Any]]
 Working = np.dtype[np.float32] | np.dtype[np.float64]
@@ -46,24 +46,53 @@ class CentredRows:
 
     def read(self, rows: slice, out_AD: Block) -> None:
         """Put the centred rows [A, D] into `out_AD`."""
-        X_AD = self._rows(rows)
+        X_AD = self._rows(rows, out_AD)
         if self._mean_D is None:
-            self._mean_D = self._mean_of(X_AD) if len(X_AD) == self.examples else self._mean_of(None)
+            self._mean_D = self._rounded(_sum_of(X_AD)) if len(X_AD) == self.examples else self._mean_by_blocks()
         np.subtract(X_AD, self._mean_D, out=out_AD)
 
-    def _rows(self, rows: slice) -> Block:
-        """The states themselves; no copy where they are a numpy array or CPU tensor of the working dtype already."""
+    def _rows(self, rows: slice, out_AD: Block) -> Block:
+        """The states as they are, put into `out_AD` unless they are an array of the working dtype already."""
         block = self._states_ND[rows]
         if hasattr(block, "detach"):
             block = block.detach().cpu()
-            block = (block.float() if self._dtype == np.float32 else block.double()).numpy()
-        return np.asarray(block, dtype=self._dtype)
+            if str(block.dtype) == "torch.bfloat16":
+                return _widened(block, out_AD)
+            block = (block.float() if str(block.dtype) == "torch.float16" else block).numpy()
+        if block.dtype == out_AD.dtype:
+            return block
+        out_AD[...] = block
+        return out_AD
 
-    def _mean_of(self, everything_ND: Block | None) -> Block:
+    def _mean_by_blocks(self) -> Block:
+        blocks = row_blocks(self.examples, max(_SUMMED_ROWS, _READ_NUMBERS // self.width))
+        buffer_AD = np.empty((max(rows.stop - rows.start for rows in blocks), self.width), self._dtype)
         sum_D = np.zeros(self.width)
-        for rows in row_blocks(self.examples, max(_SUMMED_ROWS, _READ_NUMBERS // self.width)):
-            X_AD = self._rows(rows) if everything_ND is None else everything_ND[rows]
-            for part in row_blocks(len(X_AD), _SUMMED_ROWS):
-                sum_D += np.ones(part.stop - part.start, self._dtype) @ X_AD[part]
-        mean_D: Block = (sum_D / self.examples).astype(self._dtype)
-        return mean_D
+        for rows in blocks:
+            sum_D += _sum_of(self._rows(rows, buffer_AD[: rows.stop - rows.start]))
+        return self._rounded(sum_D)
+
+    def _rounded(self, sum_D: Array) -> Block:
+        return (sum_D / self.examples).astype(self._dtype)
+
+
+def _sum_of(X_AD: Block) -> Array:
+    sum_D = np.zeros(X_AD.shape[1])
+    for rows in row_blocks(len(X_AD), _SUMMED_ROWS):
+        sum_D += np.ones(rows.stop - rows.start, X_AD.dtype) @ X_AD[rows]
+    return sum_D
+
+
+def _widened(tensor: Any, out_AD: Block) -> Block:
+    """A bfloat16 tensor's values in `out_AD`: numpy has no such dtype, but its bits are the upper half of a float32's.
+
+    torch's own conversion starts threads, which get into the way of those that each work on a layer.
+    """
+    bits_AD = tensor.view(tensor[:0].short().dtype).numpy().view(np.uint16)
+    if out_AD.dtype != np.float32:
+        out_AD[...] = _widened(tensor, np.empty(out_AD.shape, np.float32))
+        return out_AD
+    bits_out_AD = out_AD.view(np.uint32)
+    bits_out_AD[...] = bits_AD
+    np.left_shift(bits_out_AD, 16, out=bits_out_AD)
+    return out_AD

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 
+from raysweep.numerics.blas_threads import each, workers
 from raysweep.numerics.centred_rows import Block, CentredRows, Working
 from raysweep.numerics.gram import States, row_blocks
 from raysweep.numerics.products import Accumulator, Products
@@ -21,15 +23,18 @@ from raysweep.numerics.products import Accumulator, Products
 def tile_for(memory: int, layers: Sequence[States], dtype: Working) -> int:
     """The side of the greatest tile whose work fits into `memory` bytes; all examples where that fits.
 
-    A tile of side t takes t² numbers a layer and three blocks of t rows: two centred, one as it is read. Raises
-    ValueError where not even a tile of one example fits.
+    A tile of side t takes t² numbers a layer, and two blocks of t rows for every worker. Raises ValueError where not even
+    a tile of one example fits.
     """
+    rows = 2 * workers()
     examples, widest = layers[0].shape[0], max(states_ND.shape[1] for states_ND in layers)
     room = (memory - Accumulator.memory(len(layers), examples)) / dtype.itemsize
-    # The positive root of L·t² + 3·D·t = room.
-    tile = math.floor((math.sqrt(max(0.0, (3 * widest) ** 2 + 4 * len(layers) * room)) - 3 * widest) / (2 * len(layers)))
+    # The positive root of L·t² + rows·D·t = room.
+    tile = math.floor(
+        (math.sqrt(max(0.0, (rows * widest) ** 2 + 4 * len(layers) * room)) - rows * widest) / (2 * len(layers))
+    )
     if tile < 1:
-        least = Accumulator.memory(len(layers), examples) + (len(layers) + 3 * widest) * dtype.itemsize
+        least = Accumulator.memory(len(layers), examples) + (len(layers) + rows * widest) * dtype.itemsize
         raise ValueError(f"memory of {memory} bytes is too little for these layers; it takes {least} at least")
     return min(tile, examples)
 
@@ -42,7 +47,8 @@ def tile_products(layers: Sequence[States], tile: int, dtype: Working) -> Produc
     height = max(rows.stop - rows.start for rows in blocks)
     widest = max(source.width for source in sources)
     K_T = np.empty(len(layers) * height**2, dtype)
-    buffers = [np.empty(height * widest, dtype) for _ in blocks[:2]]
+    threads = min(workers(), len(layers))
+    buffers = [[np.empty(height * widest, dtype) for _ in blocks[:2]] for _ in range(threads)]
     accumulator = Accumulator(len(layers), examples, float(np.finfo(dtype).eps))
 
     def centred(source: CentredRows, rows: slice, buffer: Block) -> Block:
@@ -51,14 +57,18 @@ def tile_products(layers: Sequence[States], tile: int, dtype: Working) -> Produc
         source.read(rows, X_AD)
         return X_AD
 
+    def fill(K_LAB: Block, rows: slice, cols: slice, worker: int) -> None:
+        """The tiles of every `threads`-th layer."""
+        for K_AB, source in zip(K_LAB[worker::threads], sources[worker::threads], strict=True):
+            X_AD = centred(source, rows, buffers[worker][0])
+            # On the diagonal one object twice, which lets BLAS do half the work.
+            X_BD = X_AD if rows == cols else centred(source, cols, buffers[worker][1])
+            np.matmul(X_AD, X_BD.T, out=K_AB)
+
     for place, rows in enumerate(blocks):
         for cols in blocks[place:]:
             shape = (len(layers), rows.stop - rows.start, cols.stop - cols.start)
             K_LAB = K_T[: math.prod(shape)].reshape(shape)
-            for K_AB, source in zip(K_LAB, sources, strict=True):
-                X_AD = centred(source, rows, buffers[0])
-                # On the diagonal one object twice, which lets BLAS do half the work.
-                X_BD = X_AD if rows == cols else centred(source, cols, buffers[1])
-                np.matmul(X_AD, X_BD.T, out=K_AB)
+            each(partial(fill, K_LAB, rows, cols), threads)
             accumulator.add(K_LAB, rows, cols)
     return accumulator.products()

@@ -24,9 +24,7 @@ _FLOAT64_COST = 4.0  # of a product of kernels, which is float64, in products of
 _NEAR_ROUNDING = 2.0**10  # units in the last place: below, whether a layer varies is looked at exactly
 
 
-def linear_products(
-    layers: Sequence[States], tile: int | None, memory: int
-) -> tuple[Products, NDArray[np.bool_]]:
+def linear_products(layers: Sequence[States], tile: int | None, memory: int) -> tuple[Products, NDArray[np.bool_]]:
     """The layers' `Products`, and which layers are `constant` [L]; theirs are rounding and mean nothing.
 
     `tile` set asks for tiles of that side. Raises ValueError, naming layer and example, for states that are not finite.
@@ -34,10 +32,12 @@ def linear_products(
     itemsize = working_dtype(layers).itemsize
     with np.errstate(over="ignore", invalid="ignore"):  # what overflowed is looked at below
         products = _cheapest(layers, tile, memory)
-    constant_L, peaks = _looked_at_exactly(layers, products.diagonal_LN, itemsize)
+    constant_L, peaks = _looked_at_exactly(layers, products.diagonals, itemsize)
     if not peaks:
         return products, constant_L
-    scaled = [_Scaled(states_ND, peaks[layer]) if layer in peaks else states_ND for layer, states_ND in enumerate(layers)]
+    scaled = [
+        _Scaled(states_ND, peaks[layer]) if layer in peaks else states_ND for layer, states_ND in enumerate(layers)
+    ]
     return _cheapest(scaled, tile, memory), constant_L
 
 

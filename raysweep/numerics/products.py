@@ -12,9 +12,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from raysweep.numerics.blas_threads import each, workers
 from raysweep.numerics.gram import Array
 
-_CHUNK_NUMBERS = 2**18  # of a tile that are widened to float64 and multiplied together: 2 MiB, which a core's cache holds
+_CHUNK_NUMBERS = (
+    2**18
+)  # of a tile that are widened to float64 and multiplied together: 2 MiB, which a core's cache holds
 
 
 @dataclass(frozen=True)
@@ -25,16 +28,17 @@ class Products:
     takes no digits away.
     """
 
-    F_LL: Array  # ⟨K_i, K_j⟩
-    sums_LN: Array  # row sums
-    diagonal_LN: Array
+    inner: Array  # ⟨K_i, K_j⟩ [L, L]
+    row_sums: Array  # [L, N]
+    diagonals: Array  # [L, N]
     eps: float  # relative rounding of an entry of K
 
     def biased(self) -> Array:
         """⟨H K_i H, H K_j H⟩ [L, L]: (N−1)² times the biased HSIC of Gretton et al. (2005)."""
-        n = self.sums_LN.shape[1]
-        total_L = self.sums_LN.sum(axis=1)
-        F_LL: Array = self.F_LL - 2 / n * (self.sums_LN @ self.sums_LN.T) + np.outer(total_L, total_L) / n**2
+        sums_LN = self.row_sums
+        n = sums_LN.shape[1]
+        total_L = sums_LN.sum(axis=1)
+        F_LL: Array = self.inner - 2 / n * (sums_LN @ sums_LN.T) + np.outer(total_L, total_L) / n**2
         return F_LL
 
     def debiased(self) -> Array:
@@ -42,10 +46,10 @@ class Products:
 
         A norm on the diagonal that is no more than the rounding left over from the biased one is 0.
         """
-        n = self.sums_LN.shape[1]
-        off_LN = self.sums_LN - self.diagonal_LN
+        off_LN = self.row_sums - self.diagonals
+        n = off_LN.shape[1]
         total_L = off_LN.sum(axis=1)
-        U_LL: Array = self.F_LL - self.diagonal_LN @ self.diagonal_LN.T - 2 / (n - 2) * (off_LN @ off_LN.T)
+        U_LL: Array = self.inner - self.diagonals @ self.diagonals.T - 2 / (n - 2) * (off_LN @ off_LN.T)
         U_LL += np.outer(total_L, total_L) / ((n - 1) * (n - 2))
         norm_L = U_LL.diagonal()
         rounding_L = n * self.eps * self.biased().diagonal()
@@ -58,48 +62,60 @@ class Accumulator:
 
     def __init__(self, layers: int, examples: int, eps: float) -> None:
         self._products = Products(
-            F_LL=np.zeros((layers, layers)),
-            sums_LN=np.zeros((layers, examples)),
-            diagonal_LN=np.empty((layers, examples)),
+            inner=np.zeros((layers, layers)),
+            row_sums=np.zeros((layers, examples)),
+            diagonals=np.empty((layers, examples)),
             eps=eps,
         )
-        self._buffer: Array = np.empty(0)
+
+    @staticmethod
+    def memory(layers: int, examples: int) -> int:
+        """Bytes that it takes, tiles not counted."""
+        return 8 * (2 * layers * examples + workers() * max(_CHUNK_NUMBERS, layers * examples))
 
     def add(self, K_LAB: NDArray[np.floating], rows: slice, cols: slice) -> None:
         """Add one tile of every layer; one off the diagonal stands for its mirror image too."""
-        F_LL, sums_LN = self._products.F_LL, self._products.sums_LN
+        F_LL, sums_LN = self._products.inner, self._products.row_sums
         layers, height, width = K_LAB.shape
         # Products of sums so small that their rounding is of second order: they may be taken in the tile's own dtype.
         sums_LN[:, rows] += (K_LAB.reshape(-1, width) @ np.ones(width, K_LAB.dtype)).reshape(layers, height)
         on_diagonal = rows == cols
         if on_diagonal:
-            self._products.diagonal_LN[:, rows] = np.einsum("laa->la", K_LAB)
+            self._products.diagonals[:, rows] = np.einsum("laa->la", K_LAB)
         else:
             sums_LN[:, cols] += np.ones(height, K_LAB.dtype) @ K_LAB
         strip = max(1, _CHUNK_NUMBERS // (layers * width))
-        for start in range(0, height, strip):
-            stop = min(start + strip, height)
-            if not on_diagonal:
-                V_LT = self._widened(K_LAB[:, start:stop])
-                F_LL += 2 * (V_LT @ V_LT.T)
-                continue
-            # Of a tile on the diagonal, the strip's square there counts once and what is right of it twice.
-            square_LT = self._widened(K_LAB[:, start:stop, start:stop])
-            F_LL += square_LT @ square_LT.T
-            right_LT = self._widened(K_LAB[:, start:stop, stop:])
-            F_LL += 2 * (right_LT @ right_LT.T)
+        starts = range(0, height, strip)
+        threads = min(workers(), len(starts))
+
+        def multiply(worker: int) -> Array:
+            F_LL = np.zeros((layers, layers))
+            buffer = np.empty(layers * min(strip, height) * width)
+            for start in starts[worker::threads]:
+                if not on_diagonal:
+                    V_LT = _widened(K_LAB[:, start : start + strip], buffer)
+                    F_LL += 2 * (V_LT @ V_LT.T)
+                    continue
+                # Of a tile on the diagonal, the strip's square there counts once and what is right of it twice.
+                square_LT = _widened(K_LAB[:, start : start + strip, start : start + strip], buffer)
+                F_LL += square_LT @ square_LT.T
+                right_LT = _widened(K_LAB[:, start : start + strip, start + strip :], buffer)
+                F_LL += 2 * (right_LT @ right_LT.T)
+            return F_LL
+
+        for part_LL in each(multiply, threads):
+            F_LL += part_LL
 
     def products(self) -> Products:
         """What was added up."""
         return self._products
 
-    def _widened(self, K_LAB: NDArray[np.floating]) -> Array:
-        """A contiguous copy in float64 [L, T], in a buffer that the next copy overwrites."""
-        if self._buffer.size < K_LAB.size:
-            self._buffer = np.empty(K_LAB.size)
-        V_LAB = self._buffer[: K_LAB.size].reshape(K_LAB.shape)
-        V_LAB[...] = K_LAB
-        return V_LAB.reshape(len(K_LAB), -1)
+
+def _widened(K_LAB: NDArray[np.floating], buffer: Array) -> Array:
+    """A contiguous copy in float64 [L, T], in a buffer that the next copy overwrites."""
+    V_LAB = buffer[: K_LAB.size].reshape(K_LAB.shape)
+    V_LAB[...] = K_LAB
+    return V_LAB.reshape(len(K_LAB), -1)
 
 
 def normalised(F_LL: Array) -> Array:
