@@ -19,7 +19,7 @@ Working = np.dtype[np.float32] | np.dtype[np.float64]
 _FEW_EXAMPLES = 64  # below, products take no longer than reading the states
 _SINGLE = ("float32", "bfloat16", "float16")
 _READ_NUMBERS = 2**20  # of states that are read together for their mean
-_SUMMED_ROWS = 128  # in the working dtype; sums of more are float64's
+_SUMMED_ROWS = 512  # in the working dtype; sums of more are float64's
 
 
 def working_dtype(layers: Sequence[States]) -> Working:
@@ -60,7 +60,8 @@ class CentredRows:
                 return _widened(block, out_AD)
             block = (block.float() if str(block.dtype) == "torch.float16" else block).numpy()
         if block.dtype == out_AD.dtype:
-            return block
+            read_AD: Block = block
+            return read_AD
         out_AD[...] = block
         return out_AD
 

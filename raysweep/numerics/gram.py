@@ -52,8 +52,9 @@ def as_float64(values: Any) -> Array:
 
 def row_blocks(examples: int, rows: int) -> list[slice]:
     """Slices of as equal a length as can be, of `rows` at most, that cover the examples in their order."""
-    bounds = np.linspace(0, examples, -(-examples // rows) + 1).astype(int)
-    return [slice(int(start), int(stop)) for start, stop in itertools.pairwise(bounds)]
+    count = -(-examples // rows)
+    bounds = (examples * index // count for index in range(count + 1))
+    return [slice(start, stop) for start, stop in itertools.pairwise(bounds)]
 
 
 def input_eps(states_ND: States) -> float:

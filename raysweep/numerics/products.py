@@ -75,20 +75,21 @@ class Accumulator:
 
     def add(self, K_LAB: NDArray[np.floating], rows: slice, cols: slice) -> None:
         """Add one tile of every layer; one off the diagonal stands for its mirror image too."""
-        F_LL, sums_LN = self._products.inner, self._products.row_sums
+        inner_LL, sums_LN = self._products.inner, self._products.row_sums
         layers, height, width = K_LAB.shape
-        # Products of sums so small that their rounding is of second order: they may be taken in the tile's own dtype.
-        sums_LN[:, rows] += (K_LAB.reshape(-1, width) @ np.ones(width, K_LAB.dtype)).reshape(layers, height)
         on_diagonal = rows == cols
         if on_diagonal:
             self._products.diagonals[:, rows] = np.einsum("laa->la", K_LAB)
-        else:
-            sums_LN[:, cols] += np.ones(height, K_LAB.dtype) @ K_LAB
         strip = max(1, _CHUNK_NUMBERS // (layers * width))
         starts = range(0, height, strip)
         threads = min(workers(), len(starts))
 
         def multiply(worker: int) -> Array:
+            # Row sums so small that their rounding is of second order: they may be taken in the tile's own dtype.
+            for layer in range(worker, layers, threads):
+                sums_LN[layer, rows] += K_LAB[layer] @ np.ones(width, K_LAB.dtype)
+                if not on_diagonal:
+                    sums_LN[layer, cols] += np.ones(height, K_LAB.dtype) @ K_LAB[layer]
             F_LL = np.zeros((layers, layers))
             buffer = np.empty(layers * min(strip, height) * width)
             for start in starts[worker::threads]:
@@ -103,8 +104,8 @@ class Accumulator:
                 F_LL += 2 * (right_LT @ right_LT.T)
             return F_LL
 
-        for part_LL in each(multiply, threads):
-            F_LL += part_LL
+        for F_LL in each(multiply, threads):
+            inner_LL += F_LL
 
     def products(self) -> Products:
         """What was added up."""
