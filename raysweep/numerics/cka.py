@@ -196,9 +196,10 @@ def _rbf_products(grams: Sequence[LinearGram], constant_L: NDArray[np.bool_], ti
     for place, rows in enumerate(blocks):
         for cols in blocks[place:]:
             K_LAB = np.zeros((len(grams), rows.stop - rows.start, cols.stop - cols.start))
-            for K_AB, gram, constant in zip(K_LAB, grams, constant_L, strict=True):
-                if not constant:
+            for layer, (K_AB, gram) in enumerate(zip(K_LAB, grams, strict=True)):
+                if not constant_L[layer]:
                     K_AB[...] = gram.kernel(rows, cols)
+                accumulator.centre(layer, K_AB, rows, cols)
             accumulator.add(K_LAB, rows, cols)
     return accumulator.products()
 

@@ -59,11 +59,13 @@ def tile_products(layers: Sequence[States], tile: int, dtype: Working) -> Produc
 
     def fill(K_LAB: Block, rows: slice, cols: slice, worker: int) -> None:
         """The tiles of every `threads`-th layer."""
-        for K_AB, source in zip(K_LAB[worker::threads], sources[worker::threads], strict=True):
+        for layer in range(worker, len(layers), threads):
+            source, K_AB = sources[layer], K_LAB[layer]
             X_AD = centred(source, rows, buffers[worker][0])
             # On the diagonal one object twice, which lets BLAS do half the work.
             X_BD = X_AD if rows == cols else centred(source, cols, buffers[worker][1])
             np.matmul(X_AD, X_BD.T, out=K_AB)
+            accumulator.centre(layer, K_AB, rows, cols)
 
     for place, rows in enumerate(blocks):
         for cols in blocks[place:]:

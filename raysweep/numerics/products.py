@@ -73,23 +73,27 @@ class Accumulator:
         """Bytes that it takes, tiles not counted."""
         return 8 * (2 * layers * examples + workers() * max(_CHUNK_NUMBERS, layers * examples))
 
+    def centre(self, layer: int, K_AB: NDArray[np.floating], rows: slice, cols: slice) -> None:
+        """Note what centring one layer's tile takes: to be called once for each tile, while it lies in a core's cache.
+
+        Sums are taken in the tile's own dtype: of centred states they are so small that their rounding does not count.
+        """
+        height, width = K_AB.shape
+        self._products.row_sums[layer, rows] += K_AB @ np.ones(width, K_AB.dtype)
+        if rows == cols:
+            self._products.diagonals[layer, rows] = K_AB.diagonal()
+        else:
+            self._products.row_sums[layer, cols] += np.ones(height, K_AB.dtype) @ K_AB
+
     def add(self, K_LAB: NDArray[np.floating], rows: slice, cols: slice) -> None:
-        """Add one tile of every layer; one off the diagonal stands for its mirror image too."""
-        inner_LL, sums_LN = self._products.inner, self._products.row_sums
+        """Add the products of one tile of every layer; one off the diagonal stands for its mirror image too."""
         layers, height, width = K_LAB.shape
         on_diagonal = rows == cols
-        if on_diagonal:
-            self._products.diagonals[:, rows] = np.einsum("laa->la", K_LAB)
         strip = max(1, _CHUNK_NUMBERS // (layers * width))
         starts = range(0, height, strip)
         threads = min(workers(), len(starts))
 
         def multiply(worker: int) -> Array:
-            # Row sums so small that their rounding is of second order: they may be taken in the tile's own dtype.
-            for layer in range(worker, layers, threads):
-                sums_LN[layer, rows] += K_LAB[layer] @ np.ones(width, K_LAB.dtype)
-                if not on_diagonal:
-                    sums_LN[layer, cols] += np.ones(height, K_LAB.dtype) @ K_LAB[layer]
             F_LL = np.zeros((layers, layers))
             buffer = np.empty(layers * min(strip, height) * width)
             for start in starts[worker::threads]:
@@ -105,7 +109,7 @@ class Accumulator:
             return F_LL
 
         for F_LL in each(multiply, threads):
-            inner_LL += F_LL
+            self._products.inner[...] += F_LL
 
     def products(self) -> Products:
         """What was added up."""
