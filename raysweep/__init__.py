@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     from raysweep.data.examples import Example, load_examples
     from raysweep.errors import InputError, RaysweepError, StoreError
     from raysweep.models.adapter import Adapter
-    from raysweep.numerics.cka import cka_matrix
+    from raysweep.numerics.cka import cka_between, cka_matrix
     from raysweep.numerics.dynamics import local_dynamics
+    from raysweep.numerics.minibatch import MinibatchCKA
     from raysweep.studies.capture import capture
     from raysweep.studies.critical import critical_layers
     from raysweep.studies.substitution import sweep, sweep_windows
@@ -32,10 +33,12 @@ __all__ = [
     "Adapter",
     "Example",
     "InputError",
+    "MinibatchCKA",
     "RaysweepError",
     "Run",
     "StoreError",
     "capture",
+    "cka_between",
     "cka_matrix",
     "critical_layers",
     "load_examples",
@@ -54,6 +57,8 @@ _HOMES = {
     "Run": "api",
     "StoreError": "errors",
     "capture": "studies.capture",
+    "MinibatchCKA": "numerics.minibatch",
+    "cka_between": "numerics.cka",
     "cka_matrix": "numerics.cka",
     "critical_layers": "studies.critical",
     "load_examples": "data.examples",

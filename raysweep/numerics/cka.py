@@ -16,7 +16,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raysweep.numerics.blas_threads import single_threaded_blas
-from raysweep.numerics.gram import Array, LinearGram, MedianRule, States, check_layers, read_layers, row_blocks
+from raysweep.numerics.gram import (
+    Array,
+    LayerError,
+    LinearGram,
+    MedianRule,
+    States,
+    check_layers,
+    read_layers,
+    row_blocks,
+)
 from raysweep.numerics.gram_tiles import tile_for
 from raysweep.numerics.linear_products import linear_products
 from raysweep.numerics.products import Accumulator, Products, normalised
@@ -55,7 +64,6 @@ def cka_matrix(
 ) -> tuple[Array, Array]: ...
 
 
-@single_threaded_blas()
 def cka_matrix(
     X_LND: Iterable[States],
     kernel: Kernel = "linear",
@@ -88,12 +96,7 @@ def cka_matrix(
     has, debiased, one whose states are all equally far apart: either way it is 0/0. Raises ValueError for shapes that
     do not fit, states that are not finite (naming the layer and the example), too few examples, and too little memory.
     """
-    layers = check_layers(X_LND)
-    _check(layers, debiased, tile)
-    products, constant_L = _products(layers, kernel, median, bandwidth, tile, memory)
-    estimates = [normalised(F_LL) for F_LL in _estimates(products, debiased)]
-    for S_LL in estimates:
-        S_LL[constant_L] = S_LL[:, constant_L] = np.nan
+    estimates = _matrices(check_layers(X_LND), kernel, debiased, median, bandwidth, tile, memory)
     return (estimates[0], estimates[1]) if debiased == "both" else estimates[0]
 
 
@@ -142,7 +145,11 @@ def cka_between(
     All else is as in `cka_matrix`, of whose matrix over the layers of both models this is a block. Raises ValueError
     where the numbers of examples differ, too.
     """
-    X_layers, Y_layers = check_layers(X_LND), check_layers(Y_MND)
+    X_layers = check_layers(X_LND)
+    try:
+        Y_layers = check_layers(Y_MND)
+    except ValueError as error:
+        raise ValueError(f"the second model: {error}") from None
     ours, theirs = X_layers[0].shape[0], Y_layers[0].shape[0]
     if ours != theirs:
         raise ValueError(
@@ -150,13 +157,14 @@ def cka_between(
         )
     depth = len(X_layers)
     layers = [*X_layers, *Y_layers]
-    if debiased == "both":
-        biased_LL, debiased_LL = cka_matrix(
-            layers, kernel, debiased="both", median=median, bandwidth=bandwidth, tile=tile, memory=memory
-        )
-        return biased_LL[:depth, depth:], debiased_LL[:depth, depth:]
-    S_LL = cka_matrix(layers, kernel, debiased, median=median, bandwidth=bandwidth, tile=tile, memory=memory)
-    return S_LL[:depth, depth:]
+    try:
+        estimates = _matrices(layers, kernel, debiased, median, bandwidth, tile, memory)
+    except LayerError as error:
+        if error.layer < depth:
+            raise
+        raise ValueError(f"the second model: layer {error.layer - depth}: {error.problem}") from None
+    blocks = [S_LL[:depth, depth:] for S_LL in estimates]
+    return (blocks[0], blocks[1]) if debiased == "both" else blocks[0]
 
 
 def constant_layers(X_LND: Iterable[States]) -> NDArray[np.bool_]:
@@ -169,12 +177,28 @@ def constant_layers(X_LND: Iterable[States]) -> NDArray[np.bool_]:
     return np.array([gram.constant for gram in read_layers(X_LND)])
 
 
-def _check(layers: Sequence[States], debiased: bool | Literal["both"], tile: int | None) -> None:
+@single_threaded_blas()
+def _matrices(
+    layers: Sequence[States],
+    kernel: Kernel,
+    debiased: bool | Literal["both"],
+    median: MedianRule,
+    bandwidth: float,
+    tile: int | None,
+    memory: int,
+) -> list[Array]:
+    """The matrix that is asked for [L, L], or (biased, debiased)."""
     examples = layers[0].shape[0]
     if debiased and examples < 4:
         raise ValueError(f"debiased CKA needs at least 4 examples, got {examples}")
     if tile is not None and tile < 1:
         raise ValueError(f"tile must be at least 1, got {tile}")
+    products, constant_L = _products(layers, kernel, median, bandwidth, tile, memory)
+    wanted = (False, True) if debiased == "both" else (debiased,)
+    matrices = [normalised(products.debiased() if unbiased else products.biased()) for unbiased in wanted]
+    for S_LL in matrices:
+        S_LL[constant_L] = S_LL[:, constant_L] = np.nan
+    return matrices
 
 
 def _products(
@@ -202,9 +226,3 @@ def _rbf_products(grams: Sequence[LinearGram], constant_L: NDArray[np.bool_], ti
                 accumulator.centre(layer, K_AB, rows, cols)
             accumulator.add(K_LAB, rows, cols)
     return accumulator.products()
-
-
-def _estimates(products: Products, debiased: bool | Literal["both"]) -> list[Array]:
-    if debiased == "both":
-        return [products.biased(), products.debiased()]
-    return [products.debiased() if debiased else products.biased()]

@@ -43,6 +43,15 @@ class States(Protocol):
     def __getitem__(self, rows: slice, /) -> Any: ...
 
 
+class LayerError(ValueError):
+    """What is wrong with the states of one layer, which the message names."""
+
+    def __init__(self, layer: int, problem: object) -> None:
+        super().__init__(f"layer {layer}: {problem}")
+        self.layer = layer
+        self.problem = str(problem)
+
+
 def as_float64(values: Any) -> Array:
     """`values` as a numpy array in float64, without loss; a torch tensor is told by its `detach`."""
     if hasattr(values, "detach"):
@@ -177,7 +186,7 @@ def check_layers(X_LND: Iterable[States]) -> list[States]:
     for layer, states_ND in enumerate(X_LND):
         shape = tuple(states_ND.shape)
         if len(shape) != 2 or shape[0] < 2 or shape[1] < 1:
-            raise ValueError(f"layer {layer}: states of shape {shape}; expected [N, D] with N at least 2")
+            raise LayerError(layer, f"states of shape {shape}; expected [N, D] with N at least 2")
         if layers and shape[0] != layers[0].shape[0]:
             raise ValueError(f"layer {layer} has {shape[0]} examples, layer 0 has {layers[0].shape[0]}")
         layers.append(states_ND)
@@ -209,5 +218,5 @@ def read_layers(
         try:
             grams.append(LinearGram(states_ND) if kernel == "linear" else RBFGram(states_ND, median, bandwidth))
         except ValueError as error:
-            raise ValueError(f"layer {layer}: {error}") from None
+            raise LayerError(layer, error) from None
     return grams

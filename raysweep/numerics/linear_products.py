@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from raysweep.numerics.centred_rows import working_dtype
 from raysweep.numerics.cross_products import cross_products, groups_for
 from raysweep.numerics.device_products import device_products, device_tile, on_one_device
-from raysweep.numerics.gram import Array, LinearGram, States, as_float64, input_eps
+from raysweep.numerics.gram import Array, LayerError, LinearGram, States, as_float64, input_eps
 from raysweep.numerics.gram_tiles import tile_for, tile_products
 from raysweep.numerics.products import Products
 
@@ -81,7 +81,7 @@ def _looked_at_exactly(
         try:
             gram = LinearGram(states_ND)
         except ValueError as error:
-            raise ValueError(f"layer {layer}: {error}") from None
+            raise LayerError(layer, error) from None
         constant_L[layer] = gram.constant
         if not gram.constant and not held:
             peaks[layer] = gram.peak
