@@ -86,8 +86,8 @@ def cka_matrix(
     paper), `off_diagonal` (those between two examples) or `all` (the whole matrix, its zero diagonal too).
 
     Linear CKA of float64 states, or of fewer than 64 examples, is computed in float64. Otherwise the states, of half or
-    single precision, are centred and multiplied in single precision and the products summed up in float64, which moves
-    a value by about 1e-7; states on one CUDA device are multiplied there, in float64. Whichever way is cheaper is taken:
+    single precision, are centred and multiplied in single precision and the products summed up in float64, which moves a
+    value by about 1e-8 (all in float64 again where that would leave the debiased value too few digits); states on one CUDA device are multiplied there, in float64. Whichever way is cheaper is taken:
     products of examples over tiles of the N × N matrices, or, where examples outnumber all dimensions, products of
     dimensions. `memory` bytes at most are used beside the states (for the RBF's median, one layer's N² numbers more);
     `tile` asks for tiles of that many examples squared instead. Neither changes the result but for its rounding.
@@ -193,7 +193,7 @@ def _matrices(
         raise ValueError(f"debiased CKA needs at least 4 examples, got {examples}")
     if tile is not None and tile < 1:
         raise ValueError(f"tile must be at least 1, got {tile}")
-    products, constant_L = _products(layers, kernel, median, bandwidth, tile, memory)
+    products, constant_L = _products(layers, kernel, median, bandwidth, tile, memory, debiased=bool(debiased))
     wanted = (False, True) if debiased == "both" else (debiased,)
     matrices = [normalised(products.debiased() if unbiased else products.biased()) for unbiased in wanted]
     for S_LL in matrices:
@@ -202,11 +202,18 @@ def _matrices(
 
 
 def _products(
-    layers: Sequence[States], kernel: Kernel, median: MedianRule, bandwidth: float, tile: int | None, memory: int
+    layers: Sequence[States],
+    kernel: Kernel,
+    median: MedianRule,
+    bandwidth: float,
+    tile: int | None,
+    memory: int,
+    *,
+    debiased: bool,
 ) -> tuple[Products, NDArray[np.bool_]]:
     """The products of the layers' kernels, and which layers are constant [L]; theirs mean nothing."""
     if kernel == "linear":
-        return linear_products(layers, tile, memory)
+        return linear_products(layers, tile, memory, debiased=debiased)
     grams = read_layers(layers, kernel, median=median, bandwidth=bandwidth)
     constant_L = np.array([gram.constant for gram in grams])
     tile = tile or min(_RBF_TILE, tile_for(memory, layers, np.dtype(np.float64)))

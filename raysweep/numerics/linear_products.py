@@ -21,24 +21,41 @@ from raysweep.numerics.products import Products
 # A squared norm within these bounds, and its products with others, are far from what the dtype can hold.
 _SAFE_NORMS = {4: (1e-28, 1e34), 8: (1e-100, 1e100)}
 _FLOAT64_COST = 4.0  # of a product of kernels, which is float64, in products of states in the working dtype
+_SINGLE_EPS = 2.0**-23
 _NEAR_ROUNDING = 2.0**10  # units in the last place: below, whether a layer varies is looked at exactly
 
 
-def linear_products(layers: Sequence[States], tile: int | None, memory: int) -> tuple[Products, NDArray[np.bool_]]:
+def linear_products(
+    layers: Sequence[States], tile: int | None, memory: int, *, debiased: bool
+) -> tuple[Products, NDArray[np.bool_]]:
     """The layers' `Products`, and which layers are `constant` [L]; theirs are rounding and mean nothing.
 
-    `tile` set asks for tiles of that side. Raises ValueError, naming layer and example, for states that are not finite.
+    `tile` set asks for tiles of that side; `debiased` for digits enough to take the diagonals' part out. Raises
+    ValueError, naming layer and example, for states that are not finite.
     """
     itemsize = working_dtype(layers).itemsize
     with np.errstate(over="ignore", invalid="ignore"):  # what overflowed is looked at below
         products = _cheapest(layers, tile, memory)
-    constant_L, peaks = _looked_at_exactly(layers, products.diagonals, itemsize)
-    if not peaks:
-        return products, constant_L
-    scaled = [
-        _Scaled(states_ND, peaks[layer]) if layer in peaks else states_ND for layer, states_ND in enumerate(layers)
-    ]
-    return _cheapest(scaled, tile, memory), constant_L
+    constant_L, divisors = _looked_at_exactly(layers, products.diagonals, itemsize)
+    if debiased and not divisors and _lacks_digits(products, constant_L):
+        divisors = dict.fromkeys(range(len(layers)), 1.0)
+    if divisors:
+        layers = [_InDouble(states_ND, divisors.get(layer, 1.0)) for layer, states_ND in enumerate(layers)]
+        products = _cheapest(layers, tile, memory)
+    return products, constant_L
+
+
+def _lacks_digits(products: Products, constant_L: NDArray[np.bool_]) -> bool:
+    """Whether in some layer single precision leaves less than six digits of the norm that no diagonal has a part in.
+
+    So it is where one example is very far from all others. What is taken off then, a share of the squared diagonal, is
+    of the size of the biased norm over N, and rounded to about 2·eps/N of that norm.
+    """
+    if products.eps < _SINGLE_EPS:
+        return False
+    examples = products.row_sums.shape[1]
+    rounding_L = 2 * products.eps / examples * products.biased().diagonal()
+    return bool((products.debiased().diagonal() < 1e6 * rounding_L)[~constant_L].any())
 
 
 def cheaper_by_dimensions(layers: Sequence[States]) -> bool:
@@ -69,7 +86,7 @@ def _looked_at_exactly(
     Only where the squared norms of a layer's centred states leave it open are its states read again.
     """
     least, greatest = _SAFE_NORMS[itemsize]
-    working_eps = 2.0**-23 if itemsize == 4 else 2.0**-52
+    working_eps = _SINGLE_EPS if itemsize == 4 else 2.0**-52
     constant_L = np.zeros(len(layers), dtype=bool)
     peaks = {}
     for layer, states_ND in enumerate(layers):
@@ -88,15 +105,15 @@ def _looked_at_exactly(
     return constant_L, peaks
 
 
-class _Scaled:
-    """States divided by their greatest deviation, in float64: squares of theirs neither overflow nor vanish."""
+class _InDouble:
+    """States in float64, divided by a number: with their greatest deviation, squares neither overflow nor vanish."""
 
     dtype = "float64"
 
-    def __init__(self, states_ND: States, peak: float) -> None:
+    def __init__(self, states_ND: States, divisor: float) -> None:
         self.shape = tuple(states_ND.shape)
         self._states_ND = states_ND
-        self._peak = peak
+        self._divisor = divisor
 
     def __getitem__(self, rows: slice, /) -> Any:
-        return as_float64(self._states_ND[rows]) / self._peak
+        return as_float64(self._states_ND[rows]) / self._divisor

@@ -54,7 +54,7 @@ class MinibatchCKA:
             depths = len(X_layers), len(Y_layers)
             if self._depths not in (None, depths):
                 raise ValueError(f"the models' layers are {depths}, in the batches before {self._depths}")
-            products, constant_L = linear_products(layers, None, _MEMORY)
+            products, constant_L = linear_products(layers, None, _MEMORY, debiased=True)
         except ValueError as error:
             raise ValueError(f"batch {self.batches}: {error}") from None
         hsic_LL = products.debiased() / (n * (n - 3))
