@@ -25,9 +25,10 @@ if TYPE_CHECKING:
     from raysweep.errors import InputError, RaysweepError, StoreError
     from raysweep.models.adapter import Adapter
     from raysweep.models.surgery import removed
-    from raysweep.numerics.cka import cka_matrix
+    from raysweep.numerics.cka import cka_between, cka_matrix
     from raysweep.numerics.dynamics import local_dynamics
     from raysweep.numerics.measures.registry import similarity
+    from raysweep.numerics.minibatch import MinibatchCKA
     from raysweep.studies.capture import capture
     from raysweep.studies.critical import critical_layers
     from raysweep.studies.gradient import estimate
@@ -38,10 +39,12 @@ __all__ = [
     "Adapter",
     "Example",
     "InputError",
+    "MinibatchCKA",
     "RaysweepError",
     "Run",
     "StoreError",
     "capture",
+    "cka_between",
     "cka_matrix",
     "critical_layers",
     "estimate",
@@ -64,6 +67,8 @@ _HOMES = {
     "Run": "api",
     "StoreError": "errors",
     "capture": "studies.capture",
+    "MinibatchCKA": "numerics.minibatch",
+    "cka_between": "numerics.cka",
     "cka_matrix": "numerics.cka",
     "critical_layers": "studies.critical",
     "estimate": "studies.gradient",

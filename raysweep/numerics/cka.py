@@ -1,36 +1,66 @@
-"""CKA between every two layers of a model, exact, biased and debiased in one pass over tiles.
+"""CKA between every two layers of a model, or of two models, exact, biased and debiased from one pass.
 
 Pure functions of arrays. `X_LND` is a numpy array or torch tensor [L, N, D] of any floating dtype, or a sequence of L
-such [N, D], which may differ in width. Nothing is clamped: what cannot be computed is NaN.
+such [N, D], which may differ in width; a layer may be anything that gives such an array for a slice of its rows, so
+that the states need not be in memory. Nothing is clamped: what cannot be computed is NaN.
 
-Shape suffixes: L layers, N examples, D width, T the entries of a tile.
+Shape suffixes: L layers, M the other model's layers, N examples, D width.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Sequence
 from typing import Literal, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from raysweep.numerics.gram import Array, LinearGram, States, read_layers
+from raysweep.numerics.blas_threads import single_threaded_blas
+from raysweep.numerics.gram import (
+    Array,
+    LayerError,
+    LinearGram,
+    MedianRule,
+    States,
+    check_layers,
+    read_layers,
+    row_blocks,
+)
+from raysweep.numerics.gram_tiles import tile_for
+from raysweep.numerics.linear_products import linear_products
+from raysweep.numerics.products import Accumulator, Products, normalised
 
 Kernel = Literal["linear", "rbf"]
 
+MEMORY = 2**28  # bytes to work in beside the states, unless said otherwise
+
+_RBF_TILE = 256  # of examples squared; greater ones are no faster
 _EPS = float(np.finfo(np.float64).eps)
 
 
 @overload
 def cka_matrix(
-    X_LND: Iterable[States], kernel: Kernel = "linear", debiased: bool = False, *, tile: int = 256
+    X_LND: Iterable[States],
+    kernel: Kernel = "linear",
+    debiased: bool = False,
+    *,
+    median: MedianRule = "lower_nonzero",
+    bandwidth: float = 1.0,
+    tile: int | None = None,
+    memory: int = MEMORY,
 ) -> Array: ...
 
 
 @overload
 def cka_matrix(
-    X_LND: Iterable[States], kernel: Kernel = "linear", *, debiased: Literal["both"], tile: int = 256
+    X_LND: Iterable[States],
+    kernel: Kernel = "linear",
+    *,
+    debiased: Literal["both"],
+    median: MedianRule = "lower_nonzero",
+    bandwidth: float = 1.0,
+    tile: int | None = None,
+    memory: int = MEMORY,
 ) -> tuple[Array, Array]: ...
 
 
@@ -39,7 +69,10 @@ def cka_matrix(
     kernel: Kernel = "linear",
     debiased: bool | Literal["both"] = False,
     *,
-    tile: int = 256,
+    median: MedianRule = "lower_nonzero",
+    bandwidth: float = 1.0,
+    tile: int | None = None,
+    memory: int = MEMORY,
 ) -> Array | tuple[Array, Array]:
     """Centred kernel alignment between every two layers [L, L]; `debiased="both"` gives (biased, debiased) in one pass.
 
@@ -48,69 +81,90 @@ def cka_matrix(
     lies in [0, 1]; between independent Gaussian states it is about D / (N + D), near 1 where examples are few. The
     debiased one (Song et al., 2012) lies in [−1, 1], is about 0 there, and needs at least four examples.
 
-    `kernel="rbf"` is exp(−d² / (2·median)), with the lower median of the layer's squared distances that are not zero.
+    `kernel="rbf"` is exp(−d² / (2 · bandwidth² · median)) of the squared distances d² between a layer's states.
+    `median` says what their median is taken of: `lower_nonzero` (the lower median of those that are not zero, as in the
+    paper), `off_diagonal` (those between two examples) or `all` (the whole matrix, its zero diagonal too).
 
-    Exact, in float64, in one pass over tiles of `tile` × `tile` examples: memory beside the states is L·tile² numbers
-    (and, for the RBF's median, one layer's N²); the tile size does not change the result.
+    Linear CKA of float64 states, or of fewer than 64 examples, is computed in float64. Otherwise the states, of half or
+    single precision, are centred and multiplied in single precision and the products summed up in float64, which moves a
+    value by about 1e-8 (all in float64 again where that would leave the debiased value too few digits); states on one CUDA device are multiplied there, in float64. Whichever way is cheaper is taken:
+    products of examples over tiles of the N × N matrices, or, where examples outnumber all dimensions, products of
+    dimensions. `memory` bytes at most are used beside the states (for the RBF's median, one layer's N² numbers more);
+    `tile` asks for tiles of that many examples squared instead. Neither changes the result but for its rounding.
 
     A layer whose states are all the same (see `constant_layers`) has NaN in its row and column, diagonal included; so
     has, debiased, one whose states are all equally far apart: either way it is 0/0. Raises ValueError for shapes that
-    do not fit, states that are not finite, and too few examples.
+    do not fit, states that are not finite (naming the layer and the example), too few examples, and too little memory.
     """
-    grams = read_layers(X_LND, kernel)
-    examples = grams[0].examples
-    if debiased and examples < 4:
-        raise ValueError(f"debiased CKA needs at least 4 examples, got {examples}")
-    if tile < 1:
-        raise ValueError(f"tile must be at least 1, got {tile}")
-    varying = [layer for layer, gram in enumerate(grams) if not gram.constant]
-    F_LL, diagonal_LN = _inner_products([grams[layer] for layer in varying], examples, tile)
-
-    def over_all_layers(values: Array) -> Array:
-        S_LL = np.full((len(grams), len(grams)), np.nan)
-        S_LL[np.ix_(varying, varying)] = values
-        return S_LL
-
-    if not debiased:
-        return over_all_layers(_normalised(F_LL))
-    # A debiased norm that is only the rounding left over from the biased one is zero.
-    debiased_LL = over_all_layers(_normalised(_debiased(F_LL, diagonal_LN), examples * _EPS * F_LL.diagonal()))
-    return (over_all_layers(_normalised(F_LL)), debiased_LL) if debiased == "both" else debiased_LL
+    estimates = _matrices(check_layers(X_LND), kernel, debiased, median, bandwidth, tile, memory)
+    return (estimates[0], estimates[1]) if debiased == "both" else estimates[0]
 
 
-def _inner_products(grams: Sequence[LinearGram], examples: int, tile: int) -> tuple[Array, Array]:
-    """F[i, j] = ⟨H K_i H, H K_j H⟩ [L, L] and the diagonals of H K H [L, N], over tiles of the upper triangle."""
-    bounds = np.linspace(0, examples, -(-examples // tile) + 1).astype(int)
-    blocks = [slice(int(start), int(stop)) for start, stop in itertools.pairwise(bounds)]
-    F_LL = np.zeros((len(grams), len(grams)))
-    diagonal_LN = np.empty((len(grams), examples))
-    for place, rows in enumerate(blocks):
-        for cols in blocks[place:]:
-            V_LT = np.empty((len(grams), (rows.stop - rows.start) * (cols.stop - cols.start)))
-            for layer, gram in enumerate(grams):
-                V_LT[layer] = gram.tile(rows, cols).ravel()
-            if rows == cols:
-                F_LL += V_LT @ V_LT.T
-                diagonal_LN[:, rows] = V_LT[:, :: rows.stop - rows.start + 1]
-            else:  # this tile stands for its mirror image too
-                F_LL += 2 * (V_LT @ V_LT.T)
-    return F_LL, diagonal_LN
+@overload
+def cka_between(
+    X_LND: Iterable[States],
+    Y_MND: Iterable[States],
+    kernel: Kernel = "linear",
+    debiased: bool = False,
+    *,
+    median: MedianRule = "lower_nonzero",
+    bandwidth: float = 1.0,
+    tile: int | None = None,
+    memory: int = MEMORY,
+) -> Array: ...
 
 
-def _debiased(F_LL: Array, diagonal_LN: Array) -> Array:
-    """The unbiased HSIC of Song et al. (2012) times N(N−3), from centred Grams, whose rows sum to zero."""
-    n = diagonal_LN.shape[1]
-    trace_L = diagonal_LN.sum(axis=1)
-    debiased_LL: Array = F_LL - n / (n - 2) * (diagonal_LN @ diagonal_LN.T)
-    debiased_LL += np.outer(trace_L, trace_L) / ((n - 1) * (n - 2))
-    return debiased_LL
+@overload
+def cka_between(
+    X_LND: Iterable[States],
+    Y_MND: Iterable[States],
+    kernel: Kernel = "linear",
+    *,
+    debiased: Literal["both"],
+    median: MedianRule = "lower_nonzero",
+    bandwidth: float = 1.0,
+    tile: int | None = None,
+    memory: int = MEMORY,
+) -> tuple[Array, Array]: ...
 
 
-def _normalised(F_LL: Array, zero_L: Array | float = 0.0) -> Array:
-    """F_ij / √(F_ii F_jj); NaN where a diagonal entry is no more than `zero_L`."""
-    norm_L = np.where(F_LL.diagonal() > zero_L, F_LL.diagonal(), np.nan)
-    S_LL: Array = F_LL / np.sqrt(np.outer(norm_L, norm_L))
-    return S_LL
+def cka_between(
+    X_LND: Iterable[States],
+    Y_MND: Iterable[States],
+    kernel: Kernel = "linear",
+    debiased: bool | Literal["both"] = False,
+    *,
+    median: MedianRule = "lower_nonzero",
+    bandwidth: float = 1.0,
+    tile: int | None = None,
+    memory: int = MEMORY,
+) -> Array | tuple[Array, Array]:
+    """CKA between each layer of one model and each of another, on the same examples [L, M].
+
+    The models may differ in depth, width, dtype and tokenizer: only the examples must be the same, in the same order.
+    All else is as in `cka_matrix`, of whose matrix over the layers of both models this is a block. Raises ValueError
+    where the numbers of examples differ, too.
+    """
+    X_layers = check_layers(X_LND)
+    try:
+        Y_layers = check_layers(Y_MND)
+    except ValueError as error:
+        raise ValueError(f"the second model: {error}") from None
+    ours, theirs = X_layers[0].shape[0], Y_layers[0].shape[0]
+    if ours != theirs:
+        raise ValueError(
+            f"the first model's states are of {ours} examples, the second's of {theirs}; give both the same"
+        )
+    depth = len(X_layers)
+    layers = [*X_layers, *Y_layers]
+    try:
+        estimates = _matrices(layers, kernel, debiased, median, bandwidth, tile, memory)
+    except LayerError as error:
+        if error.layer < depth:
+            raise
+        raise ValueError(f"the second model: layer {error.layer - depth}: {error.problem}") from None
+    blocks = [S_LL[:depth, depth:] for S_LL in estimates]
+    return (blocks[0], blocks[1]) if debiased == "both" else blocks[0]
 
 
 def constant_layers(X_LND: Iterable[States]) -> NDArray[np.bool_]:
@@ -121,3 +175,61 @@ def constant_layers(X_LND: Iterable[States]) -> NDArray[np.bool_]:
     that dimension. bfloat16 states that were widened to float32 are judged as float32.
     """
     return np.array([gram.constant for gram in read_layers(X_LND)])
+
+
+@single_threaded_blas()
+def _matrices(
+    layers: Sequence[States],
+    kernel: Kernel,
+    debiased: bool | Literal["both"],
+    median: MedianRule,
+    bandwidth: float,
+    tile: int | None,
+    memory: int,
+) -> list[Array]:
+    """The matrix that is asked for [L, L], or (biased, debiased)."""
+    examples = layers[0].shape[0]
+    if debiased and examples < 4:
+        raise ValueError(f"debiased CKA needs at least 4 examples, got {examples}")
+    if tile is not None and tile < 1:
+        raise ValueError(f"tile must be at least 1, got {tile}")
+    products, constant_L = _products(layers, kernel, median, bandwidth, tile, memory, debiased=bool(debiased))
+    wanted = (False, True) if debiased == "both" else (debiased,)
+    matrices = [normalised(products.debiased() if unbiased else products.biased()) for unbiased in wanted]
+    for S_LL in matrices:
+        S_LL[constant_L] = S_LL[:, constant_L] = np.nan
+    return matrices
+
+
+def _products(
+    layers: Sequence[States],
+    kernel: Kernel,
+    median: MedianRule,
+    bandwidth: float,
+    tile: int | None,
+    memory: int,
+    *,
+    debiased: bool,
+) -> tuple[Products, NDArray[np.bool_]]:
+    """The products of the layers' kernels, and which layers are constant [L]; theirs mean nothing."""
+    if kernel == "linear":
+        return linear_products(layers, tile, memory, debiased=debiased)
+    grams = read_layers(layers, kernel, median=median, bandwidth=bandwidth)
+    constant_L = np.array([gram.constant for gram in grams])
+    tile = tile or min(_RBF_TILE, tile_for(memory, layers, np.dtype(np.float64)))
+    return _rbf_products(grams, constant_L, tile), constant_L
+
+
+def _rbf_products(grams: Sequence[LinearGram], constant_L: NDArray[np.bool_], tile: int) -> Products:
+    examples = grams[0].examples
+    blocks = row_blocks(examples, tile)
+    accumulator = Accumulator(len(grams), examples, _EPS)
+    for place, rows in enumerate(blocks):
+        for cols in blocks[place:]:
+            K_LAB = np.zeros((len(grams), rows.stop - rows.start, cols.stop - cols.start))
+            for layer, (K_AB, gram) in enumerate(zip(K_LAB, grams, strict=True)):
+                if not constant_L[layer]:
+                    K_AB[...] = gram.kernel(rows, cols)
+                accumulator.centre(layer, K_AB, rows, cols)
+            accumulator.add(K_LAB, rows, cols)
+    return accumulator.products()

@@ -31,6 +31,7 @@ from torch.utils.dlpack import from_dlpack
 
 from raysweep.errors import StoreError, nearest
 from raysweep.store.artifacts import FileEntry, check_file, check_safe_name, publish_file, publish_json
+from raysweep.store.stored_layer import Run, StoredLayer
 
 MANIFEST = "manifest.json"
 BATCH_BYTES = 64 * 2**20  # of one record batch: what a reader that streams the file must hold
@@ -170,6 +171,13 @@ class Activations:
         """One layer's states after the other, [N, D] each: a reader need not hold more than one of them."""
         return map(self.layer, range(self.n_layers))
 
+    def stored_layers(self) -> list[StoredLayer]:
+        """Every layer as rows on the disk that are read when they are asked for, for a store larger than memory.
+
+        Each file is looked at once, to find where its rows lie.
+        """
+        return [StoredLayer(self._runs(layer), self.rows, self.width, self.dtype) for layer in range(self.n_layers)]
+
     @cached_property
     def example_ids(self) -> npt.NDArray[np.int64]:
         """The example of each row, [N]."""
@@ -206,6 +214,19 @@ class Activations:
                 states_ND[start : start + batch.num_rows] = self._tensor(batch)
                 start += batch.num_rows
 
+    def _runs(self, layer: int) -> list[Run]:
+        runs: list[Run] = []
+        start = 0
+        for part in self.parts:
+            mapped, batches = self._mapped(layer, part)
+            for batch in batches:
+                vectors = batch.column("vector").storage.flatten()
+                offset = vectors.buffers()[1].address + vectors.offset * self.dtype.itemsize - mapped.address
+                path = self.folder / _file_path(layer, part)
+                runs.append(Run(path, start, start + batch.num_rows, offset))
+                start += batch.num_rows
+        return runs
+
     def _tensor(self, batch: pa.RecordBatch) -> torch.Tensor:
         values = from_dlpack(batch.column("vector").storage.flatten())
         return values.view(self.dtype).view(batch.num_rows, self.width)
@@ -215,6 +236,10 @@ class Activations:
         return {entry.path: entry for entry in self.files}
 
     def _batches(self, layer: int, part: str) -> list[pa.RecordBatch]:
+        return self._mapped(layer, part)[1]
+
+    def _mapped(self, layer: int, part: str) -> tuple[pa.Buffer, list[pa.RecordBatch]]:
+        """A file's memory map, and the record batches in it."""
         entry = self._entries[_file_path(layer, part)]
         path = self.folder / entry.path
         check_file(self.folder, entry, remedy=_remedy(self.folder))  # a map past a file's end would kill the process
@@ -222,7 +247,8 @@ class Activations:
         with path.open("rb") as file:
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
         try:
-            reader = pa.ipc.open_file(pa.py_buffer(mapped))
+            buffer = pa.py_buffer(mapped)
+            reader = pa.ipc.open_file(buffer)
             batches = [reader.get_batch(index) for index in range(reader.num_record_batches)]
         except (pa.ArrowException, OSError) as error:
             raise StoreError(f"{path}: not a readable Arrow file ({error}); {_remedy(self.folder)}") from error
@@ -235,7 +261,7 @@ class Activations:
         rows = sum(batch.num_rows for batch in batches)
         if rows != entry.rows:
             raise StoreError(f"{path}: expected {entry.rows} rows, found {rows}; {_remedy(self.folder)}")
-        return batches
+        return buffer, batches
 
 
 def open_activations(folder: Path) -> Activations:

@@ -63,3 +63,29 @@ def plain_debiased_cka(K_NN, L_NN):
 def plain_matrix(X_LND, kernel, pair=plain_cka):
     grams = [plain_gram(np.asarray(X_ND, dtype=np.float64), kernel) for X_ND in X_LND]
     return np.array([[pair(K_NN, L_NN) for L_NN in grams] for K_NN in grams])
+
+
+def oracle(X_LND, Y_MND=None):
+    """(biased, debiased) linear CKA in float64 from whole matrices: H K H and U-centred K, their inner products."""
+
+    def centred(K_NN):
+        return K_NN - K_NN.mean(axis=0) - K_NN.mean(axis=1)[:, None] + K_NN.mean()
+
+    def u_centred(K_NN):
+        n = len(K_NN)
+        K_NN = K_NN - np.diag(np.diag(K_NN))
+        row_N = K_NN.sum(axis=0)
+        U_NN = K_NN - (row_N[:, None] + row_N) / (n - 2) + row_N.sum() / ((n - 1) * (n - 2))
+        return U_NN - np.diag(np.diag(U_NN))
+
+    def grams(layers, centring):
+        layers = [np.asarray(X_ND, dtype=np.float64) for X_ND in layers]
+        return [centring((X_ND - X_ND.mean(axis=0)) @ (X_ND - X_ND.mean(axis=0)).T) for X_ND in layers]
+
+    matrices = []
+    for centring in (centred, u_centred):
+        ours = grams(X_LND, centring)
+        theirs = ours if Y_MND is None else grams(Y_MND, centring)
+        rows = [[(K * G).sum() / math.sqrt((K * K).sum() * (G * G).sum()) for G in theirs] for K in ours]
+        matrices.append(np.array(rows))
+    return tuple(matrices)

@@ -1,0 +1,59 @@
+"""The RBF kernel's bandwidth: the median's rules and the factor, against the plain kernel."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from plain_similarity import drifting_states, few, plain_cka, plain_debiased_cka, plain_gram, seeds
+
+from raysweep.numerics.cka import cka_matrix
+
+
+def squared_distances(X_ND):
+    return np.array([[((a - b) ** 2).sum() for b in X_ND] for a in X_ND])
+
+
+PLAIN_MEDIANS = {
+    "lower_nonzero": lambda D: np.sort(D[D > 0])[(np.count_nonzero(D) - 1) // 2],
+    "off_diagonal": lambda D: np.median([D[i, j] for i in range(len(D)) for j in range(len(D)) if i != j]),
+    "all": np.median,
+}
+
+
+@few
+@given(seed=seeds, examples=st.integers(4, 13), rule=st.sampled_from(list(PLAIN_MEDIANS)), bandwidth=st.floats(0.3, 10))
+def test_rules_and_bandwidths_equal_the_plain_kernel(seed, examples, rule, bandwidth):
+    X_LND = drifting_states(seed, 2, examples)
+    medians = [bandwidth**2 * PLAIN_MEDIANS[rule](squared_distances(X_ND)) for X_ND in X_LND]
+    K, G = (plain_gram(X_ND, "rbf", median) for X_ND, median in zip(X_LND, medians, strict=True))
+    biased, debiased = cka_matrix(X_LND, "rbf", debiased="both", median=rule, bandwidth=bandwidth)
+    assert biased[0, 1] == pytest.approx(plain_cka(K, G), abs=1e-9)
+    assert debiased[0, 1] == pytest.approx(plain_debiased_cka(K, G), abs=1e-9)
+
+
+def test_a_very_wide_bandwidth_is_the_linear_kernel_to_the_last_digits():
+    """exp(−d²/s) − 1 is −d²/s there, and centring −d² gives twice the linear kernel."""
+    X_LND = drifting_states(0)
+    wide = cka_matrix(X_LND, "rbf", debiased="both", bandwidth=1e7)
+    np.testing.assert_allclose(wide, cka_matrix(X_LND, debiased="both"), rtol=0, atol=1e-10)
+
+
+def test_a_median_of_zero_is_refused_by_name():
+    X_LND = np.zeros((2, 6, 3))
+    X_LND[:, 0] = 1.0
+    with pytest.raises(
+        ValueError,
+        match="layer 0: the median of the squared distances is 0 by the rule 'off_diagonal'; use 'lower_nonzero'",
+    ):
+        cka_matrix(X_LND, "rbf", median="off_diagonal")
+    np.testing.assert_allclose(cka_matrix(X_LND, "rbf"), 1, rtol=1e-12)
+
+
+def test_unknown_rules_and_bandwidths_are_refused():
+    with pytest.raises(ValueError, match="unknown median rule 'mean'; known: lower_nonzero, off_diagonal, all"):
+        cka_matrix(drifting_states(0), "rbf", median="mean")
+    for bandwidth in (0.0, -1.0, np.inf, np.nan):
+        with pytest.raises(ValueError, match="bandwidth must be a positive factor"):
+            cka_matrix(drifting_states(0), "rbf", bandwidth=bandwidth)
+    with pytest.raises(ValueError, match="unknown kernel 'poly'; known: linear, rbf"):
+        cka_matrix(drifting_states(0), "poly")
