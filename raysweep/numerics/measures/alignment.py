@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from raysweep.numerics.cka import Kernel, cka_matrix
+from raysweep.numerics.cka import Kernel, cka_between, cka_matrix
 from raysweep.numerics.gram import States
 from raysweep.numerics.measures.layers import CONSTANT, Compared, read_models
 
@@ -38,9 +38,10 @@ def _cka(X_LND: Iterable[States], Y_MND: Iterable[States] | None, kernel: Kernel
         models = read_models(first, second)  # refuses what does not fit, by each model's own numbers of layers
         if debiased and models.examples < _FEWEST_DEBIASED:
             return models.nowhere(f"debiased CKA needs at least {_FEWEST_DEBIASED} examples, got {models.examples}")
-    values_LM = cka_matrix([*first, *(second or ())], kernel, debiased)
-    if second is not None:
-        values_LM = values_LM[: len(first), len(first) :]
+    if second is None:
+        values_LM = cka_matrix(first, kernel, debiased)
+    else:
+        values_LM = cka_between(first, second, kernel, debiased)
     if not np.isnan(values_LM).any():
         return Compared(values_LM, {})
     models = read_models(first, second)
