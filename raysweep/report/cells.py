@@ -269,7 +269,7 @@ class Cell:
         if "correlation" not in self.tables:
             return []
         rows = self.tables["correlation"][[field.name for field in dataclasses.fields(Correlation)]]
-        rows = rows.assign(reason=[None if pd.isna(text) else str(text) for text in rows["reason"]])
+        rows = rows.assign(reason=rows["reason"].astype(object).where(rows["reason"].notna(), None))
         return [Correlation(*row) for row in rows_of(rows)]
 
     def correlation(self, setting: Setting, width: int) -> Correlation | None:
