@@ -104,6 +104,12 @@ def test_verdicts(low, high, p, verdict):
 
 
 class TestReasons:
+    def test_a_figure_that_has_no_reason_has_none_however_the_table_says_so(self):
+        for missing in (None, pd.NA, math.nan):
+            row = {"spearman": 0.1, "ci_low": 0.0, "ci_high": 0.2, "p_value": 0.3, "reason": missing}
+            (cell,) = cells_of(tiny_tables({**STEADY, **LEANING}, correlation=row), ())
+            assert cell.first_correlation.reason is None
+
     def test_an_undefined_delta_has_the_reason_of_a_similarity_near_it(self):
         rows = [(i, j, "far" if j == 5 else "flat" if (i, j) == (2, 3) else None) for i in range(6) for j in range(6)]
         similarity = pd.DataFrame(rows, columns=["layer_i", "layer_j", "reason"])
