@@ -18,7 +18,6 @@ Working = np.dtype[np.float32] | np.dtype[np.float64]
 
 _FEW_EXAMPLES = 64  # below, products take no longer than reading the states
 _SINGLE = ("float32", "bfloat16", "float16")
-_READ_NUMBERS = 2**20  # of states that are read together for their mean
 _SUMMED_ROWS = 512  # in the working dtype; sums of more are float64's
 
 
@@ -45,10 +44,15 @@ class CentredRows:
         self._mean_D: Block | None = None
 
     def read(self, rows: slice, out_AD: Block) -> None:
-        """Put the centred rows [A, D] into `out_AD`."""
+        """Put the centred rows [A, D] into `out_AD`, which is also what there is to work in."""
+        if self._mean_D is None and rows.stop - rows.start < self.examples:
+            sum_D = np.zeros(self.width)
+            for block in row_blocks(self.examples, len(out_AD)):
+                sum_D += _sum_of(self._rows(block, out_AD[: block.stop - block.start]))
+            self._mean_D = self._rounded(sum_D)
         X_AD = self._rows(rows, out_AD)
         if self._mean_D is None:
-            self._mean_D = self._rounded(_sum_of(X_AD)) if len(X_AD) == self.examples else self._mean_by_blocks()
+            self._mean_D = self._rounded(_sum_of(X_AD))
         np.subtract(X_AD, self._mean_D, out=out_AD)
 
     def _rows(self, rows: slice, out_AD: Block) -> Block:
@@ -64,14 +68,6 @@ class CentredRows:
             return read_AD
         out_AD[...] = block
         return out_AD
-
-    def _mean_by_blocks(self) -> Block:
-        blocks = row_blocks(self.examples, max(_SUMMED_ROWS, _READ_NUMBERS // self.width))
-        buffer_AD = np.empty((max(rows.stop - rows.start for rows in blocks), self.width), self._dtype)
-        sum_D = np.zeros(self.width)
-        for rows in blocks:
-            sum_D += _sum_of(self._rows(rows, buffer_AD[: rows.stop - rows.start]))
-        return self._rounded(sum_D)
 
     def _rounded(self, sum_D: Array) -> Block:
         return (sum_D / self.examples).astype(self._dtype)
