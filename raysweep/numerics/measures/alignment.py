@@ -38,10 +38,7 @@ def _cka(X_LND: Iterable[States], Y_MND: Iterable[States] | None, kernel: Kernel
         models = read_models(first, second)  # refuses what does not fit, by each model's own numbers of layers
         if debiased and models.examples < _FEWEST_DEBIASED:
             return models.nowhere(f"debiased CKA needs at least {_FEWEST_DEBIASED} examples, got {models.examples}")
-    if second is None:
-        values_LM = cka_matrix(first, kernel, debiased)
-    else:
-        values_LM = cka_between(first, second, kernel, debiased)
+    values_LM = cka_matrix(first, kernel, debiased) if second is None else cka_between(first, second, kernel, debiased)
     if not np.isnan(values_LM).any():
         return Compared(values_LM, {})
     models = read_models(first, second)
