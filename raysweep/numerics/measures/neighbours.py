@@ -39,7 +39,7 @@ def rsa(X_LND: Iterable[States], Y_MND: Iterable[States] | None = None) -> Compa
         X_ND = layer.centred()
         norms_N = np.einsum("nd,nd->n", X_ND, X_ND)
         squared_P = (norms_N[:, None] + norms_N - 2 * (X_ND @ X_ND.T))[pairs]
-        ranks_P = tied_ranks(squared_P, 4 * (layer.width + 2) * _EPS * float(norms_N.max()))
+        ranks_P = tied_ranks(squared_P, 16 * (layer.width + 2) * _EPS * float(norms_N.max()))
         ranks_P -= ranks_P.mean()
         norm = float(np.linalg.norm(ranks_P))
         if norm == 0:
