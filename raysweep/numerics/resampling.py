@@ -48,19 +48,6 @@ def percentile_interval(values_R: ArrayLike, level: float = 0.95) -> tuple[float
     return float(low), float(high)
 
 
-def recentred_interval(estimate: float, values_R: ArrayLike, level: float = 0.95) -> tuple[float, float]:
-    """The percentile interval of the resamples, shifted so that their mean falls on the estimate from all examples.
-
-    For statistics whose level depends on the number of examples, as biased CKA's does: on half the examples it is
-    higher throughout, and the resamples' own percentiles may leave the estimate out altogether. Nothing is clamped:
-    near the edge of a statistic's range an end may lie beyond it. NaN and errors as in `percentile_interval`.
-    """
-    values_R = _vector(values_R)
-    low, high = percentile_interval(values_R, level)
-    shift = estimate - float(values_R.mean())
-    return low + shift, high + shift
-
-
 def halfway_interval(estimate: float, values_R: ArrayLike, level: float = 0.95) -> tuple[float, float]:
     """The percentile interval of the resamples, shifted halfway to where their mean would fall on the estimate.
 

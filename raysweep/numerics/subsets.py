@@ -64,8 +64,8 @@ def cka_resamples(
     row sums (16 million of them at most; with more the Grams' tiles are computed in several passes), R·L² results.
 
     The RBF keeps the bandwidth of the full sample: subsets differ in examples, not in kernel. Biased CKA grows as
-    examples get fewer, so the values lie above the full sample's: their spread tells how sure it is, their level is
-    that of a smaller sample (`resampling.recentred_interval` makes an interval of them). A constant layer has NaN in its
+    examples get fewer, so the values lie above the full sample's: their level is
+    that of a smaller sample. A constant layer has NaN in its
     rows and columns, and so has, in one subset, a layer whose states are identical there (or differ, next to their
     distance from the mean of all examples, by too little for float64 to tell), or whose unbiased variance is not
     positive (debiased). Raises ValueError for shapes that do not fit and for subsets of too few examples: 2, debiased 4.

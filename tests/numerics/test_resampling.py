@@ -12,7 +12,6 @@ from raysweep.numerics.resampling import (
     half_samples,
     mean_interval,
     percentile_interval,
-    recentred_interval,
 )
 
 
@@ -53,15 +52,8 @@ def test_percentile_interval_by_hand():
     assert percentile_interval([3.0]) == (3, 3)
 
 
-def test_recentred_interval_keeps_the_width_and_holds_the_estimate():
-    assert recentred_interval(7.0, np.arange(101.0), 0.9) == pytest.approx((7 - 45, 7 + 45))
-    low, high = recentred_interval(0.0, [0.0, 0.0, 3.0], 0.5)
-    assert (low, high) == pytest.approx((-1, 0.5))
-
-
 def test_one_nan_makes_the_interval_nan():
     assert np.isnan(percentile_interval([1.0, np.nan, 2.0])).all()
-    assert np.isnan(recentred_interval(1.5, [1.0, np.nan, 2.0])).all()
 
 
 def test_mean_interval_is_students_t():
