@@ -195,7 +195,7 @@ def _matrices(
         raise ValueError(f"tile must be at least 1, got {tile}")
     products, constant_L = _products(layers, kernel, median, bandwidth, tile, memory, debiased=bool(debiased))
     wanted = (False, True) if debiased == "both" else (debiased,)
-    matrices = [normalised(products.debiased() if unbiased else products.biased()) for unbiased in wanted]
+    matrices = [normalised(products.debiased if unbiased else products.biased) for unbiased in wanted]
     for S_LL in matrices:
         S_LL[constant_L] = S_LL[:, constant_L] = np.nan
     return matrices

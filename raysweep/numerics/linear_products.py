@@ -54,8 +54,8 @@ def _lacks_digits(products: Products, constant_L: NDArray[np.bool_]) -> bool:
     if products.eps < _SINGLE_EPS:
         return False
     examples = products.row_sums.shape[1]
-    rounding_L = 2 * products.eps / examples * products.biased().diagonal()
-    return bool((products.debiased().diagonal() < 1e6 * rounding_L)[~constant_L].any())
+    rounding_L = 2 * products.eps / examples * products.biased.diagonal()
+    return bool((products.debiased.diagonal() < 1e6 * rounding_L)[~constant_L].any())
 
 
 def cheaper_by_dimensions(layers: Sequence[States]) -> bool:

@@ -57,7 +57,7 @@ class MinibatchCKA:
             products, constant_L = linear_products(layers, None, _MEMORY, debiased=True)
         except ValueError as error:
             raise ValueError(f"batch {self.batches}: {error}") from None
-        hsic_LL = products.debiased() / (n * (n - 3))
+        hsic_LL = products.debiased / (n * (n - 3))
         hsic_LL[constant_L] = hsic_LL[:, constant_L] = 0.0
         self._total = hsic_LL if self._depths is None else self._total + hsic_LL
         self._depths = depths

@@ -8,6 +8,7 @@ Shape suffixes: L layers, N examples, A and B the examples of a tile's rows and 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,9 +16,8 @@ from numpy.typing import NDArray
 from raysweep.numerics.blas_threads import each, workers
 from raysweep.numerics.gram import Array
 
-_CHUNK_NUMBERS = (
-    2**18
-)  # of a tile that are widened to float64 and multiplied together: 2 MiB, which a core's cache holds
+# Numbers of a tile that are widened to float64 and multiplied together: 2 MiB, which a core's cache holds.
+_CHUNK_NUMBERS = 2**18
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ class Products:
     diagonals: Array  # [L, N]
     eps: float  # relative rounding of an entry of K
 
+    @cached_property
     def biased(self) -> Array:
         """⟨H K_i H, H K_j H⟩ [L, L]: (N−1)² times the biased HSIC of Gretton et al. (2005)."""
         sums_LN = self.row_sums
@@ -41,6 +42,7 @@ class Products:
         F_LL: Array = self.inner - 2 / n * (sums_LN @ sums_LN.T) + np.outer(total_L, total_L) / n**2
         return F_LL
 
+    @cached_property
     def debiased(self) -> Array:
         """N(N−3) times the unbiased HSIC of Song et al. (2012, eq. 5) [L, L]; the diagonals have no part in it.
 
@@ -52,7 +54,7 @@ class Products:
         U_LL: Array = self.inner - self.diagonals @ self.diagonals.T - 2 / (n - 2) * (off_LN @ off_LN.T)
         U_LL += np.outer(total_L, total_L) / ((n - 1) * (n - 2))
         norm_L = U_LL.diagonal()
-        rounding_L = n * self.eps * self.biased().diagonal()
+        rounding_L = n * self.eps * self.biased.diagonal()
         np.fill_diagonal(U_LL, np.where(norm_L > rounding_L, norm_L, 0.0))
         return U_LL
 

@@ -29,7 +29,7 @@ def test_products_of_dimensions_equal_the_oracle(seed, examples, depth, dtype):
     layers = unlike_layers(seed, examples)
     for groups in ([slice(0, 4)], [slice(0, 1), slice(1, 3), slice(3, 4)]):
         products = cross_products(layers, groups, dtype)
-        for F_LL, expected in zip((products.biased(), products.debiased()), oracle(layers), strict=True):
+        for F_LL, expected in zip((products.biased, products.debiased), oracle(layers), strict=True):
             np.testing.assert_allclose(normalised(F_LL), expected, rtol=0, atol=1e-9 if dtype == DOUBLE else 2e-4)
 
 
@@ -52,7 +52,7 @@ def test_a_device_computes_the_same(seed, examples, tile):
     """On the CPU's tensors, which the same code takes."""
     layers = [torch.from_numpy(states) for states in unlike_layers(seed, examples)]
     products = device_products(layers, tile)
-    for F_LL, expected in zip((products.biased(), products.debiased()), oracle(layers), strict=True):
+    for F_LL, expected in zip((products.biased, products.debiased), oracle(layers), strict=True):
         np.testing.assert_allclose(normalised(F_LL), expected, rtol=0, atol=1e-9)
 
 
