@@ -32,7 +32,7 @@ from raysweep.numerics.products import Accumulator, Products, normalised
 
 Kernel = Literal["linear", "rbf"]
 
-MEMORY = 2**28  # bytes to work in beside the states, unless said otherwise
+MEMORY = 2**26  # bytes to work in beside the states, unless said otherwise; more makes greater tiles, which are no faster
 
 _RBF_TILE = 256  # of examples squared; greater ones are no faster
 _EPS = float(np.finfo(np.float64).eps)
