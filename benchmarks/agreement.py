@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from raysweep.numerics.selection import agreement, chosen_layers
+from raysweep.numerics.dynamics import chosen_layers
+from raysweep.numerics.selection import agreement
 
 SIMULATIONS, RESAMPLES = 200, 200
 SETTINGS = [(0.1, 0.1), (0.3, 0.1), (0.3, 0.3), (1.0, 0.1), (1.0, 0.3), (3.0, 0.3), (0.05, 0.3)]

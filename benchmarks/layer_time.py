@@ -7,6 +7,7 @@ the same labelled positions. The limit is 1: a sweep cannot be faster than the l
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from common import in_turn, laboratory, machine, spread
 from torch.nn.functional import cross_entropy
@@ -40,9 +41,9 @@ def main() -> None:
                     0, rows, nll
                 ) / torch.bincount(rows)
 
-        work, swept = Work(), {}
+        work, swept = Work(), dict[str, np.ndarray]()
 
-        def sweep(budget: int = budget, work: Work = work, swept: dict[str, object] = swept) -> None:
+        def sweep(budget: int = budget, work: Work = work, swept: dict[str, np.ndarray] = swept) -> None:
             work.__init__()
             swept["losses"] = sweep_losses(pair, examples, windows, batch_tokens=budget, work=work)
 
@@ -50,7 +51,7 @@ def main() -> None:
         tokens = sum(len(b) * max(examples[i].length for i in b) for b in batches)
         plain_rate = [s / (pair.n_layers * tokens) for s in plain_s]
         ratios = [s / work.token_applications / p for s, p in zip(sweep_s, plain_rate, strict=True)]
-        apart = abs(swept["losses"][windows.index(UNTOUCHED)] - plain_losses.numpy()).max()  # type: ignore[index]
+        apart = abs(swept["losses"][windows.index(UNTOUCHED)] - plain_losses.numpy()).max()
         print(
             f"  batches of {budget:>5} tokens: ratio {spread(ratios)}; "
             f"{work.applications} applications on batches; losses of the untouched model apart by {apart:.1e}"

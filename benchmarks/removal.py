@@ -14,11 +14,12 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from common import in_turn, laboratory, machine, spread
+from transformers import PreTrainedTokenizerBase
 
 from raysweep.data.examples import Example
 from raysweep.models.adapter import Adapter
 from raysweep.models.checkpoint import describe, load_tokenizer
-from raysweep.models.surgery import removed
+from raysweep.models.surgery import Mode, removed
 from raysweep.numerics.resampling import mean_interval
 from raysweep.studies.critical import critical_layers
 from raysweep.studies.generation import greedy_text
@@ -27,11 +28,8 @@ from raysweep.studies.removal import Effects, Removal, directions, mean_kept, re
 SETS = (("sums", "gsm8k"), ("facts", "boolq"))
 EXAMPLES = 24
 BATCH_TOKENS = 1024
-REMOVALS = [
-    Removal(tuple(range(k)), mode, "last", keep)  # type: ignore[arg-type]
-    for mode, keep in (("project", False), ("project", True), ("paper", False))
-    for k in (1, 3, 10)
-]
+WAYS: tuple[tuple[Mode, bool], ...] = (("project", False), ("project", True), ("paper", False))
+REMOVALS = [Removal(tuple(range(k)), mode, "last", keep) for mode, keep in WAYS for k in (1, 3, 10)]
 
 
 def main() -> None:
@@ -77,9 +75,9 @@ def _contrast(by_layer: Sequence[Effects], critical: Sequence[int], role: str) -
         )
 
 
-def _unchanged(adapter: Adapter, tokenizer: object, examples: Sequence[Example]) -> None:
+def _unchanged(adapter: Adapter, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example]) -> None:
     def write(example: Example) -> str:
-        return greedy_text(adapter.model, adapter.device, tokenizer, example, 24)  # type: ignore[arg-type]
+        return greedy_text(adapter.model, adapter.device, tokenizer, example, 24)
 
     width = adapter.model.config.hidden_size
     same = 0

@@ -320,7 +320,7 @@ def critical(
     RunError where states cannot be compared.
     """
     from raysweep.engine.inspection import inspect
-    from raysweep.engine.pending import batch_budget
+    from raysweep.engine.loading import batch_budget
     from raysweep.errors import InputError, RunError
     from raysweep.models.adapter import Adapter
     from raysweep.models.checkpoint import load_model

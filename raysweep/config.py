@@ -23,7 +23,7 @@ from pydantic import (
 from pydantic_core import core_schema
 
 from raysweep.config_execution import ExecutionConfig
-from raysweep.config_fields import Name, Place, Positive
+from raysweep.config_fields import Name, Place, Positive, distinct
 from raysweep.config_problems import problems_in_words
 from raysweep.config_removal import RemovalConfig
 from raysweep.config_spectrum import SpectrumConfig
@@ -160,10 +160,7 @@ class SimilarityConfig(_Section):
     @field_validator("metrics")
     @classmethod
     def _distinct(cls, value: list[Metric]) -> list[Metric]:
-        doubled = next((metric for metric in value if value.count(metric) > 1), None)
-        if doubled:
-            raise ValueError(f"'{doubled}' is named twice; name each metric once")
-        return value
+        return distinct(value, "each metric")
 
     @field_validator("neighbourhood")
     @classmethod

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 from pydantic import AfterValidator, Field, StringConstraints
 
@@ -11,6 +11,16 @@ from raysweep.errors import shown
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
 Positive = Annotated[int, Field(ge=1, le=10**9, strict=True)]
+
+T = TypeVar("T")
+
+
+def distinct(values: list[T], each: str) -> list[T]:
+    """The values. Raises ValueError, for a validator, where one is named twice; `each` says what to name once."""
+    doubled = [value for value in values if values.count(value) > 1]
+    if doubled:
+        raise ValueError(f"{shown(doubled[0])} is named twice; name {each} once")
+    return values
 
 
 def _place(value: str) -> str:

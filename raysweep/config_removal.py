@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-from raysweep.config_fields import Positive
+from raysweep.config_fields import Positive, distinct
 from raysweep.errors import shown
 
 
@@ -62,10 +62,7 @@ class RemovalConfig(BaseModel):
     @field_validator("components", "modes", "positions")
     @classmethod
     def _distinct(cls, value: list[Any]) -> list[Any]:
-        doubled = next((item for item in value if value.count(item) > 1), None)
-        if doubled is not None:
-            raise ValueError(f"{shown(doubled)} is named twice; name each once")
-        return value
+        return distinct(value, "each")
 
     @model_validator(mode="after")
     def _of_critical(self) -> RemovalConfig:

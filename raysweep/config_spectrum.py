@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from raysweep.config_fields import Positive
+from raysweep.config_fields import Positive, distinct
 
 
 class SpectrumConfig(BaseModel):
@@ -22,7 +22,4 @@ class SpectrumConfig(BaseModel):
     @field_validator("components")
     @classmethod
     def _distinct(cls, value: list[int]) -> list[int]:
-        doubled = next((k for k in value if value.count(k) > 1), None)
-        if doubled:
-            raise ValueError(f"{doubled} is there twice; give each number of components once")
-        return value
+        return distinct(value, "each number of components")

@@ -29,8 +29,9 @@ from raysweep.engine.folder import RunFolder
 from raysweep.engine.graph import Graph, beyond, shortened
 from raysweep.engine.inspection import Facts, inspect
 from raysweep.engine.ledger import Ledger
-from raysweep.engine.pending import model_calls, result_call
+from raysweep.engine.pending import model_calls
 from raysweep.engine.plan import plan
+from raysweep.engine.result_calls import result_call
 from raysweep.engine.room import refuse_too_small
 from raysweep.engine.stopping import watches
 from raysweep.store.artifacts import sweep_temporaries

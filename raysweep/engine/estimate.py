@@ -15,7 +15,8 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from raysweep.engine.calls import CaptureCall, EstimateCall, ModelCall, PairCall, SubstituteCall
-from raysweep.engine.pending import batch_budget, model_calls
+from raysweep.engine.loading import batch_budget
+from raysweep.engine.pending import model_calls
 from raysweep.engine.plan import hidden_size
 from raysweep.engine.rates import Rates, measured_rates
 from raysweep.engine.residency import RESIDENT, Residency, choose_residency, layer_sizes

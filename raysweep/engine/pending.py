@@ -7,52 +7,32 @@ their states fit in memory together.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from dataclasses import replace
-from typing import Literal
 
 from raysweep.config import Config
 from raysweep.engine.calls import (
     CaptureCall,
     CapturePart,
-    CorrelateCall,
     EstimateCall,
     GenerateCall,
     Loading,
     ModelCall,
     PairCall,
     RemovalCall,
-    SimilarityCall,
-    SpectrumCall,
     SubstituteCall,
-    VerifyCall,
 )
 from raysweep.engine.graph import Graph, Task
 from raysweep.engine.inspection import Cell, Facts, ModelFacts
+from raysweep.engine.loading import loading_of
 from raysweep.engine.plan import (
-    VERIFIED,
-    drawn,
     hidden_size,
-    most_critical,
-    removals_of,
-    removed_at,
     window_names,
 )
+from raysweep.engine.result_calls import removal_call
+from raysweep.engine.room import SIZES
 from raysweep.engine.together import captures_together, chunks_in_passes, spill_words
 from raysweep.models.checkpoint import Checkpoint
 from raysweep.models.same import NOTHING
-from raysweep.numerics.measures.registry import Parameters
 from raysweep.studies.passes import group_passes, states_of_a_way_back
-from raysweep.studies.windows import Window
-
-
-def batch_budget(asked: int | Literal["auto"], device: str) -> int:
-    """Padded tokens of one block call.
-
-    `auto` is 8192 on an accelerator; on a CPU 1024, where products are as fast as they get and states stay in its caches.
-    """
-    if asked == "auto":
-        return 1024 if device == "cpu" else 8192
-    return asked
 
 
 def model_calls(config: Config, facts: Facts, graph: Graph, done: Collection[str]) -> Iterator[ModelCall]:
@@ -71,36 +51,10 @@ def model_calls(config: Config, facts: Facts, graph: Graph, done: Collection[str
         yield call
 
 
-def _loading(config: Config, facts: Facts, model: ModelFacts) -> Loading:
-    budget = batch_budget(config.execution.batch_tokens, facts.device)
-    at = model.residency
-    stream, spill = at.mode == "stream", config.execution.spill_folder
-    where = str(spill) if stream and spill is not None else None
-    return Loading(model.dtype, facts.device, config.execution.device_map, budget, stream, at.memory, where)
-
-
-def _verification(config: Config, facts: Facts, graph: Graph, task: Task) -> VerifyCall:
-    model, cell = facts.models[task.model], facts.cells[task.model, task.dataset]
-    chosen = drawn(config, graph.cell("substitute", task.model, task.dataset))
-    return VerifyCall(
-        task.name,
-        task.model,
-        task.dataset,
-        (task.name,),
-        model.base,
-        _loading(config, facts, model),
-        cell.swept[0][:VERIFIED],
-        model.tuned[task.dataset],
-        tuple(t.window for t in chosen if t.window is not None),
-        (task.results["verification"],),
-        tuple(t.parts[0] for t in chosen),
-    )
-
-
 def _lacking(config: Config, facts: Facts, graph: Graph, done: Collection[str]) -> Iterator[ModelCall]:
     for model in config.models:
         of_model = facts.models[model.name]
-        loading = _loading(config, facts, of_model)
+        loading = loading_of(config, facts, of_model)
         cells = [cell for (name, _), cell in facts.cells.items() if name == model.name]
         if not loading.stream:
             yield from _captures(config, cells, graph, of_model, loading, done)
@@ -112,7 +66,7 @@ def _lacking(config: Config, facts: Facts, graph: Graph, done: Collection[str]) 
                 yield from _generations(config, cell, graph, pair, loading, done)
         for task in (task for cell in cells for task in graph.cell("removal", cell.model, cell.dataset)):
             if not task.needs and any(key not in done for key in task.results.values()):
-                yield _removal(config, facts, graph, task)
+                yield removal_call(config, facts, graph, task)
         if loading.stream:  # what no sweep of the same chunk takes along
             yield from _captures(config, cells, graph, of_model, loading, done)
 
@@ -238,11 +192,7 @@ def _estimates(
     assert config.studies.substitution is not None
     chosen = _distinct(tasks, 0)
     lacking = [i for i in range(len(cell.swept)) if any(task.parts[i] not in done for task in chosen)]
-    per_token = (
-        states_of_a_way_back(model.base.n_layers)
-        * hidden_size(model.base.config)
-        * (4 if loading.dtype == "float32" else 2)
-    )
+    per_token = states_of_a_way_back(model.base.n_layers) * hidden_size(model.base.config) * SIZES[loading.dtype]
     needs = [sum(e.length for e in cell.swept[i]) * per_token for i in lacking]
     together = (
         group_passes(needs, model.residency.room) if loading.stream else [[place] for place in range(len(lacking))]
@@ -297,106 +247,10 @@ def _generations(
         )
 
 
-def _removal(config: Config, facts: Facts, graph: Graph, task: Task) -> RemovalCall:
-    asked, similarity = config.studies.removal, config.studies.similarity
-    assert asked is not None
-    model, cell = facts.models[task.model], facts.cells[task.model, task.dataset]
-    call = RemovalCall(
-        task.name,
-        task.model,
-        task.dataset,
-        (task.name,),
-        model.base,
-        _loading(config, facts, model),
-        tuple(cell.examples),
-        model.tuned[task.dataset] if asked.of == "tuned" else None,
-        task.results,
-        removed_at(asked, model.base.n_layers)[task.at],
-        removals_of(asked),
-        asked.examples,
-        asked.tokens,
-    )
-    if asked.layers != "critical":
-        return call
-    assert similarity is not None
-    found = graph.cell("similarity", task.model, task.dataset)[0]
-    return replace(
-        call,
-        dynamics=found.results["dynamics"],
-        metric=similarity.metrics[0],
-        top=most_critical(asked, model.base.n_layers),
-    )
-
-
-def result_call(
-    config: Config, facts: Facts, graph: Graph, task: Task
-) -> SimilarityCall | SpectrumCall | CorrelateCall | VerifyCall | RemovalCall:
-    """The call that makes a task's tables out of what is committed."""
-    if task.kind == "verify":
-        return _verification(config, facts, graph, task)
-    if task.kind == "removal":
-        return _removal(config, facts, graph, task)
-    if task.kind == "spectrum":
-        assert config.studies.spectrum is not None
-        assert config.studies.pooling is not None
-        return SpectrumCall(
-            task.name,
-            task.model,
-            task.dataset,
-            (task.name,),
-            task.results["spectrum"],
-            task.parts,
-            config.studies.pooling,
-            tuple(config.studies.spectrum.components),
-        )
-    similarity = config.studies.similarity
-    assert similarity is not None
-    parameters = Parameters(similarity.components, similarity.neighbours, similarity.variance)
-    correlation = config.studies.correlation
-    resamples, seed = (correlation.resamples, correlation.seed) if correlation else (1000, 0)
-    if task.kind == "similarity":
-        return SimilarityCall(
-            task.name,
-            task.model,
-            task.dataset,
-            (task.name,),
-            task.parts,
-            task.results,
-            tuple(similarity.metrics),
-            similarity.neighbourhood,
-            parameters,
-            similarity.pooling,
-            resamples,
-            seed,
-            similarity.diagonal,
-        )
-    assert correlation is not None
-    cell = (task.model, task.dataset)
-    swept = graph.cell("estimate", *cell) or graph.cell("substitute", *cell)
-    losses = {t.window: t.parts for t in swept if isinstance(t.window, Window)}
-    return CorrelateCall(
-        task.name,
-        task.model,
-        task.dataset,
-        (task.name,),
-        task.results["correlation"],
-        graph.cell("similarity", task.model, task.dataset)[0].parts,
-        similarity.pooling,
-        losses,
-        tuple(similarity.metrics),
-        similarity.neighbourhood,
-        parameters,
-        resamples,
-        seed,
-        correlation.drop_ends,
-        similarity.diagonal,
-    )
-
-
 def spilled(config: Config, facts: Facts, graph: Graph) -> dict[str, list[str]]:
     """For each model that is streamed with a spill folder, what of its states will wait there, in words for each data set."""
     return spill_words(
         facts,
         lambda model, dataset: graph.cell("substitute", model, dataset),
-        lambda model: _loading(config, facts, facts.models[model]),
+        lambda model: loading_of(config, facts, facts.models[model]),
     )

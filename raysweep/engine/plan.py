@@ -21,7 +21,7 @@ from raysweep.studies.verification import draw
 from raysweep.studies.windows import Window, windows_of_widths
 
 _CALCULATION = 1  # raised when a study's arithmetic changes, so that old results are not taken for new ones
-_STATISTICS = 3  # likewise for similarity and correlation alone, which are made anew from what is captured and swept
+_STATISTICS = 4  # likewise for similarity and correlation alone, which are made anew from what is captured and swept
 
 
 def plan(config: Config, facts: Facts) -> Graph:

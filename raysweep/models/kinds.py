@@ -5,6 +5,7 @@ Decided by transformers' own registries and a config's own fields; there is no l
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from raysweep.errors import InputError
@@ -45,9 +46,9 @@ def model_predicts(model: PreTrainedModel) -> bool:
     return model.can_generate() and not _sees_both_ways(model.config)
 
 
-def _names(values: object) -> set[str]:
+def _names(values: Iterable[str | Iterable[str]]) -> set[str]:
     """The class names of a registry, some of whose entries are several."""
-    return {name for value in values for name in ([value] if isinstance(value, str) else value)}  # type: ignore[attr-defined]
+    return {name for value in values for name in ([value] if isinstance(value, str) else value)}
 
 
 def _refuse_two_stacks(config: PreTrainedConfig, where: str) -> None:

@@ -1,35 +1,38 @@
 """Threads that each work on layers of their own, instead of BLAS splitting the products of one layer.
 
 A layer's products are small: two threads that share one lose a third of their time to waiting, and all that is not a
-product is left to one of them. So OpenBLAS is told to compute in the thread that calls it; what it was told before holds
-again afterwards. Where no OpenBLAS is found (other systems than Linux, other libraries), there is one worker, and the
-library does as it likes.
+product is left to one of them. So BLAS is told to compute in the thread that calls it; what it was told before holds
+again afterwards. Where no BLAS is found that can be told so (Apple's), there is one worker, and BLAS does as it likes.
 """
 
 from __future__ import annotations
 
-import ctypes
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ContextDecorator
+from contextlib import ContextDecorator, ExitStack
 from functools import cache
-from pathlib import Path
 from typing import TypeVar
+
+from threadpoolctl import ThreadpoolController
 
 T = TypeVar("T")
 
-_MAPS = Path("/proc/self/maps")
-# numpy's own wheels rename the library's functions; distributions' do not.
-_AFFIXES = (("scipy_", "64_"), ("", "64_"), ("scipy_", ""), ("", ""))
+
+@cache
+def _blas() -> ThreadpoolController:
+    """The libraries of products that numpy and scipy have loaded; looking for them takes milliseconds, so it is done once."""
+    return ThreadpoolController().select(user_api="blas")
+
+
+def _blas_threads() -> int:
+    return max((library.num_threads for library in _blas().lib_controllers), default=1)
 
 
 def workers() -> int:
     """How many threads to use: as many as BLAS would, so that OMP_NUM_THREADS and its like hold for both."""
-    if _users:
-        return max(1, _threads_before)
-    blas = _open_blas()
-    return max(1, blas.threads()) if blas else 1
+    with _lock:
+        return _threads_before if _users else _blas_threads()
 
 
 def each(work: Callable[[int], T], count: int) -> list[T]:
@@ -53,54 +56,21 @@ class single_threaded_blas(ContextDecorator):  # noqa: N801 (used as a function:
 
     def __enter__(self) -> None:
         global _users, _threads_before
-        blas = _open_blas()
         with _lock:
-            if _users == 0 and blas:
-                _threads_before = blas.threads()
-                blas.set_threads(1)
+            if _users == 0:
+                _threads_before = _blas_threads()
+                _limits.enter_context(_blas().limit(limits=1))
             _users += 1
 
     def __exit__(self, *exception: object) -> None:
         global _users
-        blas = _open_blas()
         with _lock:
             _users -= 1
-            if _users == 0 and blas:
-                blas.set_threads(_threads_before)
+            if _users == 0:
+                _limits.close()
 
 
 _lock = threading.Lock()
+_limits = ExitStack()
 _users = 0
 _threads_before = 1
-
-
-class _OpenBlas:
-    def __init__(self, library: ctypes.CDLL, prefix: str, suffix: str) -> None:
-        self._get = getattr(library, f"{prefix}openblas_get_num_threads{suffix}")
-        self._set = getattr(library, f"{prefix}openblas_set_num_threads{suffix}")
-
-    def threads(self) -> int:
-        return int(self._get())
-
-    def set_threads(self, count: int) -> None:
-        self._set(ctypes.c_int(count))
-
-
-@cache
-def _open_blas() -> _OpenBlas | None:
-    """The OpenBLAS that numpy's products are computed by, if it can be told apart among the libraries loaded."""
-    try:
-        lines = _MAPS.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return None
-    # scipy brings a copy of its own, which lies in another folder.
-    paths = {line.split(maxsplit=5)[5] for line in lines if "openblas" in line and "scipy.libs" not in line}
-    for path in sorted(paths):
-        try:
-            library = ctypes.CDLL(path)
-        except OSError:
-            continue
-        for prefix, suffix in _AFFIXES:
-            if hasattr(library, f"{prefix}openblas_set_num_threads{suffix}"):
-                return _OpenBlas(library, prefix, suffix)
-    return None

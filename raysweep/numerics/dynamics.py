@@ -54,9 +54,17 @@ def change_points(delta_L: ArrayLike, k: int | None = None) -> NDArray[np.intp]:
     delta_L = as_float64(delta_L)
     if delta_L.ndim != 1:
         raise ValueError(f"δ has one value a layer [L]; got shape {delta_L.shape}")
-    k = how_many(len(delta_L), k)
-    ascending = np.argsort(delta_L, kind="stable")
-    return np.sort(ascending[~np.isnan(delta_L[ascending])][:k])
+    return np.flatnonzero(chosen_layers(delta_L, k))
+
+
+def chosen_layers(delta_RL: ArrayLike, k: int | None = None) -> NDArray[np.bool_]:
+    """Which layers `change_points` takes in every row of δ [..., L], as a mask of the same shape."""
+    delta_RL = as_float64(delta_RL)
+    k = how_many(delta_RL.shape[-1], k)
+    first_RK = np.argsort(delta_RL, axis=-1, kind="stable")[..., :k]  # NaN sorts behind all numbers
+    chosen_RL = np.zeros(delta_RL.shape, dtype=bool)
+    np.put_along_axis(chosen_RL, first_RK, True, axis=-1)
+    return chosen_RL & ~np.isnan(delta_RL)
 
 
 def how_many(layers: int, k: int | None = None) -> int:

@@ -30,7 +30,7 @@ def health(X_LND: Iterable[States]) -> dict[str, Array]:
 
     Of what the variance rests on, p being the shares of it that examples or components have:
     - `effective_examples`: 1 / Σ p² over the examples' squared distances from the mean, in [1, N].
-    - `effective_rank`: 1 / Σ p² over the principal components' variances (participation ratio), in [1, min(N − 1, D)].
+    - `participation_ratio`: 1 / Σ p² over the principal components' variances, in [1, min(N − 1, D)].
     - `top_component_share`: share of the variance along the first principal component, in (0, 1].
     - `top_component_weight`: the share it has of ‖K‖², p² / Σ p²: the linear CKA of two layers with such a spectrum that
       share this component and nothing else. Debiasing does not help against it.
@@ -155,7 +155,7 @@ def _of_values(gram: LinearGram) -> dict[str, float]:
 
 
 _VARIANCE = (
-    *("effective_examples", "effective_rank", "cka_floor"),
+    *("effective_examples", "participation_ratio", "cka_floor"),
     *("top_component_share", "top_component_weight", "top_dimension_share"),
 )
 

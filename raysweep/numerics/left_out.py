@@ -12,6 +12,7 @@ import numpy as np
 
 from raysweep.numerics.cka import Kernel
 from raysweep.numerics.gram import Array, LinearGram, States, read_layers
+from raysweep.numerics.products import normalised
 
 _EPS = float(np.finfo(np.float64).eps)
 _MOST_ROWS = 2**23  # numbers in the rows of all layers' Grams that are held at a time
@@ -90,7 +91,7 @@ def _left_out(grams: Sequence[LinearGram], n: int) -> list[Array]:
     ones = _without(whole, c_NL[:, None, None], p_NLL, p_NLL, q_NLL)
     twos = _without(whole, paired_HOOL, p_HLL, p_HLL + x_HLL + x_HLL.swapaxes(1, 2), q_NLL[first] + q_NLL[second])
     zero_L = (np.array([gram.rounding for gram in grams]) + n * _EPS) * whole.product.diagonal()
-    return [_normalised(F_GLL, zero_L) for F_GLL in (*ones, *twos)]
+    return [normalised(F_GLL, zero_L) for F_GLL in (*ones, *twos)]
 
 
 class _Whole(NamedTuple):
@@ -130,11 +131,3 @@ def _without(whole: _Whole, C_GOOL: Array, p_GLL: Array, uu_GLL: Array, cu_GLL: 
 def _outer(x_GL: Array, y_GL: Array) -> Array:
     product_GLL: Array = x_GL[:, :, None] * y_GL[:, None, :]
     return product_GLL
-
-
-def _normalised(F_GLL: Array, zero_L: Array) -> Array:
-    """F_ij / √(F_ii F_jj); NaN where a diagonal entry is no more than `zero_L`."""
-    norm_GL = np.einsum("gll->gl", F_GLL)
-    norm_GL = np.sqrt(np.where(norm_GL > zero_L, norm_GL, np.nan))
-    S_GLL: Array = F_GLL / _outer(norm_GL, norm_GL)
-    return S_GLL

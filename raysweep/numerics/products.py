@@ -125,8 +125,9 @@ def _widened(K_LAB: NDArray[np.floating], buffer: Array) -> Array:
     return V_LAB.reshape(len(K_LAB), -1)
 
 
-def normalised(F_LL: Array) -> Array:
-    """F_ij / √(F_ii F_jj); NaN in the row and column of a diagonal entry that is not positive."""
-    norm_L = np.sqrt(np.where(F_LL.diagonal() > 0, F_LL.diagonal(), np.nan))
-    S_LL: Array = F_LL / np.outer(norm_L, norm_L)
+def normalised(F_LL: Array, zero_L: Array | float = 0.0) -> Array:
+    """F_ij / √(F_ii F_jj) [..., L, L]; NaN in the row and column of a diagonal entry that is no more than `zero_L`."""
+    diagonal_L = np.diagonal(F_LL, axis1=-2, axis2=-1)
+    norm_L = np.sqrt(np.where(diagonal_L > zero_L, diagonal_L, np.nan))
+    S_LL: Array = F_LL / (norm_L[..., :, None] * norm_L[..., None, :])
     return S_LL

@@ -10,20 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
-from raysweep.numerics.dynamics import how_many
-from raysweep.numerics.gram import Array, as_float64
-
-
-def chosen_layers(delta_RL: ArrayLike, k: int | None = None) -> NDArray[np.bool_]:
-    """Which layers `change_points` takes in every row of δ [..., L], as a mask of the same shape."""
-    delta_RL = as_float64(delta_RL)
-    k = how_many(delta_RL.shape[-1], k)
-    first_RK = np.argsort(delta_RL, axis=-1, kind="stable")[..., :k]  # NaN sorts behind all numbers
-    chosen_RL = np.zeros(delta_RL.shape, dtype=bool)
-    np.put_along_axis(chosen_RL, first_RK, True, axis=-1)
-    return chosen_RL & ~np.isnan(delta_RL)
+from raysweep.numerics.gram import Array
 
 
 def agreement(chosen_ML: NDArray[np.bool_]) -> Array:

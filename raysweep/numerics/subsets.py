@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from raysweep.numerics.cka import Kernel
 from raysweep.numerics.dynamics import local_dynamics
 from raysweep.numerics.gram import Array, LinearGram, States, read_layers
+from raysweep.numerics.products import normalised
 
 _EPS = float(np.finfo(np.float64).eps)
 # Row sums held at a time, R·N·L of them; with more of these, subsets are gone through in groups, each a pass of its own.
@@ -64,9 +65,8 @@ def cka_resamples(
     row sums (16 million of them at most; with more the Grams' tiles are computed in several passes), R·L² results.
 
     The RBF keeps the bandwidth of the full sample: subsets differ in examples, not in kernel. Biased CKA grows as
-    examples get fewer, so the values lie above the full sample's: their level is
-    that of a smaller sample. A constant layer has NaN in its
-    rows and columns, and so has, in one subset, a layer whose states are identical there (or differ, next to their
+    examples get fewer, so the values lie above the full sample's: their level is that of a smaller sample. A constant
+    layer has NaN in its rows and columns, and so has, in one subset, a layer whose states are identical there (or differ, next to their
     distance from the mean of all examples, by too little for float64 to tell), or whose unbiased variance is not
     positive (debiased). Raises ValueError for shapes that do not fit and for subsets of too few examples: 2, debiased 4.
     """
@@ -89,9 +89,9 @@ def cka_resamples(
         groups_keep = keep_RN[first : first + group]
         subsets = _products([grams[layer] for layer in varying], groups_keep, tile)
         for place, (F_LL, unbiased_LL, zero_L) in enumerate(subsets, start=first):
-            biased_RLL[place][chosen] = _normalised(F_LL, zero_L)
+            biased_RLL[place][chosen] = normalised(F_LL, zero_L)
             if debiased:
-                debiased_RLL[place][chosen] = _normalised(unbiased_LL, zero_L)
+                debiased_RLL[place][chosen] = normalised(unbiased_LL, zero_L)
     if debiased == "both":
         return biased_RLL, debiased_RLL
     return debiased_RLL if debiased else biased_RLL
@@ -170,10 +170,3 @@ def _pairs_within(member_M: NDArray[np.intp], rows: slice, cols: slice) -> NDArr
     else:
         pairs_P = (row_A[:, None] * width + col_B).ravel()
     return pairs_P
-
-
-def _normalised(F_LL: Array, zero_L: Array) -> Array:
-    """F_ij / √(F_ii F_jj); NaN where a diagonal entry is no more than `zero_L`."""
-    norm_L = np.sqrt(np.where(F_LL.diagonal() > zero_L, F_LL.diagonal(), np.nan))
-    S_LL: Array = F_LL / np.outer(norm_L, norm_L)
-    return S_LL

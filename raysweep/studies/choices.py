@@ -10,7 +10,8 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from raysweep.numerics.selection import Choices, chosen_layers
+from raysweep.numerics.dynamics import chosen_layers
+from raysweep.numerics.selection import Choices
 
 
 def choice_table(delta: np.ndarray, halves: np.ndarray | None, top: int | None = None) -> pd.DataFrame:

@@ -32,9 +32,8 @@ from raysweep.numerics.nulls import (
 )
 from raysweep.numerics.resampling import half_samples, halfway_interval
 from raysweep.studies.health import finite_examples
-from raysweep.studies.similarity import dynamics_halves, similarity_matrix
+from raysweep.studies.similarity import FEWEST_TO_RESAMPLE, dynamics_halves, similarity_matrix
 
-_FEWEST_TO_RESAMPLE = 8
 _LEVEL = 0.05  # a p that can never be as low tells nothing
 
 
@@ -109,10 +108,11 @@ def correlate_cell(
 ) -> pd.DataFrame:
     """One row a metric and width: δ of states [L, N, D] against the mean loss of each window, with a 95 % interval of ρ.
 
-    `losses` are rows of the substitution table of one model and data set (of several estimators, the exact ones count); the mean of a window leaves NaN losses out, and δ the
-    examples whose states are not finite; an infinite loss counts as the largest. The interval (`halfway_interval`) is that of ρ over half-samples of the examples that have both a state and a finite loss under every window of
-    the width, both sides recomputed together; NaN with fewer than 8 such examples. `drop_ends` centres are left out at
-    each end; a width of which fewer than 3 are left has no row.
+    `losses` are rows of the substitution table of one model and data set (of several estimators, the exact ones count);
+    the mean of a window leaves NaN losses out, and δ the examples whose states are not finite; an infinite loss counts as
+    the largest. The interval (`halfway_interval`) is that of ρ over half-samples of the examples that have both a state
+    and a finite loss under every window of the width, both sides recomputed together; NaN with fewer than 8 such
+    examples. `drop_ends` centres are left out at each end; a width of which fewer than 3 are left has no row.
     """
     finite_N = finite_examples(states).all(axis=0)
     if not finite_N.all():
@@ -141,7 +141,7 @@ def correlate_cell(
         finite = of_width.columns[np.isfinite(of_width.to_numpy()).all(axis=0)]
         common = finite.intersection(place)
         loss_CN = of_width[common].to_numpy()
-        keep = half_samples(len(common), resamples, seed) if len(common) >= _FEWEST_TO_RESAMPLE else None
+        keep = half_samples(len(common), resamples, seed) if len(common) >= FEWEST_TO_RESAMPLE else None
         for metric in metrics:
             interval = (np.nan, np.nan)
             if keep is not None:

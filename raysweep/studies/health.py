@@ -115,7 +115,7 @@ def _undefined(measure: str, figures: Mapping[str, float]) -> str:
         return "half of the values are zero, or more"
     if measure == "mean_to_rms":
         return "all states are zero"
-    if np.isnan(figures["effective_rank"]):
+    if np.isnan(figures["participation_ratio"]):
         return "all examples have the same state"
     if measure == "cka_next_trimmed" and not np.isnan(figures["cka_next"]):
         return "nothing varies beside the outlier dimensions"

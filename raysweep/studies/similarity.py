@@ -14,12 +14,11 @@ import torch
 
 from raysweep.errors import InputError, nearest
 from raysweep.numerics.cka import Kernel
-from raysweep.numerics.dynamics import local_dynamics
+from raysweep.numerics.dynamics import chosen_layers, local_dynamics
 from raysweep.numerics.left_out import LeftOut, cka_left_out
 from raysweep.numerics.measures.layers import Compared
 from raysweep.numerics.measures.registry import DEFAULTS, MEASURES, Parameters, compare
 from raysweep.numerics.resampling import half_samples, jackknife_interval
-from raysweep.numerics.selection import chosen_layers
 from raysweep.numerics.subsets import dynamics_of, dynamics_resamples
 from raysweep.studies.choices import choice_table
 from raysweep.studies.health import finite_examples, health_table

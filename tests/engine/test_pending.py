@@ -9,8 +9,10 @@ import pytest
 from raysweep.config import parse_config
 from raysweep.engine.calls import CaptureCall, GenerateCall, SubstituteCall
 from raysweep.engine.inspection import inspect
-from raysweep.engine.pending import batch_budget, model_calls, result_call
+from raysweep.engine.loading import batch_budget
+from raysweep.engine.pending import model_calls
 from raysweep.engine.plan import plan
+from raysweep.engine.result_calls import result_call
 from raysweep.numerics.measures.registry import Parameters
 from raysweep.studies.windows import Window
 

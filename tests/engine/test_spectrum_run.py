@@ -118,7 +118,7 @@ def test_one_example_cannot_be_decomposed(make_config):
     [
         ("{components: []}", "studies.spectrum.components"),
         ("{components: [1, 0]}", "studies.spectrum.components"),
-        ("{components: [3, 1, 3]}", "3 is there twice; give each number of components once"),
+        ("{components: [3, 1, 3]}", "3 is named twice; name each number of components once"),
         ("{component: [1]}", "components"),
         (
             "{pooling: mean}",

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from raysweep.errors import InputError
 from raysweep.models.adapter import Adapter, find_blocks
-from raysweep.models.surgery import orthonormal_rows, part_within, removed
+from raysweep.models.surgery import Positions, orthonormal_rows, part_within, removed
 
 Tiny = Callable[..., PreTrainedModel]
 KINDS = ["llama", "gpt2", "falcon"]
@@ -66,8 +66,9 @@ def test_project_leaves_nothing_in_the_subspace_and_everything_outside_it(kind: 
 def test_only_the_chosen_tokens_change_and_the_others_not_by_a_bit(tiny: Tiny) -> None:
     model, C = tiny("llama"), directions(2)
     before = output_of(model)
-    for positions, changed in (("last", [5]), ("all", range(6)), (slice(2, 4), [2, 3])):
-        with removed(Adapter(model), LAYER, C, positions=positions):  # type: ignore[arg-type]
+    cases: list[tuple[Positions | slice, list[int]]] = [("last", [5]), ("all", list(range(6))), (slice(2, 4), [2, 3])]
+    for positions, changed in cases:
+        with removed(Adapter(model), LAYER, C, positions=positions):
             after = output_of(model)
         differs = (after != before).any(axis=(0, 2))
         assert [t for t in range(6) if differs[t]] == list(changed)

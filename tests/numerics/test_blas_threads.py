@@ -4,6 +4,7 @@ import threading
 
 import numpy as np
 import pytest
+from threadpoolctl import ThreadpoolController, threadpool_info, threadpool_limits
 
 from raysweep.numerics import blas_threads
 from raysweep.numerics.blas_threads import each, single_threaded_blas, workers
@@ -33,28 +34,28 @@ def test_an_error_comes_out_and_blas_is_as_before():
     assert workers() == before
 
 
-def test_openblas_is_found_told_and_told_back():
+def test_blas_is_found_told_and_told_back():
     """numpy's wheels on Linux bring OpenBLAS; where there is none, there is one worker and nothing to restore."""
-    blas = blas_threads._open_blas()
-    if blas is None:
+
+    def threads():
+        return {library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"}
+
+    if not threads():
         assert workers() == 1
         return
-    before = blas.threads()
-    try:
-        blas.set_threads(2)
+    with threadpool_limits(2, user_api="blas"):
         assert workers() == 2
         with single_threaded_blas():
-            assert blas.threads() == 1
+            assert threads() == {1}
             assert workers() == 2  # as many threads as BLAS would have had
             with single_threaded_blas():
                 np.ones((300, 300)) @ np.ones((300, 300))
-            assert blas.threads() == 1
-        assert blas.threads() == 2
-    finally:
-        blas.set_threads(before)
+            assert threads() == {1}
+        assert threads() == {2}
 
 
-def test_without_openblas_there_is_one_worker(monkeypatch):
-    monkeypatch.setattr(blas_threads, "_open_blas", lambda: None)
+def test_without_blas_there_is_one_worker(monkeypatch):
+    nothing = ThreadpoolController().select(user_api="none of the kind")
+    monkeypatch.setattr(blas_threads, "_blas", lambda: nothing)
     assert workers() == 1
     assert each(lambda index: index, 2) == [0, 1]

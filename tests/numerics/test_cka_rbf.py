@@ -28,7 +28,9 @@ def test_rules_and_bandwidths_equal_the_plain_kernel(seed, examples, rule, bandw
     K, G = (plain_gram(X_ND, "rbf", median) for X_ND, median in zip(X_LND, medians, strict=True))
     biased, debiased = cka_matrix(X_LND, "rbf", debiased="both", median=rule, bandwidth=bandwidth)
     assert biased[0, 1] == pytest.approx(plain_cka(K, G), abs=1e-9)
-    assert debiased[0, 1] == pytest.approx(plain_debiased_cka(K, G), abs=1e-9)
+    # A narrow kernel of few examples is the identity but for 1e-3: what is left of it has as many digits fewer.
+    beside = [np.abs(A - np.eye(examples)).max() ** 2 for A in (K, G)]
+    assert debiased[0, 1] == pytest.approx(plain_debiased_cka(K, G), abs=1e-9 + 1e-12 / min(beside))
 
 
 def test_a_very_wide_bandwidth_is_the_linear_kernel_to_the_last_digits():

@@ -29,7 +29,7 @@ def test_health_in_closed_form(padding):
     np.testing.assert_allclose(figures["top_dimension_share"], [16 / 25, 1 / 2])
     np.testing.assert_allclose(figures["n_over_d"], 4 / (2 + padding))
     np.testing.assert_allclose(figures["effective_examples"], 4)  # all are 5 away from the mean
-    np.testing.assert_allclose(figures["effective_rank"], 25**2 / (9**2 + 16**2))
+    np.testing.assert_allclose(figures["participation_ratio"], 25**2 / (9**2 + 16**2))
     np.testing.assert_allclose(figures["cka_floor"], 25**2 / (9**2 + 16**2) / 3)
     np.testing.assert_allclose(figures["cka_next"], [1, np.nan])
 
@@ -37,7 +37,7 @@ def test_health_in_closed_form(padding):
 def test_health_of_constant_layers():
     figures = health([np.ones((4, 3)), np.zeros((4, 3))])
     np.testing.assert_array_equal(figures["mean_to_rms"], [1, np.nan])
-    for measure in ("top_component_share", "top_dimension_share", "effective_rank", "cka_floor", "cka_next"):
+    for measure in ("top_component_share", "top_dimension_share", "participation_ratio", "cka_floor", "cka_next"):
         assert np.isnan(figures[measure]).all()
     np.testing.assert_array_equal(figures["massive_ratio"], [1, np.nan])
     np.testing.assert_array_equal(figures["longest_ratio"], [1, np.nan])

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from plain_similarity import few, seeds
 
-from raysweep.numerics.dynamics import change_points
-from raysweep.numerics.selection import Choices, agreement, agreement_between, chosen_layers, common_layers
+from raysweep.numerics.dynamics import change_points, chosen_layers
+from raysweep.numerics.selection import Choices, agreement, agreement_between, common_layers
 
 
 def mask(layers, *sets):
@@ -18,12 +18,14 @@ def mask(layers, *sets):
 
 @few
 @given(seeds, st.integers(1, 7))
-def test_choices_are_those_of_change_points_row_by_row(seed, k):
+def test_the_smallest_are_chosen_row_by_row_the_first_of_ties_and_never_nan(seed, k):
     rng = np.random.default_rng(seed)
     delta_RL = rng.integers(0, 4, (5, 7)).astype(float)  # with ties
     delta_RL[rng.random((5, 7)) < 0.3] = np.nan
-    found = chosen_layers(delta_RL, k)
-    assert [np.flatnonzero(row).tolist() for row in found] == [change_points(row, k).tolist() for row in delta_RL]
+    known = [[(value, layer) for layer, value in enumerate(row) if not np.isnan(value)] for row in delta_RL]
+    layers = [sorted(layer for _, layer in sorted(row)[:k]) for row in known]
+    assert [np.flatnonzero(row).tolist() for row in chosen_layers(delta_RL, k)] == layers
+    assert [change_points(row, k).tolist() for row in delta_RL] == layers
 
 
 def test_a_fifth_is_chosen_by_default():

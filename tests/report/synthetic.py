@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -183,7 +184,7 @@ def _generation(cell, n_layers, width, texts):
 
 
 def make_provenance(**changes: object) -> Provenance:
-    known: Mapping[str, object] = {
+    known: dict[str, Any] = {
         "name": "tiny",
         "created": "2025-11-23 08:40 UTC",
         "command": "raysweep run configs/demo.yaml",
@@ -219,7 +220,7 @@ def make_provenance(**changes: object) -> Provenance:
         "failures": [],
         "config_yaml": "name: tiny\nmodels:\n  - name: tiny\n    base: lab://tiny\n",
     }
-    return Provenance(**{**known, **changes})  # type: ignore[arg-type]
+    return Provenance(**{**known, **changes})
 
 
 def make_hostile(markup: str = HOSTILE) -> tuple[dict[str, pd.DataFrame], Provenance]:

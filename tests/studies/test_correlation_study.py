@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -65,8 +67,8 @@ def losses(states: torch.Tensor, ids: np.ndarray) -> pd.DataFrame:
 
 
 def correlate(states: torch.Tensor, ids: np.ndarray, losses: pd.DataFrame, **changes: object) -> pd.DataFrame:
-    settings: dict[str, object] = {"metrics": ["cka_linear"], "neighbourhood": 3, "resamples": 80, "seed": 4}
-    return correlate_cell(states, ids, losses, **(settings | changes))  # type: ignore[arg-type]
+    settings: dict[str, Any] = {"metrics": ["cka_linear"], "neighbourhood": 3, "resamples": 80, "seed": 4}
+    return correlate_cell(states, ids, losses, **(settings | changes))
 
 
 def curve(losses: pd.DataFrame, width: int) -> np.ndarray:

@@ -97,7 +97,7 @@ def test_what_has_no_value_has_a_reason() -> None:
     told = rows.loc[undefined, "warning"].to_dict()
     assert told[1, "mean_to_rms"] == "all states are zero"
     assert told[1, "massive_ratio"] == told[1, "longest_ratio"] == "half of the values are zero, or more"
-    assert told[3, "effective_rank"] == told[3, "cka_next"] == "all examples have the same state"
+    assert told[3, "participation_ratio"] == told[3, "cka_next"] == "all examples have the same state"
     assert told[2, "cka_next"] == "all examples have the same state at the next layer"
     assert (4, "cka_next") not in rows.index, "the last layer has no next"
 

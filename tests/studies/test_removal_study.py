@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -14,16 +14,18 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from raysweep.data.examples import Example
 from raysweep.errors import InputError
 from raysweep.models.adapter import Adapter, find_blocks
+from raysweep.models.surgery import Mode, Positions
 from raysweep.studies.removal import NOTHING, Removal, nowhere_to_remove, removal_effects, remove_at_layer, states_at
 
 Tiny = Callable[..., PreTrainedModel]
 Draw = Callable[..., list[Example]]
 LAYER = 1
+CHOSEN: list[tuple[tuple[int, ...], bool]] = [((0,), False), ((0, 1, 2), False), ((1, 3), True)]
 REMOVALS = [
-    Removal(chosen, mode, position, keep_mean)  # type: ignore[arg-type]
-    for chosen, keep_mean in (((0,), False), ((0, 1, 2), False), ((1, 3), True))
-    for mode in ("project", "paper")
-    for position in ("last", "all")
+    Removal(chosen, mode, position, keep_mean)
+    for chosen, keep_mean in CHOSEN
+    for mode in get_args(Mode)
+    for position in get_args(Positions)
 ]
 
 

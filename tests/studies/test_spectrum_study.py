@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -180,6 +181,6 @@ def test_layers_of_unlike_width_share_examples_and_no_directions() -> None:
         (np.ones((2, 3, 3)), (2, 2), r"components are different numbers from 1 on, and at least one; got \[2, 2\]"),
     ],
 )
-def test_refusals(states: object, components: tuple[int, ...], said: str) -> None:
+def test_refusals(states: Any, components: tuple[int, ...], said: str) -> None:
     with pytest.raises(ValueError, match=f"^{said}$"):
-        spectrum(states, components)  # type: ignore[arg-type]
+        spectrum(states, components)

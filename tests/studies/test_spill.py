@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -132,12 +133,12 @@ def test_a_disk_that_fills_while_states_wait_there(
     written: list[Path] = []
     opened = Path.open
 
-    def full(self: Path, *args: object, **kwargs: object) -> object:
+    def full(self: Path, *args: Any, **kwargs: Any) -> Any:
         if self.suffix == ".states" and args[:1] == ("wb",):
             written.append(self)
             if len(written) == 4:
                 raise OSError(errno.ENOSPC, "No space left on device", str(self))
-        return opened(self, *args, **kwargs)  # type: ignore[call-overload]
+        return opened(self, *args, **kwargs)
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "open", full)
