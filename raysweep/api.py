@@ -14,10 +14,12 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from raysweep.engine.accuracy import Accuracy
+    from raysweep.engine.doctor import Examined
     from raysweep.engine.estimate import Options
     from raysweep.engine.events import Listener
     from raysweep.engine.folder import RunFolder
     from raysweep.studies.critical import Critical
+    from raysweep.store.places import Location
     from raysweep.studies.measured import Correlated
 
 _SHOWN = 10
@@ -25,14 +27,14 @@ _SHOWN = 10
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder and what is in it. `tables` are data frames by name (substitution, similarity, dynamics, …).
+    """A run folder and what is in it. A run in an object store has a universal-pathlib path for `folder` and `report`. `tables` are data frames by name (substitution, similarity, dynamics, …).
 
     `accuracy` tells how far the estimate of its latest start was off; None where that had nothing to sweep or capture.
     """
 
-    folder: Path
+    folder: Location
     tables: Mapping[str, pd.DataFrame]
-    report: Path
+    report: Location
     failed: Mapping[str, str] = field(default_factory=dict)
     accuracy: Accuracy | None = None
 
@@ -65,23 +67,25 @@ def run(
     """
     from raysweep.engine.disk import failures_told
     from raysweep.engine.driver import drive
+    from raysweep.store.places import location
 
     if isinstance(config, (str, Path)):
         config = load_config(config, overrides)
     else:
         values = config.model_dump() if isinstance(config, Config) else dict(config)
         config = parse_config(values, overrides=overrides)
-    with failures_told(Path(config.storage).expanduser()):
+    with failures_told(location(config.storage, config.storage_options)):
         done = drive(config, fresh=fresh, listener=listener)
         return _reported(done.folder, done.failed)
 
 
-def open_run(folder: str | Path) -> Run:
+def open_run(folder: str | Location, storage_options: Mapping[str, Any] | None = None) -> Run:
     """A run's tables joined again from what is committed, and its report drawn again. Raises InputError for no run folder."""
     from raysweep.engine.disk import failures_told
     from raysweep.engine.folder import RunFolder
+    from raysweep.engine.reach import reach
 
-    found = RunFolder(Path(folder).expanduser())
+    found = RunFolder(reach(folder, storage_options))
     found.require_run()
     with failures_told(found.root):
         return _reported(found, {})
@@ -90,14 +94,14 @@ def open_run(folder: str | Path) -> Run:
 def _reported(folder: RunFolder, failed: Mapping[str, str]) -> Run:
     from raysweep.engine.accuracy import compare
     from raysweep.engine.events import read_events
-    from raysweep.report.page import write_report
     from raysweep.report.provenance import provenance
+    from raysweep.report.stored import write_stored_report
     from raysweep.report.tables import collect_tables, write_tables
 
     graph, about = folder.read_plan()
     tables = collect_tables(folder, graph)
     write_tables(folder, tables)
-    page = write_report(tables, provenance(folder, graph, about, tables), folder.report)
+    page = write_stored_report(tables, provenance(folder, graph, about, tables), folder.report)
     return Run(folder.root, tables, page, failed, compare(about.get("estimate"), read_events(folder.events)))
 
 
@@ -132,12 +136,13 @@ class Standing:
         return "\n".join(lines)
 
 
-def status(folder: str | Path) -> Standing:
+def status(folder: str | Location, storage_options: Mapping[str, Any] | None = None) -> Standing:
     """Where the run in this folder stands, from its plan, its commits and its events."""
     from raysweep.engine import events
     from raysweep.engine.folder import RunFolder
+    from raysweep.engine.reach import reach
 
-    found = RunFolder(Path(folder).expanduser())
+    found = RunFolder(reach(folder, storage_options))
     found.require_run()
     graph, _ = found.read_plan()
     done = found.committed()
@@ -162,6 +167,27 @@ def status(folder: str | Path) -> Standing:
         elif event["event"] == events.RUN_INTERRUPTED:
             state = "interrupted"
     return Standing(dict(tasks), (len(keys & done.keys()), len(keys)), failures, state, unfinished)
+
+
+def examine(
+    folder: str | Location,
+    storage_options: Mapping[str, Any] | None = None,
+    *,
+    remove: bool = False,
+    checksums: bool = False,
+) -> Examined:
+    """What kills and damage have left in a run folder, and with `remove` no more; see engine/doctor.py.
+
+    Raises InputError for no run folder, and for one that a run is in.
+    """
+    from raysweep.engine.disk import failures_told
+    from raysweep.engine.doctor import examine as examine_folder
+    from raysweep.engine.folder import RunFolder
+    from raysweep.engine.reach import reach
+
+    found = RunFolder(reach(folder, storage_options, write=remove))
+    with failures_told(found.root):
+        return examine_folder(found, remove=remove, checksums=checksums)
 
 
 @dataclass(frozen=True)

@@ -30,15 +30,22 @@ app = typer.Typer(
 
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="Override a key: --set execution.chunk=16")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Forget what is committed and compute everything again.")]
+Folder = Annotated[str, typer.Argument(help="A run folder, or its URL.")]
+Options = Annotated[
+    list[str] | None,
+    typer.Option("--option", help="Of a URL's store, as in storage_options: --option endpoint_url=http://…"),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @app.command()
-def demo(out: Annotated[Path, typer.Option(help="The run folder.")] = Path("runs/demo"), fresh: Fresh = False) -> None:
+def demo(
+    out: Annotated[str, typer.Option(help="The run folder, or its URL.")] = "runs/demo", fresh: Fresh = False
+) -> None:
     """Run the whole study on the embedded laboratory: no network, no GPU, no download."""
     from raysweep.recipes import demo_config
 
-    _run(demo_config(str(out)), fresh=fresh)
+    _run(demo_config(out), fresh=fresh)
 
 
 @app.command()
@@ -53,7 +60,7 @@ def sweep(
     split: Annotated[str | None, typer.Option(help="Split of a hub data set.")] = None,
     prompt: Annotated[str | None, typer.Option(help="Prompt column or template (format columns).")] = None,
     response: Annotated[str | None, typer.Option(help="Response column or template (format columns).")] = None,
-    out: Annotated[Path | None, typer.Option(help="The run folder.")] = None,
+    out: Annotated[str | None, typer.Option(help="The run folder, or its URL.")] = None,
     overrides: Overrides = None,
     fresh: Fresh = False,
 ) -> None:
@@ -71,7 +78,7 @@ def sweep(
         split=split,
         prompt=prompt,
         response=response,
-        storage=None if out is None else str(out),
+        storage=out,
     )
     _run(config, overrides or [], fresh=fresh)
 
@@ -124,20 +131,40 @@ def run(
 
 
 @app.command()
-def status(folder: Annotated[Path, typer.Argument(help="A run folder.")], as_json: AsJson = False) -> None:
+def status(folder: Folder, options: Options = None, as_json: AsJson = False) -> None:
     """Tell where a run stands."""
     from raysweep.api import status as standing_of
+    from raysweep.config import parse_options
 
-    standing = standing_of(folder)
+    standing = standing_of(folder, parse_options(options or []))
     typer.echo(json.dumps(standing.to_json(), indent=1) if as_json else standing.to_text())
 
 
 @app.command()
-def report(folder: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
+def report(folder: Folder, options: Options = None) -> None:
     """Draw a run's tables, figures and page again."""
     from raysweep.api import open_run
+    from raysweep.config import parse_options
 
-    typer.echo(f"report: {open_run(folder).report}")
+    typer.echo(f"report: {open_run(folder, parse_options(options or [])).report}")
+
+
+@app.command()
+def doctor(
+    folder: Folder,
+    remove: Annotated[bool, typer.Option("--remove", help="Remove what is found.")] = False,
+    checksums: Annotated[bool, typer.Option("--checksums", help="Read every file and compare its checksum.")] = False,
+    options: Options = None,
+    as_json: AsJson = False,
+) -> None:
+    """Find what kills and damage left in a run folder; exit code 1 where something is left."""
+    from raysweep.api import examine
+    from raysweep.config import parse_options
+
+    found = examine(folder, parse_options(options or []), remove=remove, checksums=checksums)
+    typer.echo(json.dumps(found.to_json(), indent=1) if as_json else found.to_text())
+    if found.left:
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -28,6 +28,7 @@ from raysweep.config_problems import problems_in_words
 from raysweep.config_removal import RemovalConfig
 from raysweep.config_spectrum import SpectrumConfig
 from raysweep.config_stop import StopConfig
+from raysweep.config_storage import checked_options, checked_storage, scheme_of
 from raysweep.errors import InputError, nearest, shown
 
 Metric = Literal[
@@ -226,7 +227,7 @@ class StudiesConfig(_Section):
 
 
 class Config(_Section):
-    """A whole run."""
+    """A whole run. `storage_options` go to fsspec's file system for a `storage` that is a URL (endpoint_url, …); no secrets."""
 
     name: Name
     models: Annotated[list[ModelConfig], Field(min_length=1)]
@@ -234,13 +235,31 @@ class Config(_Section):
     studies: StudiesConfig
     execution: ExecutionConfig = ExecutionConfig()
     storage: Place
+    storage_options: dict[str, Any] = {}
 
     @field_validator("storage")
     @classmethod
-    def _folder(cls, value: str) -> str:
-        if not value or "://" in value:
-            raise ValueError(f"give a folder, not {shown(value)}; a run is stored in this machine's file system")
+    def _stored(cls, value: str) -> str:
+        return checked_storage(value)
+
+    @field_validator("storage_options")
+    @classmethod
+    def _no_secrets(cls, value: dict[str, Any]) -> dict[str, Any]:
+        checked_options(value)
         return value
+
+    @model_validator(mode="after")
+    def _reachable(self) -> Config:
+        scheme = scheme_of(self.storage)
+        if self.storage_options and scheme in (None, "file"):
+            raise ValueError(
+                f"storage_options are for a URL, and storage is the folder {shown(self.storage)}; leave them out"
+            )
+        if scheme == "memory" and self.execution.executor == "ray":
+            raise ValueError(
+                f"storage {shown(self.storage)} is in this process's memory, which workers on Ray do not share"
+            )
+        return self
 
     @model_validator(mode="after")
     def _consistent(self) -> Config:
@@ -317,6 +336,20 @@ def _check_texts(values: Any) -> None:
         elif isinstance(node, (Mapping, list)) and id(node) not in seen:
             seen.add(id(node))  # YAML's anchors may put one list into many places, or into itself
             waiting += [*node.keys(), *node.values()] if isinstance(node, Mapping) else node
+
+
+def parse_options(texts: Sequence[str]) -> dict[str, Any]:
+    """Options for a store from texts such as `endpoint_url=http://localhost:9000`, the value read as YAML. Raises InputError."""
+    options: dict[str, Any] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise InputError("--option: write it as key=value, for example endpoint_url=http://localhost:9000")
+        try:
+            options = _with(options, key.split("."), yaml.safe_load(value), text)
+        except _NO_YAML:
+            raise InputError(f"--option {key}: the value is not YAML") from None
+    return options
 
 
 def _overridden(values: Any, override: str) -> Any:

@@ -11,23 +11,31 @@ import errno
 import os
 from collections.abc import Collection, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from raysweep.engine.graph import Graph
 from raysweep.engine.inspection import Facts
 from raysweep.engine.plan import hidden_size
 from raysweep.errors import InputError, RunError
 
+if TYPE_CHECKING:
+    from raysweep.store.places import Location
+
 # After these no call can be committed: the run ends, and does not try the others.
 _LASTING = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
+_LIBRARIES = {"botocore", "aiobotocore", "aiohttp", "s3fs", "gcsfs", "adlfs", "azure", "google"}
 _ASIDE = 2**20  # bytes for tables, events and the page, at least
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
-def check_writable(root: Path, what: str = "storage") -> None:
+def check_writable(root: Location, what: str = "storage") -> None:
     """Raise InputError unless folders and files can be made in `root`, which need not exist yet; `what` it is in the config.
 
-    The system is asked, so that a read-only file system is found although the user is root.
+    The system is asked, so that a read-only file system is found although the user is root. An object store cannot be asked;
+    reach.py tries it.
     """
+    if not isinstance(root, Path):
+        return
     try:
         there = root
         while not there.exists():
@@ -42,8 +50,10 @@ def check_writable(root: Path, what: str = "storage") -> None:
         raise InputError(f"{what} '{root}' cannot be used ({error.strerror or error}); give another folder") from error
 
 
-def check_room(root: Path, needed: int) -> None:
-    """Raise InputError where the file system of `root` has not `needed` bytes free."""
+def check_room(root: Location, needed: int) -> None:
+    """Raise InputError where the file system of `root` has not `needed` bytes free; an object store has room."""
+    if not isinstance(root, Path):
+        return
     there = root
     while not there.exists():
         there = there.parent
@@ -73,15 +83,23 @@ def is_lasting(error: BaseException) -> bool:
     return isinstance(error, OSError) and error.errno in _LASTING
 
 
+def is_stores(error: Exception) -> bool:
+    """Whether an error is the file system's, or that of a library that speaks to an object store."""
+    return isinstance(error, OSError) or type(error).__module__.partition(".")[0] in _LIBRARIES
+
+
 @contextlib.contextmanager
-def failures_told(root: Path) -> Iterator[None]:
-    """What the system refuses to write becomes a RunError in words."""
+def failures_told(root: Location) -> Iterator[None]:
+    """What the system, or a store, refuses to write becomes a RunError in words."""
     try:
         yield
-    except OSError as error:
-        what = os.strerror(error.errno) if error.errno else str(error)
-        where = f" (writing {error.filename})" if error.filename else ""
-        remedy = "make room there" if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else "mend that"
+    except Exception as error:
+        if not is_stores(error):
+            raise
+        number = error.errno if isinstance(error, OSError) and isinstance(root, Path) else None
+        what = os.strerror(number) if number else " ".join(str(error).split()) or type(error).__name__
+        where = f" (writing {error.filename})" if isinstance(error, OSError) and error.filename else ""
+        remedy = "make room there" if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else "mend that"
         raise RunError(
             f"the run folder '{root}' cannot be written to: {what}{where}; what is committed is kept: {remedy} and run again"
         ) from error

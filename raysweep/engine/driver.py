@@ -31,6 +31,7 @@ from raysweep.engine.inspection import Facts, inspect
 from raysweep.engine.ledger import Ledger
 from raysweep.engine.pending import model_calls
 from raysweep.engine.plan import plan
+from raysweep.engine.reach import reach
 from raysweep.engine.result_calls import result_call
 from raysweep.engine.room import refuse_too_small
 from raysweep.engine.stopping import watches
@@ -51,9 +52,11 @@ class Done:
 def prepare(config: Config, find_device: Callable[[str], str]) -> tuple[Facts, Graph, RunFolder]:
     """Inspect and plan: everything that can be refused is refused here (InputError), and nothing is written.
 
+    Only in an object store a small object is written, read and removed at once, to see that it can be.
+
     `find_device` is told `execution.device` and says which device that means where the work will be done.
     """
-    folder = RunFolder(Path(config.storage).expanduser().absolute())
+    folder = RunFolder(reach(config.storage, config.storage_options, write=True).absolute())
     folder.check_usable()
     check_writable(folder.root)
     facts = inspect(config, find_device)
@@ -229,6 +232,7 @@ class _Run:
         )
 
     def _commit(self, call: Call, commit: Commit, measured: Mapping[str, Any]) -> None:
+        self.folder.check_held()
         log = {"call": call.name, "tasks": list(call.tasks), "measured": dict(measured)}
         self.folder.chunks.commit(
             commit.name,

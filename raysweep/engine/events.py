@@ -1,5 +1,7 @@
 """The log of a run: events.jsonl, one JSON object a line, appended and flushed as things happen.
 
+In an object store, which cannot append, it is segments of such lines (event_segments.py), each published whole.
+
 `chunk_committed` appears once for every commit, so the log shows that nothing is computed twice. The names of events are
 constants here; readers skip a line that a kill has torn.
 """
@@ -11,7 +13,13 @@ import os
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from raysweep.engine.event_segments import Segments
+from raysweep.store.places import listing, read_many
+
+if TYPE_CHECKING:
+    from raysweep.store.places import Location
 
 RUN_STARTED = "run_started"
 WORKERS_READY = "workers_ready"
@@ -29,11 +37,35 @@ Listener = Callable[[dict[str, Any]], None]
 
 
 class EventLog:
-    """Appends events to a file and passes each to the listener."""
+    """Appends events to a file, or to segments in an object store, and passes each to the listener."""
 
-    def __init__(self, path: Path, listener: Listener | None = None) -> None:
-        self._path = path
+    def __init__(self, path: Location, listener: Listener | None = None) -> None:
+        self._lines: _File | Segments = _File(path) if isinstance(path, Path) else Segments(path)
         self._listener = listener
+
+    def emit(self, event: str, **details: Any) -> None:
+        """Append one event with the time, UTC."""
+        line = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **details}
+        self._lines.write(json.dumps(line, ensure_ascii=False) + "\n")
+        if self._listener:
+            self._listener(line)
+
+    def clear(self) -> None:
+        """Forget all events. The log is emptied and not removed: killed here, its folder is still a run folder."""
+        self._lines.clear()
+
+    def __enter__(self) -> EventLog:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Flush to the disk, or the store, and close."""
+        self._lines.close()
+
+
+class _File:
+    """Lines appended to a file."""
+
+    def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         torn = path.exists() and path.stat().st_size > 0 and not path.read_bytes().endswith(b"\n")
         # Half a surrogate pair (a file name that is no UTF-8, say) is written as JSON's own escape.
@@ -41,38 +73,43 @@ class EventLog:
         if torn:
             self._file.write("\n")
 
-    def emit(self, event: str, **details: Any) -> None:
-        """Append one event with the time, UTC."""
-        line = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **details}
-        self._file.write(json.dumps(line, ensure_ascii=False) + "\n")
+    def write(self, line: str) -> None:
+        self._file.write(line)
         self._file.flush()
-        if self._listener:
-            self._listener(line)
 
     def clear(self) -> None:
-        """Forget all events. The file is emptied and not removed: killed here, its folder is still a run folder."""
         self._file.truncate(0)
 
-    def __enter__(self) -> EventLog:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        """Flush to the disk and close."""
+    def close(self) -> None:
         try:
             os.fsync(self._file.fileno())
         finally:
             self._file.close()
 
 
-def read_events(path: Path) -> Iterator[dict[str, Any]]:
+def read_events(path: Location) -> Iterator[dict[str, Any]]:
     """The events of a log, oldest first."""
-    if not path.exists():
+    for line in log_lines(path):
+        if (event := parsed(line)) is not None:
+            yield event
+
+
+def log_lines(path: Location) -> Iterator[str]:
+    """The lines of a log, oldest first, those that a kill has torn among them."""
+    if isinstance(path, Path):
+        if path.exists():
+            with path.open(encoding="utf-8", errors="replace") as file:
+                yield from file
         return
-    with path.open(encoding="utf-8", errors="replace") as file:
-        for line in file:
-            try:
-                event = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(event, dict):
-                yield event
+    segments = read_many(path, {name: int(info["size"]) for name, info in listing(path).items()})
+    for name in sorted(segments):
+        yield from segments[name].decode("utf-8", errors="replace").removesuffix("\n").split("\n")
+
+
+def parsed(line: str) -> dict[str, Any] | None:
+    """The event of a line; None for a line that is none."""
+    try:
+        event = json.loads(line)
+    except ValueError:
+        return None
+    return event if isinstance(event, dict) else None

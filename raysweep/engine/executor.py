@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from raysweep.config_execution import ExecutionConfig
 from raysweep.engine.calls import Call, Outcome
 from raysweep.engine.dispatch import Slot
 from raysweep.engine.inspection import resolve_device
 from raysweep.engine.work import Worker
+
+if TYPE_CHECKING:
+    from raysweep.store.places import Location
 
 
 class Executor(Protocol):
@@ -45,7 +47,7 @@ class Backend(Protocol):
     def device(self, asked: str) -> str:
         """The device that `execution.device` means there; raises InputError where it is not to be had."""
 
-    def open(self, folder: Path, n_calls: int) -> Executor:
+    def open(self, folder: Location, n_calls: int) -> Executor:
         """Workers for at most so many calls; raises InputError where they cannot be had."""
 
     def close(self) -> None:
@@ -83,7 +85,7 @@ class LocalBackend:
         """A device of this machine."""
         return resolve_device(asked)
 
-    def open(self, folder: Path, n_calls: int) -> Executor:
+    def open(self, folder: Location, n_calls: int) -> Executor:
         """The executor in this process."""
         return LocalExecutor(Worker(folder))
 

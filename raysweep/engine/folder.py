@@ -1,6 +1,6 @@
 """The run folder: where each thing lies, and whether a folder is one.
 
-config.yaml  plan.json  events.jsonl
+config.yaml  plan.json  events.jsonl   (in an object store, which cannot append, events/*.jsonl)
 chunks/                                 what is committed, by key
 activations/<model>/<dataset>/          captured states
 results/*.parquet  report/              made from the above
@@ -9,54 +9,65 @@ results/*.parquet  report/              made from the above
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from raysweep.engine.graph import Graph, Task, shortened
-from raysweep.errors import InputError, StoreError
-from raysweep.store.artifacts import ChunkStore, Manifest, check_file, publish_bytes, publish_json
+from raysweep.errors import InputError, RunError, StoreError
+from raysweep.store.artifacts import ChunkStore, Manifest, check_files, publish_bytes, publish_json
 from raysweep.store.lock import HeldError, hold
+from raysweep.store.object_lock import Held, LostError, hold_object
+from raysweep.store.places import listing, read_bytes, remove_below, sizes_below
+
+if TYPE_CHECKING:
+    from raysweep.store.places import Location
 
 
 class RunFolder:
     """The places in a run folder; nothing is made by naming them."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Location) -> None:
         self.root = root
         self.config = root / "config.yaml"
         self.plan = root / "plan.json"
-        self.events = root / "events.jsonl"
+        self.events = root / ("events.jsonl" if isinstance(root, Path) else "events")
         self.results = root / "results"
         self.report = root / "report"
         self.chunks = ChunkStore(root / "chunks")
         self.lock = root / ".lock"
+        self._held: Held | None = None
 
-    def activations(self, model: str, dataset: str) -> Path:
+    def activations(self, model: str, dataset: str) -> Location:
         """The activation store of one cell."""
         return self.root / "activations" / model / dataset
 
     def committed(self) -> dict[str, Manifest]:
         """The chunk that holds each key; a chunk whose activation files are gone or cut is not counted."""
         found: dict[str, Manifest] = {}
+        sizes = sizes_below(self.root / "activations")
         for manifest in self.chunks.manifests():
-            if self._is_intact(manifest):
+            if self._is_intact(manifest, sizes):
                 for key in manifest.parts:
                     found.setdefault(key, manifest)
         return found
 
     def forget_broken(self) -> None:
         """Take back the commits whose activation files are gone or cut, so that they can be made again."""
+        sizes = sizes_below(self.root / "activations")
         for manifest in self.chunks.manifests():
-            if not self._is_intact(manifest):
+            if not self._is_intact(manifest, sizes):
                 self.chunks.forget(manifest)
 
-    def _is_intact(self, manifest: Manifest) -> bool:
+    def _is_intact(self, manifest: Manifest, sizes: Callable[[str], int | None]) -> bool:
+        """Whether a commit's activation files have the sizes they should; `sizes` is of the folder of all activations."""
+        folder = manifest.extra.get("folder", "")
+        below = folder.removeprefix("activations/")
         try:
-            for entry in manifest.files:
-                check_file(self.root / manifest.extra.get("folder", ""), entry, remedy="run again")
+            check_files(
+                self.root / folder, manifest.files, remedy="run again", sizes=lambda path: sizes(f"{below}/{path}")
+            )
         except StoreError:
             return False
         return True
@@ -64,7 +75,10 @@ class RunFolder:
     @property
     def is_run(self) -> bool:
         """Whether raysweep has run here; a run that was killed at once has left an empty log and no plan."""
-        return self.events.is_file() and (self.plan.is_file() or self.events.stat().st_size == 0)
+        if isinstance(self.events, Path):
+            return self.events.is_file() and (self.plan.is_file() or self.events.stat().st_size == 0)
+        logs = listing(self.events)
+        return bool(logs) and (self.plan.is_file() or not any(info["size"] for info in logs.values()))
 
     def check_usable(self) -> None:
         """Raise InputError unless the folder is a run folder, is empty, or can be made."""
@@ -76,7 +90,12 @@ class RunFolder:
             ) from error
 
     def make(self) -> None:
-        """Make the folder, and those above it. Raises InputError where the system does not let it."""
+        """Make the folder, and those above it. Raises InputError where the system does not let it.
+
+        In an object store there are no folders to be made, and the bucket is the user's to make.
+        """
+        if not isinstance(self.root, Path):
+            return
         try:
             self.root.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -88,7 +107,7 @@ class RunFolder:
         if self.root.exists() and not self.root.is_dir():
             raise InputError(f"storage '{self.root}' is a file; give a folder")
         if self.root.is_dir() and not self.is_run:
-            found = next((path for path in self.root.iterdir() if path != self.lock), None)
+            found = next((path for path in self.root.iterdir() if path.name and not is_ours(path.name)), None)
             if found is not None:
                 raise InputError(
                     f"storage '{self.root}' is neither empty nor a run folder (it has '{found.name}'); give another folder"
@@ -99,23 +118,37 @@ class RunFolder:
         if not self.root.is_dir():
             raise InputError(f"run folder '{self.root}' does not exist")
         if not self.is_run or not self.plan.is_file():
-            raise InputError(f"'{self.root}' is no run folder (it has no events.jsonl and plan.json)")
+            raise InputError(f"'{self.root}' is no run folder (it has no {self.events.name} and plan.json)")
 
     def clear(self) -> None:
         """Remove everything committed and made, so that a run starts afresh."""
         for path in (self.root / "chunks", self.root / "activations", self.results, self.report):
-            if path.exists():
-                shutil.rmtree(path)
+            remove_below(path)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the folder, so that no other run writes to it. Raises InputError, naming it, where one does."""
         try:
-            with hold(self.lock):
-                yield
+            if isinstance(self.lock, Path):
+                with hold(self.lock):
+                    yield
+            else:
+                with hold_object(self.lock) as self._held:
+                    yield
         except HeldError as error:
             raise InputError(
                 f"run folder '{self.root}' is in use by another raysweep ({error}); wait for it to end, stop it, or give another storage"
+            ) from None
+
+    def check_held(self) -> None:
+        """Raise RunError where another run has taken the folder over, for this one could not say that it lives."""
+        try:
+            if self._held is not None:
+                self._held.check()
+        except LostError:
+            raise RunError(
+                f"another raysweep has taken over the run folder '{self.root}', for this one was not heard of there for too "
+                "long; what is committed is kept"
             ) from None
 
     def write_plan(self, config_yaml: str, graph: Graph, about: dict[str, Any]) -> None:
@@ -125,6 +158,11 @@ class RunFolder:
 
     def read_plan(self) -> tuple[Graph, dict[str, Any]]:
         """The graph of the latest run, of stopped sweeps what they needed, and its `about`."""
-        data = json.loads(self.plan.read_text(encoding="utf-8"))
+        data = json.loads(read_bytes(self.plan))
         graph = Graph(tuple(Task.from_json(task) for task in data["tasks"]))
         return shortened(graph, self.committed()) if any(graph.of_kind("stop")) else graph, data["about"]
+
+
+def is_ours(name: str) -> bool:
+    """Whether a file of this name at the root of a folder does not keep it from being taken: a lock, or a look whether one can write."""
+    return name == ".lock" or name.startswith(".raysweep-")

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import ray
 
@@ -18,6 +18,9 @@ from raysweep.engine.dispatch import Node, room_for
 from raysweep.engine.executor import Executor
 from raysweep.engine.ray_executor import RayExecutor, Share, living_nodes
 from raysweep.errors import InputError, RunError
+
+if TYPE_CHECKING:
+    from raysweep.store.places import Location
 
 _ANSWER_SECONDS = 30.0
 _OBJECT_STORE_BYTES = 256 * 2**20  # results are small, and activations do not pass through it
@@ -47,7 +50,7 @@ class RayBackend:
         self._workers(nodes)
         return self._device
 
-    def open(self, folder: Path, n_calls: int) -> Executor:
+    def open(self, folder: Location, n_calls: int) -> Executor:
         """Workers for at most so many calls, on the cluster, which is started here where there is no address."""
         if not ray.is_initialized():
             self._start()

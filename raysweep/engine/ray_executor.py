@@ -9,8 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
@@ -20,6 +19,9 @@ from raysweep.engine.disk import is_lasting
 from raysweep.engine.dispatch import Node, Slot, room_for
 from raysweep.engine.ray_worker import RayWorker
 from raysweep.errors import RunError
+
+if TYPE_CHECKING:
+    from raysweep.store.places import Location
 
 _START_SECONDS = 300.0
 _LOOK_SECONDS = 5.0  # between looks at whether there is still a node for a worker that is waited for
@@ -60,8 +62,10 @@ class RayExecutor:
     With GPUs every worker has its own, and tables are made by one more worker that sees none; without, any worker makes them.
     """
 
-    def __init__(self, folder: Path, workers: int, share: Share, device: str, about: Mapping[str, Any] = {}) -> None:
-        self._folder, self._device = str(folder), device
+    def __init__(
+        self, folder: Location, workers: int, share: Share, device: str, about: Mapping[str, Any] = {}
+    ) -> None:
+        self._folder, self._device = folder, device
         slot = Slot(results=not share.gpus, depth=_DEPTH)
         self._places = [_Place(f"raysweep worker {index}", slot, share) for index in range(workers)]
         if share.gpus:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
 
 if TYPE_CHECKING:
     from raysweep.engine.calls import Call, Commit, Failure
+    from raysweep.store.places import Location
 
 # What comes back of a call; the call itself stays with the driver.
 Result = tuple[tuple["Commit", ...], Mapping[str, Any], str | None, str | None, "Failure"]
@@ -20,7 +20,7 @@ Result = tuple[tuple["Commit", ...], Mapping[str, Any], str | None, str | None, 
 class RayWorker:
     """Runs calls one after the other, with the checkpoints it used last resident."""
 
-    def __init__(self, folder: str, cpus: int, sees_gpus: bool) -> None:
+    def __init__(self, folder: Location, cpus: int, sees_gpus: bool) -> None:
         if not sees_gpus:  # a worker without GPUs would inherit all of its node's
             os.environ["CUDA_VISIBLE_DEVICES"] = ""
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -33,7 +33,7 @@ class RayWorker:
         from raysweep.engine.work import Worker
 
         torch.set_num_threads(cpus)
-        self._worker = Worker(Path(folder))
+        self._worker = Worker(folder)
 
     def about(self) -> dict[str, Any]:
         """Where this worker runs, and what it sees there."""

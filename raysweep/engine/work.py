@@ -12,6 +12,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import singledispatchmethod
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -57,13 +58,16 @@ from raysweep.studies.streamed import StreamedPair
 from raysweep.studies.substitution import Pair, Work, loss_table, sweep_losses
 from raysweep.studies.verification import apart, true_losses, within
 
+if TYPE_CHECKING:
+    from raysweep.store.places import Location
+
 RESIDENT = 2  # a pair
 
 
 class Worker:
     """Runs calls on one device (or one device map), for one run folder."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Location) -> None:
         self.folder = RunFolder(folder)
         self._resident: OrderedDict[tuple[str, str, str], Adapter | StreamedModel] = OrderedDict()
         self._last: tuple[tuple[object, object], Pair] | None = None
@@ -294,7 +298,7 @@ class Worker:
             )
             extra = {
                 "part": part.name,
-                "folder": folder.relative_to(self.folder.root).as_posix(),
+                "folder": f"activations/{call.model}/{call.dataset}",
                 "layers": depth,
                 "width": width,
                 "torch_dtype": str(captured.states.dtype).removeprefix("torch."),

@@ -21,7 +21,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -30,8 +30,21 @@ import torch
 from torch.utils.dlpack import from_dlpack
 
 from raysweep.errors import StoreError, nearest
-from raysweep.store.artifacts import FileEntry, check_file, check_safe_name, publish_file, publish_json
+from raysweep.store.artifacts import (
+    FileEntry,
+    check_content,
+    check_file,
+    check_files,
+    check_safe_name,
+    publish_file,
+    publish_json,
+    read_checked,
+)
+from raysweep.store.places import read_bytes
 from raysweep.store.stored_layer import Run, StoredLayer
+
+if TYPE_CHECKING:
+    from raysweep.store.places import Location
 
 MANIFEST = "manifest.json"
 BATCH_BYTES = 64 * 2**20  # of one record batch: what a reader that streams the file must hold
@@ -41,7 +54,7 @@ _ARROW_TYPES = {"bfloat16": pa.uint16(), "float16": pa.float16(), "float32": pa.
 
 
 def write_part(
-    folder: Path,
+    folder: Location,
     part: str,
     states_LND: torch.Tensor,
     example_ids: npt.NDArray[np.integer[Any]],
@@ -83,7 +96,7 @@ def write_part(
 
 
 def publish_manifest(
-    folder: Path,
+    folder: Location,
     parts: Sequence[str],
     files: Sequence[FileEntry],
     *,
@@ -103,8 +116,7 @@ def publish_manifest(
     """
     _schema(torch_dtype, width)
     rows = _count_rows(parts, files, layers)
-    for entry in files:
-        check_file(folder, entry, remedy=_remedy(folder))
+    check_files(folder, files, remedy=_remedy(folder))
     publish_json(
         folder / MANIFEST,
         {
@@ -126,10 +138,12 @@ def publish_manifest(
 class Activations:
     """A whole store, opened: [n_layers, rows, width] states and, for each row, its example, position and token.
 
-    Nothing is read before it is asked for. `open_activations` makes it.
+    Nothing is read before it is asked for, and a file's checksum is compared with the manifest's when it is first read
+    (StoreError where it differs). Files of a folder are mapped into memory; an object is brought into memory whole, one at a
+    time, for the rows of one layer and part. `open_activations` makes it.
     """
 
-    folder: Path
+    folder: Location
     model: str
     dataset: str
     pooling: str
@@ -174,7 +188,7 @@ class Activations:
     def stored_layers(self) -> list[StoredLayer]:
         """Every layer as rows on the disk that are read when they are asked for, for a store larger than memory.
 
-        Each file is looked at once, to find where its rows lie.
+        Each file is read through once, to compare its checksum and to find where its rows lie.
         """
         return [StoredLayer(self._runs(layer), self.rows, self.width, self.dtype) for layer in range(self.n_layers)]
 
@@ -238,16 +252,30 @@ class Activations:
     def _batches(self, layer: int, part: str) -> list[pa.RecordBatch]:
         return self._mapped(layer, part)[1]
 
-    def _mapped(self, layer: int, part: str) -> tuple[pa.Buffer, list[pa.RecordBatch]]:
-        """A file's memory map, and the record batches in it."""
-        entry = self._entries[_file_path(layer, part)]
-        path = self.folder / entry.path
-        check_file(self.folder, entry, remedy=_remedy(self.folder))  # a map past a file's end would kill the process
+    @cached_property
+    def _whole(self) -> set[str]:
+        """The files whose checksums were found right."""
+        return set()
+
+    def _content(self, entry: FileEntry) -> pa.Buffer:
+        """A file's memory map, or an object's content."""
+        path, remedy = self.folder / entry.path, _remedy(self.folder)
+        if not isinstance(path, Path):
+            return pa.py_buffer(read_checked(self.folder, entry, remedy=remedy))
+        check_file(self.folder, entry, remedy=remedy)  # a map past a file's end would kill the process
         # A copy-on-write map: a tensor over a read-only one would kill the process at the first write in place.
         with path.open("rb") as file:
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        if entry.path not in self._whole:
+            check_content(self.folder, entry, mapped, remedy=remedy)
+            self._whole.add(entry.path)
+        return pa.py_buffer(mapped)
+
+    def _mapped(self, layer: int, part: str) -> tuple[pa.Buffer, list[pa.RecordBatch]]:
+        """A file's content, and the record batches in it."""
+        entry = self._entries[_file_path(layer, part)]
+        path, buffer = self.folder / entry.path, self._content(entry)
         try:
-            buffer = pa.py_buffer(mapped)
             reader = pa.ipc.open_file(buffer)
             batches = [reader.get_batch(index) for index in range(reader.num_record_batches)]
         except (pa.ArrowException, OSError) as error:
@@ -264,14 +292,14 @@ class Activations:
         return buffer, batches
 
 
-def open_activations(folder: Path) -> Activations:
+def open_activations(folder: Location) -> Activations:
     """Open the store in `folder` as its manifest describes it; files that the manifest does not name do not exist.
 
     Raises StoreError when there is no manifest, it cannot be read, or a file is missing or has another size than it says.
     """
     path = folder / MANIFEST
     try:
-        data = json.loads(path.read_bytes())
+        data = json.loads(read_bytes(path))
     except FileNotFoundError:
         raise StoreError(f"{path}: no such file, so no whole activations are stored here; finish the capture") from None
     except ValueError as error:
@@ -282,12 +310,11 @@ def open_activations(folder: Path) -> Activations:
         raise StoreError(
             f"{path}: not a manifest of activations ({type(error).__name__}: {error}); {_remedy(folder)}"
         ) from error
-    for entry in activations.files:
-        check_file(folder, entry, remedy=_remedy(folder))
+    check_files(folder, activations.files, remedy=_remedy(folder))
     return activations
 
 
-def _parse_manifest(folder: Path, data: dict[str, Any]) -> Activations:
+def _parse_manifest(folder: Location, data: dict[str, Any]) -> Activations:
     files = tuple(FileEntry.from_json(entry) for entry in data["files"])
     _schema(data["torch_dtype"], data["width"])
     rows = _count_rows(data["parts"], files, data["layers"])
@@ -312,7 +339,7 @@ def _file_path(layer: int, part: str) -> str:
     return f"layer={layer:03d}/part-{part}.arrow"
 
 
-def _remedy(folder: Path) -> str:
+def _remedy(folder: Location) -> str:
     return f"delete {folder} to have these activations captured again"
 
 

@@ -1,9 +1,10 @@
 """Publishing files whole, and the chunks a run commits.
 
 A file is written under a temporary name in its own folder, flushed to the disk, and renamed: whatever the moment of a
-kill, readers see the old content, the new content or no file, never a part of one. A chunk commit is one Parquet file of
-rows followed by one small JSON manifest; only the manifest makes the chunk exist. Which chunks there are, and what their
-rows mean, is the caller's to know. POSIX file systems only (local disks and NFS).
+kill, readers see the old content, the new content or no file, never a part of one. To an object store it is sent whole, under
+its own name, which comes to the same there. A chunk commit is one Parquet file of rows followed by one small JSON manifest;
+only the manifest makes the chunk exist. Which chunks there are, and what their rows mean, is the caller's to know. POSIX file
+systems (local disks and NFS) and the stores that places.py takes.
 """
 
 from __future__ import annotations
@@ -14,11 +15,12 @@ import os
 import re
 import secrets
 import socket
+import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +28,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from raysweep.errors import StoreError
+from raysweep.store.places import BLOCK_BYTES, listing, put, read_bytes, read_many, read_range, sizes_below
+
+if TYPE_CHECKING:
+    from upath import UPath
+
+    from raysweep.store.places import Location
 
 _SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=-]{0,199}")
 _TEMPORARY = re.compile(r"\.tmp-(?P<host>.+)-(?P<pid>\d+)-[0-9a-f]{16}(?:\..*)?")
@@ -42,13 +50,19 @@ def check_safe_name(name: str, what: str) -> None:
 # --- publishing ---------------------------------------------------------------------------------------------------
 
 
-def publish(path: Path, write: Callable[[Path], object]) -> None:
+def publish(path: Location, write: Callable[[Path], object]) -> None:
     """Make `path` appear whole, replacing what was there in one step.
 
-    `write` is given a temporary name in the same folder, with the suffix of `path`, and must create that file. Missing
-    parent folders are made. When anything is raised (KeyboardInterrupt too) the temporary file is removed, `path` is as
-    it was, and the exception goes on.
+    `write` is given a temporary name in the same folder (for an object store, in this machine's folder for such files), with
+    the suffix of `path`, and must create that file. Missing parent folders are made. When anything is raised
+    (KeyboardInterrupt too) the temporary file is removed, `path` is as it was, and the exception goes on.
     """
+    if not isinstance(path, Path):
+        with tempfile.TemporaryDirectory(prefix="raysweep-") as folder:
+            local = Path(folder) / f"file{path.suffix}"
+            write(local)
+            put(local, path)
+        return
     _make_folder(path.parent)
     temporary = path.parent / f".tmp-{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(8)}{path.suffix}"
     try:
@@ -61,29 +75,34 @@ def publish(path: Path, write: Callable[[Path], object]) -> None:
     _flush(path.parent)  # the rename itself must survive a power cut before anything refers to the file
 
 
-def publish_bytes(path: Path, data: bytes) -> None:
+def publish_bytes(path: Location, data: bytes) -> None:
     """Publish `data` as the content of `path`; see `publish`."""
     publish(path, lambda temporary: temporary.write_bytes(data))
 
 
-def publish_json(path: Path, data: Any) -> None:
+def publish_json(path: Location, data: Any) -> None:
     """Publish `data` as UTF-8 JSON. Raises TypeError or ValueError, before writing, on what JSON has no word for (NaN)."""
     publish_bytes(path, _json_bytes(data))
 
 
-def sweep_temporaries(folder: Path) -> list[Path]:
-    """Remove the temporary files that killed writers left in `folder` and below, and say which.
+def sweep_temporaries(folder: Location) -> list[Path]:
+    """Remove the temporary files that killed writers left in `folder` and below, and say which; an object store has none.
 
     Only those of processes of this host that are no longer alive: a temporary file of another host, or of a process
     number in use, may still be written to. Readers never look at temporary files, so sweeping only frees space.
     """
-    removed = []
-    for path in sorted(folder.rglob(".tmp-*")):
-        match = _TEMPORARY.fullmatch(path.name)
-        if match and match["host"] == socket.gethostname() and not _is_alive(int(match["pid"])):
-            path.unlink(missing_ok=True)
-            removed.append(path)
+    if not isinstance(folder, Path):
+        return []
+    removed = [path for path in sorted(folder.rglob(".tmp-*")) if is_left_over(path)]
+    for path in removed:
+        path.unlink(missing_ok=True)
     return removed
+
+
+def is_left_over(path: Path) -> bool:
+    """Whether a file is the temporary one of a process of this host that is no longer alive."""
+    match = _TEMPORARY.fullmatch(path.name)
+    return bool(match and match["host"] == socket.gethostname() and not is_alive(int(match["pid"])))
 
 
 def _json_bytes(data: Any) -> bytes:
@@ -106,7 +125,8 @@ def _flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def _is_alive(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
+    """Whether this host has a process of this number."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -143,7 +163,7 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def publish_file(root: Path, path: str, write: Callable[[Path], object], *, rows: int) -> FileEntry:
+def publish_file(root: Location, path: str, write: Callable[[Path], object], *, rows: int) -> FileEntry:
     """Publish `root / path` (see `publish`) and return its entry, measured before the file became visible."""
     measured: list[FileEntry] = []
 
@@ -155,7 +175,7 @@ def publish_file(root: Path, path: str, write: Callable[[Path], object], *, rows
     return measured[0]
 
 
-def check_file(root: Path, entry: FileEntry, *, remedy: str, checksum: bool = False) -> None:
+def check_file(root: Location, entry: FileEntry, *, remedy: str, checksum: bool = False) -> None:
     """Raise StoreError, which ends with `remedy`, unless `root / entry.path` has the size its entry says.
 
     With `checksum` its content is read and compared as well.
@@ -164,10 +184,58 @@ def check_file(root: Path, entry: FileEntry, *, remedy: str, checksum: bool = Fa
     try:
         size = path.stat().st_size
     except FileNotFoundError:
+        size = None
+    _compare(path, entry, size, remedy)
+    if checksum:
+        digest = sha256_file(path) if isinstance(path, Path) else _sha256_object(path, entry.bytes)
+        _compare_digests(path, entry, digest, remedy)
+
+
+def check_files(
+    root: Location, entries: Iterable[FileEntry], *, remedy: str, sizes: Callable[[str], int | None] | None = None
+) -> None:
+    """`check_file` of sizes for many files, which costs an object store one listing; `sizes` is one made before."""
+    sizes = sizes or sizes_below(root)
+    for entry in entries:
+        _compare(root / entry.path, entry, sizes(entry.path), remedy)
+
+
+def read_checked(root: Location, entry: FileEntry, *, remedy: str) -> bytes | bytearray:
+    """The content of `root / entry.path`, once its size and checksum are those of its entry; else StoreError is raised."""
+    path = root / entry.path
+    try:
+        content = path.read_bytes() if isinstance(path, Path) else read_range(path, 0, entry.bytes + 1)
+    except FileNotFoundError:
+        _compare(path, entry, None, remedy)
+        raise
+    if len(content) != entry.bytes:
+        check_file(root, entry, remedy=remedy)  # it knows the size of all of it
+    _compare_digests(path, entry, hashlib.sha256(content).hexdigest(), remedy)
+    return content
+
+
+def check_content(root: Location, entry: FileEntry, content: Any, *, remedy: str) -> None:
+    """Raise StoreError unless `content`, of the file that `entry` tells of, has its checksum."""
+    _compare_digests(root / entry.path, entry, hashlib.sha256(content).hexdigest(), remedy)
+
+
+def _sha256_object(path: UPath, size: int) -> str:
+    digest, start = hashlib.sha256(), 0
+    while start < size and (block := read_range(path, start, min(size, start + BLOCK_BYTES))):
+        digest.update(block)
+        start += len(block)
+    return digest.hexdigest()
+
+
+def _compare(path: Location, entry: FileEntry, size: int | None, remedy: str) -> None:
+    if size is None:
         raise StoreError(f"{path}: expected {entry.bytes} bytes, found no file; {remedy}") from None
     if size != entry.bytes:
         raise StoreError(f"{path}: expected {entry.bytes} bytes, found {size}; {remedy}")
-    if checksum and (digest := sha256_file(path)) != entry.sha256:
+
+
+def _compare_digests(path: Location, entry: FileEntry, digest: str, remedy: str) -> None:
+    if digest != entry.sha256:
         raise StoreError(f"{path}: expected sha256 {entry.sha256}, found {digest}; {remedy}")
 
 
@@ -204,8 +272,11 @@ class ChunkStore:
     folder, each under names of its own.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Location) -> None:
         self.folder = folder
+        self._known: dict[
+            str, tuple[tuple[Any, ...], Manifest]
+        ] = {}  # of an object store: what was read, and of which version
 
     def commit(
         self,
@@ -255,14 +326,35 @@ class ChunkStore:
         Raises StoreError, naming the file, on a manifest that cannot be read and on a table that is missing or has
         another size than its manifest says.
         """
-        return [self._load(path) for path in sorted(self.folder.glob("*.json")) if not path.name.startswith(".")]
+        if isinstance(self.folder, Path):
+            return [self._load(path) for path in sorted(self.folder.glob("*.json")) if not path.name.startswith(".")]
+        return self._listed(self.folder)
+
+    def _listed(self, folder: UPath) -> list[Manifest]:
+        """The manifests in an object store: one listing, and those that are not known yet are read."""
+        found = {name: info for name, info in listing(folder).items() if "/" not in name}
+        versions = {name: _version(info) for name, info in found.items() if name.endswith(".json")}
+        new = {
+            name: found[name]["size"]
+            for name, version in versions.items()
+            if self._known.get(name, ((),))[0] != version
+        }
+        for name, content in read_many(folder, new).items():
+            self._known[name] = versions[name], self.parse(folder / name, content)
+        there = sorted(versions.keys() & self._known.keys())
+        manifests = [self._known[name][1] for name in there]
+        for manifest in manifests:
+            if (table := manifest.table) is not None:
+                size = int(found[table.path]["size"]) if table.path in found else None
+                _compare(folder / table.path, table, size, self._remedy(manifest.name))
+        return manifests
 
     def read(self, manifest: Manifest) -> pa.Table:
         """The rows of a chunk. Raises StoreError when size or checksum differ, ValueError when it has no table."""
         if manifest.table is None:
             raise ValueError(f"chunk {manifest.name!r} has no table")
-        check_file(self.folder, manifest.table, remedy=self._remedy(manifest.name), checksum=True)
-        with pq.ParquetFile(self.folder / manifest.table.path) as file:
+        content = read_checked(self.folder, manifest.table, remedy=self._remedy(manifest.name))
+        with pq.ParquetFile(pa.BufferReader(content)) as file:
             return file.read()
 
     def done(self) -> dict[str, Manifest]:
@@ -323,23 +415,34 @@ class ChunkStore:
         """Remove what killed writers left here; see the function of this name."""
         return sweep_temporaries(self.folder)
 
-    def _manifest_path(self, name: str) -> Path:
+    def _manifest_path(self, name: str) -> Location:
         return self.folder / f"{name}.json"
 
     def _remedy(self, name: str) -> str:
         return f"delete {self._manifest_path(name)} to have the chunk recomputed"
 
-    def _load(self, path: Path) -> Manifest:
+    def _load(self, path: Location) -> Manifest:
+        manifest = self.parse(path, read_bytes(path))
+        if manifest.table is not None:
+            check_file(self.folder, manifest.table, remedy=self._remedy(path.stem))
+        return manifest
+
+    def parse(self, path: Location, content: bytes) -> Manifest:
+        """The manifest that `content`, read at `path`, is. Raises StoreError where it is none, or another chunk's."""
         remedy = self._remedy(path.stem)
         try:
-            manifest = _parse_manifest(json.loads(path.read_bytes()))
+            manifest = _parse_manifest(json.loads(content))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise StoreError(f"{path}: not a whole manifest ({type(error).__name__}: {error}); {remedy}") from error
         if manifest.name != path.stem:
             raise StoreError(f"{path}: expected the manifest of chunk '{path.stem}', found '{manifest.name}'; {remedy}")
-        if manifest.table is not None:
-            check_file(self.folder, manifest.table, remedy=remedy)
         return manifest
+
+
+def _version(info: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What tells an object from a later one of its name, as far as the store says."""
+    said = ("size", "ETag", "etag", "generation", "md5Hash", "LastModified", "last_modified", "updated", "created")
+    return tuple(str(info.get(key)) for key in said)
 
 
 def _parse_manifest(data: dict[str, Any]) -> Manifest:

@@ -8,19 +8,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from raysweep.errors import StoreError
+from raysweep.store.places import read_range
+
+if TYPE_CHECKING:
+    from raysweep.store.places import Location
 
 
 @dataclass(frozen=True)
 class Run:
     """Rows [start, stop) of a layer, that lie one after the other in a file from byte `offset` on."""
 
-    path: Path
+    path: Location
     start: int
     stop: int
     offset: int
@@ -54,9 +59,15 @@ class StoredLayer:
 
 
 def _read(run: Run, first: int, into: npt.NDArray[np.uint8]) -> None:
+    at, rest = run.offset + (first - run.start) * into.shape[1], into.reshape(-1).data
+    if not isinstance(run.path, Path):
+        content = read_range(run.path, at, at + rest.nbytes)
+        if lacking := rest.nbytes - len(content):
+            raise StoreError(f"{run.path}: ends {lacking} bytes before the rows that it had when it was opened")
+        rest[:] = content
+        return
     with run.path.open("rb", buffering=0) as file:
-        file.seek(run.offset + (first - run.start) * into.shape[1])
-        rest = into.reshape(-1).data
+        file.seek(at)
         while rest.nbytes:
             got = file.readinto(rest)
             if not got:

@@ -48,22 +48,27 @@ def test_missing_and_cut_files_are_named_at_once(damaged: tuple[Path, FileEntry,
     assert messages() == {f"{path}: expected {entry.bytes} bytes, found no file; {remedy}"}
 
 
-def test_changed_bytes_are_named_by_verify(damaged: tuple[Path, FileEntry, Path]) -> None:
+def test_changed_bytes_are_named_by_verify_and_by_whatever_reads_them(damaged: tuple[Path, FileEntry, Path]) -> None:
     folder, entry, path = damaged
+    whole = open_activations(folder).layer(1)
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
-    with pytest.raises(StoreError) as caught:
-        open_activations(folder).verify()
-    assert str(caught.value) == (
-        f"{path}: expected sha256 {entry.sha256}, found {hashlib.sha256(content).hexdigest()}; "
-        f"delete {folder} to have these activations captured again"
-    )
+    opened = open_activations(folder)
+    for read in (opened.verify, opened.states, lambda: opened.layer(1), lambda: list(opened), opened.stored_layers):
+        with pytest.raises(StoreError) as caught:
+            read()
+        assert str(caught.value) == (
+            f"{path}: expected sha256 {entry.sha256}, found {hashlib.sha256(content).hexdigest()}; "
+            f"delete {folder} to have these activations captured again"
+        )
+    assert opened.layer(0).shape == whole.shape, "what is not damaged is read"
 
 
 def test_a_file_that_is_no_arrow_file_is_named(damaged: tuple[Path, FileEntry, Path]) -> None:
     folder, entry, path = damaged
     path.write_bytes(b"\0" * entry.bytes)
+    rewrite(folder, lambda data: data["files"][1].update(sha256=hashlib.sha256(path.read_bytes()).hexdigest()))
     with pytest.raises(StoreError) as caught:
         open_activations(folder).layer(1)
     assert str(caught.value).startswith(f"{path}: not a readable Arrow file (")
@@ -95,7 +100,8 @@ def test_bits_without_the_name_of_their_dtype_are_not_read(tmp_path: Path) -> No
     unnamed = pa.schema([field.remove_metadata() for field in table.schema])
     with pa.ipc.new_file(str(path), unnamed) as writer:
         writer.write_table(table.cast(unnamed))
-    rewrite(tmp_path, lambda data: data["files"][0].update(bytes=path.stat().st_size))
+    found = {"bytes": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    rewrite(tmp_path, lambda data: data["files"][0].update(found))
     with pytest.raises(
         StoreError, match=r"part-0000\.arrow: expected columns .*\(bfloat16\), found .*shape=\[3\]\]>; delete"
     ):
