@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from raysweep.engine.estimate import Options
     from raysweep.engine.events import Listener
     from raysweep.engine.folder import RunFolder
-    from raysweep.studies.critical import Critical
     from raysweep.store.places import Location
+    from raysweep.studies.critical import Critical
     from raysweep.studies.measured import Correlated
 
 _SHOWN = 10

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 from command_line import Result
+from s3_server import CREDENTIALS, S3, serve
 
 from raysweep.data.examples import Example
 
@@ -129,3 +130,19 @@ def raysweep(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
         return Result(int(ended.value.code or 0), said.out, said.err)
 
     return call
+
+
+@pytest.fixture(scope="session")
+def s3_process() -> Iterator[S3]:
+    """moto's S3 server, started once."""
+    with serve() as s3:
+        yield s3
+
+
+@pytest.fixture
+def s3(s3_process: S3, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3]:
+    """The S3 server, failing nothing until told to, with credentials for it in the environment."""
+    for name, value in CREDENTIALS.items():
+        monkeypatch.setenv(name, value)
+    yield s3_process
+    s3_process.fail(0)

@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raysweep.engine.disk import is_stores
 from raysweep.errors import InputError, shortened
 from raysweep.store.places import listing, location, put_bytes, read_bytes
 
@@ -70,7 +69,7 @@ def _in_time(look: Callable[[], None], storage: str) -> None:
             f"storage '{storage}' has not answered in {_SECONDS:g} s; is the store up, and can it be reached from here?"
         )
     for error in raised:
-        if not is_stores(error):
+        if isinstance(error, InputError):
             raise error
         hint = _HINTS.get(type(error).__name__, "see whether this user may read and write there")
         said = shortened(" ".join(str(error).split()), 300)
