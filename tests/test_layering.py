@@ -22,7 +22,7 @@ ROOT = Path(raysweep.__file__).parent
 COMMANDS = {"raysweep", "raysweep.__main__", "raysweep.api", "raysweep.cli", "raysweep.progress", "raysweep.recipes"}
 GROUND = {
     *("raysweep.config", "raysweep.config_execution", "raysweep.config_fields", "raysweep.config_problems"),
-    *("raysweep.config_removal", "raysweep.config_spectrum", "raysweep.config_stop"),
+    *("raysweep.config_removal", "raysweep.config_spectrum", "raysweep.config_stop", "raysweep.config_storage"),
     *("raysweep.errors", "raysweep.fingerprint", "raysweep.lab"),
 }
 PACKAGES = {"report": 6, "engine": 5, "studies": 4, "models": 2, "data": 2, "store": 2, "numerics": 0}
