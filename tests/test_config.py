@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 import raysweep
-from raysweep.config import Config, Metric, SimilarityConfig, load_config, parse_config
+from raysweep.config import Config, Metric, SimilarityConfig, load_config, parse_config, parse_options
 from raysweep.errors import InputError
 from raysweep.numerics.measures.registry import DEFAULTS, MEASURES
 from raysweep.recipes import TEMPLATE
@@ -115,7 +115,7 @@ def test_a_study_that_is_left_out_is_not_run():
     ("override", "told"),
     [
         ("nmae=x", "unknown key 'nmae'; did you mean 'name'?"),
-        ("zzz=1", "unknown key 'zzz'; known: datasets, execution, models, name, storage, studies"),
+        ("zzz=1", "unknown key 'zzz'; known: datasets, execution, models, name, storage, storage_options, studies"),
         ("models.0.tunned={}", "unknown key 'models[0].tunned'; did you mean 'tuned'?"),
         ("datasets.1.fromat=x", "unknown key 'datasets[1].fromat'; did you mean 'format'?"),
         ("studies.similarty={}", "unknown key 'studies.similarty'; did you mean 'similarity'?"),
@@ -235,9 +235,11 @@ def test_a_misspelt_key_names_the_nearest(override, told):
         ("execution.batch_tokens=0", "key 'execution.batch_tokens': give auto or a number of tokens, 1 or more, not 0"),
         ("execution.device_map=3", "key 'execution.device_map': give auto, or a mapping of modules to devices, not 3"),
         (
-            "storage=s3://bucket/run",
-            "key 'storage': give a folder, not 's3://bucket/run'; a run is stored in this machine's file system",
+            "storage=ftp://host/run",
+            "key 'storage': 'ftp://host/run' is no place for a run: a file must appear there whole or not at all, as in a folder or "
+            "an object store; known: abfs, abfss, az, gcs, gs, memory, s3, s3a",
         ),
+        ("storage=''", "key 'storage': give a folder, or the URL of a place in an object store"),
     ],
 )  # fmt: skip
 def test_a_wrong_value_is_told_with_its_key(override, told):
@@ -431,3 +433,42 @@ def test_every_measure_can_be_asked_for_and_has_the_registry_s_defaults():
     similarity = parse_config(PLAIN | {"studies": {"similarity": {"metrics": list(MEASURES)}}}).studies.similarity
     assert get_args(Metric) == tuple(similarity.metrics) == tuple(MEASURES)
     assert (similarity.components, similarity.neighbours, similarity.variance) == dataclasses.astuple(DEFAULTS)
+
+
+def test_a_run_may_be_stored_at_a_url():
+    config = parse_config(
+        PLAIN, overrides=["storage=s3://bucket/run", "storage_options.endpoint_url=http://localhost:9000"]
+    )
+    assert config.storage == "s3://bucket/run"
+    assert config.storage_options == {"endpoint_url": "http://localhost:9000"}
+    assert parse_config(yaml.safe_load(config.to_yaml())) == config
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["storage=s3://AKIA:hush@bucket/run"], "key 'storage': the URL has a name or password in it; give credentials in"),
+        (["storage=s3://b/r", "storage_options.secret=hush"], "storage_options: 'secret' may be a secret, and options are"),
+        (["storage=s3://b/r", "storage_options.client_kwargs.aws_session_token=hush"], "'aws_session_token' may be a secret"),
+        (["storage=s3://b/r", "storage_options.endpoint_url='http://a:hush@b'"], "the URL of 'endpoint_url' has a name or"),
+        (["storage_options.anon=true"], "storage_options are for a URL, and storage is the folder 'runs/mine'; leave them out"),
+        (["storage=memory://b/r", "execution.executor=ray"], "is in this process's memory, which workers on Ray do not share"),
+    ],
+)  # fmt: skip
+def test_a_secret_in_the_storage_is_refused_and_not_shown(overrides, told):
+    with pytest.raises(InputError) as caught:
+        parse_config(PLAIN, overrides=overrides)
+    assert told in str(caught.value)
+    assert "hush" not in str(caught.value)
+
+
+def test_options_on_the_command_line_are_yaml():
+    assert parse_options(["endpoint_url=http://h:1", "use_ssl=false", "client_kwargs.region_name=eu-north-1"]) == {
+        "endpoint_url": "http://h:1",
+        "use_ssl": False,
+        "client_kwargs": {"region_name": "eu-north-1"},
+    }
+    with pytest.raises(InputError, match="--option: write it as key=value"):
+        parse_options(["hush"])
+    with pytest.raises(InputError, match="--option a: the value is not YAML"):
+        parse_options(["a=[hush"])

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from raysweep.report.page import Provenance, write_report
-from raysweep.store.places import listing, put
+from raysweep.store.places import for_each, listing, put
 
 if TYPE_CHECKING:
     from raysweep.store.places import Location
@@ -26,8 +26,7 @@ def write_stored_report(tables: Mapping[str, pd.DataFrame], provenance: Provenan
     with tempfile.TemporaryDirectory(prefix="raysweep-") as folder:
         page = write_report(tables, provenance, Path(folder))
         figures = {path.name: path for path in sorted((page.parent / "figures").glob("*"))}
-        for name, path in figures.items():
-            put(path, out / "figures" / name)
+        for_each(out, lambda name: put(figures[name], out / "figures" / name), figures)
         put(page, out / page.name)
     for name in listing(out / "figures"):
         if name not in figures:

@@ -40,7 +40,7 @@ from raysweep.store.artifacts import (
     publish_json,
     read_checked,
 )
-from raysweep.store.places import read_bytes
+from raysweep.store.places import for_each, read_bytes
 from raysweep.store.stored_layer import Run, StoredLayer
 
 if TYPE_CHECKING:
@@ -66,7 +66,8 @@ def write_part(
     Args:
         folder: of the store.
         part: a safe file name, unique in the store: a part that a manifest names must never be written again.
-        states_LND: bfloat16, float16 or float32, on any device; one layer at a time is brought to the CPU.
+        states_LND: bfloat16, float16 or float32, on any device; one layer at a time is brought to the CPU, and for an object
+            store a few.
         example_ids: [N], the example of each row.
         token_pos: [N], the position in its prompt of the token whose state the row is.
         token_ids: [N], that token.
@@ -87,12 +88,11 @@ def write_part(
     columns = [pa.array(values, type=schema.field(name).type) for name, values in ids.items()]
     batch_rows = max(1, BATCH_BYTES // (width * states_LND.element_size() + 20))  # 20: the three ids
 
-    entries = []
-    for layer, states_ND in enumerate(states_LND):
-        table = pa.table([*columns, _vectors(states_ND, schema.field("vector").type)], schema=schema)
-        write = partial(_write_table, table, batch_rows)
-        entries.append(publish_file(folder, _file_path(layer, part), write, rows=rows))
-    return entries
+    def publish_layer(layer: int) -> FileEntry:
+        table = pa.table([*columns, _vectors(states_LND[layer], schema.field("vector").type)], schema=schema)
+        return publish_file(folder, _file_path(layer, part), partial(_write_table, table, batch_rows), rows=rows)
+
+    return for_each(folder, publish_layer, range(len(states_LND)))
 
 
 def publish_manifest(
@@ -139,8 +139,8 @@ class Activations:
     """A whole store, opened: [n_layers, rows, width] states and, for each row, its example, position and token.
 
     Nothing is read before it is asked for, and a file's checksum is compared with the manifest's when it is first read
-    (StoreError where it differs). Files of a folder are mapped into memory; an object is brought into memory whole, one at a
-    time, for the rows of one layer and part. `open_activations` makes it.
+    (StoreError where it differs). Files of a folder are mapped into memory; an object, the rows of one layer and part, is
+    brought into memory whole, and of these a few at a time. `open_activations` makes it.
     """
 
     folder: Location
@@ -177,8 +177,7 @@ class Activations:
     def states(self) -> torch.Tensor:
         """The states of every layer in one new tensor, [L, N, D]."""
         states_LND = torch.empty((self.n_layers, self.rows, self.width), dtype=self.dtype)
-        for layer in range(self.n_layers):
-            self._read_into(states_LND[layer], layer)
+        for_each(self.folder, lambda layer: self._read_into(states_LND[layer], layer), range(self.n_layers))
         return states_LND
 
     def __iter__(self) -> Iterator[torch.Tensor]:

@@ -308,17 +308,15 @@ class ChunkStore:
             written = publish_file(
                 self.folder, f"{name}.parquet", lambda temporary: pq.write_table(table, temporary), rows=table.num_rows
             )
-        publish_json(
-            path,
-            {
-                "name": name,
-                "rows": written.rows if written else 0,
-                "bytes": written.bytes if written else 0,
-                "sha256": written.sha256 if written else None,
-                **description,
-            },
-        )
-        return self._load(path)
+        described = {
+            "name": name,
+            "rows": written.rows if written else 0,
+            "bytes": written.bytes if written else 0,
+            "sha256": written.sha256 if written else None,
+            **description,
+        }
+        publish_json(path, described)
+        return self._load(path) if isinstance(path, Path) else self.parse(path, _json_bytes(described))
 
     def manifests(self) -> list[Manifest]:
         """Every committed chunk, by name.

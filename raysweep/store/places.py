@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from raysweep.config_storage import STORES, checked_options, checked_storage, scheme_of
 from raysweep.errors import InputError, StoreError
@@ -20,10 +21,14 @@ if TYPE_CHECKING:
 
     Location = Path | UPath
 
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
 BLOCK_BYTES = 32 * 2**20  # of a large object that are asked for at a time
 _PATIENCE = {"retries": {"max_attempts": 8, "mode": "standard"}, "connect_timeout": 5, "read_timeout": 60}
 _HASTE = {"retries": {"max_attempts": 3, "mode": "standard"}, "connect_timeout": 3, "read_timeout": 5}
 _PARTS = 4  # of one large object in flight: with s3fs's parts of 50 MiB what an upload may hold
+_AT_ONCE = 8  # files on their way to or from a store
 _EXTRA = {"s3fs": "'raysweep[s3]'"}
 
 
@@ -106,6 +111,14 @@ def read_range(place: UPath, start: int, stop: int) -> bytearray:
         if len(block) < asked:
             break
     return read
+
+
+def for_each(place: Location, do: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
+    """What `do` gives for each item, in their order: one after the other in a folder, several at a time in an object store."""
+    if isinstance(place, Path):
+        return [do(item) for item in items]
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        return list(pool.map(do, items))
 
 
 def sizes_below(folder: Location) -> Callable[[str], int | None]:

@@ -91,7 +91,9 @@ def put_bytes_anywhere(path, data):
 
 
 @pytest.mark.parametrize("damage", ["gone", "cut", "half a manifest", "another's manifest"])
-def test_broken_commits_are_taken_back_with_what_they_name(spoilt, damage, make_config, tables_of, finished, same_tables):
+def test_broken_commits_are_taken_back_with_what_they_name(
+    spoilt, damage, make_config, tables_of, finished, same_tables
+):
     manifest = next(m for m in spoilt.chunks.manifests() if m.name.startswith("capture"))
     path = spoilt.root / "chunks" / f"{manifest.name}.json"
     victim = spoilt.root / manifest.extra["folder"] / manifest.files[3].path
@@ -116,7 +118,10 @@ def test_broken_commits_are_taken_back_with_what_they_name(spoilt, damage, make_
 def test_changed_bytes_are_found_where_checksums_are_asked_for(spoilt):
     manifest = next(m for m in spoilt.chunks.manifests() if m.name.startswith("capture"))
     table = next(m for m in spoilt.chunks.manifests() if m.table is not None)
-    victims = [spoilt.root / manifest.extra["folder"] / manifest.files[0].path, spoilt.root / "chunks" / table.table.path]
+    victims = [
+        spoilt.root / manifest.extra["folder"] / manifest.files[0].path,
+        spoilt.root / "chunks" / table.table.path,
+    ]
     for victim in victims:
         content = bytearray(read_bytes(victim))
         content[len(content) // 2] ^= 1
@@ -182,7 +187,9 @@ def test_probes_of_dead_writers_in_a_store(tmp_path):
         examine(folder, remove=True)
     from raysweep.store.object_lock import machine
 
-    put_bytes(root / ".lock/000003", json.dumps({"pid": DEAD, "host": "h", "since": "then", "machine": machine()}).encode())
+    put_bytes(
+        root / ".lock/000003", json.dumps({"pid": DEAD, "host": "h", "since": "then", "machine": machine()}).encode()
+    )
     assert kinds(examine(folder)) == [("lock", ".lock"), ("temporary", ".raysweep-probe-0123456789abcdef")]
     assert examine(folder, remove=True).left == 0
     assert examine(folder).findings == ()
@@ -225,7 +232,13 @@ def test_the_command_tells_what_is_left_by_its_exit_code(finished, tmp_path, ray
     told = json.loads(found.out)
     assert (found.code, told["left"]) == (1, 1)
     assert told["findings"] == [
-        {"kind": "orphan", "path": "chunks/lost.parquet", "bytes": 1, "why": "no whole commit names it", "removed": False}
+        {
+            "kind": "orphan",
+            "path": "chunks/lost.parquet",
+            "bytes": 1,
+            "why": "no whole commit names it",
+            "removed": False,
+        }
     ]
     removed = raysweep("doctor", tmp_path / "run", "--remove")
     assert removed.code == 0
