@@ -190,5 +190,6 @@ execution:
   memory: auto                       # what the program may have in all: what is free, or a size such as 1.5GB
   # spill: /scratch                  # stream: a folder where states may wait that do not fit in memory, where that is cheaper
 
-storage: runs/tiny
+storage: runs/tiny                   # a folder, or a URL: s3://bucket/runs/tiny (pip install 'raysweep[s3]')
+# storage_options: {endpoint_url: http://10.0.0.5:9000}   # for a URL; credentials go into the environment or ~/.aws
 """
