@@ -13,6 +13,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from raysweep.redaction import redacted
+
+CLUSTER_CHECKED = "cluster_checked"  # told before there is a log, so in none
 RUN_STARTED = "run_started"
 WORKERS_READY = "workers_ready"
 CALL_STARTED = "call_started"
@@ -43,7 +46,7 @@ class EventLog:
 
     def emit(self, event: str, **details: Any) -> None:
         """Append one event with the time, UTC."""
-        line = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **details}
+        line = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **redacted(details)}
         self._file.write(json.dumps(line, ensure_ascii=False) + "\n")
         self._file.flush()
         if self._listener:

@@ -88,7 +88,9 @@ class RunFolder:
         if self.root.exists() and not self.root.is_dir():
             raise InputError(f"storage '{self.root}' is a file; give a folder")
         if self.root.is_dir() and not self.is_run:
-            found = next((path for path in self.root.iterdir() if path != self.lock), None)
+            found = next(
+                (path for path in self.root.iterdir() if path != self.lock and not path.name.startswith(".tmp-")), None
+            )
             if found is not None:
                 raise InputError(
                     f"storage '{self.root}' is neither empty nor a run folder (it has '{found.name}'); give another folder"
