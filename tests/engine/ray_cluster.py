@@ -45,14 +45,19 @@ def head(cpus: int = 4, gpus: int = 4, dashboard: int | None = None) -> Iterator
 
 
 @contextmanager
-def node(address: str, log: Path, before: str) -> Iterator[None]:
+def node(address: str, before: str) -> Iterator[None]:
     """One more node of the cluster, of one CPU, in a mount namespace of its own where the shell has run `before`."""
+    folder = tempfile.mkdtemp(prefix="rs-ray-", dir="/tmp")  # nodes that share one delete each other's files
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", f"--address={address}", "--num-cpus=1"]
     command += ["--num-gpus=0", "--object-store-memory=100000000", f"--dashboard-agent-listen-port={free_port()}"]
-    command += ["--disable-usage-stats"]
+    command += ["--disable-usage-stats", f"--temp-dir={folder}"]
     as_root = [] if os.geteuid() == 0 else ["--map-root-user"]
-    with _running(["unshare", "--mount", *as_root, "sh", "-c", f"{before} && exec {shlex.join(command)}"], log):
-        yield
+    inside = ["unshare", "--mount", *as_root, "sh", "-c", f"{before} && exec {shlex.join(command)}"]
+    try:
+        with _running(inside, Path(folder) / "start.log"):
+            yield
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
