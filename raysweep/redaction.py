@@ -24,7 +24,8 @@ _NAMED = re.compile(rf"(?:^|[_.-]){_NAME}$", re.IGNORECASE)
 _ASSIGNED = re.compile(
     rf"(?<![a-z0-9]){_TOKENIZERS}({_NAME}['\"]?\s?[=:]\s?)('[^']*'|\"[^\"]*\"|[^\s,;&'\"\]}})]+)", re.IGNORECASE
 )
-_IN_URL = re.compile(r"://(?:[^\s/@'\"]+|[^\s@'\"]*:[^\s@'\"]*)@")
+# also with one slash, as paths are normalised
+_IN_URL = re.compile(r"(://)(?:[^\s/@'\"]+|[^\s@'\"]*:[^\s@'\"]*)@|(:/)[^\s/@'\":]+:[^\s@'\"]+@")
 _SHAPES = re.compile(
     r"\b(?:A[KS]IA[0-9A-Z]{16}|hf_[A-Za-z0-9]{16,}|gh[a-z]_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{20,})\b"
     r"|(?<=Bearer )[A-Za-z0-9._~+/=-]+"
@@ -65,8 +66,8 @@ def _hide(value: T, secrets: list[str]) -> T:
 def _without(text: str, secrets: list[str]) -> str:
     for secret in secrets:
         text = text.replace(secret, HIDDEN)
-    if "://" in text:
-        text = _IN_URL.sub(f"://{HIDDEN}@", text)
+    if ":/" in text:
+        text = _IN_URL.sub(lambda found: f"{found[1] or found[2]}{HIDDEN}@", text)
     if "=" in text or ":" in text:
         text = _ASSIGNED.sub(rf"\1{HIDDEN}", text)
     return _SHAPES.sub(HIDDEN, text)

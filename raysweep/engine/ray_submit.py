@@ -191,12 +191,13 @@ def nodes_of(url: str, headers: Mapping[str, str]) -> list[Node]:
 
 def metadata(config: Config) -> dict[str, str]:
     """What the job's page says of it; without secrets, for everybody who sees the dashboard reads it."""
-    return {
+    about = {
         "name": config.name,
         "config": fingerprint(config.model_dump(mode="json"))[:16],
-        "storage": redacted(config.storage),
+        "storage": config.storage,
         "raysweep": version("raysweep"),
     }
+    return redacted(about)
 
 
 def travelling(config: Config, working_dir: Path | None) -> Config:

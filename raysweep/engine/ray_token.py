@@ -19,7 +19,7 @@ def use_token(*, starting: bool) -> None:
     """
     path = token_file()
     make_private(path)
-    if os.environ.get(_MODE) is None and (starting or os.environ.get("RAY_AUTH_TOKEN") or path.is_file()):
+    if not os.environ.get(_MODE) and (starting or os.environ.get("RAY_AUTH_TOKEN") or path.is_file()):
         os.environ[_MODE] = "token"
         if "ray" in sys.modules:  # it has looked at the mode already, once and for all
             from ray import _raylet
