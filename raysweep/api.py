@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from raysweep.engine.estimate import Options
     from raysweep.engine.events import Listener
     from raysweep.engine.folder import RunFolder
+    from raysweep.engine.ray_submit import Job
     from raysweep.store.places import Location
     from raysweep.studies.critical import Critical
     from raysweep.studies.measured import Correlated
@@ -320,6 +321,31 @@ def plan_run(config: Config | str | Path, overrides: Sequence[str] = ()) -> Plan
         needed.identical,
         any(key not in done for task in graph.of_kind("stop") for key in task.keys),
     )
+
+
+def submit(
+    config: Config | str | Path,
+    address: str,
+    overrides: Sequence[str] = (),
+    *,
+    working_dir: Path | None = None,
+    python: str = "python",
+    fresh: bool = False,
+) -> Job:
+    """Submit a run of a config to the Ray cluster whose dashboard is at `address`; see engine/ray_submit.py.
+
+    Raises InputError where the config, the address, the token or the room that the cluster has will not do; no job is made then.
+    """
+    from raysweep.engine.ray_token import use_token
+
+    use_token(starting=False)
+    from raysweep.engine.ray_submit import submit as submit_job
+
+    if isinstance(config, Config):
+        config = parse_config(config.model_dump(), overrides=overrides)
+    else:
+        config = load_config(config, overrides)
+    return submit_job(config, address, working_dir=working_dir, python=python, fresh=fresh)
 
 
 def correlate_files(dynamics: str | Path, losses: str | Path, neighbourhood: int = 3) -> Correlated:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from raysweep.errors import RaysweepError, RunError
+from raysweep.redaction import redacted
 
 if TYPE_CHECKING:
     from raysweep.api import Run
@@ -128,6 +129,45 @@ def run(
     if verify is not None:
         chosen.append(f"studies.substitution.verify={verify}")
     _run(str(config), chosen, fresh=fresh)
+
+
+@app.command()
+def submit(
+    config: Annotated[Path, typer.Argument(help="The config.")],
+    address: Annotated[str, typer.Option(help="The cluster's dashboard: http://HOST:8265.")],
+    overrides: Overrides = None,
+    working_dir: Annotated[
+        Path | None, typer.Option(help="A folder that travels with the job, beside the config; by default none does.")
+    ] = None,
+    python: Annotated[str, typer.Option(help="The interpreter that has raysweep on the cluster.")] = "python",
+    wait: Annotated[bool, typer.Option(help="Follow the job to its end; or only until its checks are passed.")] = True,
+    stop: Annotated[bool, typer.Option(help="Ctrl-C stops the job, too.")] = False,
+    fresh: Fresh = False,
+) -> None:
+    """Run a config as a job of a Ray cluster: check the cluster, follow the job's log, end with its exit code."""
+    from raysweep.api import submit as submit_run
+
+    job = submit_run(config, address, overrides or [], working_dir=working_dir, python=python, fresh=fresh)
+    typer.echo(f"job {job.id} submitted; it is followed from here", err=True)
+    try:
+        code = job.follow(lambda text: typer.echo(text, nl=False), until_checked=not wait)
+    except KeyboardInterrupt:
+        if stop:
+            job.stop()
+            typer.echo(f"job {job.id} is stopped; what is committed is kept, and submitting again resumes it", err=True)
+        else:
+            typer.echo(
+                f"job {job.id} goes on; stop it: {job.command('stop')}; follow it: {job.command('logs --follow')}",
+                err=True,
+            )
+        raise typer.Exit(130) from None
+    if code is None:
+        typer.echo(
+            f"job {job.id} goes on; follow it: {job.command('logs --follow')}; stop it: {job.command('stop')}", err=True
+        )
+    elif code:
+        typer.echo(f"job {job.id} ended with exit code {code}", err=True)
+        raise typer.Exit(code)
 
 
 @app.command()
@@ -258,7 +298,7 @@ def _conclude(done: Run) -> None:
     for line in done.summary():
         typer.echo(line)
     for task, error in done.failed.items():
-        typer.echo(f"failed: {task}: {error.splitlines()[0]}", err=True)
+        typer.echo(f"failed: {task}: {redacted(error.splitlines()[0])}", err=True)
     if done.accuracy is not None:
         from raysweep.report.accuracy import accuracy_line
 
@@ -279,5 +319,5 @@ def main() -> None:
     try:
         app()
     except RaysweepError as error:
-        typer.echo(f"error: {error}", err=True)
+        typer.echo(f"error: {redacted(str(error))}", err=True)
         sys.exit(1 if isinstance(error, RunError) else 2)

@@ -28,6 +28,7 @@ class ExecutionConfig(BaseModel):
 
     executor: Literal["local", "ray"] = "local"
     address: str | None = None
+    dashboard_host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
     workers: Positive | Literal["auto"] = "auto"
     cpus_per_worker: Positive = 1
     gpus_per_worker: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
@@ -79,6 +80,13 @@ class ExecutionConfig(BaseModel):
     def _ray_only(self) -> ExecutionConfig:
         if self.executor == "local" and self.address is not None:
             raise ValueError(f"address {self.address!r} needs executor ray, and executor is local")
+        if self.dashboard_host != "127.0.0.1" and (self.executor == "local" or self.address is not None):
+            other = (
+                "executor is local"
+                if self.executor == "local"
+                else f"address {self.address!r} is one that runs already"
+            )
+            raise ValueError(f"dashboard_host is for a Ray cluster that is started here, and {other}; leave it out")
         if self.executor == "ray" and self.device.startswith("cuda:"):
             raise ValueError(
                 f"device {self.device} names one GPU, and Ray gives each worker its own; give cuda or auto"

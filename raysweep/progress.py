@@ -127,7 +127,10 @@ class Progress:
         """Take one event of the run."""
         name = event["event"]
         self._tally.take(event)
-        if name == events.RUN_STARTED:
+        if name == events.CLUSTER_CHECKED:
+            nodes = f"{event['nodes']} node{'s' * (event['nodes'] != 1)}"
+            self._line(f"cluster checked: {nodes} with the releases of this process, the storage seen from each")
+        elif name == events.RUN_STARTED:
             n = sum(event["calls"].values())
             self._line(f"{event['tasks']} tasks, {event['done']} done already; {n} calls to run")
             self._add_rows()

@@ -81,6 +81,7 @@ def test_defaults():
     assert config.execution.model_dump() == {
         "executor": "local",
         "address": None,
+        "dashboard_host": "127.0.0.1",
         "workers": "auto",
         "cpus_per_worker": 1,
         "gpus_per_worker": "auto",

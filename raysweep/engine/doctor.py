@@ -169,7 +169,7 @@ class _Look:
             if isinstance(root, Path):
                 if name.startswith(".tmp-") and (is_left_over(root / path) or _is_old(root / path)):
                     yield Finding("temporary", path, size, "its writer is gone")
-            elif name.startswith((".raysweep-probe-", ".raysweep-clock-")) and _depth(path) == 1:
+            elif name.startswith((".raysweep-probe-", ".raysweep-clock-", ".tmp-")) and _depth(path) == 1:
                 yield Finding("temporary", path, size, "its writer is gone")
 
     def _torn(self) -> Iterator[Finding]:

@@ -35,6 +35,7 @@ from raysweep.engine.reach import reach
 from raysweep.engine.result_calls import result_call
 from raysweep.engine.room import refuse_too_small
 from raysweep.engine.stopping import watches
+from raysweep.redaction import redacted
 from raysweep.store.artifacts import sweep_temporaries
 
 
@@ -49,16 +50,20 @@ class Done:
     seconds: float = 0.0
 
 
-def prepare(config: Config, find_device: Callable[[str], str]) -> tuple[Facts, Graph, RunFolder]:
+def prepare(
+    config: Config, find_device: Callable[[str], str], check: Callable[[], None] = lambda: None
+) -> tuple[Facts, Graph, RunFolder]:
     """Inspect and plan: everything that can be refused is refused here (InputError), and nothing is written.
 
     Only in an object store a small object is written, read and removed at once, to see that it can be.
 
-    `find_device` is told `execution.device` and says which device that means where the work will be done.
+    `find_device` is told `execution.device` and says which device that means where the work will be done. `check` is called
+    once this process can use the storage, and refuses what others cannot.
     """
     folder = RunFolder(reach(config.storage, config.storage_options, write=True).absolute())
     folder.check_usable()
     check_writable(folder.root)
+    check()
     facts = inspect(config, find_device)
     spill = config.execution.spill_folder
     if spill is not None and config.execution.executor == "local":  # a worker elsewhere has a disk of its own
@@ -81,8 +86,14 @@ def drive(
     """
     started = time.monotonic()
     backend = backend or backend_for(config.execution)
+
+    def check() -> None:
+        found = backend.check(config.storage, config.storage_options)
+        if found and listener:
+            listener({"event": events.CLUSTER_CHECKED, **found})
+
     try:
-        facts, graph, folder = prepare(config, backend.device)
+        facts, graph, folder = prepare(config, backend.device, check)
         folder.make()
         with folder.locked(), EventLog(folder.events, listener) as log:
             if fresh:
@@ -92,9 +103,9 @@ def drive(
             folder.forget_broken()
             left = estimate(config, facts, graph, folder.committed())
             folder.write_plan(
-                config.to_yaml(),
+                redacted(config.to_yaml()),
                 graph,
-                {**describe_run(config, facts), "estimate": left.to_json() if left.calls else None},
+                redacted({**describe_run(config, facts), "estimate": left.to_json() if left.calls else None}),
             )
             _tell_untold(folder, log)
             run = _Run(config, facts, graph, folder, log)

@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raysweep.engine.event_segments import Segments
+from raysweep.redaction import redacted
 from raysweep.store.places import listing, read_many
 
 if TYPE_CHECKING:
     from raysweep.store.places import Location
 
+CLUSTER_CHECKED = "cluster_checked"  # told before there is a log, so in none
 RUN_STARTED = "run_started"
 WORKERS_READY = "workers_ready"
 CALL_STARTED = "call_started"
@@ -45,7 +47,7 @@ class EventLog:
 
     def emit(self, event: str, **details: Any) -> None:
         """Append one event with the time, UTC."""
-        line = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **details}
+        line = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **redacted(details)}
         self._lines.write(json.dumps(line, ensure_ascii=False) + "\n")
         if self._listener:
             self._listener(line)

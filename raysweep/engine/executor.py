@@ -6,6 +6,7 @@ that is the outcome. It keeps no results and no queue; who gets which call, and 
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
@@ -44,6 +45,12 @@ class Executor(Protocol):
 class Backend(Protocol):
     """Where a run is executed. Nothing is started or joined before it is asked."""
 
+    def check(self, storage: str, options: Mapping[str, Any]) -> Mapping[str, Any]:
+        """See that the work can be done there, and that `storage`, with its `options`, is seen from everywhere there.
+
+        What was found, as plain values; nothing where there is but this process. Raises InputError where it cannot.
+        """
+
     def device(self, asked: str) -> str:
         """The device that `execution.device` means there; raises InputError where it is not to be had."""
 
@@ -81,6 +88,10 @@ class LocalExecutor:
 class LocalBackend:
     """This process."""
 
+    def check(self, storage: str, options: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Nothing to be looked at that inspection does not look at."""
+        return {}
+
     def device(self, asked: str) -> str:
         """A device of this machine."""
         return resolve_device(asked)
@@ -96,9 +107,9 @@ class LocalBackend:
 def backend_for(execution: ExecutionConfig) -> Backend:
     """The backend that a config asks for; nothing is started yet."""
     if execution.executor == "ray":
-        from raysweep.engine.ray_token import use_token_if_there_is_one
+        from raysweep.engine.ray_token import use_token
 
-        use_token_if_there_is_one()
+        use_token(starting=not (execution.address or os.environ.get("RAY_ADDRESS")))
         from raysweep.engine.ray_backend import RayBackend
 
         return RayBackend(execution)

@@ -165,4 +165,4 @@ class RunFolder:
 
 def is_ours(name: str) -> bool:
     """Whether a file of this name at the root of a folder does not keep it from being taken: a lock, or a look whether one can write."""
-    return name == ".lock" or name.startswith(".raysweep-")
+    return name == ".lock" or name.startswith((".raysweep-", ".tmp-"))

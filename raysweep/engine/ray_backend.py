@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
+import ipaddress
 import logging
 import os
+import platform
+import re
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import ray
 
 from raysweep.config_execution import ExecutionConfig
 from raysweep.engine.dispatch import Node, room_for
 from raysweep.engine.executor import Executor
+from raysweep.engine.ray_checks import check_nodes
 from raysweep.engine.ray_executor import RayExecutor, Share, living_nodes
+from raysweep.engine.ray_jobs import enter_job, in_job, refuse_held_gpus
+from raysweep.engine.ray_token import is_on, what_token
 from raysweep.errors import InputError, RunError
+from raysweep.store.places import location
 
 if TYPE_CHECKING:
     from raysweep.store.places import Location
 
-_ANSWER_SECONDS = 30.0
+_ANSWER_SECONDS = 10.0
 _OBJECT_STORE_BYTES = 256 * 2**20  # results are small, and activations do not pass through it
 
 
@@ -36,6 +43,21 @@ class RayBackend:
         self._device = "cpu"
         self._dashboard = ""
 
+    def check(self, storage: str, options: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Join the cluster where there is an address, and look at every node of it.
+
+        Raises InputError where it cannot be joined, has not the room that is asked for, or has a node with other releases
+        or without the storage; and where a dashboard would be open to others without a token.
+        """
+        if in_job():
+            enter_job(storage)
+        self.device(self._asked.device)
+        if not ray.is_initialized():
+            return {}
+        if in_job():
+            refuse_held_gpus()
+        return check_nodes(location(storage, options, hasty=True).absolute())
+
     def device(self, asked: str) -> str:
         """`auto` is cuda where the cluster has GPUs and workers are to have some, else cpu.
 
@@ -44,7 +66,12 @@ class RayBackend:
         """
         if self._address and not ray.is_initialized():
             self._join(self._address)
-        nodes = self._nodes()
+        elif not ray.is_initialized():
+            check_dashboard(self._asked.dashboard_host)
+        return self.settle(asked, self._nodes())
+
+    def settle(self, asked: str, nodes: list[Node]) -> str:
+        """The device on these nodes. Raises InputError where they have not the room that is asked for."""
         some = any(node.gpus for node in nodes) and self._asked.gpus_per_worker != 0
         self._device = asked if asked != "auto" else "cuda" if some else "cpu"
         self._workers(nodes)
@@ -101,15 +128,24 @@ class RayBackend:
                 f"execution.address '{address}' is Ray client's, which raysweep does not use; run on a node of the cluster "
                 "or as a job there, with the head's host:port (6379 by default) or auto"
             )
-        if address not in ("auto", "local"):
+        if address not in ("auto", "local") and not in_job():  # a job is where its cluster is
             _check_address(address)
         try:
             with _quiet():
                 context = ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+            if (
+                theirs := re.findall(r"(?:Ray|Python): (\S+)", str(error))[:2]
+                if "ersion mismatch" in str(error)
+                else []
+            ):
+                raise InputError(
+                    f"the Ray cluster at '{address}' has Ray {theirs[0]} and Python {theirs[-1]}, and this process has Ray "
+                    f"{ray.__version__} and Python {platform.python_version()}; use the same on both"
+                ) from error
             raise InputError(
                 f"the Ray cluster at '{address}' cannot be joined ({_words(error)}); is it up, of the same Ray "
-                f"({ray.__version__}) and Python ({sys.version.split()[0]}), and does this process have its token "
+                f"({ray.__version__}) and Python ({platform.python_version()}), and does this process have its token "
                 "(RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or ~/.ray/auth_token)?"
             ) from error
         self._ours, self._dashboard = True, str(context.dashboard_url or "")
@@ -124,6 +160,7 @@ class RayBackend:
                     num_cpus=os.cpu_count(),
                     num_gpus=torch.cuda.device_count(),
                     object_store_memory=_OBJECT_STORE_BYTES,
+                    dashboard_host=self._asked.dashboard_host,
                     log_to_driver=False,
                     logging_level=logging.ERROR,
                 )
@@ -167,13 +204,32 @@ def _check_address(address: str) -> None:
     ]
     try:
         asked = subprocess.run(command, timeout=_ANSWER_SECONDS, capture_output=True, text=True, check=False)
-        healthy = (
-            asked.returncode == 0 or "Unauthenticated" in asked.stderr
-        )  # joining says what is wrong with the token
     except subprocess.TimeoutExpired:
-        healthy = False
-    if not healthy:
+        asked = None
+    if asked is not None and re.search(r"(?i)unauthenticated|authentication", asked.stderr):
+        raise InputError(
+            f"the Ray cluster at '{address}' asks for a token, and {what_token()}; give its token in RAY_AUTH_TOKEN, or in the "
+            "file that RAY_AUTH_TOKEN_PATH names (~/.ray/auth_token by default)"
+        )
+    if asked is None or asked.returncode != 0:
         raise InputError(f"what answers at execution.address '{address}' is no Ray head; give its host:port, or auto")
+
+
+def check_dashboard(host: str) -> None:
+    """Raise InputError where a dashboard on `host` could be reached by others, and would ask them for no token."""
+    if not _is_loopback(host) and not is_on():
+        raise InputError(
+            f"execution.dashboard_host {host} opens the dashboard, which runs what it is sent, to other machines, and "
+            f"RAY_AUTH_MODE={os.environ.get('RAY_AUTH_MODE', '')} asks for no token; unset it or set it to token, or keep "
+            "the dashboard at 127.0.0.1"
+        )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:  # another name
+        return False
 
 
 def _words(error: BaseException) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import secrets
+import shlex
 import shutil
 import signal
 import socket
@@ -27,16 +28,43 @@ def free_port() -> int:
 
 
 @contextmanager
-def head(cpus: int = 4, gpus: int = 4) -> Iterator[str]:
-    """The address of a head with so many CPU slots and (pretended) GPUs."""
+def head(cpus: int = 4, gpus: int = 4, dashboard: int | None = None) -> Iterator[str]:
+    """The address of a head with so many CPU slots and (pretended) GPUs, and a dashboard on a port where one is given."""
     port = free_port()
     folder = tempfile.mkdtemp(prefix="rs-ray-", dir="/tmp")  # sockets lie below it, whose paths must be short
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", f"--port={port}"]
-    command += [f"--num-cpus={cpus}", f"--num-gpus={gpus}", "--include-dashboard=false", f"--temp-dir={folder}"]
+    command += [f"--num-cpus={cpus}", f"--num-gpus={gpus}", f"--temp-dir={folder}"]
+    command += [f"--include-dashboard={dashboard is not None}", f"--dashboard-agent-listen-port={free_port()}"]
+    command += [f"--dashboard-port={dashboard}"] if dashboard else []
     command += ["--object-store-memory=100000000", "--node-ip-address=127.0.0.1", "--disable-usage-stats"]
-    log = Path(folder) / "start.log"
-    environment = {**os.environ, "RAY_AUTH_MODE": "token"}
+    try:
+        with _running(command, Path(folder) / "start.log"):
+            yield f"127.0.0.1:{port}"
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def node(address: str, before: str) -> Iterator[None]:
+    """One more node of the cluster, of one CPU, in a mount namespace of its own where the shell has run `before`."""
+    folder = tempfile.mkdtemp(prefix="rs-ray-", dir="/tmp")  # nodes that share one delete each other's files
+    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", f"--address={address}", "--num-cpus=1"]
+    command += ["--num-gpus=0", "--object-store-memory=100000000", f"--dashboard-agent-listen-port={free_port()}"]
+    command += ["--disable-usage-stats", f"--temp-dir={folder}"]
+    as_root = [] if os.geteuid() == 0 else ["--map-root-user"]
+    inside = ["unshare", "--mount", *as_root, "sh", "-c", f"{before} && exec {shlex.join(command)}"]
+    try:
+        with _running(inside, Path(folder) / "start.log"):
+            yield
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _running(command: Sequence[str], log: Path) -> Iterator[None]:
+    """`ray start --block`, up; killed with all that it has started."""
     with log.open("wb") as out:
+        environment = {**os.environ, "RAY_AUTH_MODE": "token"}
         process = subprocess.Popen(command, stdout=out, stderr=out, env=environment, start_new_session=True)
     try:
         until = time.monotonic() + 60
@@ -44,11 +72,10 @@ def head(cpus: int = 4, gpus: int = 4) -> Iterator[str]:
             assert process.poll() is None, log.read_text()
             assert time.monotonic() < until, log.read_text()
             time.sleep(0.1)
-        yield f"127.0.0.1:{port}"
+        yield
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def start(arguments: Sequence[str], **environment: str) -> subprocess.Popen[str]:

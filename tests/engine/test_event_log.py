@@ -62,3 +62,13 @@ def test_lines_that_are_no_events_are_passed_over(tmp_path):
     path.write_bytes(b'\n[1]\n3\nnull\n\xff\xfe\n{"event": "a"}\n')
     assert told(path) == [{"event": "a"}]
     assert list(read_events(tmp_path / "none.jsonl")) == []
+
+
+def test_a_secret_in_a_traceback_is_logged_and_told_to_nobody(tmp_path, monkeypatch):
+    monkeypatch.setenv("HUB_TOKEN", "0f1e2d3c4b5a6978")
+    heard = []
+    with EventLog(tmp_path / "events.jsonl", heard.append) as log:
+        log.emit("call_failed", call="c", traceback="403 for 0f1e2d3c4b5a6978 at https://me:pw@host")
+    assert heard[0]["traceback"] == "403 for *** at https://***@host"
+    assert (tmp_path / "events.jsonl").read_text().count("***") == 2
+    assert "0f1e2d3c4b5a6978" not in (tmp_path / "events.jsonl").read_text()

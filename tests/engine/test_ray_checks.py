@@ -1,0 +1,136 @@
+"""What is told of nodes that are not as the driver is, from their answers alone; the token, its file, and the dashboard."""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+import sys
+
+import pytest
+
+from raysweep.config import parse_config
+from raysweep.engine.ray_checks import NodeReport, compare_versions, own_versions
+from raysweep.errors import InputError
+
+OURS = {"python": "3.11.7", "raysweep": "0.1.0", "ray": "2.60.0", "torch": "2.13.0+cpu", "transformers": "5.23.0"}
+
+
+def reports(*changes):
+    return [NodeReport(f"{i}abcdef0123", f"host{i}", OURS | change) for i, change in enumerate(changes)]
+
+
+def test_builds_of_one_release_are_the_same():
+    compare_versions(OURS, reports({}, {"torch": "2.13.0+cu130"}, {"torch": "2.13.0"}))
+
+
+def test_every_difference_is_told_with_its_node_and_both_releases():
+    with pytest.raises(InputError) as caught:
+        compare_versions(OURS, reports({}, {"python": "3.12.1", "torch": "2.12.0+cpu"}, {"raysweep": None}))
+    assert str(caught.value) == (
+        "the nodes of the cluster have not the releases of this process: python is 3.12.1 on host1 (node 1abcdef0) and 3.11.7 "
+        "here; torch is 2.12.0+cpu on host1 (node 1abcdef0) and 2.13.0+cpu here; raysweep is not installed on host2 (node "
+        "2abcdef0) and 0.1.0 here; install the same on every node (pip install -c constraints.txt)"
+    )
+
+
+def test_of_many_differences_the_first_are_told():
+    with pytest.raises(InputError) as caught:
+        compare_versions(OURS, reports(*[{"ray": "2.59.0"}] * 12))
+    assert str(caught.value).count("ray is 2.59.0") == 10
+    assert "; and 2 more; install" in str(caught.value)
+
+
+def test_this_process_has_all_that_is_compared():
+    assert own_versions().keys() == OURS.keys()
+
+
+# --- the token ----------------------------------------------------------------------------------------------------
+
+ASK = """
+import os
+from raysweep.engine.ray_token import use_token
+use_token(starting={starting})
+print(os.environ.get("RAY_AUTH_MODE"))
+"""
+
+
+def mode(folder, starting, **environment):
+    """RAY_AUTH_MODE as it is before ray is imported, in a process with this home."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    asked = subprocess.run(
+        [sys.executable, "-c", ASK.format(starting=starting)],
+        env={**clean, "HOME": str(folder), **environment},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return asked.stdout.strip()
+
+
+def test_a_cluster_that_is_started_asks_for_a_token_and_a_client_gives_one_that_it_has(tmp_path):
+    assert mode(tmp_path, starting=True) == "token"
+    assert mode(tmp_path, starting=False) == "None"
+    assert mode(tmp_path, starting=False, RAY_AUTH_TOKEN="abc") == "token"
+    assert mode(tmp_path, starting=True, RAY_AUTH_MODE="disabled") == "disabled", "as was asked for"
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray" / "auth_token").write_text("abc")
+    assert mode(tmp_path, starting=False) == "token"
+
+
+def test_a_token_file_that_others_can_read_is_made_private(tmp_path):
+    path = tmp_path / "token"
+    path.write_text("abc")
+    path.chmod(0o644)
+    mode(tmp_path, starting=False, RAY_AUTH_TOKEN_PATH=str(path))
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+# --- the dashboard ------------------------------------------------------------------------------------------------
+
+
+def test_a_dashboard_for_others_needs_a_token(monkeypatch):
+    from raysweep.engine.ray_backend import check_dashboard
+
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    for host in ("127.0.0.1", "localhost", "::1"):
+        check_dashboard(host)
+    with pytest.raises(InputError) as caught:
+        check_dashboard("0.0.0.0")
+    assert str(caught.value) == (
+        "execution.dashboard_host 0.0.0.0 opens the dashboard, which runs what it is sent, to other machines, and "
+        "RAY_AUTH_MODE=disabled asks for no token; unset it or set it to token, or keep the dashboard at 127.0.0.1"
+    )
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    check_dashboard("0.0.0.0")
+
+
+def test_a_dashboard_is_opened_by_nobody_who_starts_none(make_config, tmp_path):
+    with pytest.raises(
+        InputError, match="dashboard_host is for a Ray cluster that is started here, and executor is local"
+    ):
+        make_config(tmp_path, "execution.dashboard_host=0.0.0.0")
+    with pytest.raises(InputError, match="and address 'auto' is one that runs already; leave it out"):
+        make_config(tmp_path, "execution={executor: ray, address: auto, dashboard_host: 0.0.0.0}")
+    assert parse_config(make_config(tmp_path).model_dump()).execution.dashboard_host == "127.0.0.1"
+
+
+# --- being a job --------------------------------------------------------------------------------------------------
+
+
+def test_a_job_sees_no_gpu_and_keeps_nothing_in_its_own_folder(monkeypatch):
+    from raysweep.engine.ray_jobs import enter_job, in_job
+
+    assert not in_job()
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    assert in_job()
+    enter_job("/shared/run")
+    enter_job("s3://bucket/run")
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
+    with pytest.raises(InputError) as caught:
+        enter_job("runs/x")
+    assert str(caught.value) == (
+        "storage 'runs/x' is relative, and a job runs in a folder of its own that is thrown away with it; give an absolute "
+        "folder that every node sees (--set storage=/shared/run), or a URL"
+    )
