@@ -1,7 +1,9 @@
-"""A real Ray head of its own for tests, started and stopped by `ray`, and runs of the command line on it."""
+"""Real Ray nodes of their own for tests, started and stopped by `ray`, and runs of the command line on them."""
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import re
 import secrets
@@ -15,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 # The tests' own clusters ask for a token, as Ray's own local ones do; read when Ray first connects.
@@ -27,55 +30,78 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+# A node that is gone is noticed in seconds.
+_NOTICED = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 1000, "health_check_failure_threshold": 5}
+
+
+@dataclass(frozen=True)
+class Started:
+    """A node's `ray start`: the address of its cluster, and its process, which all of its others are below."""
+
+    address: str
+    pid: int
+
+
 @contextmanager
-def head(cpus: int = 4, gpus: int = 4, dashboard: int | None = None) -> Iterator[str]:
-    """The address of a head with so many CPU slots and (pretended) GPUs, and a dashboard on a port where one is given."""
+def head(cpus: int = 4, gpus: int = 4, dashboard: int | None = None, visible: str | None = None) -> Iterator[str]:
+    """The address of a head of its own; see `head_node`."""
+    with head_node(cpus, gpus, dashboard, visible) as found:
+        yield found.address
+
+
+@contextmanager
+def head_node(
+    cpus: int = 4, gpus: int = 4, dashboard: int | None = None, visible: str | None = None
+) -> Iterator[Started]:
+    """A head with so many CPU slots and (pretended) GPUs, `visible` as CUDA_VISIBLE_DEVICES has them, and a dashboard on a
+    port where one is given."""
     port = free_port()
-    folder = tempfile.mkdtemp(prefix="rs-ray-", dir="/tmp")  # sockets lie below it, whose paths must be short
-    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", f"--port={port}"]
-    command += [f"--num-cpus={cpus}", f"--num-gpus={gpus}", f"--temp-dir={folder}"]
-    command += [f"--include-dashboard={dashboard is not None}", f"--dashboard-agent-listen-port={free_port()}"]
-    command += [f"--dashboard-port={dashboard}"] if dashboard else []
-    command += ["--object-store-memory=100000000", "--node-ip-address=127.0.0.1", "--disable-usage-stats"]
-    try:
-        with _running(command, Path(folder) / "start.log"):
-            yield f"127.0.0.1:{port}"
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    how = ["--head", f"--port={port}", f"--num-cpus={cpus}", f"--num-gpus={gpus}", "--disable-usage-stats"]
+    how += [f"--include-dashboard={dashboard is not None}", f"--system-config={json.dumps(_NOTICED)}"]
+    how += [f"--dashboard-port={dashboard}"] if dashboard else []
+    with _running(how, visible) as pid:
+        yield Started(f"127.0.0.1:{port}", pid)
 
 
 @contextmanager
-def node(address: str, before: str) -> Iterator[None]:
-    """One more node of the cluster, of one CPU, in a mount namespace of its own where the shell has run `before`."""
-    folder = tempfile.mkdtemp(prefix="rs-ray-", dir="/tmp")  # nodes that share one delete each other's files
-    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", f"--address={address}", "--num-cpus=1"]
-    command += ["--num-gpus=0", "--object-store-memory=100000000", f"--dashboard-agent-listen-port={free_port()}"]
-    command += ["--disable-usage-stats", f"--temp-dir={folder}"]
-    as_root = [] if os.geteuid() == 0 else ["--map-root-user"]
-    inside = ["unshare", "--mount", *as_root, "sh", "-c", f"{before} && exec {shlex.join(command)}"]
-    try:
-        with _running(inside, Path(folder) / "start.log"):
-            yield
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+def node(
+    address: str, cpus: int = 1, gpus: int = 0, visible: str | None = None, before: str | None = None
+) -> Iterator[Started]:
+    """One more node of the cluster; in a mount namespace of its own where the shell has run `before`, if that is given."""
+    with _running([f"--address={address}", f"--num-cpus={cpus}", f"--num-gpus={gpus}"], visible, before) as pid:
+        yield Started(address, pid)
 
 
 @contextmanager
-def _running(command: Sequence[str], log: Path) -> Iterator[None]:
-    """`ray start --block`, up; killed with all that it has started."""
+def _running(how: Sequence[str], visible: str | None = None, before: str | None = None) -> Iterator[int]:
+    """`ray start --block`, up; its process, killed in the end with all that it has started."""
+    folder = tempfile.mkdtemp(
+        prefix="rs-ray-", dir="/tmp"
+    )  # of its own, for nodes that share one delete each other's files
+    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", *how]  # sockets' paths must be short
+    command += ["--node-ip-address=127.0.0.1", "--object-store-memory=100000000", f"--temp-dir={folder}"]
+    command += [f"--dashboard-agent-listen-port={free_port()}"]
+    if before is not None:
+        as_root = [] if os.geteuid() == 0 else ["--map-root-user"]
+        command = ["unshare", "--mount", *as_root, "sh", "-c", f"{before} && exec {shlex.join(command)}"]
+    environment = {**os.environ, "RAY_AUTH_MODE": "token"}
+    if visible is not None:
+        environment["CUDA_VISIBLE_DEVICES"] = visible
+    log = Path(folder) / "start.log"
     with log.open("wb") as out:
-        environment = {**os.environ, "RAY_AUTH_MODE": "token"}
         process = subprocess.Popen(command, stdout=out, stderr=out, env=environment, start_new_session=True)
     try:
-        until = time.monotonic() + 60
+        until = time.monotonic() + 120
         while "Ray runtime started" not in log.read_text():
             assert process.poll() is None, log.read_text()
             assert time.monotonic() < until, log.read_text()
             time.sleep(0.1)
-        yield
+        yield process.pid
     finally:
-        os.killpg(process.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def start(arguments: Sequence[str], **environment: str) -> subprocess.Popen[str]:

@@ -72,7 +72,7 @@ def cluster(tmp_path_factory):
     own.mkdir()
     ro, mine = shlex.quote(str(read_only)), shlex.quote(str(own))
     before = f"mount --bind {ro} {ro} && mount -o remount,bind,ro {ro} && mount -t tmpfs none {mine}"
-    with head(cpus=2, gpus=1, dashboard=port) as address, node(address, before):
+    with head(cpus=2, gpus=1, dashboard=port) as address, node(address, before=before):
         use_token(starting=False)
         found = Cluster(address, port, read_only, own)
         yield found
