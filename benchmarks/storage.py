@@ -54,8 +54,12 @@ def main() -> None:
         study = time.perf_counter() - started
         size = sum(entry.bytes for entry in store.files)
     with_, without = statistics.median(checked), statistics.median(unchecked)
-    print(f"{size / 1e6:.0f} MB in {LAYERS * PARTS} files: read in {with_:.3f} s with checksums, {without:.3f} s without")
-    print(f"checksums: {size / (with_ - without) / 1e9:.2f} GB/s; {(with_ - without) / study:.1%} of reading and linear CKA ({study:.2f} s)")
+    print(
+        f"{size / 1e6:.0f} MB in {LAYERS * PARTS} files: read in {with_:.3f} s with checksums, {without:.3f} s without"
+    )
+    print(
+        f"checksums: {size / (with_ - without) / 1e9:.2f} GB/s; {(with_ - without) / study:.1%} of reading and linear CKA ({study:.2f} s)"
+    )
 
 
 if __name__ == "__main__":
