@@ -28,8 +28,9 @@ _SHOWN = 10
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder and what is in it. A run in an object store has a universal-pathlib path for `folder` and `report`. `tables` are data frames by name (substitution, similarity, dynamics, …).
+    """A run folder and what is in it. `tables` are data frames by name (substitution, similarity, dynamics, …).
 
+    Of a run in an object store, `folder` and `report` are paths of universal-pathlib, which have pathlib's words.
     `accuracy` tells how far the estimate of its latest start was off; None where that had nothing to sweep or capture.
     """
 

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from raysweep.engine.graph import Graph, Task, shortened
 from raysweep.errors import InputError, RunError, StoreError
-from raysweep.store.artifacts import ChunkStore, Manifest, check_files, publish_bytes, publish_json
+from raysweep.store.artifacts import check_files, publish_bytes, publish_json
+from raysweep.store.chunks import ChunkStore, Manifest
 from raysweep.store.lock import HeldError, hold
 from raysweep.store.object_lock import Held, LostError, hold_object
 from raysweep.store.places import listing, read_bytes, remove_below, sizes_below

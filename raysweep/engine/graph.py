@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from raysweep.studies.interventions import Change, change_from_json, to_json
 
 if TYPE_CHECKING:
-    from raysweep.store.artifacts import Manifest
+    from raysweep.store.chunks import Manifest
 
 Kind = Literal["substitute", "estimate", "generate", "similarity", "spectrum", "correlate", "verify", "stop", "removal"]
 

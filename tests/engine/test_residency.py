@@ -19,7 +19,7 @@ from raysweep.engine.pending import model_calls
 from raysweep.engine.plan import plan
 from raysweep.errors import InputError
 from raysweep.store.activations import open_activations
-from raysweep.store.artifacts import ChunkStore
+from raysweep.store.chunks import ChunkStore
 from raysweep.studies.passes import Pass
 from raysweep.studies.shelf import Shelf
 from raysweep.studies.streamed import StreamedPair

@@ -24,7 +24,7 @@ from raysweep.store.places import listing, location, put_bytes, read_bytes, remo
 
 LIMIT = ("datasets.0.limit=8", "datasets.1.limit=4")
 SEED = 5
-KILLS = 2
+KILLS = 1
 
 
 @pytest.fixture(scope="module")

@@ -196,7 +196,7 @@ def test_a_put_that_is_cut_off_makes_no_object(s3: Any, bucket: Any) -> None:
 
 
 def test_every_way_of_failing_is_got_over(s3: Any, bucket: Any) -> None:
-    contents = {f"{n:02d}": os.urandom(2000) for n in range(20)}
+    contents = {f"{n:02d}": os.urandom(2000) for n in range(8)}
     s3.fail(3)
     entries = [
         publish_file(bucket, name, lambda path, c=c: path.write_bytes(c), rows=1) for name, c in contents.items()

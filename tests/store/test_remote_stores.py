@@ -12,7 +12,7 @@ from stored import DTYPES, bits_of, random_bits, write
 
 from raysweep.errors import StoreError
 from raysweep.store.activations import open_activations
-from raysweep.store.artifacts import ChunkStore
+from raysweep.store.chunks import ChunkStore
 from raysweep.store.places import listing, put_bytes, read_bytes
 
 

@@ -18,12 +18,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from raysweep.errors import StoreError
-from raysweep.store.artifacts import (
-    ChunkStore,
-    FileEntry,
-    Manifest,
-    sweep_temporaries,
-)
+from raysweep.store.artifacts import FileEntry, sweep_temporaries
+from raysweep.store.chunks import ChunkStore, Manifest
 
 
 def rows(*pairs: tuple[str, float]) -> pa.Table:
@@ -277,7 +273,7 @@ WRITER = """
 import os, signal, sys
 from pathlib import Path
 import pyarrow as pa
-from raysweep.store.artifacts import ChunkStore
+from raysweep.store.chunks import ChunkStore
 
 def write(folder, kill_at=None):
     count = 0
