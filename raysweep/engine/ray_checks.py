@@ -151,8 +151,9 @@ class _Probe:
     def _clear(self) -> None:
         with suppress(Exception):
             self._fs.invalidate_cache()
-            for path in self._fs.glob(f"{self._root.rstrip('/')}/{self.name}.*"):
-                self._fs.rm_file(path)
+            for path in self._fs.ls(self._root, detail=False):
+                if path.rpartition("/")[2].startswith(f"{self.name}."):
+                    self._fs.rm_file(path)
         with suppress(OSError):  # no longer empty
             for folder in reversed(self._made):
                 self._fs.rmdir(folder)
