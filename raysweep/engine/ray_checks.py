@@ -51,7 +51,7 @@ def check_nodes(storage: Location) -> dict[str, Any]:
     `storage` is an absolute folder, or a place in an object store. What is made there to find out is removed again. Raises InputError
     naming the nodes whose releases differ from this process's, or that do not see and write this process's storage.
     """
-    with _Probe(storage) as probe:
+    with Probe(storage) as probe:
         reports = _ask(probe)
         compare_versions(own_versions(), reports)
         probe.check(reports)
@@ -87,8 +87,11 @@ def _release(found: str | None) -> str | None:
     return None if found is None else found.partition("+")[0]
 
 
-class _Probe:
-    """A file in the storage that the driver writes and the nodes read, and one of each node the other way round."""
+class Probe:
+    """A file in the storage that the driver writes and the nodes read, and one of each node the other way round.
+
+    A context: what was made is removed at its end. Raises InputError where this process cannot write there.
+    """
 
     def __init__(self, storage: Location) -> None:
         self.storage = str(storage)
@@ -98,7 +101,7 @@ class _Probe:
         self.name = f".tmp-{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(8)}"
         self._made: list[str] = []  # folders that were not there, outermost first
 
-    def __enter__(self) -> _Probe:
+    def __enter__(self) -> Probe:
         try:
             self._fs, self._root = fsspec.url_to_fs(self.storage, **self.options)
             if isinstance(self._fs, LocalFileSystem):
@@ -156,17 +159,18 @@ class _Probe:
     def _clear(self) -> None:
         with suppress(Exception):
             self._fs.invalidate_cache()
-            for path in self._fs.glob(f"{self._root.rstrip('/')}/{self.name}.*"):
-                self._fs.rm_file(path)
+            for path in self._fs.ls(self._root, detail=False):
+                if path.rpartition("/")[2].startswith(f"{self.name}."):
+                    self._fs.rm_file(path)
         with suppress(OSError):  # no longer empty
             for folder in reversed(self._made):
                 self._fs.rmdir(folder)
 
 
-def _ask(probe: _Probe) -> list[NodeReport]:
+def _ask(probe: Probe) -> list[NodeReport]:
     """The answers of all living nodes. Raises InputError where one gives none."""
     nodes = {node["NodeID"]: node["NodeManagerHostname"] for node in ray.nodes() if node["Alive"]}
-    task = ray.remote(_make_task())
+    task = ray.remote(make_task())
     asked = {
         node: task.options(
             name="check node",
@@ -203,7 +207,7 @@ def _ask(probe: _Probe) -> list[NodeReport]:
     return reports
 
 
-def _make_task() -> Callable[..., tuple[dict[str, str | None], str]]:
+def make_task() -> Callable[..., tuple[dict[str, str | None], str]]:
     """The task of a node, a function of its own each time: cloudpickle then sends it whole, not by raysweep's name for it."""
 
     def look(

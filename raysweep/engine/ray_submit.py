@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
 import shlex
 import tempfile
 import time
@@ -119,7 +120,7 @@ def submit(
     name = f"raysweep-{fingerprint(config.model_dump(mode='json'))[:16]}.yaml"
     arguments = ["run", name, "--executor", "ray", *(["--fresh"] if fresh else [])]
     with _folder_with(name, config.to_yaml(), working_dir) as folder, _told(url):
-        client = JobSubmissionClient(url)
+        client = _client(url)
         job = client.submit_job(
             entrypoint=" ".join([python, "-m", "raysweep", *map(shlex.quote, arguments)]),
             runtime_env={"working_dir": str(folder), "env_vars": _STOPPING},
@@ -237,6 +238,15 @@ def _folder_with(name: str, text: str, folder: Path | None) -> Iterator[Path]:
             ) from error
         stack.callback(path.unlink, missing_ok=True)
         yield folder
+
+
+def _client(url: str) -> JobSubmissionClient:
+    """A client of the dashboard that was checked; Ray's own would go to RAY_ADDRESS instead, where that is set."""
+    others = {name: os.environ.pop(name) for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS") if name in os.environ}
+    try:
+        return JobSubmissionClient(url)
+    finally:
+        os.environ.update(others)
 
 
 @contextlib.contextmanager

@@ -7,13 +7,16 @@ import stat
 import subprocess
 import sys
 
+import fsspec
 import pytest
 
 from raysweep.config import parse_config
-from raysweep.engine.ray_checks import NodeReport, compare_versions, own_versions
+from raysweep.engine.ray_checks import NodeReport, Probe, compare_versions, make_task, own_versions
 from raysweep.errors import InputError
 
 OURS = {"python": "3.11.7", "raysweep": "0.1.0", "ray": "2.60.0", "torch": "2.13.0+cpu", "transformers": "5.23.0"}
+
+OURS_HERE = own_versions()
 
 
 def reports(*changes):
@@ -43,6 +46,57 @@ def test_of_many_differences_the_first_are_told():
 
 def test_this_process_has_all_that_is_compared():
     assert own_versions().keys() == OURS.keys()
+
+
+# --- the storage, which the driver and a node both see or not --------------------------------------------------------
+
+
+def answer(probe, storage):
+    """What a node says for which `storage` is where the probe's is for the driver."""
+    names = f"{probe.name}.driver", f"{probe.name}.node0"
+    versions, told = make_task()(storage, *names, probe.name, ["raysweep", "no-such-package"], 0.3)
+    assert versions == {"python": OURS_HERE["python"], "raysweep": OURS_HERE["raysweep"], "no-such-package": None}
+    return [NodeReport("node0", "host0", versions, told)]
+
+
+@pytest.mark.parametrize("storage", ["{folder}/new/er/run", "file://{folder}/run", "memory://bucket/[a]/run"])
+def test_a_storage_that_is_one_is_found_so_and_left_as_it_was(tmp_path, storage):
+    place = storage.format(folder=tmp_path)
+    with Probe(place) as probe:
+        probe.check(answer(probe, place))
+    assert list(tmp_path.iterdir()) == []
+    assert fsspec.filesystem("memory").find("/bucket") == []
+
+
+def test_a_storage_that_is_two_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr("raysweep.engine.ray_checks._SEEN_SECONDS", 0.3)
+    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+    theirs.mkdir()
+    with Probe(str(ours)) as probe:
+        with pytest.raises(InputError) as caught:
+            probe.check(answer(probe, str(theirs)))
+        assert str(caught.value) == (
+            f"storage '{ours}' is not one place for the whole cluster: host0 (node node0) does not see what the driver writes "
+            "there: it is no folder that both share; give a folder that every node mounts and may write to, or a URL that "
+            "every node reaches"
+        )
+        (theirs / f"{probe.name}.driver").write_text(probe.name)  # as where only one way is slow, or closed
+        with pytest.raises(InputError, match="writes there is not seen by the driver: it is that node's own"):
+            probe.check(answer(probe, str(theirs)))
+        (theirs / f"{probe.name}.driver").write_text("another")
+        with pytest.raises(InputError, match="reads there something else than the driver wrote"):
+            probe.check(answer(probe, str(theirs)))
+    assert not ours.exists()
+
+
+def test_a_storage_that_the_driver_cannot_write_to_is_told_without_its_password(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot be written to by this process"), Probe(str(tmp_path / "file" / "run")):
+        pass
+    with pytest.raises(InputError) as caught, Probe("nosuch://me:hunter2@host/run"):
+        pass
+    assert "storage 'nosuch://***@host/run' cannot be written to by this process" in str(caught.value)
+    assert "hunter2" not in str(caught.value)
 
 
 # --- the token ----------------------------------------------------------------------------------------------------

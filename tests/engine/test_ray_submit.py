@@ -30,7 +30,11 @@ from raysweep.engine.ray_token import use_token
 from raysweep.report.tables import collect_tables
 
 JOBS = Path(raysweep.__file__).parent.parent / "jobs"
-SOON = 30.0  # seconds in which bad input is told, with other tests beside; alone it is 15
+
+
+def soon():
+    """Seconds in which bad input is told: 15 on a machine of one's own, more where other work waits for its cores, too."""
+    return 15.0 * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
 
 
 class Cluster:
@@ -128,7 +132,8 @@ def test_submit_makes_the_tables_and_leaves_every_gpu_to_the_workers(
 ):
     secret = "aUnlikely/Secret+Value0123456789"
     config = write_config(tmp_path, "execution.gpus_per_worker=1")
-    code, out, err, _ = submit(cluster, config, "--fresh", AWS_SECRET_ACCESS_KEY=secret)
+    elsewhere = {"RAY_ADDRESS": f"http://127.0.0.1:{free_port()}"}  # which Ray's own client would go to instead
+    code, out, err, _ = submit(cluster, config, "--fresh", AWS_SECRET_ACCESS_KEY=secret, **elsewhere)
     assert code == 0, out + err
     assert "cluster checked: 2 nodes" in out
     assert "Spearman" in out
@@ -245,7 +250,7 @@ def refused(raysweep, *arguments):
     began = time.monotonic()
     ended = raysweep(*arguments)
     assert ended.code == 2, ended.out + ended.err
-    assert time.monotonic() - began <= SOON
+    assert time.monotonic() - began <= soon()
     return ended.err.removeprefix("error: ").strip()
 
 
@@ -256,7 +261,7 @@ def test_a_storage_that_a_node_may_not_write_to(cluster, write_config, tmp_path)
     assert f"error: storage '{storage}' is not one place for the whole cluster: " in out
     assert "may not read and write there (OSError: [Errno 30] Read-only file system" in out
     assert "; give a folder that every node mounts and may write to, or a URL that every node reaches" in out
-    assert seconds <= SOON
+    assert seconds <= soon()
     assert list(cluster.read_only.iterdir()) == [], "what was made to find out is gone"
 
 
@@ -284,7 +289,7 @@ def test_nodes_with_another_raysweep_than_the_driver(cluster, write_config, tmp_
     )
     assert err.count("and 99.0 here; ") == 2, "both nodes"
     assert err.endswith("install the same on every node (pip install -c constraints.txt)\n")
-    assert time.monotonic() - began <= SOON
+    assert time.monotonic() - began <= soon()
     assert not (tmp_path / "run").exists()
 
 
@@ -332,7 +337,7 @@ def test_a_token_that_is_not_the_clusters(cluster, write_config, tmp_path, comma
     assert ended.returncode == 2
     assert f"asks for a token, and {told}; give its token in RAY_AUTH_TOKEN, or in the file" in ended.stderr
     assert len(ended.stderr.splitlines()) == 1, "one line, and none of Ray's"
-    assert time.monotonic() - began <= SOON
+    assert time.monotonic() - began <= soon()
     assert not (tmp_path / "run").exists()
 
 
