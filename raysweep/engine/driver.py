@@ -81,7 +81,8 @@ def drive(
     try:
         facts, graph, folder = prepare(config, backend.device)
         folder.make()
-        with folder.locked(), EventLog(folder.events, listener) as log:
+        listeners = [each for each in (listener, backend.listener(config.name, folder.root)) if each]
+        with folder.locked(), EventLog(folder.events, *listeners) as log:
             if fresh:
                 log.clear()
                 folder.clear()
@@ -133,6 +134,7 @@ class _Run:
         self.failed: dict[str, str] = {}
         self.n_calls = 0
         self._running: dict[str, int] = {}  # the worker of each call in flight
+        self._workers = 0
         self._attempts: Counter[str] = Counter()
         self._watches = watches(config, facts, self.graph, done)
         self._dropped: set[str] = set()  # keys that were called for when their sweep stopped
@@ -144,6 +146,7 @@ class _Run:
             tasks=len(graph.tasks),
             done=self.ledger.n_done,
             calls=self.queue.counts() + self.ledger.to_make(),
+            kinds=_by_kind(self.graph, self.ledger),
         )
         for watch in self._watches:
             if there := [key for key in watch.keys if key in done]:
@@ -157,15 +160,24 @@ class _Run:
             executor = backend.open(self.folder.root, len(self.queue))
             try:
                 self.log.emit(events.WORKERS_READY, **executor.about)
+                self._workers = sum(slot.models for slot in executor.slots)
                 while self._submit(executor):
                     for outcome in executor.collect():
                         self._take(outcome)
+                    self._count_workers(executor)
             finally:
                 executor.close()
         for task in self.graph.tasks:
             cause = next((name for name in (task.name, *task.needs) if name in self.failed), None)
             if cause is not None:
                 self.failed.setdefault(task.name, f"not made, for '{cause}' failed")
+
+    def _count_workers(self, executor: Executor) -> None:
+        """Log how many workers are left where one has been done without."""
+        workers = sum(slot.models for slot in executor.slots)
+        if workers != self._workers:
+            self._workers = workers
+            self.log.emit(events.WORKERS_CHANGED, workers=workers)
 
     def _submit(self, executor: Executor) -> int:
         """Hand out what waits, each worker's first call before anybody's second; how many calls are in flight."""
@@ -178,7 +190,7 @@ class _Run:
                     continue
                 call = self.queue.take(index, slot)
                 if call is not None:
-                    self.log.emit(events.CALL_STARTED, call=call.name)
+                    self.log.emit(events.CALL_STARTED, call=call.name, worker=index)
                     executor.submit(index, call)
                     self._running[call.name] = index
                     in_flight[index] += 1
@@ -186,7 +198,7 @@ class _Run:
 
     def _take(self, outcome: Outcome) -> None:
         call = outcome.call
-        del self._running[call.name]
+        worker = self._running.pop(call.name)
         if outcome.error is not None:
             self._take_failure(outcome)
             return
@@ -196,16 +208,17 @@ class _Run:
             # a kill may have kept some of the call's commits
             if any(self.ledger.lacks(key) or key in self._dropped for key in commit.keys):
                 self._commit(call, commit, outcome.measured)
-        self.log.emit(events.CALL_DONE, call=call.name, measured=dict(outcome.measured))
+        self.log.emit(events.CALL_DONE, call=call.name, worker=worker, measured=dict(outcome.measured))
         self._stop_settled()
         self._queue_results()
 
     def _take_failure(self, outcome: Outcome) -> None:
         call = outcome.call
         if self._is_needless(call):
-            self.log.emit(events.CALLS_DROPPED, calls={call.kind: 1})
+            self.log.emit(events.CALLS_DROPPED, calls={call.kind: 1}, call=call.name)
             return
         if outcome.failure == "unstarted":
+            self.log.emit(events.CALL_RETURNED, call=call.name)
             self.queue.push_back(call)
             return
         self.n_calls += 1
@@ -224,20 +237,22 @@ class _Run:
             tasks=call.tasks,
             attempt=attempts,
             attempts=limit,
+            failure=outcome.failure,
             error=outcome.error,
             traceback=outcome.traceback,
         )
 
     def _commit(self, call: Call, commit: Commit, measured: Mapping[str, Any]) -> None:
         log = {"call": call.name, "tasks": list(call.tasks), "measured": dict(measured)}
-        self.folder.chunks.commit(
+        kept = self.folder.chunks.commit(
             commit.name,
             commit.table,
             parts=dict.fromkeys(commit.keys),
             files=commit.files,
             extra={**commit.extra, "log": log},
         )
-        self.log.emit(events.CHUNK_COMMITTED, commit=commit.name, keys=commit.keys, **log)
+        written = {"results": kept.table.bytes if kept.table else 0, "activations": sum(f.bytes for f in kept.files)}
+        self.log.emit(events.CHUNK_COMMITTED, commit=commit.name, keys=commit.keys, **log, bytes=written)
         for task in self.ledger.commit(commit.keys):
             self.log.emit(events.TASK_DONE, task=task.name)
         self._dropped.difference_update(commit.keys)
@@ -272,6 +287,16 @@ class _Run:
     def _queue_results(self) -> None:
         for task in self.ledger.take_makeable():
             self.queue.push(result_call(self.config, self.facts, self.graph, task))
+
+
+def _by_kind(graph: Graph, ledger: Ledger) -> dict[str, list[int]]:
+    """For each kind of task how many are done, and how many there are."""
+    kinds: dict[str, list[int]] = {}
+    for task in graph.tasks:
+        counts = kinds.setdefault(task.kind, [0, 0])
+        counts[0] += ledger.is_done(task.name)
+        counts[1] += 1
+    return kinds
 
 
 def describe_run(config: Config, facts: Facts) -> dict[str, Any]:

@@ -15,7 +15,9 @@ from typing import Any
 
 RUN_STARTED = "run_started"
 WORKERS_READY = "workers_ready"
+WORKERS_CHANGED = "workers_changed"
 CALL_STARTED = "call_started"
+CALL_RETURNED = "call_returned"  # not begun: its worker died before
 CHUNK_COMMITTED = "chunk_committed"
 CALL_DONE = "call_done"
 CALL_RETRIED = "call_retried"
@@ -29,11 +31,11 @@ Listener = Callable[[dict[str, Any]], None]
 
 
 class EventLog:
-    """Appends events to a file and passes each to the listener."""
+    """Appends events to a file and passes each to the listeners."""
 
-    def __init__(self, path: Path, listener: Listener | None = None) -> None:
+    def __init__(self, path: Path, *listeners: Listener) -> None:
         self._path = path
-        self._listener = listener
+        self._listeners = listeners
         path.parent.mkdir(parents=True, exist_ok=True)
         torn = path.exists() and path.stat().st_size > 0 and not path.read_bytes().endswith(b"\n")
         # Half a surrogate pair (a file name that is no UTF-8, say) is written as JSON's own escape.
@@ -46,8 +48,8 @@ class EventLog:
         line = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **details}
         self._file.write(json.dumps(line, ensure_ascii=False) + "\n")
         self._file.flush()
-        if self._listener:
-            self._listener(line)
+        for listener in self._listeners:
+            listener(line)
 
     def clear(self) -> None:
         """Forget all events. The file is emptied and not removed: killed here, its folder is still a run folder."""

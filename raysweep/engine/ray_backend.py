@@ -15,8 +15,10 @@ import ray
 
 from raysweep.config_execution import ExecutionConfig
 from raysweep.engine.dispatch import Node, room_for
+from raysweep.engine.events import Listener
 from raysweep.engine.executor import Executor
 from raysweep.engine.ray_executor import RayExecutor, Share, living_nodes
+from raysweep.engine.ray_metrics import RayMetrics
 from raysweep.errors import InputError, RunError
 
 _ANSWER_SECONDS = 30.0
@@ -32,6 +34,7 @@ class RayBackend:
         self._ours = False  # whether it was this object that joined or started
         self._device = "cpu"
         self._dashboard = ""
+        self._metrics: RayMetrics | None = None
 
     def device(self, asked: str) -> str:
         """`auto` is cuda where the cluster has GPUs and workers are to have some, else cpu.
@@ -55,8 +58,15 @@ class RayBackend:
         about = {"address": ray.get_runtime_context().gcs_address, "dashboard": self._dashboard}
         return RayExecutor(folder, workers, self._share, self._device, about)
 
+    def listener(self, run: str, root: Path) -> Listener:
+        """What turns the run's events into Ray's metrics."""
+        self._metrics = RayMetrics(run, root)
+        return self._metrics
+
     def close(self) -> None:
         """Leave the cluster, or stop it where it was started here."""
+        if self._metrics is not None:
+            self._metrics.close()
         if self._ours and ray.is_initialized():
             ray.shutdown()
             self._ours = False

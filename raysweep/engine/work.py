@@ -41,7 +41,7 @@ from raysweep.engine.folder import RunFolder
 from raysweep.errors import InputError, RaysweepError
 from raysweep.models.adapter import Adapter
 from raysweep.models.checkpoint import Checkpoint, load_model, load_tokenizer
-from raysweep.models.memory import Peak
+from raysweep.models.memory import Peak, held_bytes
 from raysweep.models.stream import StreamedModel
 from raysweep.numerics.dynamics import change_points
 from raysweep.store.activations import Activations, open_activations, publish_manifest, write_part
@@ -67,12 +67,15 @@ class Worker:
         self.folder = RunFolder(folder)
         self._resident: OrderedDict[tuple[str, str, str], Adapter | StreamedModel] = OrderedDict()
         self._last: tuple[tuple[object, object], Pair] | None = None
+        self.loads = self.evictions = 0  # of models, since it started
         self._read_before = 0  # bytes: of checkpoints that were loaded whole, and of streamed ones let go
 
     def attempt(self, call: Call) -> Outcome:
         """Run the call; whatever it raises becomes an outcome with the traceback, but for a disk that is full or gone (OSError)."""
         started, read = time.monotonic(), self._bytes_read()
-        peak = Peak(call.loading.device if isinstance(call, ModelCall) else "cpu")
+        loads, evictions = self.loads, self.evictions
+        device = call.loading.device if isinstance(call, ModelCall) else "cpu"
+        peak = Peak(device)
         try:
             with peak:
                 commits, measured = self._run(call)
@@ -87,7 +90,16 @@ class Worker:
                 failure="refused" if refused else "raised",
             )
         seconds = round(time.monotonic() - started, 4)
-        used = {"bytes_read": self._bytes_read() - read, "peak_bytes": peak.bytes, "seconds": seconds}
+        used = {
+            "bytes_read": self._bytes_read() - read,
+            "loads": self.loads - loads,
+            "evictions": self.evictions - evictions,
+            "held_bytes": held_bytes(device),
+            "peak_bytes": peak.bytes,
+            "seconds": seconds,
+        }
+        if isinstance(call, ModelCall):
+            used["tokens"] = call.n_tokens
         return Outcome(call, tuple(commits), {**measured, **used})
 
     def _bytes_read(self) -> int:
@@ -105,6 +117,7 @@ class Worker:
         while len(self._resident) >= RESIDENT:
             read = self._bytes_read()
             self._resident.popitem(last=False)
+            self.evictions += 1
             self._read_before += read - self._bytes_read()
             self._last = None  # it holds its models
 
@@ -119,6 +132,7 @@ class Worker:
                     checkpoint, dtype=loading.dtype, device=loading.device, device_map=loading.device_map, base=base
                 )
             )
+            self.loads += 1
             self._read_before += checkpoint.bytes + (base.bytes if base and checkpoint.adapter else 0)
         self._resident.move_to_end(key)
         return found
@@ -131,6 +145,7 @@ class Worker:
             self._make_room()
             found = StreamedModel(checkpoint, dtype=loading.dtype, device=loading.device)
             self._resident[key] = found
+            self.loads += 1
         self._resident.move_to_end(key)
         return found
 
