@@ -70,7 +70,7 @@ ROWS: dict[str, tuple[Panel, ...]] = {
             "Tasks by state",
             "timeseries",
             "short",
-            "Tasks done, failed and left; a task is one window of one pair on one data set, one table, …",
+            "A task is one window of one pair on one data set, or the tables of one model on one data set.",
             ((f"sum by (run, state) ({latest(m.TASKS, 'kind', 'state')})", "{{run}} {{state}}"),),
             stacked=True,
         ),
