@@ -27,12 +27,19 @@ def free_port() -> int:
 
 
 @contextmanager
-def head(cpus: int = 4, gpus: int = 4) -> Iterator[str]:
-    """The address of a head with so many CPU slots and (pretended) GPUs."""
+def head(cpus: int = 4, gpus: int = 4, watched: Path | None = None) -> Iterator[str]:
+    """The address of a head with so many CPU slots and (pretended) GPUs.
+
+    With `watched` metrics go out every second, and that file is a link to the one in which Prometheus finds the node.
+    """
     port = free_port()
     folder = tempfile.mkdtemp(prefix="rs-ray-", dir="/tmp")  # sockets lie below it, whose paths must be short
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", f"--port={port}"]
-    command += [f"--num-cpus={cpus}", f"--num-gpus={gpus}", "--include-dashboard=false", f"--temp-dir={folder}"]
+    command += [f"--num-cpus={cpus}", f"--num-gpus={gpus}", f"--temp-dir={folder}"]
+    command += ["--include-dashboard=false"] if watched is None else [f"--dashboard-port={free_port()}"]
+    if watched is not None:
+        watched.symlink_to(Path(folder) / "prom_metrics_service_discovery.json")
+        command += ['--system-config={"metrics_report_interval_ms": 1000}']
     command += ["--object-store-memory=100000000", "--node-ip-address=127.0.0.1", "--disable-usage-stats"]
     log = Path(folder) / "start.log"
     environment = {**os.environ, "RAY_AUTH_MODE": "token"}
