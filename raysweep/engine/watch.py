@@ -55,6 +55,12 @@ class Watch:
         self._begun |= event["event"] == events.RUN_STARTED
         return list(self._samples(event["event"], event)) if self._begun else []
 
+    def disk(self) -> Iterator[Sample]:
+        """What the run folder's disk has now; it changes without events, too."""
+        if found := self._space():
+            yield self._of(m.DISK_FREE, found[0])
+            yield self._of(m.DISK, found[1])
+
     def _samples(self, name: str, event: Mapping[str, Any]) -> Iterator[Sample]:
         if name == events.RUN_STARTED:
             yield from self._started(event)
@@ -103,7 +109,7 @@ class Watch:
         for cause in CAUSES:
             yield self._of(m.FAILED_ATTEMPTS, 0, cause=cause)
         yield from self._states()
-        yield from self._disk()
+        yield from self.disk()
 
     def _done(self, kind: str, worker: str, measured: Mapping[str, Any]) -> Iterator[Sample]:
         seconds = measured.get("seconds", 0.0)
@@ -121,7 +127,7 @@ class Watch:
         for metric, key in ((m.HELD, "held_bytes"), (m.PEAK, "peak_bytes")):
             if key in measured:
                 yield self._of(metric, measured[key], worker=worker)
-        yield from self._disk()
+        yield from self.disk()
 
     def _missed(self, name: str, event: Mapping[str, Any]) -> Iterator[Sample]:
         outcome = "failed" if name == events.CALL_FAILED else "retried"
@@ -151,8 +157,3 @@ class Watch:
             yield self._of(m.PROGRESS, 1 - sum(map(tally.to_do, tally.total)) / total)
         if (left := tally.left()) is not None:
             yield self._of(m.SECONDS_LEFT, left)
-
-    def _disk(self) -> Iterator[Sample]:
-        if found := self._space():
-            yield self._of(m.DISK_FREE, found[0])
-            yield self._of(m.DISK, found[1])

@@ -66,9 +66,9 @@ class Prometheus:
         values = [(sample["metric"], float(sample["value"][1])) for sample in found]
         return [(labels, value) for labels, value in values if not math.isnan(value)]
 
-    def until(self, query, is_right):
+    def until(self, query, is_right, end=None):
         """The answer once it is right, or the last one there was time for."""
-        end = time.monotonic() + SECONDS
+        end = end or time.monotonic() + SECONDS
         while not is_right(found := self.ask(query)) and time.monotonic() < end:
             time.sleep(0.5)
         return found
@@ -108,22 +108,23 @@ class Watcher:
         if event["event"] == events.CALL_DONE and self.ended == 2:
             os.kill(self.first, signal.SIGKILL)
         if event["event"] == events.RUN_FINISHED:
-            self.answers = [(title, query, self.server.until(query, bool)) for title, query in queries()]
+            end = time.monotonic() + SECONDS  # of all together
+            self.answers = [(title, query, self.server.until(query, bool, end)) for title, query in queries()]
             self.names = {labels["__name__"] for labels, _ in self.server.ask('{__name__=~"ray_raysweep_.*"}')}
             rules = yaml.safe_load((FOLDER / "recording.yml").read_text())["groups"][0]["rules"]
-            self.rules = {rule["record"]: self.server.until(rule["record"], bool) for rule in rules}
+            self.rules = {rule["record"]: self.server.until(rule["record"], bool, end) for rule in rules}
 
 
 @pytest.fixture(scope="module")
 def watched(tmp_path_factory):
     """A run that was watched: what the watcher saw, its events, and the server, still up."""
     folder = tmp_path_factory.mktemp("watched")
-    with head(cpus=2, gpus=0, watched=folder / "nodes.json") as address:
-        with prometheus(folder, folder / "nodes.json") as server:
-            watcher = Watcher(server)
-            done = drive(watched_run(folder / "run", address), listener=watcher)
-            assert done.failed == {}
-            yield watcher, list(read_events(done.folder.events)), server
+    nodes = folder / "nodes.json"
+    with head(cpus=2, gpus=0, watched=nodes) as address, prometheus(folder, nodes) as server:
+        watcher = Watcher(server)
+        done = drive(watched_run(folder / "run", address), listener=watcher)
+        assert done.failed == {}
+        yield watcher, list(read_events(done.folder.events)), server
 
 
 def test_every_panels_query_returns_data_during_the_run(watched):
@@ -179,4 +180,5 @@ def test_once_it_has_ended_it_says_so_and_no_alert_is_left(watched):
     tasks = server.ask('sum by (state) (last_over_time(ray_raysweep_tasks{run="watched"}[5m]))')
     n = Counter(event["event"] for event in log)[events.TASK_DONE]
     assert {labels["state"]: value for labels, value in tasks} == {"done": n, "failed": 0, "left": 0}
-    assert server.ask('ALERTS{alertstate="firing"}') == []
+    fired = {labels["alertname"] for labels, _ in server.ask('ALERTS{alertstate="firing"}')}
+    assert fired <= {"RaysweepDiskNearlyFull"}, "which is up to the machine"
