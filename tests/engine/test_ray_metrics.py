@@ -43,7 +43,7 @@ def watched_run(storage, address):
             "name": "watched",
             "models": [{"name": "tiny", "base": "lab://tiny", "tuned": {s: f"lab://tiny/{s}" for s in SETS}}],
             "datasets": [
-                {"name": name, "path": f"lab://{name}/test", "format": form, "limit": 24} for name, form in SETS.items()
+                {"name": name, "path": f"lab://{name}/test", "format": form, "limit": 16} for name, form in SETS.items()
             ],
             "studies": {"substitution": {"widths": [8]}, "similarity": {}, "correlation": {"resamples": 20}},
             "execution": {"chunk": 4, "device": "cpu", "workers": 2, "executor": "ray", "address": address},
