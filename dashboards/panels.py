@@ -180,7 +180,7 @@ ROWS: dict[str, tuple[Panel, ...]] = {
             "timeseries",
             "bytes",
             m.HELD.help,
-            ((latest(m.HELD, "worker"), "{{run}} worker {{worker}}"),),
+            ((latest(m.HELD, "worker"), "{{run}} {{worker}}"),),
             12,
         ),
         Panel(
@@ -188,7 +188,7 @@ ROWS: dict[str, tuple[Panel, ...]] = {
             "timeseries",
             "bytes",
             m.PEAK.help,
-            ((latest(m.PEAK, "worker"), "{{run}} worker {{worker}}"),),
+            ((latest(m.PEAK, "worker"), "{{run}} {{worker}}"),),
             12,
         ),
     ),

@@ -69,7 +69,7 @@ def test_what_is_set_aside_takes_no_more_time_and_what_a_lost_worker_had_takes_l
 
 
 def test_what_waits_and_what_workers_have():
-    begun = [{"event": "call_started", "call": f"capture m/d chunk {i}", "worker": 0} for i in range(3)]
+    begun = [{"event": "call_started", "call": f"capture m/d chunk {i}"} for i in range(3)]
     told = tally(started(capture=4, substitute=2), *begun)
     assert [told.waiting("capture"), told.in_flight("capture"), told.waiting("substitute")] == [1, 3, 2]
     told.take({"event": "call_returned", "call": "capture m/d chunk 2"})

@@ -81,8 +81,8 @@ def drive(
     try:
         facts, graph, folder = prepare(config, backend.device)
         folder.make()
-        listeners = [each for each in (listener, backend.listener(config.name, folder.root)) if each]
-        with folder.locked(), EventLog(folder.events, *listeners) as log:
+        listener = _both(listener, backend.listener(config.name, folder.root))
+        with folder.locked(), EventLog(folder.events, listener) as log:
             if fresh:
                 log.clear()
                 folder.clear()
@@ -134,10 +134,11 @@ class _Run:
         self.failed: dict[str, str] = {}
         self.n_calls = 0
         self._running: dict[str, int] = {}  # the worker of each call in flight
-        self._workers = 0
         self._attempts: Counter[str] = Counter()
         self._watches = watches(config, facts, self.graph, done)
         self._dropped: set[str] = set()  # keys that were called for when their sweep stopped
+        self._executor: Executor | None = None
+        self._workers = 0
         log.emit(
             events.RUN_STARTED,
             name=config.name,
@@ -158,26 +159,18 @@ class _Run:
         """Submit and collect until nothing is left."""
         if self.queue:
             executor = backend.open(self.folder.root, len(self.queue))
+            self._executor, self._workers = executor, _models(executor)
             try:
                 self.log.emit(events.WORKERS_READY, **executor.about)
-                self._workers = sum(slot.models for slot in executor.slots)
                 while self._submit(executor):
                     for outcome in executor.collect():
                         self._take(outcome)
-                    self._count_workers(executor)
             finally:
                 executor.close()
         for task in self.graph.tasks:
             cause = next((name for name in (task.name, *task.needs) if name in self.failed), None)
             if cause is not None:
                 self.failed.setdefault(task.name, f"not made, for '{cause}' failed")
-
-    def _count_workers(self, executor: Executor) -> None:
-        """Log how many workers are left where one has been done without."""
-        workers = sum(slot.models for slot in executor.slots)
-        if workers != self._workers:
-            self._workers = workers
-            self.log.emit(events.WORKERS_CHANGED, workers=workers)
 
     def _submit(self, executor: Executor) -> int:
         """Hand out what waits, each worker's first call before anybody's second; how many calls are in flight."""
@@ -190,7 +183,7 @@ class _Run:
                     continue
                 call = self.queue.take(index, slot)
                 if call is not None:
-                    self.log.emit(events.CALL_STARTED, call=call.name, worker=index)
+                    self.log.emit(events.CALL_STARTED, call=call.name)
                     executor.submit(index, call)
                     self._running[call.name] = index
                     in_flight[index] += 1
@@ -198,7 +191,7 @@ class _Run:
 
     def _take(self, outcome: Outcome) -> None:
         call = outcome.call
-        worker = self._running.pop(call.name)
+        del self._running[call.name]
         if outcome.error is not None:
             self._take_failure(outcome)
             return
@@ -208,7 +201,7 @@ class _Run:
             # a kill may have kept some of the call's commits
             if any(self.ledger.lacks(key) or key in self._dropped for key in commit.keys):
                 self._commit(call, commit, outcome.measured)
-        self.log.emit(events.CALL_DONE, call=call.name, worker=worker, measured=dict(outcome.measured))
+        self.log.emit(events.CALL_DONE, call=call.name, measured=dict(outcome.measured))
         self._stop_settled()
         self._queue_results()
 
@@ -219,6 +212,7 @@ class _Run:
             return
         if outcome.failure == "unstarted":
             self.log.emit(events.CALL_RETURNED, call=call.name)
+            self._count_workers()
             self.queue.push_back(call)
             return
         self.n_calls += 1
@@ -241,6 +235,12 @@ class _Run:
             error=outcome.error,
             traceback=outcome.traceback,
         )
+
+    def _count_workers(self) -> None:
+        """Log how many workers are left where one is done without."""
+        if self._executor and (workers := _models(self._executor)) != self._workers:
+            self._workers = workers
+            self.log.emit(events.WORKERS_CHANGED, workers=workers)
 
     def _commit(self, call: Call, commit: Commit, measured: Mapping[str, Any]) -> None:
         log = {"call": call.name, "tasks": list(call.tasks), "measured": dict(measured)}
@@ -287,6 +287,21 @@ class _Run:
     def _queue_results(self) -> None:
         for task in self.ledger.take_makeable():
             self.queue.push(result_call(self.config, self.facts, self.graph, task))
+
+
+def _both(*listeners: Listener | None) -> Listener:
+    """One listener that tells these."""
+
+    def told(event: dict[str, Any]) -> None:
+        for listener in filter(None, listeners):
+            listener(event)
+
+    return told
+
+
+def _models(executor: Executor) -> int:
+    """How many of the workers run models."""
+    return sum(slot.models for slot in executor.slots)
 
 
 def _by_kind(graph: Graph, ledger: Ledger) -> dict[str, list[int]]:

@@ -31,11 +31,11 @@ Listener = Callable[[dict[str, Any]], None]
 
 
 class EventLog:
-    """Appends events to a file and passes each to the listeners."""
+    """Appends events to a file and passes each to the listener."""
 
-    def __init__(self, path: Path, *listeners: Listener) -> None:
+    def __init__(self, path: Path, listener: Listener | None = None) -> None:
         self._path = path
-        self._listeners = listeners
+        self._listener = listener
         path.parent.mkdir(parents=True, exist_ok=True)
         torn = path.exists() and path.stat().st_size > 0 and not path.read_bytes().endswith(b"\n")
         # Half a surrogate pair (a file name that is no UTF-8, say) is written as JSON's own escape.
@@ -48,8 +48,8 @@ class EventLog:
         line = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **details}
         self._file.write(json.dumps(line, ensure_ascii=False) + "\n")
         self._file.flush()
-        for listener in self._listeners:
-            listener(line)
+        if self._listener:
+            self._listener(line)
 
     def clear(self) -> None:
         """Forget all events. The file is emptied and not removed: killed here, its folder is still a run folder."""

@@ -31,10 +31,10 @@ class RayBackend:
     def __init__(self, execution: ExecutionConfig) -> None:
         self._asked = execution
         self._address = execution.address or os.environ.get("RAY_ADDRESS")
+        self._metrics: RayMetrics | None = None
         self._ours = False  # whether it was this object that joined or started
         self._device = "cpu"
         self._dashboard = ""
-        self._metrics: RayMetrics | None = None
 
     def device(self, asked: str) -> str:
         """`auto` is cuda where the cluster has GPUs and workers are to have some, else cpu.

@@ -67,7 +67,7 @@ class Watch:
         elif name in (events.WORKERS_READY, events.WORKERS_CHANGED):
             yield self._of(m.WORKERS, event["workers"])
         elif name == events.CALL_DONE:
-            yield from self._done(kind_of(event["call"]), str(event["worker"]), event["measured"])
+            yield from self._done(kind_of(event["call"]), event["measured"])
         elif name in (events.CALL_RETRIED, events.CALL_FAILED):
             yield from self._missed(name, event)
         elif name == events.CHUNK_COMMITTED:
@@ -111,8 +111,8 @@ class Watch:
         yield from self._states()
         yield from self.disk()
 
-    def _done(self, kind: str, worker: str, measured: Mapping[str, Any]) -> Iterator[Sample]:
-        seconds = measured.get("seconds", 0.0)
+    def _done(self, kind: str, measured: Mapping[str, Any]) -> Iterator[Sample]:
+        seconds, worker = measured.get("seconds", 0.0), measured.get("worker", "worker")
         yield self._of(m.CALLS, 1, kind=kind, outcome="done")
         yield self._of(m.CALL_SECONDS, seconds, kind=kind)
         yield from self._more(m.BUSY, seconds, kind=kind, worker=worker)

@@ -67,15 +67,14 @@ class Worker:
         self.folder = RunFolder(folder)
         self._resident: OrderedDict[tuple[str, str, str], Adapter | StreamedModel] = OrderedDict()
         self._last: tuple[tuple[object, object], Pair] | None = None
-        self.loads = self.evictions = 0  # of models, since it started
+        self._loads = self._evictions = 0  # in the call that runs
         self._read_before = 0  # bytes: of checkpoints that were loaded whole, and of streamed ones let go
 
     def attempt(self, call: Call) -> Outcome:
         """Run the call; whatever it raises becomes an outcome with the traceback, but for a disk that is full or gone (OSError)."""
         started, read = time.monotonic(), self._bytes_read()
-        loads, evictions = self.loads, self.evictions
-        device = call.loading.device if isinstance(call, ModelCall) else "cpu"
-        peak = Peak(device)
+        self._loads = self._evictions = 0
+        peak = Peak(call.loading.device if isinstance(call, ModelCall) else "cpu")
         try:
             with peak:
                 commits, measured = self._run(call)
@@ -89,17 +88,11 @@ class Worker:
                 traceback=traceback.format_exc(),
                 failure="refused" if refused else "raised",
             )
+        measured = {**measured, **_held(call)}
         seconds = round(time.monotonic() - started, 4)
-        used = {
-            "bytes_read": self._bytes_read() - read,
-            "loads": self.loads - loads,
-            "evictions": self.evictions - evictions,
-            "held_bytes": held_bytes(device),
-            "peak_bytes": peak.bytes,
-            "seconds": seconds,
-        }
+        used = {"bytes_read": self._bytes_read() - read, "peak_bytes": peak.bytes, "seconds": seconds}
         if isinstance(call, ModelCall):
-            used["tokens"] = call.n_tokens
+            used |= {"loads": self._loads, "evictions": self._evictions}
         return Outcome(call, tuple(commits), {**measured, **used})
 
     def _bytes_read(self) -> int:
@@ -117,7 +110,7 @@ class Worker:
         while len(self._resident) >= RESIDENT:
             read = self._bytes_read()
             self._resident.popitem(last=False)
-            self.evictions += 1
+            self._evictions += 1
             self._read_before += read - self._bytes_read()
             self._last = None  # it holds its models
 
@@ -132,7 +125,7 @@ class Worker:
                     checkpoint, dtype=loading.dtype, device=loading.device, device_map=loading.device_map, base=base
                 )
             )
-            self.loads += 1
+            self._loads += 1
             self._read_before += checkpoint.bytes + (base.bytes if base and checkpoint.adapter else 0)
         self._resident.move_to_end(key)
         return found
@@ -145,7 +138,7 @@ class Worker:
             self._make_room()
             found = StreamedModel(checkpoint, dtype=loading.dtype, device=loading.device)
             self._resident[key] = found
-            self.loads += 1
+            self._loads += 1
         self._resident.move_to_end(key)
         return found
 
@@ -382,6 +375,13 @@ class Worker:
             dataset=call.dataset,
         )
         return open_activations(folder)
+
+
+def _held(call: Call) -> dict[str, int]:
+    """The tokens that a model was run on, and the memory that is held after it."""
+    if isinstance(call, ModelCall):
+        return {"tokens": call.n_tokens, "held_bytes": held_bytes(call.loading.device)}
+    return {"held_bytes": held_bytes("cpu")}
 
 
 def _loss_commits(call: SubstituteCall | EstimateCall, losses: np.ndarray, estimator: str) -> list[Commit]:

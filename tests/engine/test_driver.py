@@ -316,23 +316,26 @@ def test_a_call_whose_worker_died_before_it_began_is_not_charged(make_config, tm
     assert returned.total() + 11 == len(events_of(done, "call_started"))
 
 
-def test_the_log_has_who_did_what_and_how_many_workers_are_left(make_config, tmp_path, events_of):
-    class Fewer(Shuffled):
+def test_the_log_has_how_many_workers_are_left(make_config, tmp_path, events_of):
+    class Fewer(Failing):
+        slots = (Slot(),) * 3
+
         def collect(self):
-            self.slots[2:] = [Slot(models=False, results=False)]
+            self.slots = (Slot(), Slot(), Slot(models=False, results=False))
             return super().collect()
 
-    done = drive(make_config(tmp_path), backend=On(lambda folder: Fewer(folder, 1)))
-    first = events_of(done, "run_started")[0]
-    assert first["kinds"] == {"substitute": [0, 6], "similarity": [0, 2], "correlate": [0, 1], **first["kinds"]}
-    assert sum(n for _, n in first["kinds"].values()) == first["tasks"]
+    done = drive(make_config(tmp_path), backend=On(lambda folder: Fewer(folder, "", times=1, failure="unstarted")))
+    assert done.failed == {}
     assert [event["workers"] for event in events_of(done, "workers_changed")] == [2]
-    given = {event["call"]: event["worker"] for event in events_of(done, "call_started")}
-    assert {event["call"]: event["worker"] for event in events_of(done, "call_done")} == given
-    assert set(given.values()) == {0, 1, 2}
-    again = drive(make_config(tmp_path))
-    kinds = events_of(again, "run_started")[-1]["kinds"]
-    assert kinds == {kind: [n, n] for kind, (_, n) in first["kinds"].items()}
+
+
+def test_the_log_has_the_tasks_by_kind_done_and_all(make_config, tmp_path, events_of):
+    fewer = drive(make_config(tmp_path), backend=On(lambda folder: Failing(folder, "similarity m/first")))
+    (first,) = events_of(fewer, "run_started")
+    assert first["kinds"] == {"substitute": [0, 7], "similarity": [0, 2], "correlate": [0, 1]}
+    drive(make_config(tmp_path))
+    again = events_of(fewer, "run_started")[-1]
+    assert again["kinds"] == {"substitute": [7, 7], "similarity": [1, 2], "correlate": [0, 1]}
 
 
 def test_without_activations_there_is_no_similarity(make_config, tmp_path, tables_of):
