@@ -68,8 +68,10 @@ def bytes_to_write(facts: Facts, graph: Graph, done: Collection[str]) -> int:
     return total + _ASIDE if lacking else 0
 
 
-def space(root: Path) -> tuple[int, int] | None:
-    """Bytes free and bytes in all of the file system of `root`, which exists; None where it does not tell."""
+def space(root: object) -> tuple[int, int] | None:
+    """Bytes free and bytes in all of the file system of `root`; None where that does not tell, or it is no folder here."""
+    if not isinstance(root, Path):
+        return None
     try:
         found = os.statvfs(root)
     except OSError:

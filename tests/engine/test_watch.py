@@ -183,6 +183,7 @@ def test_the_disk_is_told_where_it_can_be(tmp_path):
     free, whole = space(tmp_path)
     assert 0 < free < whole
     assert space(tmp_path / "nowhere") is None
+    assert space("s3://bucket/run") is None
 
 
 def test_tokens_of_a_call(small):
