@@ -133,6 +133,23 @@ def options(panel: Panel) -> dict[str, Any]:
     }[panel.kind]
 
 
+def table() -> str:
+    """Every metric, as a page in Markdown."""
+    lines = [
+        "# Metrics",
+        "",
+        "Written by generate.py.",
+        "",
+        "| in Prometheus | kind | unit | labels | what it is |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    lines += [
+        f"| {each.series} | {each.kind} | {each.unit} | {', '.join(each.labels)} | {each.help} |"
+        for each in metrics.METRICS
+    ]
+    return "\n".join(lines) + "\n"
+
+
 def files() -> dict[str, str]:
     """What is written, by file name."""
 
@@ -141,6 +158,7 @@ def files() -> dict[str, str]:
 
     return {
         "raysweep.json": json.dumps(dashboard(), indent=1) + "\n",
+        "metrics.md": table(),
         "prometheus.yml": dumped(PROMETHEUS),
         "recording.yml": dumped(groups("raysweep", RECORDING)),
         "alerts.yml": dumped(groups("raysweep alerts", ALERTS)),

@@ -25,13 +25,14 @@ def used(text):
     return found
 
 
-@pytest.mark.parametrize("name", ["raysweep.json", "prometheus.yml", "recording.yml", "alerts.yml"])
+@pytest.mark.parametrize("name", ["raysweep.json", "metrics.md", "prometheus.yml", "recording.yml", "alerts.yml"])
 def test_the_files_are_what_the_generator_writes(name):
     assert (FOLDER / name).read_text(encoding="utf-8") == files()[name]
 
 
 def test_nothing_else_is_generated():
-    assert {path.name for path in FOLDER.iterdir() if path.suffix in (".json", ".yml")} == set(files())
+    written = {path.name for path in FOLDER.iterdir() if path.suffix in (".json", ".yml", ".md")}
+    assert written == {*files(), "README.md"}
 
 
 def test_every_metric_is_on_a_panel_or_left_out_with_a_reason():
@@ -39,6 +40,17 @@ def test_every_metric_is_on_a_panel_or_left_out_with_a_reason():
     assert shown.isdisjoint(LEFT_OUT)
     assert shown | set(LEFT_OUT) == set(METRICS)
     assert all(LEFT_OUT.values())
+
+
+def test_the_names_are_prometheuss_and_say_what_they_count():
+    assert len({metric.series for metric in METRICS}) == len(METRICS)
+    for metric in METRICS:
+        assert re.fullmatch(r"raysweep_[a-z]+(_[a-z]+)*", metric.name)
+        assert metric.labels[0] == "run"
+        assert metric.help.endswith(".")
+        assert bool(metric.buckets) == (metric.kind == "histogram")
+        assert not metric.name.endswith("_total"), "Ray adds it"
+        assert metric.unit not in ("seconds", "bytes") or metric.unit in metric.name
 
 
 def test_rules_name_metrics_and_each_other():
