@@ -102,7 +102,7 @@ LOADING = Metric(
     "gauge",
     "seconds",
     ("run",),
-    "Seconds of sweeps and estimates that went into having their models loaded, since the start.",
+    "Seconds that went into having models loaded since the start, as calls tell them.",
 )
 TOKENS = Metric(
     "raysweep_tokens",
