@@ -1,4 +1,5 @@
-"""What the driver itself costs: seconds a chunk over 2,000 chunks that compute nothing, and memory a finished chunk over 10,000.
+"""What the driver itself costs: seconds a chunk over 2,000 chunks that compute nothing, without and with the metrics that a run on
+Ray emits, and memory a finished chunk over 10,000.
 
 Everything but the computation is real: records are read, worded and cut into chunks of one, the graph is planned, every
 outcome is committed (Parquet, manifest, both flushed to the disk) and logged. The clock runs from the first call to the
@@ -25,6 +26,7 @@ from raysweep.config import Config, parse_config
 from raysweep.engine.calls import Call, Commit, Outcome, SubstituteCall, commit_name
 from raysweep.engine.dispatch import Slot
 from raysweep.engine.driver import drive
+from raysweep.engine.events import Listener
 from raysweep.engine.executor import LocalBackend
 from raysweep.store.artifacts import publish_bytes
 
@@ -51,7 +53,8 @@ class NoWork:
         n = len(call.keys)
         table = pa.table({"part": list(call.keys), "loss": np.zeros(n), "example_id": np.zeros(n, dtype=np.int64)})
         commit = Commit(commit_name("substitute", call.model, call.dataset, call.keys), call.keys, table)
-        return [Outcome(call, (commit,), {"seconds": 0.0})]
+        measured = {"seconds": 0.1, "tokens": 9, "layer_applications": 9, "token_applications": 9, "bytes_read": 9}
+        return [Outcome(call, (commit,), measured)]
 
     def close(self) -> None:
         self.seconds = time.perf_counter() - self.seconds
@@ -59,6 +62,29 @@ class NoWork:
 
 
 class Backend(LocalBackend):
+    """`metrics`: with a listener such as Ray's backend has, and its clock in `seconds`."""
+
+    def __init__(self, metrics: bool) -> None:
+        self.metrics, self.seconds = metrics, 0.0
+
+    def listener(self, run: str, root: Path) -> Listener | None:
+        if not self.metrics:
+            return None
+        from raysweep.engine.ray_metrics import RayMetrics
+
+        self.emitter = RayMetrics(run, root)
+
+        def timed(event: dict[str, Any]) -> None:
+            started = time.perf_counter()
+            self.emitter(event)
+            self.seconds += time.perf_counter() - started
+
+        return timed
+
+    def close(self) -> None:
+        if self.metrics:
+            self.emitter.close()
+
     def open(self, folder: Path, n_calls: int) -> NoWork:
         self.executor = NoWork()
         return self.executor
@@ -95,23 +121,32 @@ def flushes(folder: Path, n: int) -> float:
     return (time.perf_counter() - started) / n
 
 
-def run(chunks: int) -> tuple[NoWork, float]:
+def run(chunks: int, metrics: bool = False) -> tuple[NoWork, float, float]:
     with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR")) as scratch:
-        backend = Backend()
+        backend = Backend(metrics)
         done = drive(config(f"{scratch}/run", chunks), backend=backend)
         assert done.n_calls == chunks
-        return backend.executor, flushes(Path(scratch), 200)
+        return backend.executor, flushes(Path(scratch), 200), backend.seconds
 
 
 def main() -> None:
     print(f"the driver's own cost; {machine()}")
-    executor, floor = run(2000)
+    executor, floor, _ = run(2000)
     each = executor.seconds / 2000
     print(
         f"  seconds a chunk over 2,000: {each * 1e3:.2f} ms (limit 5), of which flushing to the disk {floor * 1e3:.2f} ms"
     )
+    import ray
+
+    ray.init(address="local", num_cpus=1, log_to_driver=False, logging_level="ERROR", include_dashboard=False)
+    executor, _, emitting = run(2000, metrics=True)
+    ray.shutdown()
+    each = executor.seconds / 2000
+    print(
+        f"  the same with metrics: {each * 1e3:.2f} ms (limit 5), of which emitting them {emitting / 2000 * 1e3:.2f} ms"
+    )
     tracemalloc.start()
-    executor, _ = run(10_000)
+    executor, _, _ = run(10_000)
     print(f"  memory a finished chunk over 10,000: {executor.memory / 10_000:.0f} bytes (limit 2,000)")
 
 

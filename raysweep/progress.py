@@ -1,6 +1,6 @@
 """Progress on standard error: a live table in a terminal, a plain line now and then elsewhere.
 
-What is shown is reckoned by `Tally` from the run's events; drawing it is `Progress`.
+What is shown is reckoned from the run's events in engine/tally.py; here it is drawn.
 """
 
 from __future__ import annotations
@@ -8,86 +8,13 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
 from raysweep.engine import events
+from raysweep.engine.tally import Tally, duration, kind_of
 
 _SECONDS_BETWEEN_LINES = 5.0
-
-
-@dataclass
-class Tally:
-    """Calls done and to do by kind, the seconds they took, failures; from events alone."""
-
-    total: dict[str, int] = field(default_factory=dict)
-    done: dict[str, int] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)
-    workers: int = 1
-    failed: int = 0
-    retried: int = 0
-
-    def take(self, event: Mapping[str, Any]) -> None:
-        """Take note of one event."""
-        name = event["event"]
-        if name == events.RUN_STARTED:
-            self.total, self.done, self.seconds = dict(event["calls"]), {}, {}
-            self.failed = self.retried = 0
-        elif name == events.WORKERS_READY:
-            self.workers = event["workers"]
-        elif name == events.CALL_DONE:
-            kind = kind_of(event["call"])
-            self.done[kind] = self.done.get(kind, 0) + 1
-            self.seconds[kind] = self.seconds.get(kind, 0.0) + event["measured"].get("seconds", 0.0)
-        elif name == events.CALLS_DROPPED:  # not needed: a sweep has stopped early
-            for kind, n in event["calls"].items():
-                self.total[kind] = self.total.get(kind, 0) - n
-        elif name == events.CALL_RETRIED:
-            self.retried += 1
-        elif name == events.CALL_FAILED:
-            self.failed += 1
-
-    def rate(self, kind: str) -> float | None:
-        """Calls of a kind a second while all workers do them; None before the first has ended."""
-        seconds = self.seconds.get(kind, 0.0)
-        return self.done[kind] / seconds * self.workers if seconds else None
-
-    def left(self, kind: str | None = None) -> float | None:
-        """Seconds that the calls of a kind (of all kinds) still take; a kind of which none has ended counts as the mean."""
-        if not any(self.seconds.values()):
-            return None
-        mean = sum(self.seconds.values()) / max(1, sum(self.done.values()))
-        left = 0.0
-        for each in self.total if kind is None else [kind]:
-            n = self.done.get(each, 0)
-            left += (self.total[each] - n) * (self.seconds[each] / n if n else mean)
-        return left / self.workers
-
-    def words(self) -> str:
-        """One line: each kind's calls and rate, the time left, failures."""
-        parts = []
-        for kind, total in self.total.items():
-            rate = self.rate(kind)
-            running = rate is not None and self.done[kind] < total
-            parts.append(f"{kind} {self.done.get(kind, 0)}/{total}" + (f" ({rate:.2g}/s)" if running else ""))
-        left = self.left()
-        if left is not None:
-            parts.append(f"{duration(left)} left")
-        parts += [f"{n} {word}" for n, word in ((self.failed, "failed"), (self.retried, "tried again")) if n]
-        return ", ".join(parts)
-
-
-def kind_of(call: str) -> str:
-    """The kind of a call: the first word of its name."""
-    return call.partition(" ")[0]
-
-
-def duration(seconds: float) -> str:
-    """Seconds in words: `42 s`, `12 min`, `3.5 h`."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 class Progress:
@@ -137,6 +64,8 @@ class Progress:
         elif name == events.WORKERS_READY and event["executor"] != "local":
             board = f", dashboard http://{event['dashboard']}" if event["dashboard"] else ""
             self._line(f"{event['workers']} workers of {event['each']} on {event['executor']}{board}")
+        elif name == events.WORKERS_CHANGED:
+            self._line(f"{event['workers']} worker{'s' * (event['workers'] != 1)} left")
         elif name == events.CALL_RETRIED:
             self._line(
                 f"attempt {event['attempt']} of {event['attempts']} failed: {event['call']}: {_first(event['error'])}"

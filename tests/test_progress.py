@@ -51,12 +51,34 @@ def test_a_new_start_counts_anew():
 
 
 def test_words():
-    told = tally(started(capture=2, substitute=10), ready(2), ended("capture m/d", 4.0), ended("capture m/d", 4.0))
+    told = tally(started(capture=3, substitute=10), ready(2), ended("capture m/d", 4.0), ended("capture m/d", 4.0))
     told.take(ended("substitute m/d", 5.0))
-    assert told.words() == "capture 2/2, substitute 1/10 (0.4/s), 22 s left"
-    told.take(FAILED)
+    assert told.words() == "capture 2/3 (0.5/s), substitute 1/10 (0.4/s), 24 s left"
     told.take(RETRIED)
-    assert told.words().endswith("22 s left, 1 failed, 1 tried again")
+    told.take(FAILED)
+    assert told.words() == "capture 2/3, substitute 1/10 (0.4/s), 22 s left, 1 failed, 1 tried again"
+
+
+def test_what_is_set_aside_takes_no_more_time_and_what_a_lost_worker_had_takes_longer():
+    told = tally(started(capture=4), ready(2), ended("capture m/d chunk 0", 3.0))
+    told.take(FAILED)
+    assert (told.failed, told.to_do("capture")) == (1, 2)
+    assert told.left() == pytest.approx(2 * 3.0 / 2)
+    told.take({"event": "workers_changed", "workers": 1})
+    assert told.left() == pytest.approx(2 * 3.0)
+
+
+def test_what_waits_and_what_workers_have():
+    begun = [{"event": "call_started", "call": f"capture m/d chunk {i}"} for i in range(3)]
+    told = tally(started(capture=4, substitute=2), *begun)
+    assert [told.waiting("capture"), told.in_flight("capture"), told.waiting("substitute")] == [1, 3, 2]
+    told.take({"event": "call_returned", "call": "capture m/d chunk 2"})
+    assert [told.waiting("capture"), told.in_flight("capture")] == [2, 2]
+    told.take(ended("capture m/d chunk 0", 1.0))
+    told.take({**RETRIED, "call": "capture m/d chunk 1"})
+    assert [told.waiting("capture"), told.in_flight("capture")] == [3, 0]
+    told.take({"event": "calls_dropped", "calls": {"capture": 2}})
+    assert [told.waiting("capture"), told.in_flight("capture")] == [1, 0]
 
 
 def test_duration():
@@ -72,6 +94,7 @@ def test_plain_lines_come_now_and_then(capsys):
             now[0] = float(second)
             progress(ended("capture m/d", 1.0) if second < 5 else {"event": "call_done", "call": "x", "measured": {}})
         progress(RETRIED)
+        progress({"event": "workers_changed", "workers": 1})
         progress(FAILED)
     out, err = capsys.readouterr()
     assert out == ""
@@ -81,6 +104,7 @@ def test_plain_lines_come_now_and_then(capsys):
         "[   5.0 s] capture 4/4, 0 s left",
         "[  10.0 s] capture 4/4, 0 s left",
         "[  12.0 s] attempt 1 of 3 failed: capture m/d: gone",
+        "[  12.0 s] 1 worker left",
         "[  12.0 s] failed: capture m/d: gone",
     ]
 
@@ -106,6 +130,6 @@ def test_in_a_terminal_every_kind_has_its_row(monkeypatch):
     text = said.getvalue().decode()
     assert "failed: capture m/d: gone" in text
     last = text[text.rindex("capture ") :]
-    for part in ("1/4", "0.5/s", "6 s left", "[m]/d chunk 1", "substitute", "0/2"):
+    for part in ("1/4", "0.5/s", "4 s left", "[m]/d chunk 1", "substitute", "0/2"):
         assert part in last
     os.close(ours)

@@ -71,6 +71,11 @@ class ModelCall(Call):
     examples: tuple[Example, ...]
 
     @property
+    def n_tokens(self) -> int:
+        """Tokens of its examples, padding apart."""
+        return sum(example.length for example in self.examples)
+
+    @property
     def affinity(self) -> tuple[str, ...]:
         """The base's fingerprint."""
         return (self.base.fingerprint,)
@@ -143,6 +148,11 @@ class CaptureCall(ModelCall):
 
     captures: tuple[CapturePart, ...]
     pooling: Pooling
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens of its examples' prompts, padding apart."""
+        return sum(example.n_prompt for example in self.examples)
 
 
 @dataclass(frozen=True)

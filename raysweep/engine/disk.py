@@ -78,6 +78,17 @@ def bytes_to_write(facts: Facts, graph: Graph, done: Collection[str]) -> int:
     return total + _ASIDE if lacking else 0
 
 
+def space(root: Location) -> tuple[int, int] | None:
+    """Bytes free and bytes in all of the file system of `root`; None where that does not tell, or it is no folder here."""
+    if not isinstance(root, Path):
+        return None
+    try:
+        found = os.statvfs(root)
+    except OSError:
+        return None
+    return (found.f_bavail * found.f_frsize, found.f_blocks * found.f_frsize) if found.f_blocks else None
+
+
 def is_lasting(error: BaseException) -> bool:
     """Whether the error is the disk's, so that other calls would end in it as well."""
     return isinstance(error, OSError) and error.errno in _LASTING

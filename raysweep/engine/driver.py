@@ -95,6 +95,7 @@ def drive(
     try:
         facts, graph, folder = prepare(config, backend.device, check)
         folder.make()
+        listener = _both(listener, backend.listener(config.name, folder.root))
         with folder.locked(), EventLog(folder.events, listener) as log:
             if fresh:
                 log.clear()
@@ -150,6 +151,8 @@ class _Run:
         self._attempts: Counter[str] = Counter()
         self._watches = watches(config, facts, self.graph, done)
         self._dropped: set[str] = set()  # keys that were called for when their sweep stopped
+        self._executor: Executor | None = None
+        self._workers = 0
         log.emit(
             events.RUN_STARTED,
             name=config.name,
@@ -158,6 +161,7 @@ class _Run:
             tasks=len(graph.tasks),
             done=self.ledger.n_done,
             calls=self.queue.counts() + self.ledger.to_make(),
+            kinds=_by_kind(self.graph, self.ledger),
         )
         for watch in self._watches:
             if there := [key for key in watch.keys if key in done]:
@@ -169,6 +173,7 @@ class _Run:
         """Submit and collect until nothing is left."""
         if self.queue:
             executor = backend.open(self.folder.root, len(self.queue))
+            self._executor, self._workers = executor, _models(executor)
             try:
                 self.log.emit(events.WORKERS_READY, **executor.about)
                 while self._submit(executor):
@@ -217,9 +222,11 @@ class _Run:
     def _take_failure(self, outcome: Outcome) -> None:
         call = outcome.call
         if self._is_needless(call):
-            self.log.emit(events.CALLS_DROPPED, calls={call.kind: 1})
+            self.log.emit(events.CALLS_DROPPED, calls={call.kind: 1}, call=call.name)
             return
         if outcome.failure == "unstarted":
+            self.log.emit(events.CALL_RETURNED, call=call.name)
+            self._count_workers()
             self.queue.push_back(call)
             return
         self.n_calls += 1
@@ -238,21 +245,29 @@ class _Run:
             tasks=call.tasks,
             attempt=attempts,
             attempts=limit,
+            failure=outcome.failure,
             error=outcome.error,
             traceback=outcome.traceback,
         )
 
+    def _count_workers(self) -> None:
+        """Log how many workers are left where one is done without."""
+        if self._executor and (workers := _models(self._executor)) != self._workers:
+            self._workers = workers
+            self.log.emit(events.WORKERS_CHANGED, workers=workers)
+
     def _commit(self, call: Call, commit: Commit, measured: Mapping[str, Any]) -> None:
         self.folder.check_held()
         log = {"call": call.name, "tasks": list(call.tasks), "measured": dict(measured)}
-        self.folder.chunks.commit(
+        kept = self.folder.chunks.commit(
             commit.name,
             commit.table,
             parts=dict.fromkeys(commit.keys),
             files=commit.files,
             extra={**commit.extra, "log": log},
         )
-        self.log.emit(events.CHUNK_COMMITTED, commit=commit.name, keys=commit.keys, **log)
+        written = {"results": kept.table.bytes if kept.table else 0, "activations": sum(f.bytes for f in kept.files)}
+        self.log.emit(events.CHUNK_COMMITTED, commit=commit.name, keys=commit.keys, **log, bytes=written)
         for task in self.ledger.commit(commit.keys):
             self.log.emit(events.TASK_DONE, task=task.name)
         self._dropped.difference_update(commit.keys)
@@ -287,6 +302,31 @@ class _Run:
     def _queue_results(self) -> None:
         for task in self.ledger.take_makeable():
             self.queue.push(result_call(self.config, self.facts, self.graph, task))
+
+
+def _both(*listeners: Listener | None) -> Listener:
+    """One listener that tells these."""
+
+    def told(event: dict[str, Any]) -> None:
+        for listener in filter(None, listeners):
+            listener(event)
+
+    return told
+
+
+def _models(executor: Executor) -> int:
+    """How many of the workers run models."""
+    return sum(slot.models for slot in executor.slots)
+
+
+def _by_kind(graph: Graph, ledger: Ledger) -> dict[str, list[int]]:
+    """For each kind of task how many are done, and how many there are."""
+    kinds: dict[str, list[int]] = {}
+    for task in graph.tasks:
+        counts = kinds.setdefault(task.kind, [0, 0])
+        counts[0] += ledger.is_done(task.name)
+        counts[1] += 1
+    return kinds
 
 
 def describe_run(config: Config, facts: Facts) -> dict[str, Any]:

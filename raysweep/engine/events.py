@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 CLUSTER_CHECKED = "cluster_checked"  # told before there is a log, so in none
 RUN_STARTED = "run_started"
 WORKERS_READY = "workers_ready"
+WORKERS_CHANGED = "workers_changed"
 CALL_STARTED = "call_started"
+CALL_RETURNED = "call_returned"  # not begun: its worker died before
 CHUNK_COMMITTED = "chunk_committed"
 CALL_DONE = "call_done"
 CALL_RETRIED = "call_retried"

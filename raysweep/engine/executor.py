@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from raysweep.config_execution import ExecutionConfig
 from raysweep.engine.calls import Call, Outcome
 from raysweep.engine.dispatch import Slot
+from raysweep.engine.events import Listener
 from raysweep.engine.inspection import resolve_device
 from raysweep.engine.work import Worker
 
@@ -57,6 +58,9 @@ class Backend(Protocol):
     def open(self, folder: Location, n_calls: int) -> Executor:
         """Workers for at most so many calls; raises InputError where they cannot be had."""
 
+    def listener(self, run: str, root: Location) -> Listener | None:
+        """Who is told the events of the run of this name in the folder `root`, beside the log; None for nobody."""
+
     def close(self) -> None:
         """Leave, and stop what was started."""
 
@@ -99,6 +103,9 @@ class LocalBackend:
     def open(self, folder: Location, n_calls: int) -> Executor:
         """The executor in this process."""
         return LocalExecutor(Worker(folder))
+
+    def listener(self, run: str, root: Location) -> None:
+        """Nobody: metrics are Ray's."""
 
     def close(self) -> None:
         """Nothing was started."""

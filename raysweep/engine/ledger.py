@@ -37,6 +37,10 @@ class Ledger:
         """How many tasks are done."""
         return self._total - len(self._missing)
 
+    def is_done(self, name: str) -> bool:
+        """Whether nothing is missing of the task of this name."""
+        return name not in self._missing
+
     def to_make(self) -> Counter[str]:
         """How many tasks have tables still to be made that `take_makeable` has not given, by kind."""
         return Counter(task.kind for task in self._to_make.values())

@@ -18,10 +18,12 @@ import ray
 
 from raysweep.config_execution import ExecutionConfig
 from raysweep.engine.dispatch import Node, room_for
+from raysweep.engine.events import Listener
 from raysweep.engine.executor import Executor
 from raysweep.engine.ray_checks import check_nodes
 from raysweep.engine.ray_executor import RayExecutor, Share, living_nodes
 from raysweep.engine.ray_jobs import enter_job, in_job, refuse_held_gpus
+from raysweep.engine.ray_metrics import RayMetrics
 from raysweep.engine.ray_token import is_on, what_token
 from raysweep.errors import InputError, RunError
 from raysweep.store.places import location
@@ -39,6 +41,7 @@ class RayBackend:
     def __init__(self, execution: ExecutionConfig) -> None:
         self._asked = execution
         self._address = execution.address or os.environ.get("RAY_ADDRESS")
+        self._metrics: RayMetrics | None = None
         self._ours = False  # whether it was this object that joined or started
         self._device = "cpu"
         self._dashboard = ""
@@ -85,8 +88,15 @@ class RayBackend:
         about = {"address": ray.get_runtime_context().gcs_address, "dashboard": self._dashboard}
         return RayExecutor(folder, workers, self._share, self._device, about)
 
+    def listener(self, run: str, root: Location) -> Listener:
+        """What turns the run's events into Ray's metrics."""
+        self._metrics = RayMetrics(run, root)
+        return self._metrics
+
     def close(self) -> None:
         """Leave the cluster, or stop it where it was started here."""
+        if self._metrics is not None:
+            self._metrics.close()
         if self._ours and ray.is_initialized():
             ray.shutdown()
             self._ours = False

@@ -52,5 +52,14 @@ class RayWorker:
     def run(self, call: Call) -> Result:
         """Run a call; what it raises comes back as words."""
         outcome = self._worker.attempt(call)
-        measured = {**outcome.measured, "visible_gpus": os.environ.get("CUDA_VISIBLE_DEVICES", "")}
+        measured = {
+            **outcome.measured,
+            "visible_gpus": os.environ.get("CUDA_VISIBLE_DEVICES", ""),
+            "worker": _own_name(),
+        }
         return outcome.commits, measured, outcome.error, outcome.traceback, outcome.failure
+
+
+def _own_name() -> str:
+    """The name of this actor's place, such as `worker 3`: that of the one it may have replaced, too."""
+    return (ray.get_runtime_context().get_actor_name() or "").removeprefix("raysweep ").partition(" (")[0]

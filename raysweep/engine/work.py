@@ -42,7 +42,7 @@ from raysweep.engine.folder import RunFolder
 from raysweep.errors import InputError, RaysweepError
 from raysweep.models.adapter import Adapter
 from raysweep.models.checkpoint import Checkpoint, load_model, load_tokenizer
-from raysweep.models.memory import Peak
+from raysweep.models.memory import Peak, held_bytes
 from raysweep.models.stream import StreamedModel
 from raysweep.numerics.dynamics import change_points
 from raysweep.store.activations import Activations, open_activations, publish_manifest, write_part
@@ -71,11 +71,13 @@ class Worker:
         self.folder = RunFolder(folder)
         self._resident: OrderedDict[tuple[str, str, str], Adapter | StreamedModel] = OrderedDict()
         self._last: tuple[tuple[object, object], Pair] | None = None
+        self._loads = self._evictions = 0  # in the call that runs
         self._read_before = 0  # bytes: of checkpoints that were loaded whole, and of streamed ones let go
 
     def attempt(self, call: Call) -> Outcome:
         """Run the call; whatever it raises becomes an outcome with the traceback, but for a disk that is full or gone (OSError)."""
         started, read = time.monotonic(), self._bytes_read()
+        self._loads = self._evictions = 0
         peak = Peak(call.loading.device if isinstance(call, ModelCall) else "cpu")
         try:
             with peak:
@@ -90,8 +92,11 @@ class Worker:
                 traceback=traceback.format_exc(),
                 failure="refused" if refused else "raised",
             )
+        measured = {**measured, **_held(call)}
         seconds = round(time.monotonic() - started, 4)
         used = {"bytes_read": self._bytes_read() - read, "peak_bytes": peak.bytes, "seconds": seconds}
+        if isinstance(call, ModelCall):
+            used |= {"loads": self._loads, "evictions": self._evictions}
         return Outcome(call, tuple(commits), {**measured, **used})
 
     def _bytes_read(self) -> int:
@@ -109,6 +114,7 @@ class Worker:
         while len(self._resident) >= RESIDENT:
             read = self._bytes_read()
             self._resident.popitem(last=False)
+            self._evictions += 1
             self._read_before += read - self._bytes_read()
             self._last = None  # it holds its models
 
@@ -123,6 +129,7 @@ class Worker:
                     checkpoint, dtype=loading.dtype, device=loading.device, device_map=loading.device_map, base=base
                 )
             )
+            self._loads += 1
             self._read_before += checkpoint.bytes + (base.bytes if base and checkpoint.adapter else 0)
         self._resident.move_to_end(key)
         return found
@@ -135,6 +142,7 @@ class Worker:
             self._make_room()
             found = StreamedModel(checkpoint, dtype=loading.dtype, device=loading.device)
             self._resident[key] = found
+            self._loads += 1
         self._resident.move_to_end(key)
         return found
 
@@ -371,6 +379,13 @@ class Worker:
             dataset=call.dataset,
         )
         return open_activations(folder)
+
+
+def _held(call: Call) -> dict[str, int]:
+    """The tokens that a model was run on, and the memory that is held after it."""
+    if isinstance(call, ModelCall):
+        return {"tokens": call.n_tokens, "held_bytes": held_bytes(call.loading.device)}
+    return {"held_bytes": held_bytes("cpu")}
 
 
 def _loss_commits(call: SubstituteCall | EstimateCall, losses: np.ndarray, estimator: str) -> list[Commit]:

@@ -58,6 +58,11 @@ class Peak:
         self.bytes = max(self.bytes, _anonymous_bytes())
 
 
+def held_bytes(device: str) -> int:
+    """The memory that this process has for itself now (on a CUDA device: its tensors there); 0 where the system does not tell."""
+    return int(torch.cuda.memory_allocated(device)) if device.startswith("cuda") else _anonymous_bytes()
+
+
 def _anonymous_bytes() -> int:
     try:
         lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()

@@ -43,23 +43,38 @@ class Started:
 
 
 @contextmanager
-def head(cpus: int = 4, gpus: int = 4, dashboard: int | None = None, visible: str | None = None) -> Iterator[str]:
+def head(
+    cpus: int = 4,
+    gpus: int = 4,
+    dashboard: int | None = None,
+    visible: str | None = None,
+    watched: Path | None = None,
+) -> Iterator[str]:
     """The address of a head of its own; see `head_node`."""
-    with head_node(cpus, gpus, dashboard, visible) as found:
+    with head_node(cpus, gpus, dashboard, visible, watched) as found:
         yield found.address
 
 
 @contextmanager
 def head_node(
-    cpus: int = 4, gpus: int = 4, dashboard: int | None = None, visible: str | None = None
+    cpus: int = 4,
+    gpus: int = 4,
+    dashboard: int | None = None,
+    visible: str | None = None,
+    watched: Path | None = None,
 ) -> Iterator[Started]:
     """A head with so many CPU slots and (pretended) GPUs, `visible` as CUDA_VISIBLE_DEVICES has them, and a dashboard on a
-    port where one is given."""
+    port where one is given.
+
+    With `watched` metrics go out every second, and that file is a link to the one in which Prometheus finds the node.
+    """
     port = free_port()
+    dashboard = dashboard or (free_port() if watched else None)
+    settings = {**_NOTICED, **({"metrics_report_interval_ms": 1000} if watched else {})}
     how = ["--head", f"--port={port}", f"--num-cpus={cpus}", f"--num-gpus={gpus}", "--disable-usage-stats"]
-    how += [f"--include-dashboard={dashboard is not None}", f"--system-config={json.dumps(_NOTICED)}"]
+    how += [f"--include-dashboard={dashboard is not None}", f"--system-config={json.dumps(settings)}"]
     how += [f"--dashboard-port={dashboard}"] if dashboard else []
-    with _running(how, visible) as pid:
+    with _running(how, visible, watched=watched) as pid:
         yield Started(f"127.0.0.1:{port}", pid)
 
 
@@ -73,12 +88,13 @@ def node(
 
 
 @contextmanager
-def _running(how: Sequence[str], visible: str | None = None, before: str | None = None) -> Iterator[int]:
+def _running(
+    how: Sequence[str], visible: str | None = None, before: str | None = None, watched: Path | None = None
+) -> Iterator[int]:
     """`ray start --block`, up; its process, killed in the end with all that it has started."""
-    folder = tempfile.mkdtemp(
-        prefix="rs-ray-", dir="/tmp"
-    )  # of its own, for nodes that share one delete each other's files
-    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", *how]  # sockets' paths must be short
+    # Of its own, for nodes that share one delete each other's files; sockets lie below it, whose paths must be short.
+    folder = tempfile.mkdtemp(prefix="rs-ray-", dir="/tmp")
+    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", *how]
     command += ["--node-ip-address=127.0.0.1", "--object-store-memory=100000000", f"--temp-dir={folder}"]
     command += [f"--dashboard-agent-listen-port={free_port()}"]
     if before is not None:
@@ -87,6 +103,8 @@ def _running(how: Sequence[str], visible: str | None = None, before: str | None 
     environment = {**os.environ, "RAY_AUTH_MODE": "token"}
     if visible is not None:
         environment["CUDA_VISIBLE_DEVICES"] = visible
+    if watched is not None:
+        watched.symlink_to(Path(folder) / "prom_metrics_service_discovery.json")
     log = Path(folder) / "start.log"
     with log.open("wb") as out:
         process = subprocess.Popen(command, stdout=out, stderr=out, env=environment, start_new_session=True)

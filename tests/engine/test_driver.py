@@ -284,6 +284,7 @@ def test_a_call_that_fails_is_tried_again_and_then_set_aside(make_config, tmp_pa
     backend = On(lambda folder: Failing(folder, name, times=2))
     done = drive(config, backend=backend)
     assert done.failed == {}
+    assert {event["failure"] for event in events_of(done, "call_retried")} == {"raised"}
     assert [(e["attempt"], e["attempts"], e["call"]) for e in events_of(done, "call_retried")] == [
         (1, 3, name),
         (2, 3, name),
@@ -310,6 +311,31 @@ def test_a_call_whose_worker_died_before_it_began_is_not_charged(make_config, tm
     assert done.failed == {}
     assert events_of(done, "call_retried", "call_failed") == []
     assert done.n_calls == 11
+    returned = Counter(event["call"] for event in events_of(done, "call_returned"))
+    assert set(returned.values()) == {5}
+    assert returned.total() + 11 == len(events_of(done, "call_started"))
+
+
+def test_the_log_has_how_many_workers_are_left(make_config, tmp_path, events_of):
+    class Fewer(Failing):
+        slots = (Slot(),) * 3
+
+        def collect(self):
+            self.slots = (Slot(), Slot(), Slot(models=False, results=False))
+            return super().collect()
+
+    done = drive(make_config(tmp_path), backend=On(lambda folder: Fewer(folder, "", times=1, failure="unstarted")))
+    assert done.failed == {}
+    assert [event["workers"] for event in events_of(done, "workers_changed")] == [2]
+
+
+def test_the_log_has_the_tasks_by_kind_done_and_all(make_config, tmp_path, events_of):
+    fewer = drive(make_config(tmp_path), backend=On(lambda folder: Failing(folder, "similarity m/first")))
+    (first,) = events_of(fewer, "run_started")
+    assert first["kinds"] == {"substitute": [0, 7], "similarity": [0, 2], "correlate": [0, 1]}
+    drive(make_config(tmp_path))
+    again = events_of(fewer, "run_started")[-1]
+    assert again["kinds"] == {"substitute": [7, 7], "similarity": [1, 2], "correlate": [0, 1]}
 
 
 def test_without_activations_there_is_no_similarity(make_config, tmp_path, tables_of):

@@ -51,9 +51,11 @@ def test_of_three_checkpoints_the_one_used_last_of_all_makes_room(calls, loaded,
     first = next(call for call in calls if isinstance(call, SubstituteCall))
     second = dataclasses.replace(first, tuned=dataclasses.replace(first.tuned, fingerprint="another"))
     worker = Worker(tmp_path)
-    for call in (first, second, first):
-        assert worker.attempt(call).error is None
+    outcomes = [worker.attempt(call) for call in (first, second, first, first)]
+    assert [outcome.error for outcome in outcomes] == [None] * 4
     assert loaded == ["base", "tuned", "tuned", "tuned"], "the base model stays"
+    moved = [(outcome.measured["loads"], outcome.measured["evictions"]) for outcome in outcomes]
+    assert moved == [(2, 0), (1, 1), (1, 1), (0, 0)]
 
 
 def test_what_makes_room_is_let_go_of(calls, monkeypatch, tmp_path):
