@@ -19,12 +19,14 @@ from typing import Any
 
 from raysweep.config import Config
 from raysweep.engine import events
+from raysweep.engine.call_queue import Costs
 from raysweep.engine.calls import Call, Commit, Outcome, SubstituteCall
 from raysweep.engine.disk import bytes_to_write, check_room, check_writable
-from raysweep.engine.dispatch import CallQueue, is_final, may_queue_behind
-from raysweep.engine.estimate import estimate
+from raysweep.engine.dispatch import is_final
+from raysweep.engine.dispatcher import Dispatcher
+from raysweep.engine.estimate import estimate_calls
 from raysweep.engine.events import EventLog, Listener
-from raysweep.engine.executor import Backend, Executor, backend_for
+from raysweep.engine.executor import Backend, backend_for
 from raysweep.engine.folder import RunFolder
 from raysweep.engine.graph import Graph, beyond, shortened
 from raysweep.engine.inspection import Facts, inspect
@@ -87,14 +89,15 @@ def drive(
                 folder.clear()
             sweep_temporaries(folder.root)
             folder.forget_broken()
-            left = estimate(config, facts, graph, folder.committed())
+            calls = list(model_calls(config, facts, graph, folder.committed()))
+            left, costs = estimate_calls(config, facts, calls, backend.workers())
             folder.write_plan(
                 config.to_yaml(),
                 graph,
                 {**describe_run(config, facts), "estimate": left.to_json() if left.calls else None},
             )
             _tell_untold(folder, log)
-            run = _Run(config, facts, graph, folder, log)
+            run = _Run(config, facts, graph, folder, log, costs)
             try:
                 run.all(backend)
             except KeyboardInterrupt:
@@ -124,17 +127,26 @@ def _tell_untold(folder: RunFolder, log: EventLog) -> None:
 class _Run:
     """One pass of the driver over what is not done."""
 
-    def __init__(self, config: Config, facts: Facts, graph: Graph, folder: RunFolder, log: EventLog) -> None:
+    def __init__(
+        self, config: Config, facts: Facts, graph: Graph, folder: RunFolder, log: EventLog, costs: Costs
+    ) -> None:
         self.config, self.facts, self.folder, self.log = config, facts, folder, log
         done = folder.committed()
         self.graph = shortened(graph, done)
         self.ledger = Ledger(self.graph, done)
-        self.queue = CallQueue(model_calls(config, facts, graph, done.keys() | beyond(graph, self.graph)))
+        self._watches = watches(config, facts, self.graph, done)
+        self._dispatcher = Dispatcher(
+            model_calls(config, facts, graph, done.keys() | beyond(graph, self.graph)),
+            costs,
+            resident=config.execution.resident,
+            may_cut=lambda call: not self._is_watched(call),
+            started=lambda call: log.emit(events.CALL_STARTED, call=call.name),
+            was_cut=lambda call, pieces: log.emit(events.CALL_CUT, call=call.name, calls=[p.name for p in pieces]),
+        )
+        self.queue = self._dispatcher.queue
         self.failed: dict[str, str] = {}
         self.n_calls = 0
-        self._running: dict[str, int] = {}  # the worker of each call in flight
         self._attempts: Counter[str] = Counter()
-        self._watches = watches(config, facts, self.graph, done)
         self._dropped: set[str] = set()  # keys that were called for when their sweep stopped
         log.emit(
             events.RUN_STARTED,
@@ -157,9 +169,7 @@ class _Run:
             executor = backend.open(self.folder.root, len(self.queue))
             try:
                 self.log.emit(events.WORKERS_READY, **executor.about)
-                while self._submit(executor):
-                    for outcome in executor.collect():
-                        self._take(outcome)
+                self._dispatcher.run(executor, self._take)
             finally:
                 executor.close()
         for task in self.graph.tasks:
@@ -167,26 +177,8 @@ class _Run:
             if cause is not None:
                 self.failed.setdefault(task.name, f"not made, for '{cause}' failed")
 
-    def _submit(self, executor: Executor) -> int:
-        """Hand out what waits, each worker's first call before anybody's second; how many calls are in flight."""
-        in_flight = Counter(self._running.values())
-        for depth in range(max(slot.depth for slot in executor.slots)):
-            for index, slot in enumerate(executor.slots):
-                if in_flight[index] != depth or depth >= slot.depth:
-                    continue
-                if not may_queue_behind(depth, len(self.queue), len(executor.slots)):
-                    continue
-                call = self.queue.take(index, slot)
-                if call is not None:
-                    self.log.emit(events.CALL_STARTED, call=call.name)
-                    executor.submit(index, call)
-                    self._running[call.name] = index
-                    in_flight[index] += 1
-        return len(self._running)
-
     def _take(self, outcome: Outcome) -> None:
         call = outcome.call
-        del self._running[call.name]
         if outcome.error is not None:
             self._take_failure(outcome)
             return
@@ -197,6 +189,9 @@ class _Run:
             if any(self.ledger.lacks(key) or key in self._dropped for key in commit.keys):
                 self._commit(call, commit, outcome.measured)
         self.log.emit(events.CALL_DONE, call=call.name, measured=dict(outcome.measured))
+        if outcome.measured.get("out_of_memory"):
+            halved = {key: outcome.measured[key] for key in ("out_of_memory", "batch_tokens")}
+            self.log.emit(events.MEMORY_SHORT, call=call.name, **halved)
         self._stop_settled()
         self._queue_results()
 

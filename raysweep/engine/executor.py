@@ -45,6 +45,9 @@ class Backend(Protocol):
     def device(self, asked: str) -> str:
         """The device that `execution.device` means there; raises InputError where it is not to be had."""
 
+    def workers(self) -> int:
+        """How many workers there will be, as far as that is known before they are there."""
+
     def open(self, folder: Path, n_calls: int) -> Executor:
         """Workers for at most so many calls; raises InputError where they cannot be had."""
 
@@ -77,15 +80,22 @@ class LocalExecutor:
 
 
 class LocalBackend:
-    """This process."""
+    """This process; its worker keeps so many checkpoints `resident`."""
+
+    def __init__(self, resident: int = 2) -> None:
+        self.resident = resident
 
     def device(self, asked: str) -> str:
         """A device of this machine."""
         return resolve_device(asked)
 
+    def workers(self) -> int:
+        """One."""
+        return 1
+
     def open(self, folder: Path, n_calls: int) -> Executor:
         """The executor in this process."""
-        return LocalExecutor(Worker(folder))
+        return LocalExecutor(Worker(folder, self.resident))
 
     def close(self) -> None:
         """Nothing was started."""
@@ -100,4 +110,4 @@ def backend_for(execution: ExecutionConfig) -> Backend:
         from raysweep.engine.ray_backend import RayBackend
 
         return RayBackend(execution)
-    return LocalBackend()
+    return LocalBackend(execution.resident)

@@ -60,8 +60,16 @@ class RayExecutor:
     With GPUs every worker has its own, and tables are made by one more worker that sees none; without, any worker makes them.
     """
 
-    def __init__(self, folder: Path, workers: int, share: Share, device: str, about: Mapping[str, Any] = {}) -> None:
-        self._folder, self._device = str(folder), device
+    def __init__(
+        self,
+        folder: Path,
+        workers: int,
+        share: Share,
+        device: str,
+        about: Mapping[str, Any] = {},
+        resident: int = 2,
+    ) -> None:
+        self._folder, self._device, self._resident = str(folder), device, resident
         slot = Slot(results=not share.gpus, depth=_DEPTH)
         self._places = [_Place(f"raysweep worker {index}", slot, share) for index in range(workers)]
         if share.gpus:
@@ -134,7 +142,7 @@ class RayExecutor:
             max_task_retries=0,
             scheduling_strategy="SPREAD",
         )
-        place.actor = kind.remote(self._folder, max(1, place.share.cpus), place.share.gpus > 0)
+        place.actor = kind.remote(self._folder, max(1, place.share.cpus), place.share.gpus > 0, self._resident)
 
     def _retire(self, index: int, call: Call, error: RunError) -> None:
         place = self._places[index]

@@ -20,7 +20,7 @@ Result = tuple[tuple["Commit", ...], Mapping[str, Any], str | None, str | None, 
 class RayWorker:
     """Runs calls one after the other, with the checkpoints it used last resident."""
 
-    def __init__(self, folder: str, cpus: int, sees_gpus: bool) -> None:
+    def __init__(self, folder: str, cpus: int, sees_gpus: bool, resident: int = 2) -> None:
         if not sees_gpus:  # a worker without GPUs would inherit all of its node's
             os.environ["CUDA_VISIBLE_DEVICES"] = ""
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -33,7 +33,7 @@ class RayWorker:
         from raysweep.engine.work import Worker
 
         torch.set_num_threads(cpus)
-        self._worker = Worker(Path(folder))
+        self._worker = Worker(Path(folder), resident)
 
     def about(self) -> dict[str, Any]:
         """Where this worker runs, and what it sees there."""

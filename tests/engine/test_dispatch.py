@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import pytest
 
+from raysweep.engine.call_queue import CallQueue
 from raysweep.engine.calls import Call, Outcome
-from raysweep.engine.dispatch import CallQueue, Node, Slot, choose_group, is_final, may_queue_behind, room_for
+from raysweep.engine.dispatch import Node, Slot, choose_group, is_final, may_queue_behind, room_for
 
 A, B, C = ("base", "a"), ("base", "b"), ("other", "c")
 
