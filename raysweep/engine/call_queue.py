@@ -29,6 +29,9 @@ class CallQueue:
         self._at: dict[int, Affinity] = {}
         self._working: Counter[Affinity] = Counter()
         self._held: dict[int, Held] = {}
+        # By worker and its calls in flight, how many changes there had been when it was to have nothing.
+        self._declined: dict[tuple[int, int], int] = {}
+        self._changes = 0  # that may make it want something: calls that come, workers that leave a group
         self._size = 0
         for call in calls:
             self.push(call)
@@ -51,6 +54,7 @@ class CallQueue:
 
     def _queue_of(self, call: Call) -> deque[Call]:
         self._size += 1
+        self._changes += 1
         group = call.affinity
         if not group:
             return self._results
@@ -79,12 +83,12 @@ class CallQueue:
         `in_flight`: how many it has already. `load_pace`: how much longer loads take than reckoned, by how much longer
         calls do.
         """
+        if not may_queue_behind(in_flight, self._size, slots):
+            return None
         if slot.results and self._results:
-            if not may_queue_behind(in_flight, self._size, slots):
-                return None
             self._size -= 1
             return self._results.popleft()
-        if not (slot.models and self._groups):
+        if not (slot.models and self._groups) or self._declined.get((index, in_flight)) == self._changes:
             return None
         own, held = self._at.get(index, ()), self.held(index)
         others = self._working.copy()
@@ -93,14 +97,20 @@ class CallQueue:
         group = choose_group(
             self._seconds, own, held, others, lambda needed: self.load_seconds(needed) * load_pace, busy=in_flight > 0
         )
-        if group is None:
+        call = None if group is None else self._groups[group][0]
+        if (
+            group is None
+            or call is None
+            or not may_queue_behind(in_flight, self.seconds, slots, self._costs(call).seconds)
+        ):
+            self._declined[index, in_flight] = self._changes
             return None
-        call = self._groups[group][0]
-        if not may_queue_behind(in_flight, self.seconds, slots, self._costs(call).seconds):
-            return None
-        self._leave(index)
-        self._at[index] = group
-        self._working[group] += 1
+        for depth in range(slot.depth):
+            self._declined.pop((index, depth), None)
+        if group != own:
+            self._leave(index)
+            self._at[index] = group
+            self._working[group] += 1
         held.use(group)
         self._groups[group].popleft()
         self._left(group, call)
@@ -123,6 +133,7 @@ class CallQueue:
         group = self._at.pop(index, ())
         if group:
             self._working[group] -= 1
+            self._changes += group in self._groups
             if not self._working[group]:
                 del self._working[group]
 

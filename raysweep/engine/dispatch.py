@@ -110,12 +110,14 @@ def choose_group(
     nobody is at, else of the one with most left per worker; then it helps where most is left per worker. What would take
     longer to load than the others need to finish is left to them, and a worker that is `busy` with a call helps nobody.
     """
-    ready = [group for group in waiting if not held.lacking(group)]
-    if ready:
-        return own if own in ready else ready[0]
+    if own in waiting and not held.lacking(own):
+        return own
+    known = [group for group in waiting if group[0] in held]
+    if ready := [group for group in known if not held.lacking(group)]:
+        return ready[0]
+    if mine := [group for group in known if not others.get(group)]:
+        return min(mine, key=held.had)
     untouched = [group for group in waiting if not others.get(group)]
-    if known := [group for group in untouched if group[0] in held]:
-        return min(known, key=held.had)
     at_base, seconds = Counter[str](), dict[str, float]()
     for group, n in others.items():
         at_base[group[0]] += n

@@ -68,26 +68,20 @@ class Dispatcher:
 
     def _hand_out(self, executor: Executor) -> int:
         """Hand out what waits, each worker's first call before anybody's second; how many calls are in flight."""
-        for depth in range(max(slot.depth for slot in executor.slots)):
-            for index, slot in enumerate(executor.slots):
-                if not self.queue:
-                    return len(self._in_flight)
-                if self._count.get(index, 0) != depth or depth >= slot.depth:
+        slots, count, queue = executor.slots, self._count, self.queue
+        for depth in range(max(slot.depth for slot in slots) if queue else 0):
+            for index, slot in enumerate(slots):
+                if count.get(index, 0) != depth or depth >= slot.depth:
                     continue
-                call = self.queue.take(
-                    index,
-                    slot,
-                    in_flight=depth,
-                    slots=len(executor.slots),
-                    load_pace=self._load_pace.ratio / self._run_pace.ratio,
-                )
+                pace = self._load_pace.ratio / self._run_pace.ratio
+                call = queue.take(index, slot, in_flight=depth, slots=len(slots), load_pace=pace)
                 if call is None:
                     continue
                 if call.affinity and not depth:
                     call = self._first_piece(call, index, executor)
                 self._submit(executor, index, call)
                 if not executor.slots[index].models:
-                    self.queue.forget(index)  # it could not be replaced, or only makes tables
+                    queue.forget(index)  # it could not be replaced, or only makes tables
         return len(self._in_flight)
 
     def _submit(self, executor: Executor, index: int, call: Call) -> None:

@@ -165,6 +165,7 @@ class _Reckoning:
         self.seconds: float | None = 0.0
         self.taken: dict[str, tuple[float, int]] = {}  # by call: seconds without loads, and bytes meanwhile
         self._reads: dict[str, Reads] = {}
+        self._widest: dict[str, int] = {}
         self._schedules: dict[Any, Schedule] = {}
 
     def of(self, calls: Iterable[ModelCall], workers: int = 1) -> Estimate:
@@ -227,6 +228,11 @@ class _Reckoning:
         self.loaded.move_to_end(key)
         return read
 
+    def _widest_of(self, checkpoint: Checkpoint) -> int:
+        if checkpoint.fingerprint not in self._widest:
+            self._widest[checkpoint.fingerprint] = widest(checkpoint)
+        return self._widest[checkpoint.fingerprint]
+
     def _sizes(self, checkpoint: Checkpoint) -> Reads:
         if checkpoint.fingerprint not in self._reads:
             self._reads[checkpoint.fingerprint] = read_sizes(checkpoint)
@@ -257,12 +263,10 @@ class _Reckoning:
         batches = sweep_batches(base, call.examples, loading.batch_tokens)
         read = self._load(call, base) + self._load(call, call.tuned, base)
         beside = kept_beside(base, call, batches)
-        needs = Needs.of(base, loading.dtype, batches, call.windows, call.same, beside)
-        together = (
-            [list(each.batches) for each in needs.passes(self._room(call), self._disk(call))]
-            if loading.stream
-            else [[index] for index in range(len(batches))]
-        )
+        together = [[index] for index in range(len(batches))]
+        if loading.stream:
+            needs = Needs.of(base, loading.dtype, batches, call.windows, call.same, beside)
+            together = [list(each.batches) for each in needs.passes(self._room(call), self._disk(call))]
         riding = [sum(beside[i] for i in indices) for indices in together]  # about the prompts' tokens
         sizes = [self._pass_bytes(call, plan, all_of_base=bool(kept)) if loading.stream else 0 for kept in riding]
         a_token = plan.applications * rates.layer_seconds
@@ -312,7 +316,12 @@ class _Reckoning:
         vocabulary = int(text_config(call.base.config).get("vocab_size") or 0)
         logits = min(LOGIT_BYTES, 4 * vocabulary * max((e.n_tokens for e in call.examples), default=0))
         held = max(tokens, default=0) * per_token * max(counts)
-        return held + beside + call.loading.batch_tokens * (2 * per_token + 4 * widest(call.base) * size) + 3 * logits
+        return (
+            held
+            + beside
+            + call.loading.batch_tokens * (2 * per_token + 4 * self._widest_of(call.base) * size)
+            + 3 * logits
+        )
 
     def _disk(self, call: SubstituteCall) -> Disk | None:
         """What decides whether states wait on disk, as StreamedPair has it."""

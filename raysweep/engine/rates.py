@@ -85,7 +85,8 @@ def torch_threads(n: int | None) -> Iterator[None]:
 def measured_rates(model: ModelFacts, device: str, tokens: int, length: int, memory: int | None = None) -> Rates | None:
     """Rates for calls of about `tokens` tokens in texts of `length`; None where the device is not this machine's.
 
-    What was read may have been in the page cache: it mostly is, for inspection reads every checkpoint.
+    Models of one architecture and the same sizes have the same. What was read may have been in the page cache: it mostly
+    is, for inspection reads every checkpoint.
     """
     import torch
 
@@ -93,7 +94,8 @@ def measured_rates(model: ModelFacts, device: str, tokens: int, length: int, mem
         device == "mps" and not torch.backends.mps.is_available()
     ):
         return None
-    key = (model.base.fingerprint, model.dtype, device, tokens, length, torch.get_num_threads())
+    kind = (str(model.base.config.get("model_type")), frozenset(model.base.shapes.items()))
+    key = (kind, model.dtype, device, tokens, length, torch.get_num_threads())
     if key not in _KNOWN:
         width = hidden_size(model.base.config)
         vocabulary = int(text_config(model.base.config).get("vocab_size") or 1)
