@@ -3,13 +3,13 @@
 60 models by 5 data sets of 300 made-up examples each: the laboratory's sizes at this machine's rates, and those of a 7B model at
 rates that are assumed (a layer's products at 200 TFLOP/s, 2 GB/s read a node), not measured. The loads are told beside the least
 possible: each checkpoint once, and two on every worker that does something. The real run has two Ray workers of one thread
-each and no tables; its makespan is from its first call to its last, the simulation is told the same calls.
+each and no tables; its makespan is from its first call to its last. It is simulated by the rates at which the run before it
+went.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
 import tempfile
 import time
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import machine
+from common import machine, spread
 from transformers import LlamaConfig
 
 from raysweep.api import plan_run
@@ -27,7 +27,7 @@ from raysweep.config import Config, parse_config
 from raysweep.data.examples import Example
 from raysweep.engine import events
 from raysweep.engine.driver import drive
-from raysweep.engine.estimate import estimate_calls
+from raysweep.engine.estimate import reckon
 from raysweep.engine.inspection import Cell, Facts, ModelFacts, libraries
 from raysweep.engine.pending import model_calls
 from raysweep.engine.plan import plan
@@ -80,28 +80,28 @@ def cells(one: Checkpoint, dtype: str, widths: list[int]) -> tuple[Config, Facts
     return config, Facts(models, {(n, d): Cell(n, d, chunks[d], 0, 0) for n in names for d in sets}, "cpu", libraries())
 
 
-def on_paper(told: str, config: Config, facts: Facts, rates: Rates | None) -> None:
+def on_paper(told: str, config: Config, facts: Facts, given: Rates | None) -> None:
     """Plan, and simulate on 64 and 512 GPUs."""
-    estimate_calls(config, facts, [], 1, rates)
+    rates = dict.fromkeys(facts.models, given) if given else None
     if rates is None:  # timing a layer is no part of planning, and is kept
-        estimate_calls(config, facts, list(model_calls(config, facts, plan(config, facts), set()))[:1], 1)
+        reckon(config, facts, list(model_calls(config, facts, plan(config, facts), set())))
     print(f"  {told}")
     for gpus in (64, 512):
         started = time.perf_counter()
         graph = plan(config, facts)
         calls = list(model_calls(config, facts, graph, set()))
-        whole, costs = estimate_calls(config, facts, calls, gpus, rates)
+        reckoned = reckon(config, facts, calls, gpus, rates)
         planned = time.perf_counter() - started
-        found = simulate(calls, costs, workers=gpus, nodes=gpus // 8)
+        found = simulate(calls, reckoned.cost, workers=gpus, nodes=gpus // 8)
         took = time.perf_counter() - started
-        assert whole.call_seconds is not None
+        assert reckoned.estimate.call_seconds is not None
         working = sum(bool(spans) for spans in found.timelines)
         least = max(found.least_loads, 2 * working)
         print(
-            f"    {gpus} GPUs: makespan {words(found)}, {found.makespan * gpus / whole.call_seconds:.3f} × of the work divided "
-            f"evenly, idle {found.idle_share:.1%}; {found.loads} loads ({found.loads / least:.2f} × of the least, {least}), "
-            f"{found.bytes_read / 1e12:.3f} TB read; {found.cut} calls cut; {len(graph.tasks):,} tasks and {len(calls):,} calls "
-            f"planned in {planned:.1f} s, simulated in {took - planned:.1f} s (limit {LIMIT:g} together)",
+            f"    {gpus} GPUs: makespan {words(found)}, {found.makespan * gpus / reckoned.estimate.call_seconds:.3f} × of the work "
+            f"divided evenly, idle {found.idle_share:.1%}; {found.loads} loads ({found.loads / least:.2f} × of the least, "
+            f"{least}), {found.bytes_read / 1e12:.3f} TB read; {found.cut} calls cut; {len(graph.tasks):,} tasks and "
+            f"{len(calls):,} calls planned in {planned:.1f} s, simulated in {took - planned:.1f} s (limit {LIMIT:g} together)",
             flush=True,
         )
 
@@ -110,39 +110,44 @@ def words(found: Simulation) -> str:
     return f"{found.makespan / 3600:.2f} h" if found.makespan > 6000 else f"{found.makespan:.1f} s"
 
 
-def real(turn: int) -> float:
-    """Simulated ÷ real makespan of one run on two workers."""
+def real(storage: str, limit: int, before: str | None) -> tuple[float, float]:
+    """(simulated, real) makespan of one run on two workers; simulated by the rates of the run `before`."""
     times: dict[str, list[datetime]] = {events.CALL_STARTED: [], events.CALL_DONE: []}
 
     def listen(event: Mapping[str, Any]) -> None:
         if event["event"] in times:
             times[event["event"]].append(datetime.fromisoformat(event["time"]))
 
-    with tempfile.TemporaryDirectory() as storage:
-        config = parse_config(
-            {
-                "name": "real",
-                "models": [
-                    {"name": "tiny", "base": "lab://tiny", "tuned": {s: f"lab://tiny/{s}" for s in ("sums", "facts")}}
-                ],
-                "datasets": [
-                    {"name": "sums", "path": "lab://sums/test", "format": "gsm8k", "limit": 192},
-                    {"name": "facts", "path": "lab://facts/test", "format": "boolq", "limit": 192},
-                ],
-                "studies": {"substitution": {"widths": [5]}},
-                "execution": {"executor": "ray", "device": "cpu", "workers": 2, "chunk": 32},
-                "storage": storage,
-            }
-        )
-        simulated = plan_run(config, gpus=2, nodes=1).simulation
-        drive(config, listener=listen)
-    assert simulated is not None
-    took = (max(times[events.CALL_DONE]) - min(times[events.CALL_STARTED])).total_seconds()
-    print(
-        f"    round {turn}: simulated {simulated.makespan:.2f} s, real {took:.2f} s: {simulated.makespan / took:.3f}",
-        flush=True,
+    sets = {"sums": "gsm8k", "facts": "boolq"}
+    config = parse_config(
+        {
+            "name": "real",
+            "models": [{"name": "tiny", "base": "lab://tiny", "tuned": {name: f"lab://tiny/{name}" for name in sets}}],
+            "datasets": [{"name": n, "path": f"lab://{n}/test", "format": f, "limit": limit} for n, f in sets.items()],
+            "studies": {"substitution": {"widths": [5]}},
+            "execution": {"executor": "ray", "device": "cpu", "workers": 2, "chunk": 32},
+            "storage": storage,
+        }
     )
-    return simulated.makespan / took
+    simulated = plan_run(config, gpus=2, nodes=1, rates=before).simulation
+    drive(config, listener=listen)
+    assert simulated is not None
+    return simulated.makespan, (max(times[events.CALL_DONE]) - min(times[events.CALL_STARTED])).total_seconds()
+
+
+def against_real(rounds: int) -> None:
+    """Every run is simulated by the rates of the one before it; the first, a short one, by a moment's clock."""
+    print("  against a real run on two Ray workers of one thread (limit 0.85 to 1.15)")
+    ratios = []
+    with tempfile.TemporaryDirectory() as folder:
+        for turn in range(rounds + 1):
+            before = f"{folder}/{turn - 1}" if turn else None
+            simulated, took = real(f"{folder}/{turn}", 192 if turn else 64, before)
+            ratio = simulated / took
+            how = "a moment's clock" if before is None else "the run before"
+            print(f"    by the rates of {how}: simulated {simulated:.2f} s, real {took:.2f} s: {ratio:.3f}", flush=True)
+            ratios += [ratio] if turn else []
+    print(f"    simulated ÷ real: {spread(ratios)}")
 
 
 def main() -> None:
@@ -156,12 +161,10 @@ def main() -> None:
             "the laboratory's sizes, this machine's rates", *cells(describe("lab://tiny"), "float32", [5, 4]), None
         )
         with tempfile.TemporaryDirectory() as folder:
-            rates = Rates(2 * 202e6 / 200e12, 2 * 131e6 / 200e12, 2e9, "assumed")
-            on_paper("7B, rates assumed", *cells(seven_billion(Path(folder)), "bfloat16", [5]), rates)
+            assumed = Rates(2 * 202e6 / 200e12, 2 * 131e6 / 200e12, 2e9, "assumed")
+            on_paper("7B, rates assumed", *cells(seven_billion(Path(folder)), "bfloat16", [5]), assumed)
     if asked.only != "paper":
-        print("  against a real run on two Ray workers of one thread (limit 0.85 to 1.15)")
-        ratios = [real(turn) for turn in range(1, asked.rounds + 1)]
-        print(f"    simulated ÷ real: {statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})")
+        against_real(asked.rounds)
 
 
 if __name__ == "__main__":

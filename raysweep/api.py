@@ -266,17 +266,16 @@ def plan_run(
 ) -> Planned:
     """What `run` would do with this config; reads and checks everything it names, and runs and writes nothing.
 
-    With so many `gpus` on so many `nodes` (8 on each by default) the run is simulated there, by `rates` as given_rates reads
-    them or by this machine's.
+    With so many `gpus` on so many `nodes` (8 on each by default) the run is simulated there: by `rates` (a run folder, whose
+    calls were timed, or figures as given_rates reads them), or by this machine's as a moment's clock has them.
     """
     from raysweep.engine.cost import cost
     from raysweep.engine.driver import prepare
     from raysweep.engine.estimate import estimate, options
     from raysweep.engine.executor import backend_for
     from raysweep.engine.graph import beyond, shortened
-    from raysweep.engine.paper import device_on_paper, simulated
+    from raysweep.engine.paper import device_on_paper, rates_from, simulated
     from raysweep.engine.pending import spilled
-    from raysweep.engine.rates import given_rates
     from raysweep.errors import InputError
 
     if isinstance(config, Config):
@@ -285,7 +284,7 @@ def plan_run(
         config = load_config(config, overrides)
     if gpus is None and (nodes is not None or rates is not None):
         raise InputError("--nodes and --rates are for a simulation; give --gpus too")
-    given = given_rates(rates) if rates is not None else None
+    given = rates_from(rates, config) if rates is not None else None
     backend = backend_for(config.execution)
     try:
         facts, graph, folder = prepare(config, backend.device if gpus is None else device_on_paper)

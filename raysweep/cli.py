@@ -99,7 +99,7 @@ def plan(
     rates: Annotated[
         str | None,
         typer.Option(
-            help="Another device's rates: layer=SECONDS,read=BYTES a second (and head=SECONDS), a token each."
+            help="Rates of a run (its folder), or layer=SECONDS,read=BYTES: a layer on a token, bytes a second."
         ),
     ] = None,
     as_json: AsJson = False,

@@ -59,6 +59,11 @@ class Dispatcher:
         found = self._pieces.get(call.name)
         return self._costs(call) if found is None else found
 
+    @property
+    def paces(self) -> tuple[float, float]:
+        """How much longer calls, and loads, took than reckoned: 1 before any has ended."""
+        return self._run_pace.ratio, self._load_pace.ratio
+
     def run(self, executor: Executor, take: Callable[[Outcome], None]) -> None:
         """Hand out and collect until nothing is left; `take` is told what came of each call, once it is off the books."""
         while self._hand_out(executor):

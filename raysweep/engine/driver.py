@@ -19,12 +19,11 @@ from typing import Any
 
 from raysweep.config import Config
 from raysweep.engine import events
-from raysweep.engine.call_queue import Costs
 from raysweep.engine.calls import Call, Commit, Outcome, SubstituteCall
 from raysweep.engine.disk import bytes_to_write, check_room, check_writable
 from raysweep.engine.dispatch import is_final
 from raysweep.engine.dispatcher import Dispatcher
-from raysweep.engine.estimate import estimate_calls
+from raysweep.engine.estimate import Reckoned, reckon
 from raysweep.engine.events import EventLog, Listener
 from raysweep.engine.executor import Backend, backend_for
 from raysweep.engine.folder import RunFolder
@@ -90,14 +89,15 @@ def drive(
             sweep_temporaries(folder.root)
             folder.forget_broken()
             calls = list(model_calls(config, facts, graph, folder.committed()))
-            left, costs = estimate_calls(config, facts, calls, backend.workers())
+            reckoned = reckon(config, facts, calls, backend.workers())
+            left = reckoned.estimate
             folder.write_plan(
                 config.to_yaml(),
                 graph,
                 {**describe_run(config, facts), "estimate": left.to_json() if left.calls else None},
             )
             _tell_untold(folder, log)
-            run = _Run(config, facts, graph, folder, log, costs)
+            run = _Run(config, facts, graph, folder, log, reckoned)
             try:
                 run.all(backend)
             except KeyboardInterrupt:
@@ -110,6 +110,7 @@ def drive(
                 tasks=len(graph.tasks),
                 failed=sorted(run.failed),
                 seconds=seconds,
+                rates=run.rates(reckoned),
             )
             return Done(folder, run.graph, run.failed, run.n_calls, seconds)
     finally:
@@ -128,7 +129,7 @@ class _Run:
     """One pass of the driver over what is not done."""
 
     def __init__(
-        self, config: Config, facts: Facts, graph: Graph, folder: RunFolder, log: EventLog, costs: Costs
+        self, config: Config, facts: Facts, graph: Graph, folder: RunFolder, log: EventLog, reckoned: Reckoned
     ) -> None:
         self.config, self.facts, self.folder, self.log = config, facts, folder, log
         done = folder.committed()
@@ -137,7 +138,7 @@ class _Run:
         self._watches = watches(config, facts, self.graph, done)
         self._dispatcher = Dispatcher(
             model_calls(config, facts, graph, done.keys() | beyond(graph, self.graph)),
-            costs,
+            reckoned.cost,
             resident=config.execution.resident,
             may_cut=lambda call: not self._is_watched(call),
             started=lambda call: log.emit(events.CALL_STARTED, call=call.name),
@@ -162,6 +163,12 @@ class _Run:
                 watch.take(folder.chunks.read_parts(there).to_pandas())
         self._stop_settled()
         self._queue_results()
+
+    def rates(self, reckoned: Reckoned) -> dict[str, Any]:
+        """By model, the rates at which calls went that have ended; for simulations. None where nothing was timed."""
+        known = {model: rates for model, rates in reckoned.rates.items() if rates is not None}
+        run, load = self._dispatcher.paces
+        return {model: rates.slower(run, load).to_json() for model, rates in known.items()} if self.n_calls else {}
 
     def all(self, backend: Backend) -> None:
         """Submit and collect until nothing is left."""

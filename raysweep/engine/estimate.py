@@ -7,7 +7,7 @@ memory from sizes. Text that is generated, losses taken again and tables are not
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -91,16 +91,29 @@ class Options:
 
 def estimate(config: Config, facts: Facts, graph: Graph, done: Collection[str], workers: int = 1) -> Estimate:
     """What is left to do takes so much, each model where its residency has it, with so many workers."""
-    return estimate_calls(config, facts, list(model_calls(config, facts, graph, done)), workers)[0]
+    return reckon(config, facts, list(model_calls(config, facts, graph, done)), workers).estimate
 
 
-def estimate_calls(
-    config: Config, facts: Facts, calls: Sequence[ModelCall], workers: int = 1, rates: Rates | None = None
-) -> tuple[Estimate, Costs]:
-    """What these calls take in all, and what each of them does; by `rates` where given, else by those measured here."""
-    found: dict[str, Rates | None] = dict.fromkeys(facts.models, rates) if rates else _rates(config, facts, calls)
+@dataclass(frozen=True)
+class Reckoned:
+    """What calls take in all, what each of them does, and by which rates; a model's are None where it could not be timed."""
+
+    estimate: Estimate
+    cost: Costs
+    rates: Mapping[str, Rates | None]
+
+
+def reckon(
+    config: Config,
+    facts: Facts,
+    calls: Sequence[ModelCall],
+    workers: int = 1,
+    rates: Mapping[str, Rates] | None = None,
+) -> Reckoned:
+    """Reckon these calls, by each model's `rates` where given, else by those measured here."""
+    found: dict[str, Rates | None] = _rates(config, facts, calls) if rates is None else {**rates}
     reckoning = _Reckoning(config, facts, found)
-    return reckoning.of(calls, workers), reckoning.cost
+    return Reckoned(reckoning.of(calls, workers), reckoning.cost, found)
 
 
 def options(config: Config, facts: Facts, graph: Graph, done: Collection[str]) -> dict[str, Options]:

@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import cycle
 from typing import TYPE_CHECKING
 
@@ -42,6 +42,19 @@ class Rates:
     read_bytes: float
     layer: str
 
+    def slower(self, run: float, load: float) -> Rates:
+        """The same with everything computed so many times, and everything read so many times as slowly."""
+        return replace(
+            self,
+            layer_seconds=self.layer_seconds * run,
+            head_seconds=self.head_seconds * run,
+            read_bytes=self.read_bytes / load,
+        )
+
+    def to_json(self) -> dict[str, float]:
+        """Plain values, as `--rates` names them."""
+        return {"layer": self.layer_seconds, "head": self.head_seconds, "read": self.read_bytes}
+
 
 def given_rates(text: str) -> Rates:
     """Rates from `layer=1e-7,read=2e9,head=1e-6`: seconds a token, bytes a second, seconds a token (0 unless given).
@@ -59,8 +72,8 @@ def given_rates(text: str) -> Rates:
         0 < rate < math.inf or (name == "head" and rate == 0) for name, rate in found.items()
     ):
         raise InputError(
-            f"--rates {shown(text)}: write layer=SECONDS,read=BYTES, and head=SECONDS if it counts: seconds of a decoder layer "
-            "on a token, bytes read a second, seconds of norm, head and loss on a token"
+            f"--rates {shown(text)} is no run folder: give one, or layer=SECONDS,read=BYTES (and head=SECONDS if it counts): "
+            "seconds of a decoder layer on a token, bytes read a second, seconds of norm, head and loss on a token"
         )
     return Rates(found["layer"], found.get("head", 0.0), found["read"], "as given")
 
