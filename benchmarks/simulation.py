@@ -36,7 +36,7 @@ from raysweep.engine.simulate import Simulation, simulate
 from raysweep.models.checkpoint import Checkpoint, describe, skeleton
 
 MODELS, SETS, EXAMPLES, LIMIT = 60, 5, 300, 10.0
-ROUNDS = 4
+ROUNDS = 3
 
 
 def seven_billion(folder: Path) -> Checkpoint:
@@ -142,7 +142,7 @@ def against_real(rounds: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         for turn in range(rounds + 1):
             before = f"{folder}/{turn - 1}" if turn else None
-            simulated, took = real(f"{folder}/{turn}", 192 if turn else 64, before)
+            simulated, took = real(f"{folder}/{turn}", 128 if turn else 64, before)
             ratio = simulated / took
             how = "a moment's clock" if before is None else "the run before"
             print(f"    by the rates of {how}: simulated {simulated:.2f} s, real {took:.2f} s: {ratio:.3f}", flush=True)

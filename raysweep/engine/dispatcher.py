@@ -100,8 +100,9 @@ class Dispatcher:
     def _first_piece(self, call: Call, index: int, executor: Executor) -> Call:
         """The call, or its first piece where there are too few calls left for all workers; the others wait then."""
         many = [i for i, slot in enumerate(executor.slots) if slot.models and i != index]
-        waiting = len(self.queue) + 1
-        if waiting > len(many) or not self._may_cut(call):
+        seconds = self.cost(call).seconds
+        enough = self.queue.seconds >= len(many) * seconds
+        if enough or call.name in self._pieces or not self._may_cut(call):
             return call
         cuts = [found for n in range(2, min(MOST_PIECES, len(many) + 1) + 1) if (found := shares(call, n))]
         now, pace = self._clock(), self._run_pace.ratio
@@ -109,7 +110,7 @@ class Dispatcher:
             now,
             [max(now, self._free.get(i, now)) for i in many],
             self.queue.seconds * pace,
-            self.cost(call).seconds * pace,
+            seconds * pace,
             self.queue.load_seconds(call.affinity) * self._load_pace.ratio,
             cuts,
         )

@@ -28,11 +28,12 @@ def is_divisible(call: Call) -> bool:
 
 def shares(call: Call, n: int) -> tuple[float, ...]:
     """What each of `n` pieces takes, as a share of the whole call; () where it has not so many."""
-    if not isinstance(call, PairCall) or not is_divisible(call) or n > len(call.windows):
+    parts = _parts(call, n)
+    if not parts or not isinstance(call, PairCall):
         return ()
-    if isinstance(call, SubstituteCall):
-        return _swept_shares(call.base.n_layers, call.windows, call.same, n)
-    return tuple(len(part) / len(call.windows) for part in _divided(call.windows, n))
+    if not isinstance(call, SubstituteCall):
+        return tuple(len(part) / len(call.windows) for part in parts)
+    return _applied(call.base.n_layers, call.windows, call.same, parts)
 
 
 def cut(call: Call, n: int) -> list[Call]:
@@ -40,7 +41,8 @@ def cut(call: Call, n: int) -> list[Call]:
 
     Raises ValueError for a call that cannot be cut into so many.
     """
-    if not isinstance(call, PairCall) or not shares(call, n):
+    parts = _parts(call, n)
+    if not parts or not isinstance(call, PairCall):
         raise ValueError(f"'{call.name}' cannot be cut into {n}")
     return [
         replace(
@@ -49,40 +51,51 @@ def cut(call: Call, n: int) -> list[Call]:
             windows=tuple(call.windows[i] for i in part),
             keys=tuple(call.keys[i] for i in part),
         )
-        for number, part in enumerate(_divided(call.windows, n), 1)
+        for number, part in enumerate(parts, 1)
     ]
 
 
+Parts = tuple[tuple[int, ...], ...]
+
+
+def _parts(call: Call, n: int) -> Parts:
+    """The places of the changes in each of `n` pieces; () where there are not so many."""
+    if not is_divisible(call) or not isinstance(call, PairCall):
+        return ()
+    if isinstance(call, SubstituteCall):
+        return _dealt(call.base.n_layers, call.windows, call.same, n)
+    places = range(len(call.windows))
+    return tuple(tuple(places[i::n]) for i in range(n)) if n <= len(places) else ()
+
+
 @lru_cache(maxsize=1024)
-def _swept_shares(n_layers: int, windows: tuple[Change, ...], same: Same, n: int) -> tuple[float, ...]:
-    parts = _divided(windows, n)
-    if len(parts) < n:
-        return ()
-    whole = schedule(n_layers, windows, same).applications
-    if not whole:
-        return ()
+def _applied(n_layers: int, windows: tuple[Change, ...], same: Same, parts: Parts) -> tuple[float, ...]:
+    whole = max(1, schedule(n_layers, windows, same).applications)
     return tuple(schedule(n_layers, [windows[i] for i in part], same).applications / whole for part in parts)
 
 
-def _divided(windows: tuple[Change, ...], n: int) -> list[tuple[int, ...]]:
-    """The places of the changes in each of `n` pieces, fewer where there are not so many beginnings.
-
-    Changes that begin at one layer share their branch and stay together. The earlier one begins the more layers come
-    behind it: beginnings are dealt out forth and back.
-    """
+@lru_cache(maxsize=1024)
+def _dealt(n_layers: int, windows: tuple[Change, ...], same: Same, n: int) -> Parts:
+    """A sweep's changes: those that begin at one layer share their branch and stay together, the costliest dealt first."""
     begun: dict[tuple[bool, int], list[int]] = {}
     for place, change in enumerate(windows):
-        begun.setdefault(_begins(change), []).append(place)
-    groups = [begun[key] for key in sorted(begun)]
-    parts: list[list[int]] = [[] for _ in range(min(n, len(groups)))]
-    for number, places in enumerate(groups):
-        round_, at = divmod(number, len(parts))
-        parts[at if round_ % 2 == 0 else len(parts) - 1 - at] += places
-    return [tuple(sorted(part)) for part in parts]
+        begun.setdefault(_begins(change, n_layers), []).append(place)
+    if len(begun) < n:
+        return ()
+    behind = {
+        key: schedule(n_layers, [windows[i] for i in places], same).applications - key[1]
+        for key, places in begun.items()
+    }
+    parts: list[list[int]] = [[] for _ in range(n)]
+    loads = [0] * n
+    for key in sorted(begun, key=lambda key: -behind[key]):
+        least = loads.index(min(loads))
+        parts[least] += begun[key]
+        loads[least] += behind[key] + 1
+    return tuple(tuple(sorted(part)) for part in parts)
 
 
-def _begins(change: Change) -> tuple[bool, int]:
+def _begins(change: Change, n_layers: int) -> tuple[bool, int]:
     """Whether a change is of the base model, and its first layer that is not its own model's."""
-    if isinstance(change, Window):
-        return (False, change.start)
-    return (change.in_base, change.chosen[0] if change.chosen else 0)
+    first = change.start if isinstance(change, Window) else (change.chosen or (n_layers,))[0]
+    return change.in_base if not isinstance(change, Window) else False, first if change.width else n_layers
