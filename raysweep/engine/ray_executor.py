@@ -178,12 +178,13 @@ class RayExecutor:
             )
 
     def _check_room(self, place: _Place, until: float) -> None:
-        """Raise RunError where no living node could ever hold the actor that is waited for, or it took too long."""
+        """Raise RunError where the living nodes cannot hold the actor that is waited for with the others, or it took too long."""
         share = place.share
         nodes = living_nodes()
-        if not room_for(nodes, share.cpus or 1e-3, share.gpus):
+        wanted = sum(other.actor is not None and other.share == share for other in self._places)
+        if (room := room_for(nodes, share.cpus or 1e-3, share.gpus)) < wanted:
             raise RunError(
-                f"a worker of {share.words} has no node to run on any more: {len(nodes)} nodes are alive; "
+                f"a worker of {share.words} has no node to run on any more: {len(nodes)} nodes are alive, with room for {room}; "
                 "bring the cluster up and run again, which goes on from what is committed"
             )
         if time.monotonic() > until:

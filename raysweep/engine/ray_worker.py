@@ -52,5 +52,6 @@ class RayWorker:
     def run(self, call: Call) -> Result:
         """Run a call; what it raises comes back as words."""
         outcome = self._worker.attempt(call)
-        measured = {**outcome.measured, "visible_gpus": os.environ.get("CUDA_VISIBLE_DEVICES", "")}
+        where = {"visible_gpus": os.environ.get("CUDA_VISIBLE_DEVICES", ""), "pid": os.getpid()}
+        measured = {**outcome.measured, **where}
         return outcome.commits, measured, outcome.error, outcome.traceback, outcome.failure
