@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from raysweep.engine.events import Listener
     from raysweep.engine.folder import RunFolder
     from raysweep.engine.ray_submit import Job
+    from raysweep.engine.simulate import Simulation
     from raysweep.store.places import Location
     from raysweep.studies.critical import Critical
     from raysweep.studies.measured import Correlated
@@ -217,6 +218,7 @@ class Planned:
     options: Mapping[str, Options]
     identical: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     at_most: bool = False
+    simulation: Simulation | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -224,6 +226,7 @@ class Planned:
             **asdict(self),
             "tasks": {kind: {"done": done, "all": n} for kind, (done, n) in self.tasks.items()},
             "options": {name: found.to_json() for name, found in self.options.items()},
+            "simulation": self.simulation.to_json() if self.simulation else None,
         }
 
     def to_text(self) -> str:
@@ -246,6 +249,10 @@ class Planned:
         ]
         if self.at_most:
             lines.append("at most      what is told above: a sweep ends once studies.substitution.stop is met")
+        if self.simulation:
+            from raysweep.report.simulation import simulation_lines
+
+            lines += simulation_lines(self.simulation)
         return "\n".join(lines)
 
     def _time(self) -> str:
@@ -277,22 +284,39 @@ def _option_lines(found: Options) -> list[tuple[str, str]]:
     return lines
 
 
-def plan_run(config: Config | str | Path, overrides: Sequence[str] = ()) -> Planned:
-    """What `run` would do with this config; reads and checks everything it names, and runs and writes nothing."""
+def plan_run(
+    config: Config | str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    gpus: int | None = None,
+    nodes: int | None = None,
+    rates: str | None = None,
+) -> Planned:
+    """What `run` would do with this config; reads and checks everything it names, and runs and writes nothing.
+
+    With so many `gpus` on so many `nodes` (8 on each by default) the run is simulated there: by `rates` (a run folder, whose
+    calls were timed, or figures as given_rates reads them), or by this machine's as a moment's clock has them.
+    """
     from raysweep.engine.cost import cost
     from raysweep.engine.driver import prepare
     from raysweep.engine.estimate import estimate, options
     from raysweep.engine.executor import backend_for
     from raysweep.engine.graph import beyond, shortened
+    from raysweep.engine.paper import device_on_paper, rates_from, simulated
     from raysweep.engine.pending import spilled
+    from raysweep.errors import InputError
 
     if isinstance(config, Config):
         config = parse_config(config.model_dump(), overrides=overrides)
     else:
         config = load_config(config, overrides)
+    if gpus is None and (nodes is not None or rates is not None):
+        raise InputError("--nodes and --rates are for a simulation; give --gpus too")
+    given = rates_from(rates, config) if rates is not None else None
     backend = backend_for(config.execution)
     try:
-        facts, graph, folder = prepare(config, backend.device)
+        facts, graph, folder = prepare(config, backend.device if gpus is None else device_on_paper)
+        workers = backend.workers() if gpus is None else 1
     finally:
         backend.close()
     done = folder.committed() if folder.is_run else {}
@@ -302,7 +326,7 @@ def plan_run(config: Config | str | Path, overrides: Sequence[str] = ()) -> Plan
         before = tasks[task.kind]
         tasks[task.kind] = (before[0] + all(key in done for key in task.keys), before[1] + 1)
     needed = cost(config, facts, graph, done.keys() | beyond(graph, needed_graph))
-    left = estimate(config, facts, needed_graph, done)
+    left = estimate(config, facts, needed_graph, done, workers)
     waiting = spilled(config, facts, graph)
     return Planned(
         dict(tasks),
@@ -321,6 +345,7 @@ def plan_run(config: Config | str | Path, overrides: Sequence[str] = ()) -> Plan
         options(config, facts, needed_graph, done),
         needed.identical,
         any(key not in done for task in graph.of_kind("stop") for key in task.keys),
+        None if gpus is None else simulated(config, facts, needed_graph, done, gpus, nodes, given),
     )
 
 

@@ -100,12 +100,22 @@ def init(path: Annotated[Path, typer.Argument(help="Where to write it.")] = Path
 
 @app.command()
 def plan(
-    config: Annotated[Path, typer.Argument(help="The config.")], overrides: Overrides = None, as_json: AsJson = False
+    config: Annotated[Path, typer.Argument(help="The config.")],
+    overrides: Overrides = None,
+    gpus: Annotated[int | None, typer.Option(min=1, help="Simulate the run on so many GPUs.")] = None,
+    nodes: Annotated[int | None, typer.Option(min=1, help="Their nodes; one for every 8 by default.")] = None,
+    rates: Annotated[
+        str | None,
+        typer.Option(
+            help="Rates of a run (its folder), or layer=SECONDS,read=BYTES: a layer on a token, bytes a second."
+        ),
+    ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Print what a run would do and cost; run nothing."""
     from raysweep.api import plan_run
 
-    planned = plan_run(config, overrides or [])
+    planned = plan_run(config, overrides or [], gpus=gpus, nodes=nodes, rates=rates)
     typer.echo(json.dumps(planned.to_json(), indent=1) if as_json else planned.to_text())
 
 

@@ -33,6 +33,7 @@ class ExecutionConfig(BaseModel):
     cpus_per_worker: Positive = 1
     gpus_per_worker: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
     attempts: Positive = 3
+    resident: Annotated[int, Field(ge=2, le=1000, strict=True)] = 2
     device: str = "auto"
     device_map: str | dict[str, Any] | None = None
     batch_tokens: Positive | Literal["auto"] = "auto"
@@ -46,6 +47,11 @@ class ExecutionConfig(BaseModel):
     def spill_folder(self) -> Path | None:
         """Where states of a streamed sweep may wait on disk; None where they may not."""
         return None if self.spill is None else Path(self.spill).expanduser().absolute()
+
+    def spread_on(self, device: str) -> str | dict[str, Any] | None:
+        """`device_map`; where a worker has several GPUs and none was given, auto."""
+        several = self.executor == "ray" and self.gpus_per_worker != "auto" and self.gpus_per_worker > 1
+        return "auto" if self.device_map is None and several and device.startswith("cuda") else self.device_map
 
     @property
     def memory_bytes(self) -> int | None:

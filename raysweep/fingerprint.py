@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 LENGTH = 32
+_WRITING = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
 
 
 def canonical(value: Any) -> Any:
@@ -27,6 +28,8 @@ def canonical(value: Any) -> Any:
             raise ValueError(f"cannot fingerprint {value}: only finite numbers have one writing")
         return value
     if isinstance(value, (list, tuple)):
+        if set(map(type, value)) <= {int, str}:  # thousands of tokens, mostly
+            return list(value)
         return [canonical(item) for item in value]
     if isinstance(value, Mapping):
         for key in value:
@@ -38,5 +41,4 @@ def canonical(value: Any) -> Any:
 
 def fingerprint(value: Any) -> str:
     """The first 32 hexadecimal digits of the SHA-256 of the canonical writing."""
-    text = json.dumps(canonical(value), sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:LENGTH]
+    return hashlib.sha256(_WRITING.encode(canonical(value)).encode()).hexdigest()[:LENGTH]

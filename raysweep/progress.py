@@ -76,9 +76,14 @@ class Progress:
             now = self._clock()
             if now - self._printed >= _SECONDS_BETWEEN_LINES:
                 self._line(self._tally.words())
+        elif name == events.MEMORY_SHORT:
+            self._line(f"out of memory: {event['call']} went on in batches of {event['batch_tokens']} tokens")
         elif name == events.CALLS_DROPPED and self._bars:
             for kind in event["calls"]:
                 self._bars.update(self._rows[kind], total=self._tally.total[kind])
+        elif name == events.CALL_CUT and self._bars:
+            kind = kind_of(event["call"])
+            self._bars.update(self._rows[kind], total=self._tally.total[kind])
         self._update_rows(event)
 
     def _add_rows(self) -> None:

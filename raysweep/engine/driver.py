@@ -21,8 +21,9 @@ from raysweep.config import Config
 from raysweep.engine import events
 from raysweep.engine.calls import Call, Commit, Outcome, SubstituteCall
 from raysweep.engine.disk import bytes_to_write, check_room, check_writable
-from raysweep.engine.dispatch import CallQueue, is_final, may_queue_behind
-from raysweep.engine.estimate import estimate
+from raysweep.engine.dispatch import is_final
+from raysweep.engine.dispatcher import Dispatcher
+from raysweep.engine.estimate import Reckoned, reckon
 from raysweep.engine.events import EventLog, Listener
 from raysweep.engine.executor import Backend, Executor, backend_for
 from raysweep.engine.folder import RunFolder
@@ -102,14 +103,16 @@ def drive(
                 folder.clear()
             sweep_temporaries(folder.root)
             folder.forget_broken()
-            left = estimate(config, facts, graph, folder.committed())
+            calls = list(model_calls(config, facts, graph, folder.committed()))
+            reckoned = reckon(config, facts, calls, backend.workers())
+            left = reckoned.estimate
             folder.write_plan(
                 redacted(config.to_yaml()),
                 graph,
                 redacted({**describe_run(config, facts), "estimate": left.to_json() if left.calls else None}),
             )
             _tell_untold(folder, log)
-            run = _Run(config, facts, graph, folder, log)
+            run = _Run(config, facts, graph, folder, log, reckoned)
             try:
                 run.all(backend)
             except KeyboardInterrupt:
@@ -122,6 +125,7 @@ def drive(
                 tasks=len(graph.tasks),
                 failed=sorted(run.failed),
                 seconds=seconds,
+                rates=run.rates(reckoned),
             )
             return Done(folder, run.graph, run.failed, run.n_calls, seconds)
     finally:
@@ -139,17 +143,26 @@ def _tell_untold(folder: RunFolder, log: EventLog) -> None:
 class _Run:
     """One pass of the driver over what is not done."""
 
-    def __init__(self, config: Config, facts: Facts, graph: Graph, folder: RunFolder, log: EventLog) -> None:
+    def __init__(
+        self, config: Config, facts: Facts, graph: Graph, folder: RunFolder, log: EventLog, reckoned: Reckoned
+    ) -> None:
         self.config, self.facts, self.folder, self.log = config, facts, folder, log
         done = folder.committed()
         self.graph = shortened(graph, done)
         self.ledger = Ledger(self.graph, done)
-        self.queue = CallQueue(model_calls(config, facts, graph, done.keys() | beyond(graph, self.graph)))
+        self._watches = watches(config, facts, self.graph, done)
+        self._dispatcher = Dispatcher(
+            model_calls(config, facts, graph, done.keys() | beyond(graph, self.graph)),
+            reckoned.cost,
+            resident=config.execution.resident,
+            may_cut=lambda call: not self._is_watched(call),
+            started=lambda call: log.emit(events.CALL_STARTED, call=call.name),
+            was_cut=lambda call, pieces: log.emit(events.CALL_CUT, call=call.name, calls=[p.name for p in pieces]),
+        )
+        self.queue = self._dispatcher.queue
         self.failed: dict[str, str] = {}
         self.n_calls = 0
-        self._running: dict[str, int] = {}  # the worker of each call in flight
         self._attempts: Counter[str] = Counter()
-        self._watches = watches(config, facts, self.graph, done)
         self._dropped: set[str] = set()  # keys that were called for when their sweep stopped
         self._executor: Executor | None = None
         self._workers = 0
@@ -169,6 +182,12 @@ class _Run:
         self._stop_settled()
         self._queue_results()
 
+    def rates(self, reckoned: Reckoned) -> dict[str, Any]:
+        """By model, the rates at which calls went that have ended; for simulations. None where nothing was timed."""
+        known = {model: rates for model, rates in reckoned.rates.items() if rates is not None}
+        run, load = self._dispatcher.paces
+        return {model: rates.slower(run, load).to_json() for model, rates in known.items()} if self.n_calls else {}
+
     def all(self, backend: Backend) -> None:
         """Submit and collect until nothing is left."""
         if self.queue:
@@ -176,9 +195,7 @@ class _Run:
             self._executor, self._workers = executor, _models(executor)
             try:
                 self.log.emit(events.WORKERS_READY, **executor.about)
-                while self._submit(executor):
-                    for outcome in executor.collect():
-                        self._take(outcome)
+                self._dispatcher.run(executor, self._take)
             finally:
                 executor.close()
         for task in self.graph.tasks:
@@ -186,26 +203,8 @@ class _Run:
             if cause is not None:
                 self.failed.setdefault(task.name, f"not made, for '{cause}' failed")
 
-    def _submit(self, executor: Executor) -> int:
-        """Hand out what waits, each worker's first call before anybody's second; how many calls are in flight."""
-        in_flight = Counter(self._running.values())
-        for depth in range(max(slot.depth for slot in executor.slots)):
-            for index, slot in enumerate(executor.slots):
-                if in_flight[index] != depth or depth >= slot.depth:
-                    continue
-                if not may_queue_behind(depth, len(self.queue), len(executor.slots)):
-                    continue
-                call = self.queue.take(index, slot)
-                if call is not None:
-                    self.log.emit(events.CALL_STARTED, call=call.name)
-                    executor.submit(index, call)
-                    self._running[call.name] = index
-                    in_flight[index] += 1
-        return len(self._running)
-
     def _take(self, outcome: Outcome) -> None:
         call = outcome.call
-        del self._running[call.name]
         if outcome.error is not None:
             self._take_failure(outcome)
             return
@@ -216,6 +215,9 @@ class _Run:
             if any(self.ledger.lacks(key) or key in self._dropped for key in commit.keys):
                 self._commit(call, commit, outcome.measured)
         self.log.emit(events.CALL_DONE, call=call.name, measured=dict(outcome.measured))
+        if outcome.measured.get("out_of_memory"):
+            halved = {key: outcome.measured[key] for key in ("out_of_memory", "batch_tokens")}
+            self.log.emit(events.MEMORY_SHORT, call=call.name, **halved)
         self._stop_settled()
         self._queue_results()
 

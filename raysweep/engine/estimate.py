@@ -7,18 +7,29 @@ memory from sizes. Text that is generated, losses taken again and tables are not
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from raysweep.engine.calls import CaptureCall, EstimateCall, ModelCall, PairCall, SubstituteCall
+from raysweep.engine.call_queue import Costs
+from raysweep.engine.calls import (
+    Call,
+    CaptureCall,
+    EstimateCall,
+    GenerateCall,
+    ModelCall,
+    PairCall,
+    RemovalCall,
+    SubstituteCall,
+)
+from raysweep.engine.dispatch import CallCost, Load
 from raysweep.engine.loading import batch_budget
 from raysweep.engine.pending import model_calls
 from raysweep.engine.plan import hidden_size
-from raysweep.engine.rates import Rates, measured_rates
+from raysweep.engine.rates import NOMINAL, Rates, measured_rates, torch_threads
 from raysweep.engine.residency import RESIDENT, Residency, choose_residency, layer_sizes
 from raysweep.engine.room import SIZES, Needs, batches_of, kept_beside, sweep_batches, widest
 from raysweep.errors import InputError
@@ -36,8 +47,6 @@ if TYPE_CHECKING:
     from raysweep.engine.graph import Graph
     from raysweep.engine.inspection import Facts
     from raysweep.models.checkpoint import Checkpoint
-
-LOADED = 2  # checkpoints that a worker keeps, as work.py does
 
 
 @dataclass(frozen=True)
@@ -80,10 +89,31 @@ class Options:
         return {"taken": self.taken, "why": self.why, **told}
 
 
-def estimate(config: Config, facts: Facts, graph: Graph, done: Collection[str]) -> Estimate:
-    """What is left to do takes so much, each model where its residency has it."""
-    calls = list(model_calls(config, facts, graph, done))
-    return _Reckoning(config, facts, _rates(config, facts, calls)).of(calls)
+def estimate(config: Config, facts: Facts, graph: Graph, done: Collection[str], workers: int = 1) -> Estimate:
+    """What is left to do takes so much, each model where its residency has it, with so many workers."""
+    return reckon(config, facts, list(model_calls(config, facts, graph, done)), workers).estimate
+
+
+@dataclass(frozen=True)
+class Reckoned:
+    """What calls take in all, what each of them does, and by which rates; a model's are None where it could not be timed."""
+
+    estimate: Estimate
+    cost: Costs
+    rates: Mapping[str, Rates | None]
+
+
+def reckon(
+    config: Config,
+    facts: Facts,
+    calls: Sequence[ModelCall],
+    workers: int = 1,
+    rates: Mapping[str, Rates] | None = None,
+) -> Reckoned:
+    """Reckon these calls, by each model's `rates` where given, else by those measured here."""
+    found: dict[str, Rates | None] = _rates(config, facts, calls) if rates is None else {**rates}
+    reckoning = _Reckoning(config, facts, found)
+    return Reckoned(reckoning.of(calls, workers), reckoning.cost, found)
 
 
 def options(config: Config, facts: Facts, graph: Graph, done: Collection[str]) -> dict[str, Options]:
@@ -125,12 +155,14 @@ def _rates(config: Config, facts: Facts, calls: Iterable[ModelCall]) -> dict[str
         sizes = [e.n_prompt if isinstance(call, CaptureCall) else e.length - 1 for e in call.examples]
         lengths.setdefault(call.model, []).extend(sizes)
     tokens = batch_budget(config.execution.batch_tokens, facts.device)
-    return {
-        name: measured_rates(
-            facts.models[name], facts.device, tokens, max(1, int(median(of_model))), config.execution.memory_bytes
-        )
-        for name, of_model in lengths.items()
-    }
+    threads = config.execution.cpus_per_worker if config.execution.executor == "ray" else None
+    with torch_threads(threads if facts.device == "cpu" else None):
+        return {
+            name: measured_rates(
+                facts.models[name], facts.device, tokens, max(1, int(median(of_model))), config.execution.memory_bytes
+            )
+            for name, of_model in lengths.items()
+        }
 
 
 class _Reckoning:
@@ -144,31 +176,51 @@ class _Reckoning:
         self.loaded: OrderedDict[tuple[str, str, str], int] = OrderedDict()
         self.read = self.memory = self.applications = 0
         self.seconds: float | None = 0.0
+        self.taken: dict[str, tuple[float, int]] = {}  # by call: seconds without loads, and bytes meanwhile
         self._reads: dict[str, Reads] = {}
+        self._widest: dict[str, int] = {}
         self._schedules: dict[Any, Schedule] = {}
 
-    def of(self, calls: Iterable[ModelCall]) -> Estimate:
+    def of(self, calls: Iterable[ModelCall], workers: int = 1) -> Estimate:
         """The estimate of these calls, in their order."""
-        n = 0
-        for call in calls:
-            if isinstance(call, SubstituteCall):
-                self._sweep(call)
-            elif isinstance(call, EstimateCall):
-                self._gradient(call)
-            elif isinstance(call, CaptureCall):
-                self._capture(call)
-            else:
-                continue
-            n += 1
-        workers = self._workers(n)
+        n = sum(self._add(call) for call in calls)
+        workers = max(1, min(workers, n))
         each = None if self.seconds is None else self.seconds / workers
         return Estimate(n, self.applications, self.read, self.memory, self.seconds, each, workers)
 
-    def _workers(self, n_calls: int) -> int:
-        """Workers as far as they are known before they are there: `auto` counts as one."""
-        asked = self.config.execution.workers
-        many = asked if isinstance(asked, int) and self.config.execution.executor == "ray" else 1
-        return max(1, min(many, n_calls))
+    def _add(self, call: ModelCall) -> bool:
+        """Add the call; False for one of a kind that is not reckoned."""
+        if isinstance(call, SubstituteCall):
+            self._sweep(call)
+        elif isinstance(call, EstimateCall):
+            self._gradient(call)
+        elif isinstance(call, CaptureCall):
+            self._capture(call)
+        else:
+            return False
+        return True
+
+    def cost(self, call: Call) -> CallCost:
+        """What one call takes: of one that was added, or of one whose seconds are a guess at so many tokens through all layers."""
+        if not isinstance(call, ModelCall):
+            return CallCost()
+        tuned = call.tuned if isinstance(call, PairCall | RemovalCall) else None
+        pair = [(call.base, None), *([(tuned, call.base)] if tuned is not None else [])]
+        rates = self.rates.get(call.model) or NOMINAL
+        sizes = {one.fingerprint: self._load_bytes(call, one, base) for one, base in pair}
+        loads = {name: Load(size, size / rates.read_bytes) for name, size in sizes.items()}
+        if call.name not in self.taken:
+            new = call.new_tokens if isinstance(call, GenerateCall | RemovalCall) else 0
+            times = len(call.windows) if isinstance(call, PairCall) else 1
+            tokens = sum(example.length + new for example in call.examples)
+            return CallCost(times * tokens * call.base.n_layers * rates.layer_seconds, 0, loads)
+        return CallCost(*self.taken[call.name], loads)
+
+    def _load_bytes(self, call: ModelCall, checkpoint: Checkpoint, base: Checkpoint | None = None) -> int:
+        """Bytes that are read to have the checkpoint; streamed, what is outside its layers."""
+        if call.loading.stream:
+            return self._sizes(checkpoint).rest
+        return checkpoint.bytes + (base.bytes if base and checkpoint.adapter else 0)
 
     def _load(self, call: ModelCall, checkpoint: Checkpoint, base: Checkpoint | None = None) -> int:
         """Bytes read to have the checkpoint; the least recently used one makes room, as a worker's does."""
@@ -177,18 +229,22 @@ class _Reckoning:
         key = (checkpoint.fingerprint, state, loading.dtype)
         read = 0
         if key not in self.loaded:
-            while len(self.loaded) >= LOADED:
+            while len(self.loaded) >= self.config.execution.resident:
                 self.loaded.popitem(last=False)
             if loading.stream:
                 layer, rest = layer_sizes(checkpoint, loading.dtype)
                 self.loaded[key] = 2 * layer + rest
-                read = self._sizes(checkpoint).rest
             else:
                 whole = [checkpoint] if base is None or not checkpoint.adapter else [checkpoint, base]
                 self.loaded[key] = sum(one.n_parameters for one in whole) * SIZES[loading.dtype]
-                read = sum(one.bytes for one in whole)
+            read = self._load_bytes(call, checkpoint, base)
         self.loaded.move_to_end(key)
         return read
+
+    def _widest_of(self, checkpoint: Checkpoint) -> int:
+        if checkpoint.fingerprint not in self._widest:
+            self._widest[checkpoint.fingerprint] = widest(checkpoint)
+        return self._widest[checkpoint.fingerprint]
 
     def _sizes(self, checkpoint: Checkpoint) -> Reads:
         if checkpoint.fingerprint not in self._reads:
@@ -199,17 +255,20 @@ class _Reckoning:
         self, call: ModelCall, read: int, compute: float, passes: Iterable[tuple[int, float]], states: int
     ) -> None:
         """Add a call: bytes `read` before it begins, then passes of (bytes, seconds); what waits for neither."""
-        rates = self.rates[call.model]
+        known = self.rates[call.model]
+        rates = known or NOMINAL
         self.memory = max(self.memory, self.program + sum(self.loaded.values()) + states)
-        self.read += read
-        seconds = compute + (read / rates.read_bytes if rates else 0.0)
+        meanwhile, seconds = 0, compute
         for size, takes in passes:
-            self.read += size
-            seconds += max(takes, size / rates.read_bytes) if rates else 0.0
-        self.seconds = None if rates is None or self.seconds is None else self.seconds + seconds
+            meanwhile += size
+            seconds += max(takes, size / rates.read_bytes)
+        self.taken[call.name] = (seconds, meanwhile)
+        self.read += read + meanwhile
+        whole = seconds + read / rates.read_bytes
+        self.seconds = None if known is None or self.seconds is None else self.seconds + whole
 
     def _sweep(self, call: SubstituteCall) -> None:
-        loading, base, rates = call.loading, call.base, self.rates[call.model]
+        loading, base, rates = call.loading, call.base, self.rates[call.model] or NOMINAL
         key = (call.windows, call.same)
         if key not in self._schedules:
             self._schedules[key] = schedule(base.n_layers, call.windows, call.same)
@@ -217,16 +276,14 @@ class _Reckoning:
         batches = sweep_batches(base, call.examples, loading.batch_tokens)
         read = self._load(call, base) + self._load(call, call.tuned, base)
         beside = kept_beside(base, call, batches)
-        needs = Needs.of(base, loading.dtype, batches, call.windows, call.same, beside)
-        together = (
-            [list(each.batches) for each in needs.passes(self._room(call), self._disk(call))]
-            if loading.stream
-            else [[index] for index in range(len(batches))]
-        )
+        together = [[index] for index in range(len(batches))]
+        if loading.stream:
+            needs = Needs.of(base, loading.dtype, batches, call.windows, call.same, beside)
+            together = [list(each.batches) for each in needs.passes(self._room(call), self._disk(call))]
         riding = [sum(beside[i] for i in indices) for indices in together]  # about the prompts' tokens
         sizes = [self._pass_bytes(call, plan, all_of_base=bool(kept)) if loading.stream else 0 for kept in riding]
-        a_token = plan.applications * rates.layer_seconds if rates else 0.0
-        captured = base.n_layers * rates.layer_seconds if rates else 0.0
+        a_token = plan.applications * rates.layer_seconds
+        captured = base.n_layers * rates.layer_seconds
         passes = [
             (size, sum(batches[i].tokens for i in indices) * a_token + kept * captured)
             for size, indices, kept in zip(sizes, together, riding, strict=True)
@@ -234,14 +291,14 @@ class _Reckoning:
         labels = sum(example.n_tokens for example in call.examples)
         self.applications += plan.applications * len(batches)
         states = self._states(call, plan, [sum(batches[i].tokens for i in indices) for indices in together])
-        self._take(call, read, labels * len(plan.ends) * rates.head_seconds if rates else 0.0, passes, states)
+        self._take(call, read, labels * len(plan.ends) * rates.head_seconds, passes, states)
 
     def _gradient(self, call: EstimateCall) -> None:
         """A way there and back at each point; three layer applications where the layers' graphs are kept, four elsewhere.
 
         That they are kept wherever that may be, and that states of all batches of a streamed call fit, is taken for granted.
         """
-        loading, base, rates = call.loading, call.base, self.rates[call.model]
+        loading, base, rates = call.loading, call.base, self.rates[call.model] or NOMINAL
         batches = sweep_batches(base, call.examples, loading.batch_tokens)
         read = self._load(call, base) + self._load(call, call.tuned, base)
         tokens, n = sum(batch.tokens for batch in batches), base.n_layers
@@ -252,14 +309,14 @@ class _Reckoning:
             ours, theirs = (sum(self._sizes(c).layers) for c in (call.base, call.tuned)) if loading.stream else (0, 0)
             own, other = (ours, theirs) if in_base else (theirs, ours)  # where the way starts, and where it leads
             size = ours + theirs + (own if share < 1 else 0) + (other if share > 0 else 0)
-            passes.append((size, times * n * tokens * rates.layer_seconds if rates else 0.0))
+            passes.append((size, times * n * tokens * rates.layer_seconds))
         width = hidden_size(base.config) * SIZES[loading.dtype]
         largest = max((batch.tokens for batch in batches), default=0)
         states = largest * width * (GRAPH * (1 if loading.stream else n)) + (
             tokens * width * n if loading.stream else 0
         )
         labels = sum(example.n_tokens for example in call.examples)
-        self._take(call, read, 2 * labels * rates.head_seconds if rates else 0.0, passes, states)
+        self._take(call, read, 2 * labels * rates.head_seconds, passes, states)
 
     def _states(self, call: SubstituteCall, plan: Schedule, tokens: list[int]) -> int:
         """Bytes of the largest pass's states, of what one batch makes in a layer, and of its logits."""
@@ -272,7 +329,12 @@ class _Reckoning:
         vocabulary = int(text_config(call.base.config).get("vocab_size") or 0)
         logits = min(LOGIT_BYTES, 4 * vocabulary * max((e.n_tokens for e in call.examples), default=0))
         held = max(tokens, default=0) * per_token * max(counts)
-        return held + beside + call.loading.batch_tokens * (2 * per_token + 4 * widest(call.base) * size) + 3 * logits
+        return (
+            held
+            + beside
+            + call.loading.batch_tokens * (2 * per_token + 4 * self._widest_of(call.base) * size)
+            + 3 * logits
+        )
 
     def _disk(self, call: SubstituteCall) -> Disk | None:
         """What decides whether states wait on disk, as StreamedPair has it."""
@@ -304,12 +366,12 @@ class _Reckoning:
         return residency.room
 
     def _capture(self, call: CaptureCall) -> None:
-        loading, base, rates = call.loading, call.base, self.rates[call.model]
+        loading, base, rates = call.loading, call.base, self.rates[call.model] or NOMINAL
         batches = batches_of(base, [example.n_prompt for example in call.examples], loading.batch_tokens)
         read = self._load(call, base)
         tokens = [batch.tokens for batch in batches]
         size = sum(self._sizes(base).layers) if loading.stream else 0
-        takes = base.n_layers * sum(tokens) * rates.layer_seconds if rates else 0.0
+        takes = base.n_layers * sum(tokens) * rates.layer_seconds
         width = hidden_size(base.config) * SIZES[loading.dtype]
         self.applications += base.n_layers  # as its worker counts them: each layer once a call
         entering = sum(tokens) if loading.stream else max(tokens, default=0)

@@ -55,6 +55,9 @@ class Backend(Protocol):
     def device(self, asked: str) -> str:
         """The device that `execution.device` means there; raises InputError where it is not to be had."""
 
+    def workers(self) -> int:
+        """How many workers there will be, as far as that is known before they are there."""
+
     def open(self, folder: Location, n_calls: int) -> Executor:
         """Workers for at most so many calls; raises InputError where they cannot be had."""
 
@@ -90,7 +93,10 @@ class LocalExecutor:
 
 
 class LocalBackend:
-    """This process."""
+    """This process; its worker keeps so many checkpoints `resident`."""
+
+    def __init__(self, resident: int = 2) -> None:
+        self.resident = resident
 
     def check(self, storage: str, options: Mapping[str, Any]) -> Mapping[str, Any]:
         """Nothing to be looked at that inspection does not look at."""
@@ -100,9 +106,13 @@ class LocalBackend:
         """A device of this machine."""
         return resolve_device(asked)
 
+    def workers(self) -> int:
+        """One."""
+        return 1
+
     def open(self, folder: Location, n_calls: int) -> Executor:
         """The executor in this process."""
-        return LocalExecutor(Worker(folder))
+        return LocalExecutor(Worker(folder, self.resident))
 
     def listener(self, run: str, root: Location) -> None:
         """Nobody: metrics are Ray's."""
@@ -120,4 +130,4 @@ def backend_for(execution: ExecutionConfig) -> Backend:
         from raysweep.engine.ray_backend import RayBackend
 
         return RayBackend(execution)
-    return LocalBackend()
+    return LocalBackend(execution.resident)

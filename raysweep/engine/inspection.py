@@ -12,8 +12,6 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from raysweep.config import Config, DatasetConfig, GenerationConfig, ModelConfig, SubstitutionConfig
 from raysweep.config_removal import RemovalConfig
 from raysweep.config_stop import StopConfig
@@ -311,9 +309,6 @@ def chunk_fingerprint(examples: tuple[Example, ...], *, prompts_only: bool) -> s
     With `prompts_only` the response does not count: capture does not see it.
     """
 
-    def plain(tokens: np.ndarray) -> list[int]:
-        return [int(t) for t in tokens]
-
     if prompts_only:
-        return fingerprint([[e.id, plain(e.tokens[: e.n_prompt])] for e in examples])
-    return fingerprint([[e.id, e.n_prompt, plain(e.tokens)] for e in examples])
+        return fingerprint([[e.id, e.tokens[: e.n_prompt].tolist()] for e in examples])
+    return fingerprint([[e.id, e.n_prompt, e.tokens.tolist()] for e in examples])

@@ -25,4 +25,6 @@ def loading_of(config: Config, facts: Facts, model: ModelFacts) -> Loading:
     at = model.residency
     stream, spill = at.mode == "stream", config.execution.spill_folder
     where = str(spill) if stream and spill is not None else None
-    return Loading(model.dtype, facts.device, config.execution.device_map, budget, stream, at.memory, where)
+    return Loading(
+        model.dtype, facts.device, config.execution.spread_on(facts.device), budget, stream, at.memory, where
+    )

@@ -6,14 +6,17 @@ process lives.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from itertools import cycle
 from typing import TYPE_CHECKING
 
 from raysweep.engine.plan import hidden_size
+from raysweep.errors import InputError, shown
 from raysweep.models.checkpoint import Checkpoint, text_config
 from raysweep.models.one_layer import build_one_layer
 from raysweep.models.same import layer_of
@@ -39,11 +42,64 @@ class Rates:
     read_bytes: float
     layer: str
 
+    def slower(self, run: float, load: float) -> Rates:
+        """The same with everything computed so many times, and everything read so many times as slowly."""
+        return replace(
+            self,
+            layer_seconds=self.layer_seconds * run,
+            head_seconds=self.head_seconds * run,
+            read_bytes=self.read_bytes / load,
+        )
+
+    def to_json(self) -> dict[str, float]:
+        """Plain values, as `--rates` names them."""
+        return {"layer": self.layer_seconds, "head": self.head_seconds, "read": self.read_bytes}
+
+
+def given_rates(text: str) -> Rates:
+    """Rates from `layer=1e-7,read=2e9,head=1e-6`: seconds a token, bytes a second, seconds a token (0 unless given).
+
+    Raises InputError for anything else.
+    """
+    found: dict[str, float] = {}
+    for item in text.split(","):
+        name, _, value = item.strip().partition("=")
+        try:
+            found[name] = float(value)
+        except ValueError:
+            found[name] = math.nan
+    if not {"layer", "read"} <= found.keys() <= {"layer", "read", "head"} or not all(
+        0 < rate < math.inf or (name == "head" and rate == 0) for name, rate in found.items()
+    ):
+        raise InputError(
+            f"--rates {shown(text)} is no run folder: give one, or layer=SECONDS,read=BYTES (and head=SECONDS if it counts): "
+            "seconds of a decoder layer on a token, bytes read a second, seconds of norm, head and loss on a token"
+        )
+    return Rates(found["layer"], found.get("head", 0.0), found["read"], "as given")
+
+
+# Where nothing can be timed: calls compare by the tokens that go through layers, and loads take no time.
+NOMINAL = Rates(1e-6, 0.0, math.inf, "nothing that was timed")
+
+
+@contextmanager
+def torch_threads(n: int | None) -> Iterator[None]:
+    """So many threads for torch's products meanwhile, as a worker elsewhere has; as they are for None."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(n or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
 
 def measured_rates(model: ModelFacts, device: str, tokens: int, length: int, memory: int | None = None) -> Rates | None:
     """Rates for calls of about `tokens` tokens in texts of `length`; None where the device is not this machine's.
 
-    What was read may have been in the page cache: it mostly is, for inspection reads every checkpoint.
+    Models of one architecture and the same sizes have the same. What was read may have been in the page cache: it mostly
+    is, for inspection reads every checkpoint.
     """
     import torch
 
@@ -51,7 +107,8 @@ def measured_rates(model: ModelFacts, device: str, tokens: int, length: int, mem
         device == "mps" and not torch.backends.mps.is_available()
     ):
         return None
-    key = (model.base.fingerprint, model.dtype, device, tokens, length)
+    kind = (str(model.base.config.get("model_type")), frozenset(model.base.shapes.items()))
+    key = (kind, model.dtype, device, tokens, length, torch.get_num_threads())
     if key not in _KNOWN:
         width = hidden_size(model.base.config)
         vocabulary = int(text_config(model.base.config).get("vocab_size") or 1)
@@ -68,8 +125,6 @@ def measured_rates(model: ModelFacts, device: str, tokens: int, length: int, mem
 
 
 def _layer_parameters(checkpoint: Checkpoint) -> float:
-    import math
-
     sizes = [math.prod(shape) for name, shape in checkpoint.shapes.items() if layer_of(name) is not None]
     return sum(sizes) / checkpoint.n_layers
 

@@ -80,13 +80,17 @@ class RayBackend:
         self._workers(nodes)
         return self._device
 
+    def workers(self) -> int:
+        """As many as are asked for, or as there is room for: on the cluster that was joined, else on this machine."""
+        return self._workers(self._nodes())
+
     def open(self, folder: Location, n_calls: int) -> Executor:
         """Workers for at most so many calls, on the cluster, which is started here where there is no address."""
         if not ray.is_initialized():
             self._start()
         workers = min(self._workers(self._nodes()), n_calls)
         about = {"address": ray.get_runtime_context().gcs_address, "dashboard": self._dashboard}
-        return RayExecutor(folder, workers, self._share, self._device, about)
+        return RayExecutor(folder, workers, self._share, self._device, about, self._asked.resident)
 
     def listener(self, run: str, root: Location) -> Listener:
         """What turns the run's events into Ray's metrics."""

@@ -63,9 +63,15 @@ class RayExecutor:
     """
 
     def __init__(
-        self, folder: Location, workers: int, share: Share, device: str, about: Mapping[str, Any] = {}
+        self,
+        folder: Location,
+        workers: int,
+        share: Share,
+        device: str,
+        about: Mapping[str, Any] = {},
+        resident: int = 2,
     ) -> None:
-        self._folder, self._device = folder, device
+        self._folder, self._device, self._resident = folder, device, resident
         slot = Slot(results=not share.gpus, depth=_DEPTH)
         self._places = [_Place(f"raysweep worker {index}", slot, share) for index in range(workers)]
         if share.gpus:
@@ -138,7 +144,7 @@ class RayExecutor:
             max_task_retries=0,
             scheduling_strategy="SPREAD",
         )
-        place.actor = kind.remote(self._folder, max(1, place.share.cpus), place.share.gpus > 0)
+        place.actor = kind.remote(self._folder, max(1, place.share.cpus), place.share.gpus > 0, self._resident)
 
     def _retire(self, index: int, call: Call, error: RunError) -> None:
         place = self._places[index]
@@ -174,12 +180,13 @@ class RayExecutor:
             )
 
     def _check_room(self, place: _Place, until: float) -> None:
-        """Raise RunError where no living node could ever hold the actor that is waited for, or it took too long."""
+        """Raise RunError where the living nodes cannot hold the actor that is waited for with the others, or it took too long."""
         share = place.share
         nodes = living_nodes()
-        if not room_for(nodes, share.cpus or 1e-3, share.gpus):
+        wanted = sum(other.actor is not None and other.share == share for other in self._places)
+        if (room := room_for(nodes, share.cpus or 1e-3, share.gpus)) < wanted:
             raise RunError(
-                f"a worker of {share.words} has no node to run on any more: {len(nodes)} nodes are alive; "
+                f"a worker of {share.words} has no node to run on any more: {len(nodes)} nodes are alive, with room for {room}; "
                 "bring the cluster up and run again, which goes on from what is committed"
             )
         if time.monotonic() > until:

@@ -20,7 +20,7 @@ Result = tuple[tuple["Commit", ...], Mapping[str, Any], str | None, str | None, 
 class RayWorker:
     """Runs calls one after the other, with the checkpoints it used last resident."""
 
-    def __init__(self, folder: Location, cpus: int, sees_gpus: bool) -> None:
+    def __init__(self, folder: Location, cpus: int, sees_gpus: bool, resident: int = 2) -> None:
         if not sees_gpus:  # a worker without GPUs would inherit all of its node's
             os.environ["CUDA_VISIBLE_DEVICES"] = ""
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -33,7 +33,7 @@ class RayWorker:
         from raysweep.engine.work import Worker
 
         torch.set_num_threads(cpus)
-        self._worker = Worker(folder)
+        self._worker = Worker(folder, resident)
 
     def about(self) -> dict[str, Any]:
         """Where this worker runs, and what it sees there."""
@@ -52,11 +52,8 @@ class RayWorker:
     def run(self, call: Call) -> Result:
         """Run a call; what it raises comes back as words."""
         outcome = self._worker.attempt(call)
-        measured = {
-            **outcome.measured,
-            "visible_gpus": os.environ.get("CUDA_VISIBLE_DEVICES", ""),
-            "worker": _own_name(),
-        }
+        where = {"visible_gpus": os.environ.get("CUDA_VISIBLE_DEVICES", ""), "worker": _own_name(), "pid": os.getpid()}
+        measured = {**outcome.measured, **where}
         return outcome.commits, measured, outcome.error, outcome.traceback, outcome.failure
 
 

@@ -73,7 +73,7 @@ def choose_residency(
     if asked == "auto" and taken + whole <= free:
         return Residency("resident", f"its weights ({_gb(whole)}) fit in {_gb(free)}")
     try:
-        _refuse_what_needs_all(config, name, bool(tuned))
+        _refuse_what_needs_all(config, name, bool(tuned), device)
         for checkpoint in (base, *tuned):
             refuse_if_not_streamable(checkpoint)
     except InputError as error:
@@ -105,7 +105,7 @@ def _budget(memory: int | None, device: str) -> int | None:
     return free_bytes(device) + private_bytes()
 
 
-def _refuse_what_needs_all(config: Config, name: str, tuned: bool) -> None:
+def _refuse_what_needs_all(config: Config, name: str, tuned: bool, device: str) -> None:
     substitution = config.studies.substitution
     if substitution and substitution.generate and tuned:
         raise InputError(
@@ -123,10 +123,10 @@ def _refuse_what_needs_all(config: Config, name: str, tuned: bool) -> None:
             f"model '{name}' cannot be streamed: studies.removal writes token by token and would read every layer for each; "
             "leave it out, or set execution.residency to resident"
         )
-    if config.execution.device_map is not None:
+    if config.execution.spread_on(device) is not None:
         raise InputError(
-            f"model '{name}' cannot be streamed: execution.device_map spreads its layers over devices; leave it out, or set "
-            "execution.residency to resident"
+            f"model '{name}' cannot be streamed: execution.device_map spreads its layers over devices (auto does, where a worker "
+            "has several GPUs); leave it out, or set execution.residency to resident"
         )
 
 

@@ -41,6 +41,9 @@ class Tally:
         elif name == events.CALLS_DROPPED:  # not needed: a sweep has stopped early
             for kind, n in event["calls"].items():
                 self.total[kind] = self.total.get(kind, 0) - n
+        elif name == events.CALL_CUT:  # waiting, into pieces that other workers take
+            kind = kind_of(event["call"])
+            self.total[kind] = self.total.get(kind, 0) + len(event["calls"]) - 1
         elif name == events.CALL_RETRIED:
             self.retried += 1
         elif name == events.CALL_FAILED:

@@ -22,6 +22,7 @@ _QUEUED = {
     events.CALL_RETRIED,
     events.CALL_FAILED,
     events.CALLS_DROPPED,
+    events.CALL_CUT,
 }
 
 

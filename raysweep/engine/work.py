@@ -10,9 +10,10 @@ import time
 import traceback
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import singledispatchmethod
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -39,7 +40,8 @@ from raysweep.engine.calls import (
 )
 from raysweep.engine.disk import is_lasting
 from raysweep.engine.folder import RunFolder
-from raysweep.errors import InputError, RaysweepError
+from raysweep.engine.memory import Budgets, is_out_of_memory, let_go, too_large
+from raysweep.errors import InputError, RaysweepError, RunError
 from raysweep.models.adapter import Adapter
 from raysweep.models.checkpoint import Checkpoint, load_model, load_tokenizer
 from raysweep.models.memory import Peak, held_bytes
@@ -61,27 +63,26 @@ from raysweep.studies.verification import apart, true_losses, within
 if TYPE_CHECKING:
     from raysweep.store.places import Location
 
-RESIDENT = 2  # a pair
-
 
 class Worker:
-    """Runs calls on one device (or one device map), for one run folder."""
+    """Runs calls on one device (or one device map), for one run folder, with at most so many checkpoints `resident`."""
 
-    def __init__(self, folder: Location) -> None:
+    def __init__(self, folder: Location, resident: int = 2) -> None:
         self.folder = RunFolder(folder)
+        self._most, self._loads, self._evictions, self._load_seconds = resident, 0, 0, 0.0
+        self._budgets = Budgets()
         self._resident: OrderedDict[tuple[str, str, str], Adapter | StreamedModel] = OrderedDict()
         self._last: tuple[tuple[object, object], Pair] | None = None
-        self._loads = self._evictions = 0  # in the call that runs
         self._read_before = 0  # bytes: of checkpoints that were loaded whole, and of streamed ones let go
 
     def attempt(self, call: Call) -> Outcome:
         """Run the call; whatever it raises becomes an outcome with the traceback, but for a disk that is full or gone (OSError)."""
         started, read = time.monotonic(), self._bytes_read()
-        self._loads = self._evictions = 0
+        self._loads, self._evictions, self._load_seconds = 0, 0, 0.0
         peak = Peak(call.loading.device if isinstance(call, ModelCall) else "cpu")
         try:
             with peak:
-                commits, measured = self._run(call)
+                commits, measured = self._within_memory(call)
         except Exception as error:
             if is_lasting(error):  # the run ends: the disk that this call could not write to takes no other's either
                 raise
@@ -96,8 +97,27 @@ class Worker:
         seconds = round(time.monotonic() - started, 4)
         used = {"bytes_read": self._bytes_read() - read, "peak_bytes": peak.bytes, "seconds": seconds}
         if isinstance(call, ModelCall):
-            used |= {"loads": self._loads, "evictions": self._evictions}
+            used |= {"loads": self._loads, "evictions": self._evictions, "load_seconds": round(self._load_seconds, 4)}
         return Outcome(call, tuple(commits), {**measured, **used})
+
+    def _within_memory(self, call: Call) -> tuple[list[Commit], dict[str, Any]]:
+        """Run the call; out of memory, again in batches of half as many tokens, which is remembered for its model."""
+        if not isinstance(call, ModelCall):
+            return self._run(call)
+        times = 0
+        while True:
+            tokens = self._budgets.of(call)
+            try:
+                commits, measured = self._run(replace(call, loading=replace(call.loading, batch_tokens=tokens)))
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                if not self._budgets.halve(call):
+                    raise RunError(too_large(call, error)) from error
+            else:
+                return commits, {**measured, **({"out_of_memory": times, "batch_tokens": tokens} if times else {})}
+            times += 1
+            let_go(call.loading.device)
 
     def _bytes_read(self) -> int:
         """Bytes of checkpoints read so far; of one that is loaded whole, its files'."""
@@ -111,25 +131,31 @@ class Worker:
         self._last = None
 
     def _make_room(self) -> None:
-        while len(self._resident) >= RESIDENT:
+        while len(self._resident) >= self._most:
             read = self._bytes_read()
             self._resident.popitem(last=False)
             self._evictions += 1
             self._read_before += read - self._bytes_read()
             self._last = None  # it holds its models
 
+    def _loaded(self, started: float) -> None:
+        """Count a load that began then."""
+        self._loads += 1
+        self._load_seconds += time.monotonic() - started
+
     def _adapter(self, checkpoint: Checkpoint, loading: Loading, base: Checkpoint | None = None) -> Adapter:
         """The loaded model, the least recently used one making room."""
         key = (checkpoint.fingerprint, base.fingerprint if base and checkpoint.adapter else "", loading.dtype)
         found = self._resident.get(key)
         if not isinstance(found, Adapter):
+            started = time.monotonic()
             self._make_room()
             self._resident[key] = found = Adapter(
                 load_model(
                     checkpoint, dtype=loading.dtype, device=loading.device, device_map=loading.device_map, base=base
                 )
             )
-            self._loads += 1
+            self._loaded(started)
             self._read_before += checkpoint.bytes + (base.bytes if base and checkpoint.adapter else 0)
         self._resident.move_to_end(key)
         return found
@@ -139,10 +165,11 @@ class Worker:
         key = (checkpoint.fingerprint, "stream", loading.dtype)
         found = self._resident.get(key)
         if not isinstance(found, StreamedModel):
+            started = time.monotonic()
             self._make_room()
             found = StreamedModel(checkpoint, dtype=loading.dtype, device=loading.device)
             self._resident[key] = found
-            self._loads += 1
+            self._loaded(started)
         self._resident.move_to_end(key)
         return found
 
@@ -166,9 +193,7 @@ class Worker:
 
     @_run.register
     def _(self, call: SubstituteCall) -> tuple[list[Commit], dict[str, float]]:
-        loading = time.monotonic()
         pair, work = self._pair(call), Work()
-        loaded = time.monotonic()
         if not call.same.layers <= pair.same.layers or (call.same.rest and not pair.same.rest):
             raise InputError(
                 f"checkpoints '{call.base.source}' and '{call.tuned.source}' have the same digests for layers "
@@ -182,20 +207,18 @@ class Worker:
         commits = _loss_commits(call, losses, "exact")
         if collector is not None:
             commits += self._captured(call, call.captures, collector.captured())
-        measured = _did(work, loaded - loading)
+        measured = _did(work)
         if isinstance(pair, StreamedPair):
             measured |= {"states_on_disk": work.bytes_on_disk}
         return commits, measured
 
     @_run.register
     def _(self, call: EstimateCall) -> tuple[list[Commit], dict[str, float]]:
-        loading = time.monotonic()
         pair, work = self._pair(call), Work()
-        loaded = time.monotonic()
         losses = estimate_losses(
             pair, call.examples, call.windows, points=call.points, batch_tokens=call.loading.batch_tokens, work=work
         )
-        return _loss_commits(call, losses, "gradient"), _did(work, loaded - loading)
+        return _loss_commits(call, losses, "gradient"), _did(work)
 
     @_run.register
     def _(self, call: VerifyCall) -> tuple[list[Commit], dict[str, float]]:
@@ -401,12 +424,8 @@ def _loss_commits(call: SubstituteCall | EstimateCall, losses: np.ndarray, estim
     return commits
 
 
-def _did(work: Work, load_seconds: float) -> dict[str, float]:
-    return {
-        "layer_applications": work.applications,
-        "token_applications": work.token_applications,
-        "load_seconds": round(load_seconds, 4),
-    }
+def _did(work: Work) -> dict[str, float]:
+    return {"layer_applications": work.applications, "token_applications": work.token_applications}
 
 
 def _commit(kind: str, call: Call, keys: tuple[str, ...], rows: pd.DataFrame) -> Commit:

@@ -201,9 +201,9 @@ def test_time_is_rates_times_counts(
     assert found.call_seconds == pytest.approx(expected)
     assert (found.seconds, found.workers) == (found.call_seconds, 1)
     many = make_config("nowhere", *SWEEP_ONLY, "execution.executor=ray", "execution.workers=2")
-    assert estimate(many, facts, graph, set()).seconds == pytest.approx(expected / 2)
+    assert estimate(many, facts, graph, set(), workers=2).seconds == pytest.approx(expected / 2)
     more = make_config("nowhere", *SWEEP_ONLY, "execution.executor=ray", "execution.workers=9")
-    assert estimate(more, facts, graph, set()).workers == 3, "there are three calls"
+    assert estimate(more, facts, graph, set(), workers=9).workers == 3, "there are three calls"
 
     # Streamed, a pass takes the longer of reading and computing.
     for layer_seconds in (2.0, 0.0):

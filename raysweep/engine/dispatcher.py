@@ -1,0 +1,160 @@
+"""The loop that hands calls to workers until none is left: the driver's, and a simulation's on paper.
+
+What to decide is dispatch.py's; this keeps count of what is in flight and when each worker is expected to be free.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from raysweep.engine.call_queue import CallQueue, Costs, even_cost
+from raysweep.engine.calls import Call, Outcome
+from raysweep.engine.dispatch import CALL_SECONDS, CallCost, choose_pieces
+from raysweep.engine.splitting import MOST_PIECES, cut, shares
+
+if TYPE_CHECKING:
+    from raysweep.engine.executor import Executor
+
+
+def nothing_said(call: Call) -> None:
+    """Where nobody wants to know what is started."""
+
+
+def never_cut(call: Call, pieces: list[Call]) -> None:
+    """Where nobody wants to know what is cut."""
+
+
+class Dispatcher:
+    """Calls that wait and calls in flight.
+
+    `costs` tells what a call takes, `may_cut` which ones may be cut; `started` and `was_cut` are told of both as it
+    happens. How much slower than reckoned calls and loads are is learnt from those that have ended.
+    """
+
+    def __init__(
+        self,
+        calls: Iterable[Call] = (),
+        costs: Costs = even_cost,
+        *,
+        resident: int = 2,
+        may_cut: Callable[[Call], bool] = lambda call: True,
+        started: Callable[[Call], None] = nothing_said,
+        was_cut: Callable[[Call, list[Call]], None] = never_cut,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._pieces: dict[str, CallCost] = {}  # by name, of those that were cut
+        self._costs, self._may_cut, self._started, self._was_cut = costs, may_cut, started, was_cut
+        self._clock = clock
+        self.queue = CallQueue(calls, self.cost, resident)
+        self._in_flight: dict[str, tuple[int, float]] = {}  # by name: the worker, and the seconds that are expected
+        self._count: dict[int, int] = {}
+        self._free: dict[int, float] = {}
+        self._run_pace, self._load_pace = _Pace(), _Pace()
+
+    def cost(self, call: Call) -> CallCost:
+        """What the call takes, or the piece of one."""
+        found = self._pieces.get(call.name)
+        return self._costs(call) if found is None else found
+
+    @property
+    def paces(self) -> tuple[float, float]:
+        """How much longer calls, and loads, took than reckoned: 1 before any has ended."""
+        return self._run_pace.ratio, self._load_pace.ratio
+
+    def run(self, executor: Executor, take: Callable[[Outcome], None]) -> None:
+        """Hand out and collect until nothing is left; `take` is told what came of each call, once it is off the books."""
+        while self._hand_out(executor):
+            for outcome in executor.collect():
+                self._ended(outcome)
+                take(outcome)
+
+    def _hand_out(self, executor: Executor) -> int:
+        """Hand out what waits, each worker's first call before anybody's second; how many calls are in flight."""
+        slots, count, queue = executor.slots, self._count, self.queue
+        for depth in range(max(slot.depth for slot in slots) if queue else 0):
+            for index, slot in enumerate(slots):
+                if count.get(index, 0) != depth or depth >= slot.depth:
+                    continue
+                pace = self._load_pace.ratio / self._run_pace.ratio
+                call = queue.take(index, slot, in_flight=depth, slots=len(slots), load_pace=pace)
+                if call is None:
+                    continue
+                if call.affinity and not depth:
+                    call = self._first_piece(call, index, executor)
+                self._submit(executor, index, call)
+                if not executor.slots[index].models:
+                    queue.forget(index)  # it could not be replaced, or only makes tables
+        return len(self._in_flight)
+
+    def _submit(self, executor: Executor, index: int, call: Call) -> None:
+        self._started(call)
+        expected = self.cost(call).seconds * self._run_pace.ratio + CALL_SECONDS if call.affinity else 0.0
+        self._in_flight[call.name] = (index, expected)
+        self._count[index] = self._count.get(index, 0) + 1
+        self._free[index] = max(self._clock(), self._free.get(index, 0.0)) + expected
+        executor.submit(index, call)
+
+    def _first_piece(self, call: Call, index: int, executor: Executor) -> Call:
+        """The call, or its first piece where there are too few calls left for all workers; the others wait then."""
+        many = [i for i, slot in enumerate(executor.slots) if slot.models and i != index]
+        seconds = self.cost(call).seconds
+        enough = self.queue.seconds >= len(many) * seconds
+        if enough or call.name in self._pieces or not self._may_cut(call):
+            return call
+        cuts = [found for n in range(2, min(MOST_PIECES, len(many) + 1) + 1) if (found := shares(call, n))]
+        now, pace = self._clock(), self._run_pace.ratio
+        chosen = choose_pieces(
+            now,
+            [max(now, self._free.get(i, now)) for i in many],
+            self.queue.seconds * pace,
+            seconds * pace,
+            self.queue.load_seconds(call.affinity) * self._load_pace.ratio,
+            cuts,
+        )
+        if chosen < 0:
+            return call
+        first, *others = pieces = cut(call, len(cuts[chosen]))
+        whole = self.cost(call)
+        for piece, share in zip(pieces, cuts[chosen], strict=True):
+            self._pieces[piece.name] = replace(whole, seconds=whole.seconds * share)
+        for piece in reversed(others):
+            self.queue.push_back(piece)
+        self._was_cut(call, pieces)
+        return first
+
+    def _ended(self, outcome: Outcome) -> None:
+        call = outcome.call
+        index, _ = self._in_flight.pop(call.name)
+        self._count[index] -= 1
+        if outcome.failure in ("lost", "unstarted") and outcome.error is not None:
+            self.queue.forget(index)
+        elif call.affinity and outcome.error is None:
+            self._learn(call, outcome.measured)
+        ours = [expected for at, expected in self._in_flight.values() if at == index]
+        self._free[index] = self._clock() + sum(ours)
+
+    def _learn(self, call: Call, measured: Mapping[str, Any]) -> None:
+        cost, load = self.cost(call), float(measured.get("load_seconds", 0.0))
+        if "seconds" in measured:
+            self._run_pace.take(cost.seconds, float(measured["seconds"]) - load)
+        if n := int(measured.get("loads", 0)):
+            each = self.queue.load_seconds(call.affinity) / len(call.affinity)
+            self._load_pace.take(n * each, load)
+
+
+class _Pace:
+    """Measured ÷ reckoned, over all that has ended so far; 1 before."""
+
+    def __init__(self) -> None:
+        self._reckoned = self._measured = 0.0
+
+    def take(self, reckoned: float, measured: float) -> None:
+        self._reckoned += reckoned
+        self._measured += measured
+
+    @property
+    def ratio(self) -> float:
+        return self._measured / self._reckoned if self._reckoned > 0 and self._measured > 0 else 1.0

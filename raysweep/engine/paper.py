@@ -1,0 +1,101 @@
+"""What a simulation needs beside calls: which workers there would be on so many GPUs, and what their calls take."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+from raysweep.config import Config
+from raysweep.engine.calls import Call, CaptureCall, EstimateCall, SubstituteCall
+from raysweep.engine.dispatch import Node, room_for
+from raysweep.engine.estimate import reckon
+from raysweep.engine.events import RUN_FINISHED, read_events
+from raysweep.engine.folder import RunFolder
+from raysweep.engine.graph import Graph
+from raysweep.engine.inspection import Facts, resolve_device
+from raysweep.engine.pending import model_calls
+from raysweep.engine.rates import Rates, given_rates
+from raysweep.engine.simulate import Simulation, simulate
+from raysweep.errors import InputError
+
+_GPUS_A_NODE = 8
+
+
+def device_on_paper(asked: str) -> str:
+    """The device that a simulation takes the workers to have: as asked, whether or not this machine has it."""
+    return resolve_device(asked) if asked == "auto" else asked
+
+
+def workers_on(gpus: int, nodes: int, each: float) -> int:
+    """How many workers of so many GPUs each there are on the GPUs, which are spread over the nodes evenly.
+
+    Raises InputError where there are more nodes than GPUs, or no worker fits.
+    """
+    if nodes > gpus:
+        raise InputError(f"--nodes {nodes}: there are {gpus} GPUs to be spread over them; give as many nodes or fewer")
+    sizes = [gpus // nodes + (node < gpus % nodes) for node in range(nodes)]
+    room = room_for([Node(sys.maxsize, size) for size in sizes], 1, each)
+    if not room:
+        raise InputError(
+            f"execution.gpus_per_worker is {each:g}, and a node has {max(sizes)} GPUs at most ({gpus} on {nodes} nodes); ask for "
+            "more GPUs or fewer nodes"
+        )
+    return room
+
+
+def rates_from(text: str, config: Config) -> dict[str, Rates]:
+    """Each model's rates: as written (given_rates), or those at which the latest whole run in this folder went.
+
+    Raises InputError for anything else, and for a model that the run did not have.
+    """
+    folder = RunFolder(Path(text).expanduser())
+    if not folder.is_run:
+        return {model.name: given_rates(text) for model in config.models}
+    found: dict[str, dict[str, float]] = {}
+    for event in read_events(folder.events):
+        if event["event"] == RUN_FINISHED:
+            found |= event.get("rates", {})
+    lacking = [model.name for model in config.models if model.name not in found]
+    if lacking:
+        raise InputError(
+            f"--rates {text}: that run has timed no model '{lacking[0]}'; it has {', '.join(found) or 'none'}: give another "
+            "run, or layer=SECONDS,read=BYTES"
+        )
+    taken = {model.name: found[model.name] for model in config.models}
+    return {
+        name: Rates(each["layer"], each["head"], each["read"], f"the run in {text}") for name, each in taken.items()
+    }
+
+
+def simulated(
+    config: Config,
+    facts: Facts,
+    graph: Graph,
+    done: Collection[str],
+    gpus: int,
+    nodes: int | None,
+    rates: Mapping[str, Rates] | None,
+) -> Simulation:
+    """What is left of a run, simulated. Raises InputError where neither rates are given nor can be measured here."""
+    nodes = nodes or -(-gpus // _GPUS_A_NODE)
+    each = config.execution.gpus_per_worker
+    workers = workers_on(gpus, nodes, 1.0 if each in ("auto", 0) else float(each))
+    calls = [
+        call
+        for call in model_calls(config, facts, graph, done)
+        if isinstance(call, CaptureCall | SubstituteCall | EstimateCall)
+    ]
+    found = reckon(config, facts, calls, workers, rates)
+    if found.estimate.call_seconds is None:
+        raise InputError(
+            f"nothing can be simulated: {facts.device} cannot be timed on this machine; give --rates layer=SECONDS,read=BYTES"
+        )
+    stopping = {(task.model, task.dataset) for task in graph.of_kind("stop")}
+
+    def may_cut(call: Call) -> bool:
+        return (call.model, call.dataset) not in stopping
+
+    return simulate(
+        calls, found.cost, workers=workers, nodes=nodes, resident=config.execution.resident, may_cut=may_cut
+    )

@@ -1,0 +1,45 @@
+"""A simulated run in words: how long, how idle, what is read, and the workers with most and least to do over time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from raysweep.engine.simulate import Simulation, Span
+
+_COLUMNS = 48
+_SHOWN = 3
+
+
+def simulation_lines(found: Simulation) -> list[str]:
+    """A few lines for a terminal."""
+    lines = [
+        f"on paper     {found.workers} workers on {found.nodes} node{'s' * (found.nodes != 1)}: {_seconds(found.makespan)}, workers "
+        f"without a call {found.idle_share:.1%} of it",
+        f"  loads      {found.loads} of {found.least_loads} checkpoints, {found.bytes_read / 1e9:.2f} GB read in all; "
+        f"{found.calls} calls, {found.cut} cut into pieces",
+        f"  over time  {_COLUMNS} moments: █ computing, ▒ loading, · no call",
+    ]
+    order = sorted(range(found.workers), key=found.busy, reverse=True)
+    shown = order if len(order) <= 2 * _SHOWN else [*order[:_SHOWN], *order[-_SHOWN:]]
+    for place, worker in enumerate(shown):
+        if len(order) > len(shown) and place == _SHOWN:
+            lines.append(f"             … {len(order) - len(shown)} more between these")
+        bar = timeline(found.timelines[worker], found.makespan)
+        lines.append(f"  worker {worker:<4}{bar} {len(found.timelines[worker])} calls, {_seconds(found.busy(worker))}")
+    return lines
+
+
+def timeline(spans: Sequence[Span], makespan: float, columns: int = _COLUMNS) -> str:
+    """What a worker is doing at evenly spaced moments of the run, a character each."""
+    moments = [(column + 0.5) * makespan / columns for column in range(columns)]
+    text = ""
+    for moment in moments:
+        span = next((span for span in spans if span.begin <= moment < span.end), None)
+        text += "·" if span is None else "▒" if moment < span.begin + span.loading else "█"
+    return text
+
+
+def _seconds(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.2f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
