@@ -82,9 +82,15 @@ REFUSALS = {
         ["storage={world}/counts.jsonl"],
         "storage '{world}/counts.jsonl' is a file; give a folder",
     ),
-    "storage that is a URL": (
-        ["storage=s3://bucket/run"],
-        "{config}: key 'storage': give a folder, not 's3://bucket/run'; a run is stored in this machine's file system",
+    "storage that is no store's URL": (
+        ["storage=ftp://host/run"],
+        "{config}: key 'storage': 'ftp://host/run' is no place for a run: a file must appear there whole or not at all, as in a "
+        "folder or an object store; known: abfs, abfss, az, gcs, gs, memory, s3, s3a",
+    ),
+    "storage with a password in it": (
+        ["storage=s3://AKIA:hush@bucket/run"],
+        "{config}: key 'storage': the URL has a name or password in it; give credentials in the environment or in the store's own "
+        "config files (for S3: AWS_ACCESS_KEY_ID or ~/.aws)",
     ),
     "a device that is not there": (
         ["execution.device=cuda:99"],
