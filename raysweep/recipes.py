@@ -183,6 +183,7 @@ execution:
   # dashboard_host: 127.0.0.1        # ray started here: where its dashboard listens; elsewhere only with a token
   # workers: auto                    # ray: as many as there is room for, or a number
   # gpus_per_worker: auto            # ray: 1 where there are GPUs; or a share of one, or several
+  resident: 2                        # checkpoints that a worker keeps loaded
   attempts: 3                        # a chunk that fails or loses its worker so often is set aside
   device: auto                       # cuda where there is one, else cpu
   batch_tokens: auto                 # padded tokens of one block call: 8192 on a GPU, 1024 on a CPU, or a number

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from raysweep.config import parse_config
 from raysweep.engine.inspection import inspect
 from raysweep.engine.plan import plan
-from raysweep.fingerprint import canonical, fingerprint
+from raysweep.fingerprint import canonical, fingerprint, fingerprints
 from raysweep.lab import resolve
 from raysweep.studies.windows import Window
 
@@ -204,3 +204,18 @@ def test_the_release_of_a_library_is_part_of_a_key_and_its_patch_is_not(records)
     for one, other in zip(older, newer, strict=True):
         assert one.name == other.name
         assert not set(one.keys) & set(other.keys)
+
+
+@given(
+    value=st.dictionaries(
+        st.text(max_size=4), st.integers() | st.text(max_size=6) | st.lists(st.integers(), max_size=3)
+    ),
+    texts=st.lists(st.text(max_size=8), max_size=4),
+)
+def test_many_at_once_are_the_same_as_one_by_one(value, texts):
+    assert fingerprints(value, "chunk", texts) == [fingerprint({**value, "chunk": text}) for text in texts]
+
+
+def test_what_stands_for_the_texts_may_not_be_a_value():
+    with pytest.raises(ValueError, match="stands for 'chunk' here"):
+        fingerprints({"a": "· what is put in here ·"}, "chunk", ["x"])

@@ -10,7 +10,7 @@ from raysweep.config import Config, SubstitutionConfig
 from raysweep.config_removal import RemovalConfig
 from raysweep.engine.graph import Graph, Task
 from raysweep.engine.inspection import Cell, Facts, ModelFacts, asked_changes, chunk_fingerprint, stop_rule
-from raysweep.fingerprint import fingerprint
+from raysweep.fingerprint import fingerprint, fingerprints
 from raysweep.models.same import NOTHING
 from raysweep.numerics.dynamics import how_many
 from raysweep.numerics.measures.registry import MEASURES
@@ -112,7 +112,7 @@ def _losses(
             kind,
             cell.model,
             cell.dataset,
-            tuple(fingerprint({**same, **what, "chunk": chunk}) for chunk in chunks),
+            tuple(fingerprints({**same, **what}, "chunk", chunks)),
             change,
         )
         for change in changes
