@@ -85,6 +85,7 @@ def test_defaults():
         "cpus_per_worker": 1,
         "gpus_per_worker": "auto",
         "attempts": 3,
+        "resident": 2,
         "device": "auto",
         "device_map": None,
         "batch_tokens": "auto",
@@ -431,3 +432,23 @@ def test_every_measure_can_be_asked_for_and_has_the_registry_s_defaults():
     similarity = parse_config(PLAIN | {"studies": {"similarity": {"metrics": list(MEASURES)}}}).studies.similarity
     assert get_args(Metric) == tuple(similarity.metrics) == tuple(MEASURES)
     assert (similarity.components, similarity.neighbours, similarity.variance) == dataclasses.astuple(DEFAULTS)
+
+
+@pytest.mark.parametrize(
+    ("execution", "device", "spread"),
+    [
+        ({"executor": "ray", "gpus_per_worker": 2}, "cuda", "auto"),
+        ({"executor": "ray", "gpus_per_worker": 2, "device_map": "balanced"}, "cuda", "balanced"),
+        ({"executor": "ray", "gpus_per_worker": 2}, "cpu", None),
+        ({"executor": "ray", "gpus_per_worker": 1}, "cuda", None),
+        ({"executor": "ray"}, "cuda", None),
+    ],
+)
+def test_a_worker_of_several_gpus_spreads_its_models_over_them(execution, device, spread):
+    assert parse_config({**PLAIN, "execution": execution}).execution.spread_on(device) == spread
+
+
+@pytest.mark.parametrize("resident", [1, 0, 2.5, "many"])
+def test_a_pair_is_resident_at_least(resident):
+    with pytest.raises(InputError, match="execution.resident"):
+        parse_config({**PLAIN, "execution": {"resident": resident}})

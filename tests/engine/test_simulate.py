@@ -215,3 +215,14 @@ def test_a_device_that_cannot_be_timed_here_needs_rates(make_config, tmp_path):
 def test_nodes_without_gpus_are_refused(make_config, tmp_path):
     with pytest.raises(InputError, match="--nodes and --rates are for a simulation; give --gpus too"):
         plan_run(make_config(tmp_path / "run"), nodes=2)
+
+
+def test_a_plan_for_ray_counts_the_workers_there_is_room_for(make_config, tmp_path, monkeypatch):
+    """Of eight calls at most so many are done at once; nothing is started to know that."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("os.cpu_count", lambda: 5)
+    ray = "execution={executor: ray, device: cpu, chunk: 4}"
+    assert plan_run(make_config(tmp_path / "run", ray)).workers == 5
+    assert plan_run(make_config(tmp_path / "run", ray, "execution.cpus_per_worker=2")).workers == 2
+    assert plan_run(make_config(tmp_path / "run", ray, "execution.workers=3")).workers == 3
+    assert plan_run(make_config(tmp_path / "run")).workers == 1
