@@ -450,5 +450,5 @@ def test_a_worker_of_several_gpus_spreads_its_models_over_them(execution, device
 
 @pytest.mark.parametrize("resident", [1, 0, 2.5, "many"])
 def test_a_pair_is_resident_at_least(resident):
-    with pytest.raises(InputError, match="execution.resident"):
+    with pytest.raises(InputError, match=r"execution\.resident"):
         parse_config({**PLAIN, "execution": {"resident": resident}})
