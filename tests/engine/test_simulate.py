@@ -179,14 +179,14 @@ def test_a_timeline_has_a_character_a_moment():
     spans = [Span("a", 0.0, 4.0, 1.0), Span("b", 6.0, 8.0, 0.0)]
     assert timeline(spans, 8.0, columns=8) == "▒███··██"
     lines = simulation_lines(Simulation(8.0, 0, 1, 1, 2, 0, 1, [spans]))
-    assert lines[0] == "on paper     1 workers on 1 node: 8.00 s, workers without a call 25.0% of it"
+    assert lines[0] == "on paper     1 worker on 1 node: 8.00 s, workers without a call 25.0% of it"
 
 
 def test_workers_on_so_many_gpus():
     assert workers_on(8, 1, 1.0) == 8
     assert workers_on(8, 2, 0.5) == 16
     assert workers_on(7, 2, 2.0) == 3, "four on one node, three on the other"
-    with pytest.raises(InputError, match="--nodes 3: there are 2 GPUs"):
+    with pytest.raises(InputError, match="--nodes 3: 2 GPUs cannot be spread"):
         workers_on(2, 3, 1.0)
     with pytest.raises(InputError, match="gpus_per_worker is 4, and a node has 2 GPUs at most"):
         workers_on(4, 2, 4.0)
