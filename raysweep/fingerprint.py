@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 LENGTH = 32
-_MARK = "· what is put in here ·"
+_MARK = "(what is put in here)"
 _WRITING = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
 
 

@@ -86,6 +86,7 @@ def test_defaults():
         "cpus_per_worker": 1,
         "gpus_per_worker": "auto",
         "attempts": 3,
+        "resident": 2,
         "device": "auto",
         "device_map": None,
         "batch_tokens": "auto",
@@ -473,3 +474,23 @@ def test_options_on_the_command_line_are_yaml():
         parse_options(["hush"])
     with pytest.raises(InputError, match="--option a: the value is not YAML"):
         parse_options(["a=[hush"])
+
+
+@pytest.mark.parametrize(
+    ("execution", "device", "spread"),
+    [
+        ({"executor": "ray", "gpus_per_worker": 2}, "cuda", "auto"),
+        ({"executor": "ray", "gpus_per_worker": 2, "device_map": "balanced"}, "cuda", "balanced"),
+        ({"executor": "ray", "gpus_per_worker": 2}, "cpu", None),
+        ({"executor": "ray", "gpus_per_worker": 1}, "cuda", None),
+        ({"executor": "ray"}, "cuda", None),
+    ],
+)
+def test_a_worker_of_several_gpus_spreads_its_models_over_them(execution, device, spread):
+    assert parse_config({**PLAIN, "execution": execution}).execution.spread_on(device) == spread
+
+
+@pytest.mark.parametrize("resident", [1, 0, 2.5, "many"])
+def test_a_pair_is_resident_at_least(resident):
+    with pytest.raises(InputError, match=r"execution\.resident"):
+        parse_config({**PLAIN, "execution": {"resident": resident}})

@@ -33,7 +33,9 @@ def workers_on(gpus: int, nodes: int, each: float) -> int:
     Raises InputError where there are more nodes than GPUs, or no worker fits.
     """
     if nodes > gpus:
-        raise InputError(f"--nodes {nodes}: there are {gpus} GPUs to be spread over them; give as many nodes or fewer")
+        raise InputError(
+            f"--nodes {nodes}: {gpus} GPU{'s' * (gpus != 1)} cannot be spread over as many; give as many nodes or fewer"
+        )
     sizes = [gpus // nodes + (node < gpus % nodes) for node in range(nodes)]
     room = room_for([Node(sys.maxsize, size) for size in sizes], 1, each)
     if not room:

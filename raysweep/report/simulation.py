@@ -13,7 +13,7 @@ _SHOWN = 3
 def simulation_lines(found: Simulation) -> list[str]:
     """A few lines for a terminal."""
     lines = [
-        f"on paper     {found.workers} workers on {found.nodes} node{'s' * (found.nodes != 1)}: {_seconds(found.makespan)}, workers "
+        f"on paper     {_count(found.workers, 'worker')} on {_count(found.nodes, 'node')}: {_seconds(found.makespan)}, workers "
         f"without a call {found.idle_share:.1%} of it",
         f"  loads      {found.loads} of {found.least_loads} checkpoints, {found.bytes_read / 1e9:.2f} GB read in all; "
         f"{found.calls} calls, {found.cut} cut into pieces",
@@ -25,7 +25,9 @@ def simulation_lines(found: Simulation) -> list[str]:
         if len(order) > len(shown) and place == _SHOWN:
             lines.append(f"             … {len(order) - len(shown)} more between these")
         bar = timeline(found.timelines[worker], found.makespan)
-        lines.append(f"  worker {worker:<4}{bar} {len(found.timelines[worker])} calls, {_seconds(found.busy(worker))}")
+        lines.append(
+            f"  worker {worker:<4}{bar} {_count(len(found.timelines[worker]), 'call')}, {_seconds(found.busy(worker))}"
+        )
     return lines
 
 
@@ -37,6 +39,10 @@ def timeline(spans: Sequence[Span], makespan: float, columns: int = _COLUMNS) ->
         span = next((span for span in spans if span.begin <= moment < span.end), None)
         text += "·" if span is None else "▒" if moment < span.begin + span.loading else "█"
     return text
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n} {what}{'s' * (n != 1)}"
 
 
 def _seconds(seconds: float) -> str:

@@ -199,7 +199,7 @@ def test_the_order_of_completion_does_not_matter(make_config, tmp_path, finished
     backend = On(lambda folder: Shuffled(folder, seed))
     done = drive(make_config(tmp_path), backend=backend)
     (executor,) = backend.made
-    assert executor.most == 6, "two for each of three workers"
+    assert 3 < executor.most <= 6, "two for some of three workers, while there is enough for all"
     assert not executor.calls
     same_tables(tables_of(done), tables_of(finished), exactly=True)
 

@@ -179,14 +179,14 @@ def test_a_timeline_has_a_character_a_moment():
     spans = [Span("a", 0.0, 4.0, 1.0), Span("b", 6.0, 8.0, 0.0)]
     assert timeline(spans, 8.0, columns=8) == "▒███··██"
     lines = simulation_lines(Simulation(8.0, 0, 1, 1, 2, 0, 1, [spans]))
-    assert lines[0] == "on paper     1 workers on 1 node: 8.00 s, workers without a call 25.0% of it"
+    assert lines[0] == "on paper     1 worker on 1 node: 8.00 s, workers without a call 25.0% of it"
 
 
 def test_workers_on_so_many_gpus():
     assert workers_on(8, 1, 1.0) == 8
     assert workers_on(8, 2, 0.5) == 16
     assert workers_on(7, 2, 2.0) == 3, "four on one node, three on the other"
-    with pytest.raises(InputError, match="--nodes 3: there are 2 GPUs"):
+    with pytest.raises(InputError, match="--nodes 3: 2 GPUs cannot be spread"):
         workers_on(2, 3, 1.0)
     with pytest.raises(InputError, match="gpus_per_worker is 4, and a node has 2 GPUs at most"):
         workers_on(4, 2, 4.0)
@@ -215,3 +215,14 @@ def test_a_device_that_cannot_be_timed_here_needs_rates(make_config, tmp_path):
 def test_nodes_without_gpus_are_refused(make_config, tmp_path):
     with pytest.raises(InputError, match="--nodes and --rates are for a simulation; give --gpus too"):
         plan_run(make_config(tmp_path / "run"), nodes=2)
+
+
+def test_a_plan_for_ray_counts_the_workers_there_is_room_for(make_config, tmp_path, monkeypatch):
+    """Of eight calls at most so many are done at once; nothing is started to know that."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("os.cpu_count", lambda: 5)
+    ray = "execution={executor: ray, device: cpu, chunk: 4}"
+    assert plan_run(make_config(tmp_path / "run", ray)).workers == 5
+    assert plan_run(make_config(tmp_path / "run", ray, "execution.cpus_per_worker=2")).workers == 2
+    assert plan_run(make_config(tmp_path / "run", ray, "execution.workers=3")).workers == 3
+    assert plan_run(make_config(tmp_path / "run")).workers == 1
