@@ -200,9 +200,9 @@ def test_tokens_of_a_call(small):
 @pytest.fixture
 def ray_metrics():
     """The module, with Ray imported as the command line does it."""
-    from raysweep.engine.ray_token import use_token_if_there_is_one
+    from raysweep.engine.ray_token import use_token
 
-    use_token_if_there_is_one()
+    use_token(starting=True)
     from raysweep.engine import ray_metrics
 
     return ray_metrics
