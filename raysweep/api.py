@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from raysweep.engine.folder import RunFolder
     from raysweep.engine.ray_submit import Job
     from raysweep.engine.simulate import Simulation
+    from raysweep.report.export import Exported
     from raysweep.store.places import Location
     from raysweep.studies.critical import Critical
     from raysweep.studies.measured import Correlated
@@ -106,6 +107,39 @@ def _reported(folder: RunFolder, failed: Mapping[str, str]) -> Run:
     write_tables(folder, tables)
     page = write_stored_report(tables, provenance(folder, graph, about, tables), folder.report)
     return Run(folder.root, tables, page, failed, compare(about.get("estimate"), read_events(folder.events)))
+
+
+def export_run(
+    folder: str | Location,
+    out: str | Path | None = None,
+    format: str = "paper",
+    storage_options: Mapping[str, Any] | None = None,
+) -> Exported:
+    """What is committed of a run as files of another program, in a local folder that is new or empty; see report/export.py.
+
+    Without `out` the folder is `<run folder>-<format>` in the current one. The report is not drawn again. Raises InputError,
+    with nothing written, for no run folder, an unknown format, another kind of `out`, and a run without swept windows.
+    """
+    from raysweep.engine.disk import check_writable, failures_told
+    from raysweep.engine.folder import RunFolder
+    from raysweep.engine.reach import reach
+    from raysweep.errors import InputError
+    from raysweep.report.export import check_format, check_vacant, export_paper
+    from raysweep.report.tables import collect_tables
+
+    check_format(format)
+    if "://" in str(out):
+        raise InputError(f"--out '{out}' is a URL; files are exported to a local folder")
+    found = RunFolder(reach(folder, storage_options))
+    found.require_run()
+    name = found.root.resolve().name if isinstance(found.root, Path) else found.root.name
+    to = Path(out).expanduser() if out is not None else Path(f"{name}-{format}")
+    check_writable(to, "--out")
+    check_vacant(to)
+    with failures_told(found.root):
+        graph, _ = found.read_plan()
+        tables = collect_tables(found, graph)
+    return export_paper(tables, to)
 
 
 @dataclass(frozen=True)

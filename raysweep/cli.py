@@ -200,6 +200,22 @@ def report(folder: Folder, options: Options = None) -> None:
 
 
 @app.command()
+def export(
+    folder: Folder,
+    format: Annotated[str, typer.Option(help="paper: prune_*.jsonl and *_cka.pt, as correlate reads them.")] = "paper",
+    out: Annotated[
+        str | None, typer.Option(help="A new or empty folder; by default RUN's name and the format.")
+    ] = None,
+    options: Options = None,
+) -> None:
+    """Write a run's losses, texts and similarities as files of another program."""
+    from raysweep.api import export_run
+    from raysweep.config import parse_options
+
+    typer.echo(export_run(folder, out, format, parse_options(options or [])).to_text())
+
+
+@app.command()
 def doctor(
     folder: Folder,
     remove: Annotated[bool, typer.Option("--remove", help="Remove what is found.")] = False,
