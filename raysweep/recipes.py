@@ -133,7 +133,7 @@ models:
     base: lab://tiny                 # a folder written by save_pretrained, a hub id, or the laboratory's
     tuned:                           # data set -> fine-tuned checkpoint, or PEFT adapter on the base
       sums: lab://tiny/sums
-    wording: chat                    # chat: the tokenizer's own template; plain: no words added (encoders); or llama2
+    wording: chat                    # chat: the tokenizer's own template; plain: no words added (encoders); or llama2, llama3, phi3
     dtype: auto                      # the checkpoint's own on a GPU, float32 on a CPU
 
 datasets:
