@@ -22,6 +22,7 @@ from pydantic import (
 )
 from pydantic_core import core_schema
 
+from raysweep.config_exclude import ExcludeConfig
 from raysweep.config_execution import ExecutionConfig
 from raysweep.config_fields import Name, Place, Positive, distinct
 from raysweep.config_problems import problems_in_words
@@ -54,6 +55,8 @@ class ModelConfig(_Section):
 class DatasetConfig(_Section):
     """Records to measure on; `prompt` and `response` belong to the format `columns`.
 
+    `exclude` leaves records out; of the others `last` takes the last so many, `all_but_last` holds those back, as a
+    split does that was made by counting; `limit` counts what remains.
     `too_long` says what becomes of examples longer than the model's context, after a cut to `max_tokens`.
     """
 
@@ -61,11 +64,20 @@ class DatasetConfig(_Section):
     path: Place
     format: str
     split: str | None = None
+    exclude: ExcludeConfig | None = None
+    last: Positive | None = None
+    all_but_last: Positive | None = None
     limit: Positive | None = None
     max_tokens: Positive | None = None
     too_long: Literal["refuse", "cut"] = "refuse"
     prompt: str | None = None
     response: str | None = None
+
+    @model_validator(mode="after")
+    def _one_end(self) -> DatasetConfig:
+        if self.last is not None and self.all_but_last is not None:
+            raise ValueError(f"last is {self.last} and all_but_last is {self.all_but_last}; give one of them")
+        return self
 
 
 class GenerationConfig(_Section):

@@ -133,14 +133,15 @@ models:
     base: lab://tiny                 # a folder written by save_pretrained, a hub id, or the laboratory's
     tuned:                           # data set -> fine-tuned checkpoint, or PEFT adapter on the base
       sums: lab://tiny/sums
-    wording: chat                    # chat: the tokenizer's own template; plain: no words added (encoders); or llama2
+    wording: chat                    # chat: the tokenizer's own template; plain: no words added (encoders); or llama2, llama3, phi3
     dtype: auto                      # the checkpoint's own on a GPU, float32 on a CPU
 
 datasets:
   - name: sums
     path: lab://sums/test            # .jsonl, .json, .parquet, .csv, a save_to_disk folder, or a hub data set (with split)
     format: gsm8k                    # dolly, alpaca, gsm8k, boolq, openbookqa, messages, or columns
-    limit: 300                       # the first so many records
+    limit: 300                       # the first so many records, after exclude: {phrases, pattern, column, values},
+                                     # and last or all_but_last: so many records at the end
     max_tokens: 512                  # longer examples are cut here (and counted)
     too_long: refuse                 # examples that are still longer than the model's context: refuse, or cut (and count)
   # - {name: mine, path: my.jsonl, format: columns, prompt: question, response: "{{ answer }}"}

@@ -414,6 +414,13 @@ def test_yaml_at_its_worst(text, told, tmp_path):
         (f"datasets.0.limit={10**30}", rf"key 'datasets\[0\]\.limit': give 1000000000 or less, not {10**30}"),
         (f"models.{'1' * 5000}.base=x", r"is no place in a list of 1; count from 0"),
         (f"execution.device=cuda:{'9' * 5000}", r"is no device; give auto, cpu, mps, cuda or cuda:N"),
+        ("datasets.0.exclude={}", r"datasets\[0\]\.exclude: names nothing to leave out; give phrases, a pattern, or"),
+        ("datasets.0.exclude={phrase: [a]}", r"unknown key 'datasets\[0\]\.exclude\.phrase'; did you mean 'phrases'\?"),
+        ("datasets.0.exclude={phrases: ['']}", r"key 'datasets\[0\]\.exclude\.phrases\[0\]': .* at least 1 character"),
+        ("datasets.0.exclude={pattern: '(a'}", r"\.pattern': '\(a' is no regular expression \(missing \), unterminated"),
+        ("datasets.0.exclude={values: [a]}", r"datasets\[0\]\.exclude: has values and no column; name the column"),
+        ("datasets.0.exclude={column: a, values: [1]}", r"\.exclude\.values\[0\]': text belongs here, not 1"),
+        ("datasets.0.last=0", r"key 'datasets\[0\]\.last': give 1 or more, not 0"),
         ("datasets.0.too_long=drop", r"key 'datasets\[0\]\.too_long': 'drop' is not 'refuse' or 'cut'"),
         ("name=2001-13-45", r"--set name=2001-13-45: the value is not YAML: month must be"),
         (f"datasets.0.format={'[' * 60}{']' * 60}", r"key 'datasets\[0\]\.format': text belongs here, not \[\[\["),
@@ -422,6 +429,11 @@ def test_yaml_at_its_worst(text, told, tmp_path):
 def test_values_at_their_worst(override, told):
     with pytest.raises(InputError, match=told):
         parse_config(PLAIN, overrides=[override])
+
+
+def test_a_data_set_is_taken_from_one_end():
+    with pytest.raises(InputError, match=r"datasets\[0\]: last is 2 and all_but_last is 3; give one of them"):
+        parse_config(PLAIN, overrides=["datasets.0.last=2", "datasets.0.all_but_last=3"])
 
 
 def test_a_wrong_value_of_100_kb_makes_a_short_message():

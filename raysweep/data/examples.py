@@ -6,6 +6,7 @@ Reading is records.py's, texts are formats.py's and wording.py's; this module jo
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from itertools import takewhile
 from typing import TYPE_CHECKING, Literal
 
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 from raysweep.data.formats import Format, Record, find_format
 from raysweep.data.records import Records, read_records
+from raysweep.data.selection import Exclude
 from raysweep.data.wording import Wording, find_wording
 from raysweep.errors import InputError
 
@@ -67,12 +69,14 @@ class Loaded:
     """Usable examples in their source's order.
 
     `n_cut` of them lost tokens to `max_tokens` or the model's context; `n_unusable` more were left out, for a cut left no
-    response token (where one is needed) or there is no prompt token.
+    response token (where one is needed) or there is no prompt token. `n_excluded` are the records that `exclude` left
+    out of those read.
     """
 
     examples: list[Example]
     n_cut: int
     n_unusable: int
+    n_excluded: int = 0
 
 
 def load_examples(
@@ -89,6 +93,9 @@ def load_examples(
     prompt: str | None = None,
     response: str | None = None,
     prompts_only: bool = False,
+    exclude: Exclude | None = None,
+    last: int | None = None,
+    all_but_last: int | None = None,
 ) -> Loaded:
     """The first `limit` records of `source`, worded, tokenised and cut to their first `max_tokens` tokens.
 
@@ -96,6 +103,8 @@ def load_examples(
     `find_format`. With `prompts_only`, for models that predict nothing, an example is its prompt's tokens: no response is
     tokenised or needed (for `columns` none need be given), and a cut spares the special tokens that close the prompt.
     Examples that are still longer than the context of `room` are cut to it, or refused, as `too_long` says.
+    Records that `exclude` names are left out first, then of the rest all but the `last` so many, or those that
+    `all_but_last` holds back; `limit` counts what remains.
     Only ids that occur need an embedding: many tokenizers have a few more tokens than their model.
 
     Raises InputError for an unknown format or wording, a tokenizer that the wording cannot use, a source that cannot be
@@ -106,12 +115,15 @@ def load_examples(
         response = "{{ '' }}"
     record_format, chosen = find_format(format, prompt, response), find_wording(wording)
     chosen.check(tokenizer)
-    records = read_records(source, split=split, limit=limit)
+    leaves_out = None if exclude is None else partial(exclude.leaves_out, record_format=record_format)
+    records = read_records(
+        source, split=split, limit=limit, leaves_out=leaves_out, last=last, all_but_last=all_but_last
+    )
     context = room.context if room and too_long == "cut" else None
     most = min((n for n in (max_tokens, context) if n is not None), default=None)
     examples: list[Example] = []
     n_cut = 0
-    for index, record in enumerate(records.records):
+    for index, record in zip(records.numbers, records.records, strict=True):
         try:
             example = _example(index, record, record_format, chosen, tokenizer, prompts_only)
         except InputError as error:
@@ -134,7 +146,7 @@ def load_examples(
         )
     if room:
         _check_room(room, examples, records, tokenizer)
-    return Loaded(examples, n_cut, n_unusable)
+    return Loaded(examples, n_cut, n_unusable, records.n_excluded)
 
 
 def _check_room(room: Room, examples: list[Example], records: Records, tokenizer: PreTrainedTokenizerBase) -> None:

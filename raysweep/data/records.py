@@ -22,6 +22,7 @@ from typing import Any
 
 from raysweep import lab
 from raysweep.data.formats import Record
+from raysweep.data.selection import taken
 from raysweep.errors import InputError, nearest, shortened
 
 # The line a record begins on (None where its source has none), and the record.
@@ -41,29 +42,51 @@ _HUB_NAME = re.compile(r"(?P<name>[\w.-]+(/[\w.-]+)?)(:(?P<config>[\w.-]+))?")
 
 @dataclass(frozen=True)
 class Records:
-    """Records in their source's order; `lines` are those they begin on (from 1), None for sources without lines."""
+    """Records in their source's order; `lines` are those they begin on (from 1), None for sources without lines.
+
+    `numbers` are their places among the source's records (from 0), and `n_excluded` how many were left out on the way.
+    """
 
     source: str
     records: list[Record]
     lines: list[int] | None
+    numbers: list[int]
+    n_excluded: int
 
-    def place(self, index: int) -> str:
-        """Where record `index` (from 0) stands, for messages."""
-        if self.lines is not None:
-            return f"{self.source}, line {self.lines[index]}"
-        return f"{self.source}, record {index} (counted from 0)"
+    def place(self, number: int) -> str:
+        """Where the record with that number (from 0, of the source's) stands, for messages."""
+        line = None if self.lines is None else self.lines[self.numbers.index(number)]
+        return _place(self.source, number, line)
 
 
-def read_records(source: str, *, split: str | None = None, limit: int | None = None) -> Records:
-    """The first `limit` (all by default) records of `source`.
+def _place(source: str, number: int, line: int | None) -> str:
+    return f"{source}, record {number} (counted from 0)" if line is None else f"{source}, line {line}"
+
+
+def read_records(
+    source: str,
+    *,
+    split: str | None = None,
+    limit: int | None = None,
+    leaves_out: Callable[[Record], bool] | None = None,
+    last: int | None = None,
+    all_but_last: int | None = None,
+) -> Records:
+    """The first `limit` (all by default) records of `source`, once some are left out.
+
+    Those are the records that `leaves_out` is true of; then, of the others, all before the `last` so many, or those that
+    `all_but_last` holds back. What `leaves_out` raises is told with the record's place.
 
     `source` is a laboratory name (`lab://<set>/test`), a file (.jsonl, .json with one list of objects, .csv with a header, .parquet), a folder that
     `datasets` wrote (`save_to_disk`) or can load, or a hub data set: `name`, `owner/name` or, where it has several
     configurations, `owner/name:configuration`. `split` is for folders and the hub; one of a single split needs none.
     Hub data are streamed and not kept (its client keeps the data set's card); reading stops at the limit.
 
-    Raises InputError for a source that is missing, empty, not readable as its kind, or without that split.
+    Raises InputError for a source that is missing, empty, not readable as its kind, or without that split, for both of
+    `last` and `all_but_last`, and where no record is left.
     """
+    if last is not None and all_but_last is not None:
+        raise InputError(f"last is {last} and all_but_last is {all_but_last}: give one of them")
     path = Path(lab.resolve(source)).expanduser()
     where = str(path)
     if path.is_dir():
@@ -74,13 +97,40 @@ def read_records(source: str, *, split: str | None = None, limit: int | None = N
         numbered = _read_datasets(*_hub_name(where), split)
     try:
         with contextlib.closing(numbered):
-            rows = list(islice(numbered, limit))
+            kept = _Kept(where, numbered, leaves_out)
+            rows = list(islice(taken(kept, last, all_but_last), limit))
     except OSError as error:
         raise InputError(f"{where} cannot be read: {error.strerror or error}") from error
-    if not rows:
+    if not kept.n_read:
         raise InputError(f"{where} is empty: it holds no record")
-    lines = [line for line, _ in rows if line is not None]
-    return Records(where, [record for _, record in rows], lines or None)
+    if not rows:
+        held = "" if all_but_last is None else f", and all_but_last holds back {all_but_last}"
+        raise InputError(
+            f"{where} has no record left: of its {kept.n_read}, exclude leaves out {kept.n_excluded}{held}; ask for fewer"
+        )
+    lines = [line for _, line, _ in rows if line is not None]
+    records, numbers = [record for _, _, record in rows], [number for number, _, _ in rows]
+    return Records(where, records, lines or None, numbers, kept.n_excluded)
+
+
+class _Kept:
+    """The records that are not left out, each with its number and line; counts as it goes."""
+
+    def __init__(self, source: str, numbered: Numbered, leaves_out: Callable[[Record], bool] | None) -> None:
+        self.n_read = self.n_excluded = 0
+        self._source, self._numbered, self._leaves_out = source, numbered, leaves_out
+
+    def __iter__(self) -> Iterator[tuple[int, int | None, Record]]:
+        for number, (line, record) in enumerate(self._numbered):
+            self.n_read += 1
+            try:
+                excluded = self._leaves_out is not None and self._leaves_out(record)
+            except InputError as error:
+                raise InputError(f"{_place(self._source, number, line)}: {error}") from error
+            if excluded:
+                self.n_excluded += 1
+            else:
+                yield number, line, record
 
 
 def _read_file(path: Path, split: str | None) -> Numbered:

@@ -1,7 +1,8 @@
 """Wordings: the text around a record's question and response, its tokens, and which of them carry loss.
 
 The wordings are one table. `chat` is the tokenizer's own chat template; `plain` adds no words, for encoders and for models
-that were tuned on none; the others are the texts that published checkpoints were tuned with, format by format. What a format's question and response are is formats.py's.
+that were tuned on none; the others are the texts that published checkpoints were tuned with, format by format
+(wording_texts.py). What a format's question and response are is formats.py's.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raysweep.data.formats import Format, Record, Turns, render
+from raysweep.data.wording_texts import LLAMA2, LLAMA3, LLAMA3_TOKENS, PHI3, PHI3_TOKENS
 from raysweep.errors import InputError, nearest
 
 if TYPE_CHECKING:
@@ -78,25 +80,40 @@ class ChatWording:
 
 @dataclass(frozen=True)
 class TextWording:
-    """Fixed texts: for each format the Jinja of its prompt and its response, after the begin-of-sequence token.
+    """Fixed texts: for each format the Jinja of its prompt and its response.
 
-    The Jinja sees the record's fields, `question` and `response` (the format's two texts) and `eos_token`.
+    The Jinja sees the record's fields, `question` and `response` (the format's two texts) and `eos_token`. `special` are
+    the special tokens that the texts name, which the tokenizer must have. A wording that names none stands after the
+    tokenizer's own begin-of-sequence token, and ends in its end-of-sequence token.
     """
 
     name: str
     by_format: Mapping[str, Texts] = field(repr=False)
+    special: tuple[str, ...] = ()
 
     def check(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """InputError where the tokenizer has no begin- or no end-of-sequence token."""
-        for role in ("bos_token", "eos_token"):
-            if getattr(tokenizer, role) is None:
-                raise InputError(
-                    f"tokenizer '{tokenizer.name_or_path}' has no {role}, which wording '{self.name}' writes: "
-                    "choose wording 'chat'"
-                )
+        """InputError where the tokenizer lacks a special token that the wording writes."""
+        if self.special:
+            known = tokenizer.get_added_vocab()
+            lacking = [token for token in self.special if token not in known]
+        else:
+            lacking = [role for role in ("bos_token", "eos_token") if getattr(tokenizer, role) is None]
+        if lacking:
+            raise InputError(
+                f"tokenizer '{tokenizer.name_or_path}' has no {' and no '.join(lacking)}, which wording '{self.name}' "
+                "writes: choose wording 'chat'"
+            )
 
     def texts(self, record_format: Format, record: Record, tokenizer: PreTrainedTokenizerBase) -> Texts:
-        """Prompt and response, without the begin-of-sequence token; InputError for turns the wording has no text for."""
+        """Prompt and response, without the tokenizer's own begin-of-sequence token.
+
+        Raises InputError for a format, or turns, that the wording has no text for.
+        """
+        if record_format.name not in self.by_format:
+            raise InputError(
+                f"wording '{self.name}' has no text for format '{record_format.name}', only for "
+                f"{', '.join(self.by_format)}: choose wording 'chat'"
+            )
         _check_turns(self.name, record_format, record)
         question, response = record_format.texts(record)
         values = {**record, "question": question, "response": response, "eos_token": tokenizer.eos_token}
@@ -105,9 +122,10 @@ class TextWording:
 
     def encode(self, texts: Texts, tokenizer: PreTrainedTokenizerBase) -> Encoded:
         """Tokens of the whole; as many leading ones as the prompt alone has carry no loss (at most all)."""
+        first = [] if self.special else [tokenizer.bos_token_id]
         prompt, whole = _ids(texts[0], tokenizer), _ids("".join(texts), tokenizer)
-        tokens = np.array([tokenizer.bos_token_id, *whole], dtype=np.int64)
-        return tokens, min(1 + len(prompt), len(tokens))
+        tokens = np.array([*first, *whole], dtype=np.int64)
+        return tokens, min(len(first) + len(prompt), len(tokens))
 
 
 @dataclass(frozen=True)
@@ -163,56 +181,15 @@ def _n_common(prompt: list[int], whole: list[int]) -> int:
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(prompt, whole, strict=False)))
 
 
-def _llama2(body: str, system: str) -> str:
-    return f"[INST] <<SYS>>\n{system}\n<</SYS>>\n\n{body} [/INST]"
-
-
-_TASK = "Below is an instruction that describes a task"
-_REQUEST = "Write a response that appropriately completes the request."
-_ASKED = f"{_TASK}. {_REQUEST}"
-_ASKED_WITH_INPUT = f"{_TASK}, paired with an input that provides further context. {_REQUEST}"
-_ANSWER = " {{ response }} {{ eos_token }}"
-
-# Every blank and every missing one is as the published checkpoints saw it.
-_LLAMA2_QUESTION = (_llama2("### Instruction:\n {{ question }} \n \n### Response:", _ASKED), _ANSWER)
-_LLAMA2 = {
-    "dolly": (
-        _llama2(
-            "### Instruction:\n {{ instruction }} \n \n"
-            "{% if context %}Input: \n{{ context }} \n \n{% endif %}### Response:",
-            _ASKED,
-        ),
-        _ANSWER,
-    ),
-    "alpaca": (
-        _llama2(
-            "### Instruction:\n{{ instruction }}\n\n{% if input %}### Input:\n{{ input }}\n\n{% endif %}### Response:\n",
-            f"{{% if input %}}{_ASKED_WITH_INPUT}{{% else %}}{_ASKED}{{% endif %}}",
-        ),
-        _ANSWER,
-    ),
-    "gsm8k": _LLAMA2_QUESTION,
-    "boolq": _LLAMA2_QUESTION,
-    "openbookqa": (
-        _llama2(
-            "### Instruction:\n {{ question_stem }}{% for label in choices.label %}{{ label }}: "
-            "{{ choices.text[loop.index0] }}{% if not loop.last %}{{ '\\n' }}{% endif %}{% endfor %} \n \n### Response:",
-            _ASKED,
-        ),
-        " {{ answerKey }} {{ choices.text[choices.label.index(answerKey)] }}.{{ fact1 }} {{ eos_token }}",
-    ),
-    "messages": (
-        _llama2(
-            "{{ question }}",
-            "You are a helpful assistant. Make sure you always execute users' instructions.",
-        ),
-        _ANSWER,
-    ),
-    "columns": _LLAMA2_QUESTION,
-}
-
 WORDINGS: dict[str, Wording] = {
-    w.name: w for w in (ChatWording("chat"), PlainWording("plain"), TextWording("llama2", _LLAMA2))
+    w.name: w
+    for w in (
+        ChatWording("chat"),
+        PlainWording("plain"),
+        TextWording("llama2", LLAMA2),
+        TextWording("llama3", LLAMA3, LLAMA3_TOKENS),
+        TextWording("phi3", PHI3, PHI3_TOKENS),
+    )
 }
 
 

@@ -360,6 +360,7 @@ def describe_run(config: Config, facts: Facts) -> dict[str, Any]:
                 "examples": str(sum(map(len, cell.chunks))),
                 "left_out": str(cell.n_unusable),
                 "cut": str(cell.n_cut),
+                "excluded": str(cell.n_excluded),
             }
         )
     return {

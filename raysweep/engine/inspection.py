@@ -13,9 +13,11 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from raysweep.config import Config, DatasetConfig, GenerationConfig, ModelConfig, SubstitutionConfig
+from raysweep.config_exclude import ExcludeConfig
 from raysweep.config_removal import RemovalConfig
 from raysweep.config_stop import StopConfig
 from raysweep.data.examples import Example, Loaded, Room, load_examples
+from raysweep.data.selection import Exclude
 from raysweep.engine.residency import RESIDENT, Residency, choose_residency
 from raysweep.errors import InputError
 from raysweep.fingerprint import fingerprint
@@ -53,6 +55,7 @@ class Cell:
     chunks: tuple[tuple[Example, ...], ...]
     n_cut: int
     n_unusable: int
+    n_excluded: int
     drawn: tuple[tuple[Example, ...], ...] = ()
 
     @property
@@ -289,7 +292,16 @@ def _examples(
         prompt=dataset.prompt,
         response=dataset.response,
         prompts_only=prompts_only,
+        exclude=_exclude(dataset.exclude),
+        last=dataset.last,
+        all_but_last=dataset.all_but_last,
     )
+
+
+def _exclude(asked: ExcludeConfig | None) -> Exclude | None:
+    if asked is None:
+        return None
+    return Exclude(tuple(asked.phrases), asked.pattern, asked.column, tuple(asked.values))
 
 
 def _cell(model: str, dataset: str, loaded: Loaded, size: int, stop: StopConfig | None) -> Cell:
@@ -300,7 +312,7 @@ def _cell(model: str, dataset: str, loaded: Loaded, size: int, stop: StopConfig 
     runs = tuple(tuple(chunks[i]) for i in sorted(chunks))
     drawn: list[Example] = in_random_order(loaded.examples, stop.seed) if stop else []
     in_turn = tuple(tuple(drawn[i : i + size]) for i in range(0, len(drawn), size))
-    return Cell(model, dataset, runs, loaded.n_cut, loaded.n_unusable, in_turn)
+    return Cell(model, dataset, runs, loaded.n_cut, loaded.n_unusable, loaded.n_excluded, in_turn)
 
 
 def chunk_fingerprint(examples: tuple[Example, ...], *, prompts_only: bool) -> str:

@@ -1,4 +1,5 @@
 import csv
+import itertools
 import json
 import logging
 from collections.abc import Callable
@@ -123,6 +124,40 @@ def test_nothing_is_read_behind_the_limit(tmp_path: Path) -> None:
         read_records(str(path), limit=3)
 
 
+def test_records_are_left_out_and_then_counted_from_the_end(tmp_path: Path) -> None:
+    path = tmp_path / "my.jsonl"
+    write_jsonl(path, [{"a": a} for a in range(10)])
+    rest = [a for a in range(10) if a % 3]  # 1 2 4 5 7 8
+    for last, all_but_last, limit in itertools.product([None, 1, 4, 6, 9], [None, 1, 4, 5], [None, 2, 20]):
+        if last and all_but_last:
+            continue
+        plain = rest[-last:] if last else rest[:-all_but_last] if all_but_last else rest
+        found = read_records(
+            str(path), limit=limit, leaves_out=lambda r: r["a"] % 3 == 0, last=last, all_but_last=all_but_last
+        )
+        assert found.numbers == plain[:limit]
+        assert found.records == [{"a": a} for a in plain[:limit]]
+        assert [found.place(a) for a in found.numbers] == [f"{path}, line {a + 1}" for a in plain[:limit]]
+        if limit != 2 or last:  # else reading stops early
+            assert found.n_excluded == 4
+
+
+def test_what_is_left_out_shifts_no_place_without_lines_either(tmp_path: Path) -> None:
+    path = tmp_path / "my.parquet"
+    WRITERS["my.parquet"](path, [{"a": a} for a in range(5)])
+    found = read_records(str(path), leaves_out=lambda r: r["a"] == 1, last=2)
+    assert [found.place(n) for n in found.numbers] == [f"{path}, record {n} (counted from 0)" for n in (3, 4)]
+
+
+def test_reading_stops_at_the_limit_of_what_is_not_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "my.jsonl"
+    path.write_text('{"a": 1}\n{"a": 2}\n{"a": 3}\n{torn', encoding="utf-8")
+    found = read_records(str(path), limit=2, leaves_out=lambda r: r["a"] == 1)
+    assert (found.numbers, found.n_excluded) == ([1, 2], 1)
+    with pytest.raises(InputError, match="line 4"):
+        read_records(str(path), limit=2, leaves_out=lambda r: r["a"] == 1, all_but_last=1)
+
+
 def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "my.jsonl").write_text('{"a": 1}\n')
@@ -133,6 +168,20 @@ def refusal(source: object, **arguments: Any) -> str:
     with pytest.raises(InputError) as error:
         read_records(str(source), **arguments)
     return str(error.value)
+
+
+def test_no_record_left(tmp_path: Path) -> None:
+    path = tmp_path / "my.jsonl"
+    write_jsonl(path, [{"a": a} for a in range(3)])
+    assert refusal(path, leaves_out=lambda r: r["a"] >= 0) == (
+        f"{path} has no record left: of its 3, exclude leaves out 3; ask for fewer"
+    )
+    assert refusal(path, all_but_last=3) == (
+        f"{path} has no record left: of its 3, exclude leaves out 0, and all_but_last holds back 3; ask for fewer"
+    )
+    assert refusal(path, last=2, all_but_last=1) == "last is 2 and all_but_last is 1: give one of them"
+    path.write_text("")
+    assert refusal(path, all_but_last=3) == f"{path} is empty: it holds no record"
 
 
 @pytest.mark.parametrize(

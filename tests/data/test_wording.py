@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,8 @@ from raysweep.data.formats import FORMATS, columns_format, find_format
 from raysweep.data.wording import WORDINGS, TextWording, find_wording
 from raysweep.errors import InputError
 
-GOLDENS = json.loads((Path(__file__).parent / "llama2_goldens.json").read_text(encoding="utf-8"))
-CHAT, LLAMA2, PLAIN = (find_wording(name) for name in ("chat", "llama2", "plain"))
+GOLDENS = json.loads((Path(__file__).parent / "wording_goldens.json").read_text(encoding="utf-8"))
+CHAT, PLAIN, LLAMA2, LLAMA3, PHI3 = (find_wording(name) for name in ("chat", "plain", "llama2", "llama3", "phi3"))
 GSM8K = FORMATS["gsm8k"]
 RECORD = {"question": "Name a red fruit.", "answer": "A cherry."}
 
@@ -29,28 +30,89 @@ def plain_ids(tokenizer: PreTrainedTokenizerFast, *pieces: str) -> list[int]:
     return [i for p in pieces for i in ([special[p]] if p in special else tokenizer.backend_tokenizer.encode(p).ids)]
 
 
-# llama2 ---------------------------------------------------------------------------------------------------------
+# llama2, llama3, phi3 -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("golden", GOLDENS, ids=lambda g: g["format"])
-def test_llama2_equals_the_golden(golden: dict[str, Any], tokenizer: PreTrainedTokenizerFast) -> None:
-    tokenizer.eos_token = "</s>"
-    record_format = FORMATS[golden["format"]]
+@pytest.fixture
+def published(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+    """The tokenizer with the special tokens of llama3 and phi3, and llama2's end of sequence."""
+    special = [*LLAMA3.special, *PHI3.special]
+    tokenizer.add_special_tokens({"eos_token": "</s>", "additional_special_tokens": special})
+    return tokenizer
+
+
+@pytest.mark.parametrize("golden", GOLDENS, ids=lambda g: f"{g['wording']}-{g['format']}")
+def test_texts_and_loss_mask_equal_the_golden(golden: dict[str, Any], published: PreTrainedTokenizerFast) -> None:
+    wording, record_format = find_wording(golden["wording"]), FORMATS[golden["format"]]
+    wording.check(published)
     assert record_format.problem(golden["record"]) is None
-    assert LLAMA2.texts(record_format, golden["record"], tokenizer) == (golden["prompt"], golden["response"])
+    texts = wording.texts(record_format, golden["record"], published)
+    assert texts == (golden["prompt"], golden["response"])
+    tokens, n_prompt = wording.encode(texts, published)
+    begin = ["<s>"] if golden["adds_bos"] else []
+    prompt, whole = (
+        plain_ids(published, *begin, *re.split(r"(<\|\w+\|>|</s>)", text)) for text in (texts[0], "".join(texts))
+    )
+    assert tokens.tolist() == whole
+    assert n_prompt == len(prompt)
+    assert published.decode(tokens[n_prompt:]) == golden["response"]
 
 
-def test_every_format_has_a_llama2_golden_and_text() -> None:
-    assert isinstance(LLAMA2, TextWording)
-    assert {g["format"] for g in GOLDENS} == set(FORMATS)
-    assert set(LLAMA2.by_format) == {*FORMATS, "columns"}
+@pytest.mark.parametrize("name", ["llama2", "llama3", "phi3"])
+def test_every_text_of_a_wording_has_a_golden(name: str) -> None:
+    wording = find_wording(name)
+    assert isinstance(wording, TextWording)
+    seen = {g["format"] for g in GOLDENS if g["wording"] == name}
+    assert set(wording.by_format) == {*seen, "columns"}
+    assert set(FORMATS) - seen == ({"messages"} if name == "llama3" else set())
+    named = {t for g in GOLDENS if g["wording"] == name for t in re.findall(r"<\|\w+\|>", g["prompt"] + g["response"])}
+    assert named == set(wording.special)
 
 
-def test_llama2_of_columns_is_that_of_a_question(tokenizer: PreTrainedTokenizerFast) -> None:
-    golden = next(g for g in GOLDENS if g["format"] == "gsm8k")
+def test_llama3_has_no_text_for_conversations(tokenizer: PreTrainedTokenizerFast) -> None:
+    assert refusal(LLAMA3.texts, FORMATS["messages"], {"messages": [USER, ASSISTANT]}, tokenizer) == (
+        "wording 'llama3' has no text for format 'messages', only for dolly, alpaca, gsm8k, boolq, openbookqa, columns: "
+        "choose wording 'chat'"
+    )
+
+
+@pytest.mark.parametrize("wording", [LLAMA3, PHI3], ids=lambda w: w.name)
+def test_a_wording_needs_its_special_tokens(wording: TextWording, tokenizer: PreTrainedTokenizerFast) -> None:
+    *most, last = wording.special
+    tokenizer.name_or_path = "mine"
+    assert refusal(wording.check, tokenizer) == (
+        f"tokenizer 'mine' has no {' and no '.join(wording.special)}, which wording '{wording.name}' writes: "
+        "choose wording 'chat'"
+    )
+    tokenizer.add_special_tokens({"additional_special_tokens": most})
+    assert refusal(wording.check, tokenizer) == (
+        f"tokenizer 'mine' has no {last}, which wording '{wording.name}' writes: choose wording 'chat'"
+    )
+    tokenizer.add_special_tokens({"eos_token": last})
+    wording.check(tokenizer)
+
+
+@pytest.mark.parametrize("name", ["llama3", "phi3"])
+def test_without_a_begin_of_sequence_token_the_texts_own_come_first(
+    name: str, published: PreTrainedTokenizerFast
+) -> None:
+    wording = find_wording(name)
+    published.bos_token = None
+    tokens, n_prompt = wording.encode(wording.texts(GSM8K, RECORD, published), published)
+    assert published.convert_ids_to_tokens(tokens[:1].tolist()) == [
+        "<|begin_of_text|>" if name == "llama3" else "<|system|>"
+    ]
+    assert published.convert_ids_to_tokens(tokens[n_prompt - 1 : n_prompt].tolist()) == [
+        "<|end_header_id|>" if name == "llama3" else "<|assistant|>"
+    ]
+
+
+@pytest.mark.parametrize("name", ["llama2", "llama3", "phi3"])
+def test_columns_are_worded_as_a_question(name: str, tokenizer: PreTrainedTokenizerFast) -> None:
+    golden = next(g for g in GOLDENS if (g["wording"], g["format"]) == (name, "gsm8k"))
     tokenizer.eos_token = "</s>"
     record = {"question": "not this", "asked": golden["record"]["question"], "said": golden["record"]["answer"]}
-    texts = LLAMA2.texts(find_format("columns", "asked", "{{ said }}"), record, tokenizer)
+    texts = find_wording(name).texts(find_format("columns", "asked", "{{ said }}"), record, tokenizer)
     assert texts == (golden["prompt"], golden["response"])
 
 
@@ -244,15 +306,15 @@ def test_a_tokenizer_without_a_chat_template(tokenizer: PreTrainedTokenizerFast)
     tokenizer.chat_template, tokenizer.name_or_path = None, "mine"
     assert refusal(CHAT.check, tokenizer) == (
         "tokenizer 'mine' has no chat template, and wording 'chat' is that template: give the tokenizer one, or choose "
-        "another wording (plain, llama2)"
+        "another wording (plain, llama2, llama3, phi3)"
     )
 
 
 def test_an_unknown_wording() -> None:
     assert refusal(find_wording, "lama2") == "unknown wording 'lama2': did you mean 'llama2'?"
-    assert refusal(find_wording, "llama3") == "unknown wording 'llama3': did you mean 'llama2'?"
-    assert refusal(find_wording, "x") == "unknown wording 'x': known: chat, llama2, plain"
-    assert list(WORDINGS) == ["chat", "plain", "llama2"]
+    assert refusal(find_wording, "phi4") == "unknown wording 'phi4': did you mean 'phi3'?"
+    assert refusal(find_wording, "x") == "unknown wording 'x': known: chat, llama2, llama3, phi3, plain"
+    assert list(WORDINGS) == ["chat", "plain", "llama2", "llama3", "phi3"]
 
 
 @pytest.mark.parametrize(

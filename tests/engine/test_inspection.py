@@ -33,6 +33,26 @@ def test_a_sweep_that_may_stop_takes_the_examples_in_random_order(make_config, s
     assert plain.cells["m", "first"].swept == plain.cells["m", "first"].chunks
 
 
+def test_records_that_a_config_leaves_out(make_config, small, world):
+    records = [json.loads(line) for line in (world / "first.jsonl").read_text().splitlines()]
+    path = world / "first.jsonl"
+    whole = small[1].cells["m", "first"].examples
+
+    def ids(*overrides):
+        asked = [f"datasets.0.path={path}", *overrides]
+        cell = inspect(make_config("nowhere", *asked)).cells["m", "first"]
+        assert all(e.tokens.tolist() == whole[e.id].tokens.tolist() for e in cell.examples)
+        return [e.id for e in cell.examples], cell.n_excluded
+
+    question = records[3]["question"]
+    same = [i for i, record in enumerate(records[:10]) if record["question"] == question]
+    rest = [i for i in range(10) if i not in same]
+    exclude = f"datasets.0.exclude={json.dumps({'column': 'question', 'values': [question]})}"
+    assert ids(exclude) == (rest, len(same))
+    assert ids(exclude, "datasets.0.last=4") == (rest[-4:], len(same))
+    assert ids(exclude, "datasets.0.all_but_last=4") == (rest[:-4], len(same))
+
+
 def test_an_unusable_record_shifts_no_other(make_config, small, tmp_path, world):
     records = [json.loads(line) for line in (world / "first.jsonl").read_text().splitlines()]
     records[2]["question"] = " ".join(["long"] * 60)  # fills what max_tokens leaves, so that no response token remains

@@ -176,5 +176,7 @@ def test_an_encoder_stands_beside_a_pair_that_is_swept(
 
 
 def test_an_encoder_without_a_chat_template_is_told_of_plain(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"has no chat template.* or choose another wording \(plain, llama2\)"):
+    with pytest.raises(
+        InputError, match=r"has no chat template.* or choose another wording \(plain, llama2, llama3, phi3\)"
+    ):
         rs.run(settings(folder, tmp_path / "run", wording="chat"))

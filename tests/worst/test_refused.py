@@ -85,7 +85,7 @@ WORSE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no chat template": (
         template(None),
         "tokenizer '{w}/base' has no chat template, and wording 'chat' is that template: give the tokenizer one, or choose "
-        "another wording (plain, llama2)",
+        "another wording (plain, llama2, llama3, phi3)",
     ),
     "a chat template that refuses": (
         template("{{ raise_exception('no users here') }}"),

@@ -1,0 +1,42 @@
+"""The part of a config that says which records of a data set are left out; config.py has the rest."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from raysweep.errors import shown
+
+
+class ExcludeConfig(BaseModel):
+    """Records that are left out: those with one of `phrases` (in any case), a match of `pattern`, or one of `values`.
+
+    Phrases and pattern (a regular expression of Python's) are sought in question and response, or in `column` where one is
+    named; `values` are whole texts of that column, and what is no text there is compared as JSON writes it.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    phrases: list[Annotated[str, Field(min_length=1)]] = []
+    pattern: Annotated[str, Field(min_length=1)] | None = None
+    column: str | None = None
+    values: list[str] = []
+
+    @field_validator("pattern")
+    @classmethod
+    def _compiles(cls, value: str | None) -> str | None:
+        try:
+            re.compile(value or "")
+        except (re.error, OverflowError, RecursionError) as error:
+            raise ValueError(f"{shown(value)} is no regular expression ({error}); mend it") from error
+        return value
+
+    @model_validator(mode="after")
+    def _something(self) -> ExcludeConfig:
+        if not (self.phrases or self.pattern or self.values):
+            raise ValueError("names nothing to leave out; give phrases, a pattern, or a column and its values")
+        if self.values and self.column is None:
+            raise ValueError("has values and no column; name the column that they are of")
+        return self

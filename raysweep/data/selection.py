@@ -1,0 +1,97 @@
+"""Selection: which of a source's records are used, before any is worded.
+
+In this order: what `exclude` names is left out, then the last so many are taken or held back.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, TypeVar
+
+from raysweep.data.formats import Format, Record
+from raysweep.errors import InputError, shortened, shown
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Exclude:
+    """Which records are left out: those that a phrase, the pattern or a value is found in.
+
+    `phrases` (in any case) and `pattern` (a regular expression of Python's) are sought in the record's question and
+    response, or in its `column` where one is named. `values` are whole texts of `column`; what is no text there is
+    compared as JSON writes it. Raises InputError for a pattern that does not compile, values without a column, and
+    where nothing is named.
+    """
+
+    phrases: tuple[str, ...] = ()
+    pattern: str | None = None
+    column: str | None = None
+    values: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not (self.phrases or self.pattern or self.values):
+            raise InputError("exclude names nothing to leave out: give phrases, a pattern, or a column and its values")
+        if "" in self.phrases:
+            raise InputError("exclude has an empty phrase, which is in every text: leave it out")
+        if self.values and self.column is None:
+            raise InputError("exclude has values and no column: name the column that they are of")
+        _ = self._expression
+
+    @cached_property
+    def _expression(self) -> re.Pattern[str] | None:
+        try:
+            return re.compile(self.pattern) if self.pattern else None
+        except (re.error, OverflowError, RecursionError) as error:
+            raise InputError(
+                f"exclude has a pattern {shown(self.pattern)} that does not compile ({error}): mend the regular expression"
+            ) from error
+
+    @cached_property
+    def _folded(self) -> tuple[str, ...]:
+        return tuple(phrase.casefold() for phrase in self.phrases)
+
+    def leaves_out(self, record: Record, record_format: Format) -> bool:
+        """Whether the record is left out; one that does not fit its format is not, so that it is told of.
+
+        Raises InputError for a record without the column, and where a template of the user's fails.
+        """
+        if self.column is not None:
+            if self.column not in record:
+                names = shortened(", ".join(map(str, record))) or "none"
+                raise InputError(f"has no field '{self.column}', which exclude looks at; its fields are {names}")
+            texts: tuple[str, ...] = (_text(record[self.column]),)
+            if texts[0] in self.values:
+                return True
+        elif record_format.problem(record) is None:
+            texts = record_format.texts(record)
+        else:
+            return False
+        return any(self._found(text) for text in texts)
+
+    def _found(self, text: str) -> bool:
+        folded = text.casefold()
+        if any(phrase in folded for phrase in self._folded):
+            return True
+        return self._expression is not None and self._expression.search(text) is not None
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+
+
+def taken(rows: Iterable[T], last: int | None, all_but_last: int | None) -> Iterator[T]:
+    """The `last` so many rows, or all but so many, or all; no more than so many are held in memory."""
+    if last is not None:
+        yield from deque(rows, maxlen=last)
+        return
+    held: deque[T] = deque()
+    for row in rows:
+        held.append(row)
+        if len(held) > (all_but_last or 0):
+            yield held.popleft()
