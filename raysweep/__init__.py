@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from raysweep.api import Run, open_run, run
     from raysweep.data.examples import Example, load_examples
+    from raysweep.data.exclusion import Exclude
     from raysweep.errors import InputError, RaysweepError, StoreError
     from raysweep.models.adapter import Adapter
     from raysweep.models.surgery import removed
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Adapter",
     "Example",
+    "Exclude",
     "InputError",
     "MinibatchCKA",
     "RaysweepError",
@@ -62,6 +64,7 @@ __all__ = [
 _HOMES = {
     "Adapter": "models.adapter",
     "Example": "data.examples",
+    "Exclude": "data.exclusion",
     "InputError": "errors",
     "RaysweepError": "errors",
     "Run": "api",

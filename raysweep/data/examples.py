@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from raysweep.data.exclusion import Exclude
 from raysweep.data.formats import Format, Record, find_format
 from raysweep.data.records import Records, read_records
-from raysweep.data.selection import Exclude
 from raysweep.data.wording import Wording, find_wording
 from raysweep.errors import InputError
 

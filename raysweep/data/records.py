@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from raysweep import lab
+from raysweep.data.exclusion import taken
 from raysweep.data.formats import Record
-from raysweep.data.selection import taken
 from raysweep.errors import InputError, nearest, shortened
 
 # The line a record begins on (None where its source has none), and the record.

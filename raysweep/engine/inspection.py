@@ -17,7 +17,7 @@ from raysweep.config_exclude import ExcludeConfig
 from raysweep.config_removal import RemovalConfig
 from raysweep.config_stop import StopConfig
 from raysweep.data.examples import Example, Loaded, Room, load_examples
-from raysweep.data.selection import Exclude
+from raysweep.data.exclusion import Exclude
 from raysweep.engine.residency import RESIDENT, Residency, choose_residency
 from raysweep.errors import InputError
 from raysweep.fingerprint import fingerprint

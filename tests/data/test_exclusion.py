@@ -5,8 +5,8 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from raysweep.data.examples import load_examples
+from raysweep.data.exclusion import Exclude
 from raysweep.data.formats import FORMATS, columns_format
-from raysweep.data.selection import Exclude
 from raysweep.errors import InputError
 
 DOLLY = FORMATS["dolly"]

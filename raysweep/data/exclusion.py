@@ -1,4 +1,4 @@
-"""Selection: which of a source's records are used, before any is worded.
+"""Exclusion: which of a source's records are used, before any is worded.
 
 In this order: what `exclude` names is left out, then the last so many are taken or held back.
 """
