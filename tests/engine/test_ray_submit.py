@@ -281,7 +281,9 @@ def test_nodes_with_another_raysweep_than_the_driver(cluster, write_config, tmp_
     (other / "METADATA").write_text("Metadata-Version: 2.1\nName: raysweep\nVersion: 99.0\n")
     began = time.monotonic()
     path = os.pathsep.join([str(other.parent), str(JOBS.parent)])
-    process = start(["run", str(write_config(tmp_path)), "--address", cluster.address], PYTHONPATH=path)
+    process = start(
+        ["run", str(write_config(tmp_path)), "--address", cluster.address], PYTHONPATH=path, PYTHONSAFEPATH="1"
+    )
     _, err = process.communicate(timeout=60)
     assert process.returncode == 2
     assert err.startswith(
