@@ -77,31 +77,6 @@ def test_a_finished_run_joins_and_starts_no_worker(on_ray, tmp_path, events_of):
 # --- GPUs ---------------------------------------------------------------------------------------------------------
 
 
-def test_each_worker_sees_its_own_gpu_and_the_one_that_makes_tables_none(
-    on_ray, tmp_path, finished, tables_of, same_tables, events_of
-):
-    done = drive(on_ray(tmp_path, "execution.gpus_per_worker=1", "execution.fuse=false"))
-    assert done.failed == {}
-    (ready,) = events_of(done, events.WORKERS_READY)
-    assert (ready["workers"], ready["each"]) == (4, "1 CPU and 1 GPU")
-    assert sorted(worker["visible"] for worker in ready["seen"]) == ["0", "1", "2", "3"]
-    assert all(worker["gpus"] == [worker["visible"]] for worker in ready["seen"])
-    same_tables(tables_of(done), tables_of(finished))
-    where = {event["call"]: event["measured"]["visible_gpus"] for event in events_of(done, events.CALL_DONE)}
-    tables = {call: seen for call, seen in where.items() if call.startswith(("similarity", "correlate"))}
-    assert set(tables.values()) == {""}, "asserted inside the worker, call by call"
-    assert {seen for call, seen in where.items() if call not in tables} <= {"0", "1", "2", "3"}
-
-
-def test_a_share_of_a_gpu_is_shared(on_ray, tmp_path, events_of):
-    done = drive(
-        on_ray(tmp_path, "execution.gpus_per_worker=0.5", "execution.workers=2", "execution.cpus_per_worker=1")
-    )
-    (ready,) = events_of(done, events.WORKERS_READY)
-    assert ready["each"] == "1 CPU and 0.5 GPU"
-    assert all(len(worker["visible"]) == 1 for worker in ready["seen"])
-
-
 def test_auto_takes_a_cluster_with_gpus_for_cuda_and_says_where_torch_finds_none(on_ray, tmp_path):
     with pytest.raises(RunError) as caught:
         drive(on_ray(tmp_path, "execution.device=auto"))

@@ -35,8 +35,8 @@ SETTINGS = {
         {"name": "tiny", "base": "lab://tiny", "tuned": {"facts": "lab://tiny/facts", "sums": "lab://tiny/sums"}}
     ],
     "datasets": [
-        {"name": "facts", "path": "lab://facts/test", "format": "boolq", "limit": 24},
-        {"name": "sums", "path": "lab://sums/test", "format": "gsm8k", "limit": 16},
+        {"name": "facts", "path": "lab://facts/test", "format": "boolq", "limit": 12},
+        {"name": "sums", "path": "lab://sums/test", "format": "gsm8k", "limit": 8},
     ],
     "studies": {"substitution": {"widths": [12]}, "similarity": {}, "correlation": {"resamples": 20}},
     "execution": {"chunk": 4, "device": "cpu", "workers": 2},
@@ -118,7 +118,7 @@ def test_a_killed_run_completes_after_at_most_one_more_start(
         return sum(re.fullmatch(r"chunks/[^/]*\.json", name) is not None for name in listing(root))
 
     process = start(["run", str(config)])
-    until = chance.randint(0, 12)
+    until = chance.randint(0, 8)
     while committed() < until and process.poll() is None:
         time.sleep(0.02)
     time.sleep(chance.uniform(0, 0.5))
