@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import singledispatchmethod
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,10 +25,8 @@ from raysweep.engine.calls import (
     CorrelateCall,
     EstimateCall,
     GenerateCall,
-    Loading,
     ModelCall,
     Outcome,
-    PairCall,
     RemovalCall,
     SimilarityCall,
     SpectrumCall,
@@ -41,11 +37,10 @@ from raysweep.engine.calls import (
 from raysweep.engine.disk import is_lasting
 from raysweep.engine.folder import RunFolder
 from raysweep.engine.memory import Budgets, is_out_of_memory, let_go, too_large
+from raysweep.engine.residents import Residents
 from raysweep.errors import InputError, RaysweepError, RunError
-from raysweep.models.adapter import Adapter
-from raysweep.models.checkpoint import Checkpoint, load_model, load_tokenizer
+from raysweep.models.checkpoint import load_tokenizer
 from raysweep.models.memory import Peak, held_bytes
-from raysweep.models.stream import StreamedModel
 from raysweep.numerics.dynamics import change_points
 from raysweep.store.activations import Activations, open_activations, publish_manifest, write_part
 from raysweep.studies.capture import Captured, Collector, capture_states
@@ -57,7 +52,7 @@ from raysweep.studies.removal import nowhere_to_remove, remove_at_layer
 from raysweep.studies.similarity import similarity_tables
 from raysweep.studies.spectrum import spectrum
 from raysweep.studies.streamed import StreamedPair
-from raysweep.studies.substitution import Pair, Work, loss_table, sweep_losses
+from raysweep.studies.substitution import Work, loss_table, sweep_losses
 from raysweep.studies.verification import apart, true_losses, within
 
 if TYPE_CHECKING:
@@ -69,16 +64,13 @@ class Worker:
 
     def __init__(self, folder: Location, resident: int = 2) -> None:
         self.folder = RunFolder(folder)
-        self._most, self._loads, self._evictions, self._load_seconds = resident, 0, 0, 0.0
+        self._models = Residents(resident)
         self._budgets = Budgets()
-        self._resident: OrderedDict[tuple[str, str, str], Adapter | StreamedModel] = OrderedDict()
-        self._last: tuple[tuple[object, object], Pair] | None = None
-        self._read_before = 0  # bytes: of checkpoints that were loaded whole, and of streamed ones let go
 
     def attempt(self, call: Call) -> Outcome:
         """Run the call; whatever it raises becomes an outcome with the traceback, but for a disk that is full or gone (OSError)."""
-        started, read = time.monotonic(), self._bytes_read()
-        self._loads, self._evictions, self._load_seconds = 0, 0, 0.0
+        started = time.monotonic()
+        self._models.begin()
         peak = Peak(call.loading.device if isinstance(call, ModelCall) else "cpu")
         try:
             with peak:
@@ -95,13 +87,16 @@ class Worker:
             )
         measured = {**measured, **_held(call)}
         seconds = round(time.monotonic() - started, 4)
-        used = {"bytes_read": self._bytes_read() - read, "peak_bytes": peak.bytes, "seconds": seconds}
+        used = {"bytes_read": self._models.bytes_read, "peak_bytes": peak.bytes, "seconds": seconds}
         if isinstance(call, ModelCall):
-            used |= {"loads": self._loads, "evictions": self._evictions, "load_seconds": round(self._load_seconds, 4)}
+            used |= self._models.counted
         return Outcome(call, tuple(commits), {**measured, **used})
 
     def _within_memory(self, call: Call) -> tuple[list[Commit], dict[str, Any]]:
-        """Run the call; out of memory, again in batches of half as many tokens, which is remembered for its model."""
+        """Run the call; out of memory, again without other checkpoints in it, then in batches of half as many tokens.
+
+        The batch is remembered for the call's model.
+        """
         if not isinstance(call, ModelCall):
             return self._run(call)
         times = 0
@@ -112,80 +107,16 @@ class Worker:
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
-                if not self._budgets.halve(call):
+                if not self._models.keep_only(call.affinity) and not self._budgets.halve(call):
                     raise RunError(too_large(call, error)) from error
             else:
                 return commits, {**measured, **({"out_of_memory": times, "batch_tokens": tokens} if times else {})}
             times += 1
             let_go(call.loading.device)
 
-    def _bytes_read(self) -> int:
-        """Bytes of checkpoints read so far; of one that is loaded whole, its files'."""
-        streamed = [model for model in self._resident.values() if isinstance(model, StreamedModel)]
-        return self._read_before + sum(model.files.bytes_read for model in streamed)
-
     def unload(self) -> None:
         """Let go of all models."""
-        self._read_before = self._bytes_read()
-        self._resident.clear()
-        self._last = None
-
-    def _make_room(self) -> None:
-        while len(self._resident) >= self._most:
-            read = self._bytes_read()
-            self._resident.popitem(last=False)
-            self._evictions += 1
-            self._read_before += read - self._bytes_read()
-            self._last = None  # it holds its models
-
-    def _loaded(self, started: float) -> None:
-        """Count a load that began then."""
-        self._loads += 1
-        self._load_seconds += time.monotonic() - started
-
-    def _adapter(self, checkpoint: Checkpoint, loading: Loading, base: Checkpoint | None = None) -> Adapter:
-        """The loaded model, the least recently used one making room."""
-        key = (checkpoint.fingerprint, base.fingerprint if base and checkpoint.adapter else "", loading.dtype)
-        found = self._resident.get(key)
-        if not isinstance(found, Adapter):
-            started = time.monotonic()
-            self._make_room()
-            self._resident[key] = found = Adapter(
-                load_model(
-                    checkpoint, dtype=loading.dtype, device=loading.device, device_map=loading.device_map, base=base
-                )
-            )
-            self._loaded(started)
-            self._read_before += checkpoint.bytes + (base.bytes if base and checkpoint.adapter else 0)
-        self._resident.move_to_end(key)
-        return found
-
-    def _streamed(self, checkpoint: Checkpoint, loading: Loading) -> StreamedModel:
-        """The checkpoint with its layers on disk, the least recently used model making room."""
-        key = (checkpoint.fingerprint, "stream", loading.dtype)
-        found = self._resident.get(key)
-        if not isinstance(found, StreamedModel):
-            started = time.monotonic()
-            self._make_room()
-            found = StreamedModel(checkpoint, dtype=loading.dtype, device=loading.device)
-            self._resident[key] = found
-            self._loaded(started)
-        self._resident.move_to_end(key)
-        return found
-
-    def _pair(self, call: PairCall) -> Pair:
-        """The call's pair; the last one again while its models are, for it has found out what they have in common."""
-        if call.loading.stream:
-            sources = self._streamed(call.base, call.loading), self._streamed(call.tuned, call.loading)
-            spill = Path(call.loading.spill) if call.loading.spill is not None else None
-            return self._kept(sources, lambda: StreamedPair.of(*sources, call.loading.memory, spill))
-        models = self._adapter(call.base, call.loading), self._adapter(call.tuned, call.loading, base=call.base)
-        return self._kept(models, lambda: Pair(*models))
-
-    def _kept(self, models: tuple[object, object], make: Callable[[], Pair]) -> Pair:
-        if self._last is None or self._last[0] != models:
-            self._last = (models, make())
-        return self._last[1]
+        self._models.clear()
 
     @singledispatchmethod
     def _run(self, call: Call) -> tuple[list[Commit], dict[str, float]]:
@@ -193,7 +124,7 @@ class Worker:
 
     @_run.register
     def _(self, call: SubstituteCall) -> tuple[list[Commit], dict[str, float]]:
-        pair, work = self._pair(call), Work()
+        pair, work = self._models.pair(call), Work()
         if not call.same.layers <= pair.same.layers or (call.same.rest and not pair.same.rest):
             raise InputError(
                 f"checkpoints '{call.base.source}' and '{call.tuned.source}' have the same digests for layers "
@@ -214,7 +145,7 @@ class Worker:
 
     @_run.register
     def _(self, call: EstimateCall) -> tuple[list[Commit], dict[str, float]]:
-        pair, work = self._pair(call), Work()
+        pair, work = self._models.pair(call), Work()
         losses = estimate_losses(
             pair, call.examples, call.windows, points=call.points, batch_tokens=call.loading.batch_tokens, work=work
         )
@@ -222,7 +153,7 @@ class Worker:
 
     @_run.register
     def _(self, call: VerifyCall) -> tuple[list[Commit], dict[str, float]]:
-        pair, ids = self._pair(call), [e.id for e in call.examples]
+        pair, ids = self._models.pair(call), [e.id for e in call.examples]
         swept = self.folder.chunks.read_parts(dict.fromkeys(call.parts)).to_pandas().set_index(["part", "example_id"])
         tables = []
         for change, part in zip(call.windows, call.parts, strict=True):
@@ -245,7 +176,7 @@ class Worker:
 
     @_run.register
     def _(self, call: GenerateCall) -> tuple[list[Commit], dict[str, float]]:
-        pair, tokenizer = self._pair(call), load_tokenizer(call.base)
+        pair, tokenizer = self._models.pair(call), load_tokenizer(call.base)
         rows = pd.concat(
             [
                 pd.DataFrame(
@@ -271,9 +202,9 @@ class Worker:
             tables = nowhere_to_remove(call.removals, f"fewer than {call.top} layers have a δ in {call.metric}")
         else:
             model = (
-                self._adapter(call.base, call.loading)
+                self._models.adapter(call.base, call.loading)
                 if call.tuned is None
-                else self._adapter(call.tuned, call.loading, base=call.base)
+                else self._models.adapter(call.tuned, call.loading, base=call.base)
             )
             tables = remove_at_layer(
                 model,
@@ -300,8 +231,8 @@ class Worker:
 
     @_run.register
     def _(self, call: CaptureCall) -> tuple[list[Commit], dict[str, float]]:
-        source = self._streamed(call.base, call.loading) if call.loading.stream else None
-        adapter = source.adapter if source else self._adapter(call.base, call.loading)
+        source = self._models.streamed(call.base, call.loading) if call.loading.stream else None
+        adapter = source.adapter if source else self._models.adapter(call.base, call.loading)
         layers = source.layers if source else None
         captured = capture_states(
             adapter,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -13,6 +15,7 @@ from raysweep.engine.pending import model_calls
 from raysweep.engine.plan import plan
 from raysweep.engine.work import Worker
 from raysweep.progress import Tally
+from raysweep.studies.substitution import sweep_losses
 
 ON_A_CPU = RuntimeError(
     "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried …"
@@ -74,6 +77,27 @@ def test_batches_are_halved_until_they_fit_and_that_is_remembered(calls, small_d
     told = first.commits[0].table.to_pandas()
     assert told.drop(columns="loss").equals(plain.drop(columns="loss"))
     assert told["loss"].to_numpy() == pytest.approx(plain["loss"].to_numpy(), abs=1e-5)
+
+
+def test_other_checkpoints_make_room_before_batches_get_smaller(calls, tmp_path):
+    sweep = next(call for call in calls if isinstance(call, SubstituteCall))
+    other = replace(sweep.tuned, fingerprint="other")
+    worker = Worker(tmp_path, 3)
+    worker.attempt(replace(sweep, tuned=other))
+    tried = []
+
+    def first_short(*args, batch_tokens, **how):
+        tried.append(batch_tokens)
+        if len(tried) == 1:  # the other checkpoint is still there
+            raise torch.OutOfMemoryError("no room")
+        return sweep_losses(*args, batch_tokens=batch_tokens, **how)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(work, "sweep_losses", first_short)
+        outcome = worker.attempt(sweep)
+    assert outcome.error is None
+    assert tried == [1024, 1024]
+    assert (outcome.measured["out_of_memory"], outcome.measured["evictions"]) == (1, 1)
 
 
 def test_one_example_at_a_time_that_does_not_fit_is_told(calls, small_device, tmp_path):

@@ -8,7 +8,7 @@ import weakref
 
 import pytest
 
-from raysweep.engine import work
+from raysweep.engine import residents
 from raysweep.engine.calls import Call, CaptureCall, SubstituteCall
 from raysweep.engine.dispatch import Slot
 from raysweep.engine.executor import LocalExecutor
@@ -27,13 +27,13 @@ def calls(small):
 @pytest.fixture
 def loaded(monkeypatch):
     """The folders that models were loaded from, as it happens."""
-    seen, load = [], work.load_model
+    seen, load = [], residents.load_model
 
     def noting(checkpoint, **how):
         seen.append(checkpoint.folder.name)
         return load(checkpoint, **how)
 
-    monkeypatch.setattr(work, "load_model", noting)
+    monkeypatch.setattr(residents, "load_model", noting)
     return seen
 
 
@@ -59,14 +59,14 @@ def test_of_three_checkpoints_the_one_used_last_of_all_makes_room(calls, loaded,
 
 
 def test_what_makes_room_is_let_go_of(calls, monkeypatch, tmp_path):
-    models, load = [], work.load_model
+    models, load = [], residents.load_model
 
     def noting(checkpoint, **how):
         model = load(checkpoint, **how)
         models.append(weakref.ref(model))
         return model
 
-    monkeypatch.setattr(work, "load_model", noting)
+    monkeypatch.setattr(residents, "load_model", noting)
     first = next(call for call in calls if isinstance(call, SubstituteCall))
     second = dataclasses.replace(first, tuned=dataclasses.replace(first.tuned, fingerprint="another"))
     worker = Worker(tmp_path)
@@ -118,7 +118,7 @@ def test_what_a_call_raises_is_its_outcome(calls, tmp_path, monkeypatch, error, 
     def raising(*args, **kwargs):
         raise error
 
-    monkeypatch.setattr(work, "load_model", raising)
+    monkeypatch.setattr(residents, "load_model", raising)
     outcome = Worker(tmp_path).attempt(calls[0])
     assert (outcome.error, outcome.failure) == told
     assert outcome.commits == ()
@@ -130,7 +130,7 @@ def test_an_interrupt_is_no_outcome(calls, tmp_path, monkeypatch):
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(work, "load_model", interrupted)
+    monkeypatch.setattr(residents, "load_model", interrupted)
     with pytest.raises(KeyboardInterrupt):
         Worker(tmp_path).attempt(calls[0])
 

@@ -1,0 +1,117 @@
+"""The checkpoints that a worker has loaded: at most so many, the one used longest ago making room."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Any
+
+from raysweep.engine.calls import Loading, PairCall
+from raysweep.models.adapter import Adapter
+from raysweep.models.checkpoint import Checkpoint, load_model
+from raysweep.models.stream import StreamedModel
+from raysweep.studies.streamed import StreamedPair
+from raysweep.studies.substitution import Pair
+
+
+class Residents:
+    """Models by checkpoint and dtype, at most `most` of them, and what having them has taken since `begin`."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._models: OrderedDict[tuple[str, str, str], Adapter | StreamedModel] = OrderedDict()
+        self._last: tuple[tuple[object, object], Pair] | None = None
+        self._read_before = 0  # bytes: of checkpoints that were loaded whole, and of streamed ones let go
+        self.begin()
+
+    def begin(self) -> None:
+        """Count anew."""
+        self._loads, self._evictions, self._load_seconds, self._read_at = 0, 0, 0.0, self._bytes_read()
+
+    @property
+    def counted(self) -> dict[str, Any]:
+        """Loads, evictions and seconds that loads took."""
+        return {"loads": self._loads, "evictions": self._evictions, "load_seconds": round(self._load_seconds, 4)}
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes of checkpoints read; of one that is loaded whole, its files'."""
+        return self._bytes_read() - self._read_at
+
+    def adapter(self, checkpoint: Checkpoint, loading: Loading, base: Checkpoint | None = None) -> Adapter:
+        """The loaded model; `base` is what an adapter's checkpoint is laid over."""
+        key = (checkpoint.fingerprint, base.fingerprint if base and checkpoint.adapter else "", loading.dtype)
+        found = self._models.get(key)
+        if not isinstance(found, Adapter):
+            started = time.monotonic()
+            self._make_room()
+            self._models[key] = found = Adapter(
+                load_model(
+                    checkpoint, dtype=loading.dtype, device=loading.device, device_map=loading.device_map, base=base
+                )
+            )
+            self._loaded(started)
+            self._read_before += checkpoint.bytes + (base.bytes if base and checkpoint.adapter else 0)
+        self._models.move_to_end(key)
+        return found
+
+    def streamed(self, checkpoint: Checkpoint, loading: Loading) -> StreamedModel:
+        """The checkpoint with its layers on disk."""
+        key = (checkpoint.fingerprint, "stream", loading.dtype)
+        found = self._models.get(key)
+        if not isinstance(found, StreamedModel):
+            started = time.monotonic()
+            self._make_room()
+            found = StreamedModel(checkpoint, dtype=loading.dtype, device=loading.device)
+            self._models[key] = found
+            self._loaded(started)
+        self._models.move_to_end(key)
+        return found
+
+    def pair(self, call: PairCall) -> Pair:
+        """The call's pair; the last one again while its models are, for it has found out what they have in common."""
+        if call.loading.stream:
+            sources = self.streamed(call.base, call.loading), self.streamed(call.tuned, call.loading)
+            spill = Path(call.loading.spill) if call.loading.spill is not None else None
+            return self._kept(sources, lambda: StreamedPair.of(*sources, call.loading.memory, spill))
+        models = self.adapter(call.base, call.loading), self.adapter(call.tuned, call.loading, base=call.base)
+        return self._kept(models, lambda: Pair(*models))
+
+    def keep_only(self, needed: Collection[str]) -> bool:
+        """Let go of all checkpoints but those with these fingerprints; whether there were any."""
+        others = [key for key in self._models if key[0] not in needed]
+        for key in others:
+            self._evict(key)
+        return bool(others)
+
+    def clear(self) -> None:
+        """Let go of all models."""
+        self._read_before = self._bytes_read()
+        self._models.clear()
+        self._last = None
+
+    def _bytes_read(self) -> int:
+        streamed = [model for model in self._models.values() if isinstance(model, StreamedModel)]
+        return self._read_before + sum(model.files.bytes_read for model in streamed)
+
+    def _make_room(self) -> None:
+        while len(self._models) >= self._most:
+            self._evict(next(iter(self._models)))
+
+    def _evict(self, key: tuple[str, str, str]) -> None:
+        read = self._bytes_read()
+        del self._models[key]
+        self._evictions += 1
+        self._read_before += read - self._bytes_read()
+        self._last = None  # it holds its models
+
+    def _loaded(self, started: float) -> None:
+        self._loads += 1
+        self._load_seconds += time.monotonic() - started
+
+    def _kept(self, models: tuple[object, object], make: Callable[[], Pair]) -> Pair:
+        if self._last is None or self._last[0] != models:
+            self._last = (models, make())
+        return self._last[1]
