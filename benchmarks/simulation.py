@@ -77,7 +77,9 @@ def cells(one: Checkpoint, dtype: str, widths: list[int]) -> tuple[Config, Facts
     models = {n: ModelFacts(named(n), {d: named(f"{n}-{d}") for d in sets}, dtype) for n in names}
     size = config.execution.chunk
     chunks = {d: tuple(tuple(e[i : i + size]) for i in range(0, EXAMPLES, size)) for d, e in examples.items()}
-    return config, Facts(models, {(n, d): Cell(n, d, chunks[d], 0, 0) for n in names for d in sets}, "cpu", libraries())
+    return config, Facts(
+        models, {(n, d): Cell(n, d, chunks[d], 0, 0, 0) for n in names for d in sets}, "cpu", libraries()
+    )
 
 
 def on_paper(told: str, config: Config, facts: Facts, given: Rates | None) -> None:
