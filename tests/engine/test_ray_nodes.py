@@ -50,15 +50,20 @@ def seen_in_calls(done, events_of):
 # --- GPUs ---------------------------------------------------------------------------------------------------------
 
 
-def test_each_worker_sees_its_own_gpu_on_either_node_and_tables_none(on_ray, tmp_path, events_of):
+def test_each_worker_sees_its_own_gpu_on_either_node_and_tables_none(
+    on_ray, tmp_path, finished, tables_of, same_tables, events_of
+):
     done = drive(on_ray(tmp_path, "execution.gpus_per_worker=1", "execution.fuse=false"))
     assert done.failed == {}
     (ready,) = events_of(done, events.WORKERS_READY)
+    assert (ready["workers"], ready["each"]) == (4, "1 CPU and 1 GPU")
     assert sorted(worker["visible"] for worker in ready["seen"]) == ["0", "1", "4", "5"]
+    assert all(worker["gpus"] == [worker["visible"]] for worker in ready["seen"])
     assert Counter(Counter(worker["node"] for worker in ready["seen"]).values()) == {2: 2}
     models, tables = seen_in_calls(done, events_of)
     assert models <= {"0", "1", "4", "5"}
     assert tables == {""}
+    same_tables(tables_of(done), tables_of(finished))
 
 
 def test_a_share_of_a_gpu_is_of_one_and_no_more_than_fit(on_ray, tmp_path, events_of):
