@@ -1,0 +1,130 @@
+"""The part of a config that asks for training: what is trained on, which layers, by which arguments; config.py has the rest."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+
+from raysweep.config_exclude import ExcludeConfig
+from raysweep.config_fields import Place, Positive, distinct
+from raysweep.errors import shown
+
+_RANGE = re.compile(r"(\d{1,4})-(\d{1,4})")
+FOUND = ("critical", "non_critical")  # choices that a similarity task makes
+
+
+def _layers(value: Any) -> Any:
+    """`all`, `critical`, `non_critical`, or a tuple of layers from a list or a range such as `8-12`."""
+    if value == "all" or value in FOUND:
+        return value
+    if isinstance(value, str) and (found := _RANGE.fullmatch(value)) and int(found[1]) <= int(found[2]):
+        return tuple(range(int(found[1]), int(found[2]) + 1))
+    known = isinstance(value, (list, tuple)) and all(type(layer) is int and 0 <= layer <= 10**9 for layer in value)
+    if not known or not value or len(set(value)) < len(value):
+        raise ValueError(
+            f"give all, critical, non_critical, a range such as 8-12, or a list of distinct layers counted from 0, not {shown(value)}"
+        )
+    return tuple(sorted(value))
+
+
+Layers = Annotated[str | tuple[int, ...], BeforeValidator(_layers)]
+Seed = Annotated[int, Field(ge=0, le=2**31 - 1, strict=True)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TrainSource(_Section):
+    """The records that models are fine-tuned on for a data set, whose format and texts they have unless others are given."""
+
+    path: Place
+    format: str | None = None
+    split: str | None = None
+    exclude: ExcludeConfig | None = None
+    last: Positive | None = None
+    all_but_last: Positive | None = None
+    limit: Positive | None = None
+    max_tokens: Positive | None = None
+    too_long: Literal["refuse", "cut"] = "cut"
+    prompt: str | None = None
+    response: str | None = None
+
+    @model_validator(mode="after")
+    def _one_end(self) -> TrainSource:
+        if self.last is not None and self.all_but_last is not None:
+            raise ValueError(f"last is {self.last} and all_but_last is {self.all_but_last}; give one of them")
+        return self
+
+
+class LoraConfig(_Section):
+    """Low-rank updates in place of the layers' own weights, in PEFT's words; `target_modules` are PEFT's own by default."""
+
+    r: Positive = 8
+    lora_alpha: Annotated[float, Field(gt=0)] = 16
+    lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    target_modules: list[str] | str | None = None
+
+
+class Training(_Section):
+    """How models are trained. `trainer` are arguments of transformers' trainer, in its own names.
+
+    `dtype` is that of the weights while they are trained: the checkpoint's own on a GPU, float32 on a CPU. `processes` of one
+    GPU each train one model, sharded (`fsdp`) or each with the whole of it (`ddp`). `top` is how many layers are critical (by
+    default a fifth), by the first of similarity's metrics; as many that are not are drawn with the run's seed.
+    """
+
+    trainer: dict[str, Any] = {}
+    lora: LoraConfig | None = None
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    processes: Positive = 1
+    strategy: Literal["fsdp", "ddp"] = "fsdp"
+    top: Positive | None = None
+
+
+class FinetuneConfig(Training):
+    """Fine-tuned checkpoints for every model and data set with `train`, for which models[].tuned names none.
+
+    `layers` are the decoder layers that are trained, and nothing else is, unless they are `all`; or all is trained but the
+    layers in `freeze`. `along`: steps whose checkpoints are kept and measured too.
+    """
+
+    layers: Layers = "all"
+    freeze: Layers | None = None
+    seed: Seed = 42
+    along: list[Positive] = []
+
+    @field_validator("along")
+    @classmethod
+    def _distinct(cls, value: list[int]) -> list[int]:
+        return sorted(distinct(value, "each step"))
+
+    @model_validator(mode="after")
+    def _one_choice(self) -> FinetuneConfig:
+        if self.freeze is not None and self.layers != "all":
+            raise ValueError(
+                f"layers is {shown(self.layers)} and freeze is {shown(self.freeze)}; give those that are trained, or those that are not"
+            )
+        if self.freeze == "all":
+            raise ValueError("freeze is all, and then nothing is trained; leave a layer out")
+        if self.freeze is not None and self.lora is not None:
+            raise ValueError("lora trains chosen layers and nothing else; give layers in place of freeze")
+        return self
+
+
+class AdaptationConfig(Training):
+    """Test loss over steps where only critical layers are trained, only as many others, or all, for several seeds."""
+
+    arms: Annotated[list[Literal["critical", "non_critical", "all"]], Field(min_length=1)] = [
+        "critical",
+        "non_critical",
+        "all",
+    ]
+    seeds: Annotated[list[Seed], Field(min_length=1)] = [0, 1, 2]
+
+    @field_validator("arms", "seeds")
+    @classmethod
+    def _distinct(cls, value: list[Any]) -> list[Any]:
+        return distinct(value, "each")

@@ -1,0 +1,46 @@
+"""What a training is told: the layers that are trained or frozen, and the recipe. Values only; finetune.py does it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Which decoder layers are trained: `all` of the model, `only` these layers (and nothing else), or all but these (`freeze`)."""
+
+    mode: Literal["all", "only", "freeze"] = "all"
+    layers: tuple[int, ...] = ()
+
+    def trains(self, layer: int) -> bool:
+        """Whether the decoder layer of this number is trained."""
+        return self.mode == "all" or (layer in self.layers) == (self.mode == "only")
+
+    @property
+    def trains_rest(self) -> bool:
+        """Whether embeddings, norm and head (all that is no layer) are trained."""
+        return self.mode != "only"
+
+
+@dataclass(frozen=True)
+class Lora:
+    """PEFT's LoRA on the chosen layers, in PEFT's words."""
+
+    r: int = 8
+    lora_alpha: float = 16
+    lora_dropout: float = 0.0
+    target_modules: tuple[str, ...] | str | None = None
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a model is trained. `arguments` are transformers.TrainingArguments' own, by name, checked (trainer_arguments.py)."""
+
+    trained: Trained = Trained()
+    seed: int = 42
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    lora: Lora | None = None
+    dtype: str = "float32"
+    keep: tuple[int, ...] = ()  # steps whose weights are kept beside the last
