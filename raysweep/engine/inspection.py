@@ -19,6 +19,8 @@ from raysweep.config_stop import StopConfig
 from raysweep.data.examples import Example, Loaded, Room, load_examples
 from raysweep.data.exclusion import Exclude
 from raysweep.engine.residency import RESIDENT, Residency, choose_residency
+from raysweep.engine.training_facts import find_trainings, trained_on
+from raysweep.engine.training_plan import Trainings
 from raysweep.errors import InputError
 from raysweep.fingerprint import fingerprint
 from raysweep.models.adapter import find_blocks
@@ -73,7 +75,8 @@ class Cell:
 class ModelFacts:
     """A model's checkpoints, the dtype it is computed in, and whether it predicts the next token (an encoder does not).
 
-    `same` tells by data set what base and tuned have in common, weight for weight.
+    `same` tells by data set what base and tuned have in common, weight for weight. `promised` are the data sets whose tuned
+    checkpoint the run itself makes.
     """
 
     base: Checkpoint
@@ -82,6 +85,7 @@ class ModelFacts:
     predicts: bool = True
     same: Mapping[str, Same] = field(default_factory=dict)
     residency: Residency = RESIDENT
+    promised: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,7 @@ class Facts:
     cells: Mapping[tuple[str, str], Cell]
     device: str
     libraries: Mapping[str, str]
+    trainings: Trainings = Trainings()
 
 
 def asked_changes(asked: SubstitutionConfig, n_layers: int, where: str = "") -> list[Change]:
@@ -167,7 +172,8 @@ def inspect(config: Config, find_device: Callable[[str], str] = resolve_device) 
         for checkpoint in tuned.values():
             check_pair(base, checkpoint)
         predicts = predicts_tokens(base)
-        if tuned and config.studies.substitution and not predicts:
+        will_be = trained_on(config, model)
+        if (tuned or will_be) and config.studies.substitution and not predicts:
             raise InputError(
                 f"model '{model.name}': checkpoint '{base.source}' does not predict the next token (it is an encoder, or "
                 "lacks its head), and substitution measures the loss of a response's tokens; leave its `tuned` out and "
@@ -177,9 +183,10 @@ def inspect(config: Config, find_device: Callable[[str], str] = resolve_device) 
             _check_removal(config.studies.removal, model.name, base, predicts)
         same = {name: same_in_checkpoints(base, checkpoint) for name, checkpoint in tuned.items()}
         dtype = resolve_dtype(model.dtype, base.dtype, device)
-        residency = choose_residency(config, model.name, base, list(tuned.values()), dtype, device)
+        pairs = [*tuned.values(), *([base] if will_be else [])]  # what will be made is of its base's size
+        residency = choose_residency(config, model.name, base, pairs, dtype, device)
         models[model.name] = ModelFacts(base, tuned, dtype, predicts, same, residency)
-        if tuned and config.studies.substitution:
+        if (tuned or will_be) and config.studies.substitution:
             asked_changes(config.studies.substitution, base.n_layers, f" of model '{model.name}'")
             if rule := stop_rule(config.studies.substitution):
                 check_rule(rule, base.n_layers, f" of model '{model.name}'")
@@ -190,7 +197,11 @@ def inspect(config: Config, find_device: Callable[[str], str] = resolve_device) 
     for model in config.models:
         removal = config.studies.removal
         of_base = bool(removal and removal.of == "base")
-        wanted = [d for d in config.datasets if config.studies.pooling or of_base or d.name in model.tuned]
+        tuned_on = {*model.tuned, *trained_on(config, model)}
+        all_of_them = config.studies.pooling or of_base
+        wanted = [
+            d for d in config.datasets if all_of_them or d.name in tuned_on or (d.train and config.studies.trainings)
+        ]
         tokenizer = _tokenizer(models[model.name], model.wording)
         for dataset in wanted:
             room = _room(model.name, models[model.name], dataset.name)
@@ -201,15 +212,24 @@ def inspect(config: Config, find_device: Callable[[str], str] = resolve_device) 
                     f"data set '{dataset.name}' has one usable example for '{model.name}', and {study} compares examples: give "
                     f"{_FEWEST_TO_COMPARE} or more, or leave studies.{study} out"
                 )
-            if config.studies.substitution and dataset.name in model.tuned:
+            if config.studies.substitution and dataset.name in tuned_on:
                 asked = config.studies.substitution.generate
                 _check_generation("substitution.generate", asked, loaded.examples, room, dataset.name)
-            if removal and (of_base or dataset.name in model.tuned):
+            if removal and (of_base or dataset.name in tuned_on):
                 _check_components(removal, loaded.examples, dataset.name)
                 _check_generation("removal", removal, loaded.examples, room, dataset.name)
             stop = config.studies.substitution.stop if config.studies.substitution else None
             cells[model.name, dataset.name] = _cell(model.name, dataset.name, loaded, config.execution.chunk, stop)
-    return Facts(models, cells, device, libraries())
+
+    def load(model: ModelConfig, dataset: DatasetConfig) -> Loaded:
+        tokenizer = _tokenizer(models[model.name], model.wording)
+        room = _room(model.name, models[model.name], dataset.name)
+        return _examples(model, dataset, tokenizer, room, prompts_only=False)
+
+    bases = {name: found.base for name, found in models.items()}
+    predicting = {name: found.predicts for name, found in models.items()}
+    trainings = find_trainings(config, bases, predicting, device, load)
+    return Facts(models, cells, device, libraries(), trainings)
 
 
 def _tokenizer(model: ModelFacts, wording: str) -> PreTrainedTokenizerBase:

@@ -25,6 +25,7 @@ from raysweep.engine.ray_executor import RayExecutor, Share, living_nodes
 from raysweep.engine.ray_jobs import enter_job, in_job, refuse_held_gpus
 from raysweep.engine.ray_metrics import RayMetrics
 from raysweep.engine.ray_token import is_on, what_token
+from raysweep.engine.training_work import Tell, untold
 from raysweep.errors import InputError, RunError
 from raysweep.store.places import location
 
@@ -84,8 +85,11 @@ class RayBackend:
         """As many as are asked for, or as there is room for: on the cluster that was joined, else on this machine."""
         return self._workers(self._nodes())
 
-    def open(self, folder: Location, n_calls: int) -> Executor:
-        """Workers for at most so many calls, on the cluster, which is started here where there is no address."""
+    def open(self, folder: Location, n_calls: int, tell: Tell = untold) -> Executor:
+        """Workers for at most so many calls, on the cluster, which is started here where there is no address.
+
+        They are other processes, and `tell` is told nothing; `raysweep status` reads how far a training has come.
+        """
         if not ray.is_initialized():
             self._start()
         workers = min(self._workers(self._nodes()), n_calls)
