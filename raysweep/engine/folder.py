@@ -4,6 +4,7 @@ config.yaml  plan.json  events.jsonl   (in an object store, which cannot append,
 chunks/                                 what is committed, by key
 activations/<model>/<dataset>/          captured states
 results/*.parquet  report/              made from the above
+trackers/                               what TensorBoard, MLflow or Weights & Biases were told, where asked
 """
 
 from __future__ import annotations
