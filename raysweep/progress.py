@@ -78,6 +78,8 @@ class Progress:
                 self._line(self._tally.words())
         elif name == events.MEMORY_SHORT:
             self._line(f"out of memory: {event['call']} went on in batches of {event['batch_tokens']} tokens")
+        elif name == events.TRACKER_FAILED:
+            self._line(f"{event['tracker']} is logged to no more: {_first(event['error'])}")
         elif name == events.CALLS_DROPPED and self._bars:
             for kind in event["calls"]:
                 self._bars.update(self._rows[kind], total=self._tally.total[kind])

@@ -36,6 +36,7 @@ from raysweep.engine.reach import reach
 from raysweep.engine.result_calls import result_call
 from raysweep.engine.room import refuse_too_small
 from raysweep.engine.stopping import watches
+from raysweep.engine.trackers import check_trackers, trackers_for
 from raysweep.redaction import redacted
 from raysweep.store.artifacts import sweep_temporaries
 
@@ -63,6 +64,7 @@ def prepare(
     """
     folder = RunFolder(reach(config.storage, config.storage_options, write=True).absolute())
     folder.check_usable()
+    check_trackers(config.execution.report_to, folder.root)
     check_writable(folder.root)
     check()
     facts = inspect(config, find_device)
@@ -89,6 +91,7 @@ def drive(
     """
     started = time.monotonic()
     backend = backend or backend_for(config.execution)
+    tracked = None
 
     def check() -> None:
         found = backend.check(config.storage, config.storage_options)
@@ -98,7 +101,8 @@ def drive(
     try:
         facts, graph, folder = prepare(config, backend.device, check)
         folder.make()
-        listener = _both(listener, backend.listener(config.name, folder.root))
+        tracked = trackers_for(config.execution.report_to, config.name, folder, listener)
+        listener = _both(listener, backend.listener(config.name, folder.root), tracked)
         with folder.locked(), EventLog(folder.events, listener) as log:
             if fresh:
                 log.clear()
@@ -131,6 +135,8 @@ def drive(
             )
             return Done(folder, run.graph, run.failed, run.n_calls, seconds)
     finally:
+        if tracked:
+            tracked.close()
         backend.close()
 
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from raysweep.store.places import Location
 
 CLUSTER_CHECKED = "cluster_checked"  # told before there is a log, so in none
+TRACKER_FAILED = "tracker_failed"  # told beside the log, so in none
 RUN_STARTED = "run_started"
 WORKERS_READY = "workers_ready"
 WORKERS_CHANGED = "workers_changed"

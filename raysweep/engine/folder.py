@@ -6,6 +6,7 @@ activations/<model>/<dataset>/          captured states
 checkpoints/<model>/<dataset>-<key>/    fine-tuned models
 training/<key>/                         what trainings need to go on that are not done
 results/*.parquet  report/              made from the above
+trackers/                               what TensorBoard, MLflow or Weights & Biases were told, where asked
 """
 
 from __future__ import annotations
