@@ -52,20 +52,25 @@ class Done:
 
 
 def prepare(
-    config: Config, find_device: Callable[[str], str], check: Callable[[], None] = lambda: None
+    config: Config,
+    find_device: Callable[[str], str],
+    check: Callable[[], None] = lambda: None,
+    *,
+    may_assume: bool = False,
 ) -> tuple[Facts, Graph, RunFolder]:
     """Inspect and plan: everything that can be refused is refused here (InputError), and nothing is written.
 
     Only in an object store a small object is written, read and removed at once, to see that it can be.
 
     `find_device` is told `execution.device` and says which device that means where the work will be done. `check` is called
-    once this process can use the storage, and refuses what others cannot.
+    once this process can use the storage, and refuses what others cannot. With `may_assume`, for plans, what is not here is
+    taken as the config has it; then room on a disk here is not asked for.
     """
     folder = RunFolder(reach(config.storage, config.storage_options, write=True).absolute())
     folder.check_usable()
     check_writable(folder.root)
     check()
-    facts = inspect(config, find_device)
+    facts = inspect(config, find_device, may_assume=may_assume)
     spill = config.execution.spill_folder
     if spill is not None and config.execution.executor == "local":  # a worker elsewhere has a disk of its own
         check_writable(spill, "execution.spill")
@@ -73,7 +78,8 @@ def prepare(
     done = folder.committed() if folder.is_run else {}
     if any(model.residency.memory for model in facts.models.values()):
         refuse_too_small(facts, model_calls(config, facts, graph, done))
-    check_room(folder.root, bytes_to_write(facts, shortened(graph, done), done))
+    if not facts.assumed:
+        check_room(folder.root, bytes_to_write(facts, shortened(graph, done), done))
     return facts, graph, folder
 
 

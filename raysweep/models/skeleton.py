@@ -6,6 +6,7 @@ not stored) is made by its own code. Layers are filled in by stream.py. What can
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -47,12 +48,14 @@ def refuse_if_not_streamable(checkpoint: Checkpoint) -> None:
 
     config = standard_config(checkpoint.folder) if not checkpoint.adapter else None
     name = (config.architectures or [config.model_type])[0] if config is not None else "PEFT adapter"
-    reason = _reason(checkpoint)
+    reason = None if checkpoint.on_paper else _reason(checkpoint)
     if reason is None:
-        model = _empty_model(checkpoint, torch.float32)
+        model = empty_model(checkpoint, torch.float32)
         reason = _shared_layers(model)
     if reason:
         raise _refusal(checkpoint, name, reason)
+    if checkpoint.on_paper:
+        return
     files = TensorFiles(weight_files(checkpoint.folder, checkpoint.source))
     rest, layers = _recipes_of(checkpoint, model, files)
     made = {name for recipe in (*rest, *(r for of_layer in layers for r in of_layer)) for name in recipe.targets}
@@ -135,7 +138,7 @@ def _path(model: PreTrainedModel, blocks: nn.ModuleList) -> str:
     return next(f"{path}." for path, module in model.named_modules() if module is blocks)
 
 
-def _empty_model(checkpoint: Checkpoint, dtype: torch.dtype) -> PreTrainedModel:
+def empty_model(checkpoint: Checkpoint, dtype: torch.dtype) -> PreTrainedModel:
     """The model as from_pretrained begins with it: every parameter on the device `meta`."""
     from transformers import AutoModel, AutoModelForCausalLM
     from transformers.models.auto.auto_factory import _get_model_class
@@ -166,7 +169,7 @@ def build_skeleton(checkpoint: Checkpoint, dtype: torch.dtype, device: str) -> S
     from transformers.utils.loading_report import LoadStateDictInfo
 
     refuse_if_not_streamable(checkpoint)
-    model = _empty_model(checkpoint, dtype)
+    model = empty_model(checkpoint, dtype)
     blocks = find_blocks(model)
     path = _path(model, blocks)
     files = TensorFiles(weight_files(checkpoint.folder, checkpoint.source))
@@ -256,12 +259,16 @@ class Reads:
 def read_sizes(checkpoint: Checkpoint) -> Reads:
     """What streaming reads of the checkpoint, from its headers alone; no weight is read or given memory.
 
+    Of one on paper, what its shapes take in the dtype that it says it is stored in.
+
     Raises InputError for what cannot be streamed.
     """
     refuse_if_not_streamable(checkpoint)
-    model = _empty_model(checkpoint, torch.float32)
+    model = empty_model(checkpoint, torch.float32)
     blocks = find_blocks(model)
     path = _path(model, blocks)
+    if checkpoint.on_paper:
+        return _sizes_on_paper(checkpoint, path, len(blocks))
     tensors = TensorFiles(weight_files(checkpoint.folder, checkpoint.source)).tensors
     layers, rest = [0] * len(blocks), 0
     for recipe in find_recipes(model, {name: tensor.shape for name, tensor in tensors.items()}):
@@ -271,4 +278,16 @@ def read_sizes(checkpoint: Checkpoint) -> Reads:
             rest += size
         else:
             layers[layer] += size
+    return Reads(tuple(layers), rest)
+
+
+def _sizes_on_paper(checkpoint: Checkpoint, path: str, n_layers: int) -> Reads:
+    each = checkpoint.bytes // max(1, checkpoint.n_parameters)
+    layers, rest = [0] * n_layers, 0
+    for name, shape in checkpoint.shapes.items():
+        layer = _layer(name, path)
+        if layer is None:
+            rest += each * math.prod(shape)
+        else:
+            layers[layer] += each * math.prod(shape)
     return Reads(tuple(layers), rest)
