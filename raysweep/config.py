@@ -31,6 +31,7 @@ from raysweep.config_removal import RemovalConfig
 from raysweep.config_spectrum import SpectrumConfig
 from raysweep.config_stop import StopConfig
 from raysweep.config_storage import checked_options, checked_storage, scheme_of
+from raysweep.config_training import AdaptationConfig, FinetuneConfig, TrainSource
 from raysweep.errors import InputError, nearest, shown
 
 Metric = Literal[
@@ -63,8 +64,9 @@ class DatasetConfig(_Section):
 
     `exclude` leaves records out; of the others `last` takes the last so many, `all_but_last` holds those back, as a
     split does that was made by counting; `limit` counts what remains.
-    `too_long` says what becomes of examples longer than the model's context, after a cut to `max_tokens`.
-    `expected` is what `raysweep plan` takes the records to be like where they are not on this machine.
+    `too_long` says what becomes of examples longer than the model's context, after a cut to `max_tokens`. `train` are the
+    records that models are fine-tuned on for it. `expected` is what `raysweep plan` takes the records to be like where they
+    are not on this machine.
     """
 
     name: Name
@@ -79,6 +81,7 @@ class DatasetConfig(_Section):
     too_long: Literal["refuse", "cut"] = "refuse"
     prompt: str | None = None
     response: str | None = None
+    train: TrainSource | None = None
     expected: ExpectedConfig | None = None
 
     @model_validator(mode="after")
@@ -210,19 +213,22 @@ class CorrelationConfig(_Section):
 
 
 class StudiesConfig(_Section):
-    """What to measure; a study that is left out is not run. Correlation needs substitution and similarity."""
+    """What to do; a study that is left out is not run. Correlation needs substitution and similarity."""
 
     substitution: SubstitutionConfig | None = None
     similarity: SimilarityConfig | None = None
     spectrum: SpectrumConfig | None = None
     correlation: CorrelationConfig | None = None
     removal: RemovalConfig | None = None
+    finetune: FinetuneConfig | None = None
+    adaptation: AdaptationConfig | None = None
 
     @model_validator(mode="after")
     def _whole(self) -> StudiesConfig:
-        if not (self.substitution or self.similarity or self.spectrum or self.removal):
+        if not any(getattr(self, name) for name in type(self).model_fields if name != "correlation"):
             raise ValueError(
-                "asks for no study; give substitution, similarity, spectrum, removal or several (an empty one is written {})"
+                "asks for no study; give substitution, similarity, spectrum, removal, finetune, adaptation or several (an "
+                "empty one is written {})"
             )
         if self.correlation and not (self.substitution and self.similarity):
             raise ValueError("correlation needs both substitution and similarity; add the missing one")
@@ -231,6 +237,21 @@ class StudiesConfig(_Section):
                 "removal at critical layers needs similarity, which finds them; add it, or list the layers"
             )
         return self
+
+    @model_validator(mode="after")
+    def _found(self) -> StudiesConfig:
+        for name, asked in self.trainings.items():
+            if not self.similarity and (choice := asked.found):
+                raise ValueError(
+                    f"{name} asks for {choice} layers, which similarity finds, and there is none; add similarity, or list the layers"
+                )
+        return self
+
+    @property
+    def trainings(self) -> dict[str, FinetuneConfig | AdaptationConfig]:
+        """The studies that train models, by their names."""
+        both = {"finetune": self.finetune, "adaptation": self.adaptation}
+        return {name: asked for name, asked in both.items() if asked}
 
     @model_validator(mode="after")
     def _one_pooling(self) -> StudiesConfig:
@@ -302,9 +323,37 @@ class Config(_Section):
         if self.studies.correlation:
             check_published("studies.correlation.published", self.studies.correlation.published, self)
         of_tuned = self.studies.removal is not None and self.studies.removal.of == "tuned"
+        there = self.studies.finetune or any(model.tuned for model in self.models)
         for study, needed in (("substitution", self.studies.substitution), ("removal of: tuned", of_tuned)):
-            if needed and not any(model.tuned for model in self.models):
-                raise ValueError(f"{study} needs a tuned checkpoint; give models[].tuned: {{data set: checkpoint}}")
+            if needed and not there:
+                raise ValueError(
+                    f"{study} needs a tuned checkpoint; give models[].tuned: {{data set: checkpoint}}, or studies.finetune"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _trainable(self) -> Config:
+        trained = [dataset.name for dataset in self.datasets if dataset.train]
+        for name, asked in self.studies.trainings.items():
+            if not trained:
+                raise ValueError(
+                    f"studies.{name} trains models, and no data set has records for it; give datasets[].train"
+                )
+            if asked.processes > 1 and self.execution.executor != "ray":
+                raise ValueError(
+                    f"studies.{name}.processes is {asked.processes}, and executor is {self.execution.executor}; set "
+                    "execution.executor to ray, which starts them, or processes to 1"
+                )
+            if scheme_of(self.storage) not in (None, "file"):
+                raise ValueError(
+                    f"studies.{name} writes checkpoints to a folder, and storage is {shown(self.storage)}; give a folder that "
+                    "all workers see, or fine-tune in a run of its own"
+                )
+        if self.studies.finetune and all(set(trained) <= set(model.tuned) for model in self.models):
+            raise ValueError(
+                "studies.finetune has nothing to make: models[].tuned names a checkpoint for every data set with train; leave "
+                "one of them out"
+            )
         return self
 
     def to_yaml(self) -> str:

@@ -85,6 +85,11 @@ class Training(_Section):
     strategy: Literal["fsdp", "ddp"] = "fsdp"
     top: Positive | None = None
 
+    @property
+    def found(self) -> str | None:
+        """The first of its choices of layers that a similarity task makes; None where there is none."""
+        return None
+
 
 class FinetuneConfig(Training):
     """Fine-tuned checkpoints for every model and data set with `train`, for which models[].tuned names none.
@@ -97,6 +102,11 @@ class FinetuneConfig(Training):
     freeze: Layers | None = None
     seed: Seed = 42
     along: list[Positive] = []
+
+    @property
+    def found(self) -> str | None:
+        """The choice that a similarity task makes; None where layers are given."""
+        return next((str(each) for each in (self.layers, self.freeze) if each in FOUND), None)
 
     @field_validator("along")
     @classmethod
@@ -125,6 +135,11 @@ class AdaptationConfig(Training):
         "all",
     ]
     seeds: Annotated[list[Seed], Field(min_length=1)] = [0, 1, 2]
+
+    @property
+    def found(self) -> str | None:
+        """The first arm whose layers a similarity task chooses."""
+        return next((arm for arm in self.arms if arm in FOUND), None)
 
     @field_validator("arms", "seeds")
     @classmethod
