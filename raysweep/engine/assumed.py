@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from raysweep.config import DatasetConfig, ModelConfig
+from raysweep.config import Config, DatasetConfig, ModelConfig
 from raysweep.config_expected import ExpectedConfig
 from raysweep.config_training import TrainSource
 from raysweep.data.examples import Loaded, Room
@@ -19,6 +19,12 @@ from raysweep.data.wording import find_wording
 from raysweep.errors import InputError
 from raysweep.models.architecture import describe_architecture, is_here, tuned_on_paper
 from raysweep.models.checkpoint import Checkpoint
+
+
+def will_assume(config: Config) -> bool:
+    """Whether something that the config describes for plans is not here, so that this machine is not where it will run."""
+    lacking = any(model.architecture is not None and not is_here(model.base) for model in config.models)
+    return lacking or any(dataset.expected and not are_here(dataset.path) for dataset in config.datasets)
 
 
 def checkpoint_on_paper(model: ModelConfig, source: str, base: Checkpoint | None = None) -> Checkpoint | None:

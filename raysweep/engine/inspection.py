@@ -151,9 +151,7 @@ def _unreadable_told() -> Iterator[None]:
 
 
 @_unreadable_told()
-def inspect(
-    config: Config, find_device: Callable[[str], str] = resolve_device, *, may_assume: bool = False
-) -> Facts:
+def inspect(config: Config, find_device: Callable[[str], str] = resolve_device, *, may_assume: bool = False) -> Facts:
     """Read and check everything the config names. Raises InputError for the first thing that cannot be used.
 
     `find_device` says which device `execution.device` means where the work will be done; by default, on this machine. With
@@ -310,7 +308,12 @@ def _check_generation(
 
 
 def _examples(
-    model: ModelConfig, dataset: DatasetConfig, tokenizer: PreTrainedTokenizerBase | None, room: Room, *, prompts_only: bool
+    model: ModelConfig,
+    dataset: DatasetConfig,
+    tokenizer: PreTrainedTokenizerBase | None,
+    room: Room,
+    *,
+    prompts_only: bool,
 ) -> Loaded:
     assert tokenizer is not None  # only what is on paper has none
     return load_examples(
