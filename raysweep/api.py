@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from raysweep.store.places import Location
     from raysweep.studies.critical import Critical
     from raysweep.studies.measured import Correlated
+    from raysweep.studies.measured_cells import CorrelatedCells
 
 _SHOWN = 10
 
@@ -429,14 +430,44 @@ def submit(
     return submit_job(config, address, working_dir=working_dir, python=python, fresh=fresh)
 
 
-def correlate_files(dynamics: str | Path, losses: str | Path, neighbourhood: int = 3) -> Correlated:
+def correlate_files(
+    dynamics: str | Path, losses: str | Path, neighbourhood: int = 3, *, drop_ends: int = 0, diagonal: bool = True
+) -> Correlated:
     """Correlate δ and losses measured elsewhere; see studies/measured.py for the files it reads."""
-    from raysweep.errors import InputError
     from raysweep.studies.measured import correlate_measured, read_dynamics, read_losses
+
+    _check_neighbourhood(neighbourhood, diagonal)
+    curve = read_dynamics(dynamics, neighbourhood, diagonal=diagonal)
+    return correlate_measured(curve, read_losses(losses), drop_ends=drop_ends)
+
+
+def correlate_folders(
+    dynamics: str | Path,
+    losses: str | Path | None = None,
+    neighbourhood: int = 3,
+    *,
+    drop_ends: int = 0,
+    diagonal: bool = True,
+) -> CorrelatedCells:
+    """Correlate every cell of folders of such files, each as `correlate_files` does; see studies/measured_cells.py.
+
+    Without `losses` both are in one folder, as `raysweep export --format paper` writes it.
+    """
+    from raysweep.studies.measured_cells import correlate_cells
+
+    _check_neighbourhood(neighbourhood, diagonal)
+    of_dynamics = Path(dynamics).expanduser()
+    of_losses = of_dynamics if losses is None else Path(losses).expanduser()
+    return correlate_cells(of_dynamics, of_losses, neighbourhood, drop_ends=drop_ends, diagonal=diagonal)
+
+
+def _check_neighbourhood(neighbourhood: int, diagonal: bool) -> None:
+    from raysweep.errors import InputError
 
     if neighbourhood < 1 or neighbourhood % 2 == 0:
         raise InputError(f"--neighbourhood {neighbourhood}: it has a layer in its middle, so it is odd")
-    return correlate_measured(read_dynamics(dynamics, neighbourhood), read_losses(losses))
+    if neighbourhood == 1 and not diagonal:
+        raise InputError("--neighbourhood 1 has no layer but its own; without the diagonal give 3 or more")
 
 
 def critical(

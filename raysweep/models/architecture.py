@@ -24,15 +24,14 @@ def is_here(source: str) -> bool:
         return True
     if source.startswith((".", "/", "~", lab.SCHEME)) or source.count("/") != 1:
         return False
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
 
     try:
-        cached = Path(snapshot_download(source, local_files_only=True))
-    except Exception:  # not in the cache, or a name that the hub does not allow: neither is here
+        found = [try_to_load_from_cache(source, name) for name in ("config.json", "adapter_config.json")]
+    except HFValidationError:  # a name that the hub does not allow
         return False
-    return any((cached / name).exists() for name in ("config.json", "adapter_config.json")) and any(
-        cached.glob("*.safetensors")
-    )
+    return any(isinstance(path, str) and any(Path(path).parent.glob("*.safetensors")) for path in found)
 
 
 def describe_architecture(source: str, path: Path) -> Checkpoint:
@@ -41,7 +40,7 @@ def describe_architecture(source: str, path: Path) -> Checkpoint:
     Raises InputError where there is no such file, where it is no config that transformers knows, or names a dtype that is no
     plain floating one.
     """
-    from raysweep.models.skeleton import empty_model
+    from raysweep.models.skeleton import model_on_paper
 
     if not path.is_file():
         raise InputError(f"architecture '{path}' of checkpoint '{source}' is no file; give a config.json")
@@ -50,10 +49,8 @@ def describe_architecture(source: str, path: Path) -> Checkpoint:
     size = _SIZES.get(paper.dtype)
     if size is None:
         raise InputError(f"{path} has dtype {shown(paper.dtype)}, where a plan needs one of {', '.join(_SIZES)}")
-    import torch
-
     try:
-        model = empty_model(paper, torch.float32)
+        model = model_on_paper(path)
     except InputError:
         raise
     except Exception as error:  # sizes that do not fit one another raise whatever the architecture stumbled over

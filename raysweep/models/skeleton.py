@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -46,16 +48,19 @@ def refuse_if_not_streamable(checkpoint: Checkpoint) -> None:
     """
     from transformers.modeling_utils import LoadStateDictInfo
 
+    if checkpoint.on_paper:
+        model = model_on_paper(checkpoint.folder)
+        if reason := _shared_layers(model):
+            raise _refusal(checkpoint, type(model).__name__, reason)
+        return
     config = standard_config(checkpoint.folder) if not checkpoint.adapter else None
     name = (config.architectures or [config.model_type])[0] if config is not None else "PEFT adapter"
-    reason = None if checkpoint.on_paper else _reason(checkpoint)
+    reason = _reason(checkpoint)
     if reason is None:
-        model = empty_model(checkpoint, torch.float32)
+        model = _empty_model(checkpoint, torch.float32)
         reason = _shared_layers(model)
     if reason:
         raise _refusal(checkpoint, name, reason)
-    if checkpoint.on_paper:
-        return
     files = TensorFiles(weight_files(checkpoint.folder, checkpoint.source))
     rest, layers = _recipes_of(checkpoint, model, files)
     made = {name for recipe in (*rest, *(r for of_layer in layers for r in of_layer)) for name in recipe.targets}
@@ -138,7 +143,13 @@ def _path(model: PreTrainedModel, blocks: nn.ModuleList) -> str:
     return next(f"{path}." for path, module in model.named_modules() if module is blocks)
 
 
-def empty_model(checkpoint: Checkpoint, dtype: torch.dtype) -> PreTrainedModel:
+@lru_cache(maxsize=16)
+def model_on_paper(config: Path) -> PreTrainedModel:
+    """The model of the config in this file without weights, kept: a plan asks for it again and again. Not to be changed."""
+    return _empty_model(Checkpoint(str(config), config, {}, {}, 0, False, "", on_paper=True), torch.float32)
+
+
+def _empty_model(checkpoint: Checkpoint, dtype: torch.dtype) -> PreTrainedModel:
     """The model as from_pretrained begins with it: every parameter on the device `meta`."""
     from transformers import AutoModel, AutoModelForCausalLM
     from transformers.models.auto.auto_factory import _get_model_class
@@ -169,7 +180,7 @@ def build_skeleton(checkpoint: Checkpoint, dtype: torch.dtype, device: str) -> S
     from transformers.utils.loading_report import LoadStateDictInfo
 
     refuse_if_not_streamable(checkpoint)
-    model = empty_model(checkpoint, dtype)
+    model = _empty_model(checkpoint, dtype)
     blocks = find_blocks(model)
     path = _path(model, blocks)
     files = TensorFiles(weight_files(checkpoint.folder, checkpoint.source))
@@ -264,11 +275,11 @@ def read_sizes(checkpoint: Checkpoint) -> Reads:
     Raises InputError for what cannot be streamed.
     """
     refuse_if_not_streamable(checkpoint)
-    model = empty_model(checkpoint, torch.float32)
+    if checkpoint.on_paper:
+        return _sizes_on_paper(checkpoint)
+    model = _empty_model(checkpoint, torch.float32)
     blocks = find_blocks(model)
     path = _path(model, blocks)
-    if checkpoint.on_paper:
-        return _sizes_on_paper(checkpoint, path, len(blocks))
     tensors = TensorFiles(weight_files(checkpoint.folder, checkpoint.source)).tensors
     layers, rest = [0] * len(blocks), 0
     for recipe in find_recipes(model, {name: tensor.shape for name, tensor in tensors.items()}):
@@ -281,9 +292,12 @@ def read_sizes(checkpoint: Checkpoint) -> Reads:
     return Reads(tuple(layers), rest)
 
 
-def _sizes_on_paper(checkpoint: Checkpoint, path: str, n_layers: int) -> Reads:
+def _sizes_on_paper(checkpoint: Checkpoint) -> Reads:
     each = checkpoint.bytes // max(1, checkpoint.n_parameters)
-    layers, rest = [0] * n_layers, 0
+    model = model_on_paper(checkpoint.folder)
+    blocks = find_blocks(model)
+    path = _path(model, blocks)
+    layers, rest = [0] * len(blocks), 0
     for name, shape in checkpoint.shapes.items():
         layer = _layer(name, path)
         if layer is None:
