@@ -24,6 +24,7 @@ from pydantic_core import core_schema
 
 from raysweep.config_exclude import ExcludeConfig
 from raysweep.config_execution import ExecutionConfig
+from raysweep.config_expected import ExpectedConfig
 from raysweep.config_fields import Name, Place, Positive, distinct
 from raysweep.config_problems import problems_in_words
 from raysweep.config_removal import RemovalConfig
@@ -44,10 +45,15 @@ class _Section(BaseModel):
 
 
 class ModelConfig(_Section):
-    """A base checkpoint and the checkpoints fine-tuned from it (data set → checkpoint or PEFT adapter)."""
+    """A base checkpoint and the checkpoints fine-tuned from it (data set → checkpoint or PEFT adapter).
+
+    `architecture` is a config.json, its path relative to the config's, that `raysweep plan` takes sizes from where a checkpoint
+    is not on this machine.
+    """
 
     name: Name
     base: Place
+    architecture: Place | None = None
     tuned: dict[Name, Place] = {}
     wording: str = "chat"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -59,7 +65,8 @@ class DatasetConfig(_Section):
     `exclude` leaves records out; of the others `last` takes the last so many, `all_but_last` holds those back, as a
     split does that was made by counting; `limit` counts what remains.
     `too_long` says what becomes of examples longer than the model's context, after a cut to `max_tokens`. `train` are the
-    records that models are fine-tuned on for it.
+    records that models are fine-tuned on for it. `expected` is what `raysweep plan` takes the records to be like where they
+    are not on this machine.
     """
 
     name: Name
@@ -75,6 +82,7 @@ class DatasetConfig(_Section):
     prompt: str | None = None
     response: str | None = None
     train: TrainSource | None = None
+    expected: ExpectedConfig | None = None
 
     @model_validator(mode="after")
     def _one_end(self) -> DatasetConfig:
@@ -193,11 +201,15 @@ class SimilarityConfig(_Section):
 
 
 class CorrelationConfig(_Section):
-    """Rank correlation of δ with the loss after substitution; `drop_ends` leaves so many centres out at each end."""
+    """Rank correlation of δ with the loss after substitution; `drop_ends` leaves so many centres out at each end.
+
+    `published` are ρ found elsewhere, by model and data set, to stand beside those measured; they change nothing else.
+    """
 
     resamples: Annotated[int, Field(ge=1, le=10**6, strict=True)] = 1000
     seed: Annotated[int, Field(ge=0, le=2**63, strict=True)] = 0
     drop_ends: Annotated[int, Field(ge=0, le=10**9, strict=True)] = 0
+    published: dict[Name, dict[Name, Annotated[float, Field(ge=-1, le=1)]]] = {}
 
 
 class StudiesConfig(_Section):
@@ -308,6 +320,8 @@ class Config(_Section):
                     raise ValueError(
                         f"model '{model.name}' has a checkpoint tuned on '{name}', which is no data set here; {nearest(name, known)}"
                     )
+        if self.studies.correlation:
+            check_published("studies.correlation.published", self.studies.correlation.published, self)
         of_tuned = self.studies.removal is not None and self.studies.removal.of == "tuned"
         there = self.studies.finetune or any(model.tuned for model in self.models)
         for study, needed in (("substitution", self.studies.substitution), ("removal of: tuned", of_tuned)):
@@ -351,6 +365,15 @@ class Config(_Section):
 _NO_YAML = (yaml.YAMLError, ValueError, OverflowError, RecursionError)
 
 
+def check_published(where: str, published: Mapping[str, Mapping[str, Any]], config: Config) -> None:
+    """Raise ValueError where figures found elsewhere are of a model or a data set that the config does not have."""
+    models, datasets = {model.name for model in config.models}, {dataset.name for dataset in config.datasets}
+    for model, of_model in published.items():
+        for name, known, what in [(model, models, "model"), *((dataset, datasets, "data set") for dataset in of_model)]:
+            if name not in known:
+                raise ValueError(f"{where} has figures of '{name}', which is no {what} here; {nearest(name, known)}")
+
+
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Read and check a YAML config; `overrides` are `a.b=c` texts, the value read as YAML.
 
@@ -365,7 +388,22 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         raise InputError(f"config '{path}' cannot be read: {error.strerror or error}") from error
     except _NO_YAML as error:
         raise InputError(f"config '{path}' is not YAML: {' '.join(str(error).split())}") from error
-    return parse_config(values, where=str(path), overrides=overrides)
+    return parse_config(_beside(path, values), where=str(path), overrides=overrides)
+
+
+def _beside(path: Path, values: Any) -> Any:
+    """The values with each `architecture` as a path from here, for a config's names it from where it lies itself."""
+    models = values.get("models") if isinstance(values, dict) else None
+    if not isinstance(models, list):
+        return values
+
+    def placed(model: Any) -> Any:
+        named = model.get("architecture") if isinstance(model, dict) else None
+        if not isinstance(named, str) or named.startswith("~"):
+            return model
+        return {**model, "architecture": str(path.parent / named)}
+
+    return {**values, "models": [placed(model) for model in models]}
 
 
 def parse_config(values: Any, *, where: str = "config", overrides: Sequence[str] = ()) -> Config:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from raysweep.config_exclude import ExcludeConfig
+from raysweep.config_expected import ExpectedConfig
 from raysweep.config_fields import Place, Positive, distinct
 from raysweep.errors import shown
 
@@ -51,6 +52,7 @@ class TrainSource(_Section):
     too_long: Literal["refuse", "cut"] = "cut"
     prompt: str | None = None
     response: str | None = None
+    expected: ExpectedConfig | None = None
 
     @model_validator(mode="after")
     def _one_end(self) -> TrainSource:

@@ -219,10 +219,11 @@ class TrainCall(ModelCall):
 
 @dataclass(frozen=True)
 class AdaptationCall(Call):
-    """Curves of test loss compared; `parts` has the keys of each training's rows, by arm and seed."""
+    """Curves of test loss compared between the arms; `parts` has the keys of each training's rows."""
 
     key: str
     parts: tuple[str, ...]
+    arms: tuple[str, ...]
 
 
 @dataclass(frozen=True)

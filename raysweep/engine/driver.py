@@ -31,7 +31,7 @@ from raysweep.engine.graph import Graph, beyond, shortened
 from raysweep.engine.inspection import Facts, inspect
 from raysweep.engine.ledger import Ledger
 from raysweep.engine.pending import model_calls
-from raysweep.engine.plan import plan, with_promised
+from raysweep.engine.plan import as_sized, plan, with_promised
 from raysweep.engine.reach import reach
 from raysweep.engine.result_calls import result_call
 from raysweep.engine.room import refuse_too_small
@@ -53,21 +53,26 @@ class Done:
 
 
 def prepare(
-    config: Config, find_device: Callable[[str], str], check: Callable[[], None] = lambda: None
+    config: Config,
+    find_device: Callable[[str], str],
+    check: Callable[[], None] = lambda: None,
+    *,
+    may_assume: bool = False,
 ) -> tuple[Facts, Graph, RunFolder]:
     """Inspect and plan: everything that can be refused is refused here (InputError), and nothing is written.
 
     Only in an object store a small object is written, read and removed at once, to see that it can be.
 
     `find_device` is told `execution.device` and says which device that means where the work will be done. `check` is called
-    once this process can use the storage, and refuses what others cannot.
+    once this process can use the storage, and refuses what others cannot. With `may_assume`, for plans, what is not here is
+    taken as the config has it; then room on a disk here is not asked for.
     """
     folder = RunFolder(reach(config.storage, config.storage_options, write=True).absolute())
     folder.check_usable()
     check_trackers(config.execution.report_to, folder.root)
     check_writable(folder.root)
     check()
-    facts = inspect(config, find_device)
+    facts = inspect(config, find_device, may_assume=may_assume)
     spill = config.execution.spill_folder
     if spill is not None and config.execution.executor == "local":  # a worker elsewhere has a disk of its own
         check_writable(spill, "execution.spill")
@@ -76,8 +81,10 @@ def prepare(
     graph = plan(config, facts)
     done = folder.committed() if folder.is_run else {}
     if any(model.residency.memory for model in facts.models.values()):
-        refuse_too_small(facts, model_calls(config, facts, graph, done))
-    check_room(folder.root, bytes_to_write(facts, shortened(graph, done), done))
+        sized = as_sized(facts)
+        refuse_too_small(sized, model_calls(config, sized, graph, done))
+    if not facts.assumed:
+        check_room(folder.root, bytes_to_write(facts, shortened(graph, done), done))
     return facts, graph, folder
 
 
@@ -109,8 +116,9 @@ def drive(
                 folder.clear()
             sweep_temporaries(folder.root)
             folder.forget_broken()
-            calls = list(model_calls(config, facts, graph, folder.committed()))
-            reckoned = reckon(config, facts, calls, backend.workers())
+            sized = as_sized(facts)
+            calls = list(model_calls(config, sized, graph, folder.committed()))
+            reckoned = reckon(config, sized, calls, backend.workers())
             left = reckoned.estimate
             folder.write_plan(
                 redacted(config.to_yaml()),
@@ -209,9 +217,11 @@ class _Run:
             if self.queue:
                 self._run_queue(backend)
             if self._spread:
-                call = self._spread.popleft()
-                self.log.emit(events.CALL_STARTED, call=call.name)
-                self._take(backend.train(self.folder.root, call))
+                calls, self._spread = self._spread, deque()
+                for call in calls:
+                    self.log.emit(events.CALL_STARTED, call=call.name)
+                for outcome in backend.train(self.folder.root, calls, self._tell):
+                    self._take(outcome)
         failed = -1
         while failed != len(self.failed):  # what failed may be needed by tasks before it
             failed = len(self.failed)

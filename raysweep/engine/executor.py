@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from raysweep.config_execution import ExecutionConfig
@@ -65,8 +65,8 @@ class Backend(Protocol):
         `tell` is told how far a call has come that takes long, by its name, where its worker is in this process.
         """
 
-    def train(self, folder: Location, call: TrainCall) -> Outcome:
-        """Run a training of several processes, with no workers open, and give what came of it."""
+    def train(self, folder: Location, calls: Sequence[TrainCall], tell: Tell = untold) -> Iterator[Outcome]:
+        """Run trainings of several processes each, with no workers open, and give what comes of each as it ends."""
 
     def listener(self, run: str, root: Location) -> Listener | None:
         """Who is told the events of the run of this name in the folder `root`, beside the log; None for nobody."""
@@ -121,9 +121,9 @@ class LocalBackend:
         """The executor in this process."""
         return LocalExecutor(Worker(folder, self.resident, tell))
 
-    def train(self, folder: Location, call: TrainCall) -> Outcome:
+    def train(self, folder: Location, calls: Sequence[TrainCall], tell: Tell = untold) -> Iterator[Outcome]:
         """Refused when the config is read: several processes are started through Ray."""
-        raise ValueError(f"'{call.name}' has {call.processes} processes, and there is one here")
+        raise ValueError(f"'{calls[0].name}' has {calls[0].processes} processes, and there is one here")
 
     def listener(self, run: str, root: Location) -> None:
         """Nobody: metrics are Ray's."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
@@ -18,6 +18,7 @@ from raysweep.config_removal import RemovalConfig
 from raysweep.config_stop import StopConfig
 from raysweep.data.examples import Example, Loaded, Room, load_examples
 from raysweep.data.exclusion import Exclude
+from raysweep.engine.assumed import assumptions, checkpoint_on_paper, examples_on_paper
 from raysweep.engine.residency import RESIDENT, Residency, choose_residency
 from raysweep.engine.training_facts import find_trainings, trained_on
 from raysweep.engine.training_plan import Trainings
@@ -49,7 +50,8 @@ _FEWEST_TO_COMPARE = 2
 class Cell:
     """One model on one data set: its examples, cut into chunks in their source's order.
 
-    `drawn` are the chunks that a sweep which may stop early takes: the same examples in random order.
+    `drawn` are the chunks that a sweep which may stop early takes: the same examples in random order. On paper they were not
+    read, and are as expected.
     """
 
     model: str
@@ -59,6 +61,7 @@ class Cell:
     n_unusable: int
     n_excluded: int
     drawn: tuple[tuple[Example, ...], ...] = ()
+    on_paper: bool = False
 
     @property
     def swept(self) -> tuple[tuple[Example, ...], ...]:
@@ -90,13 +93,14 @@ class ModelFacts:
 
 @dataclass(frozen=True)
 class Facts:
-    """What inspection found."""
+    """What inspection found, and what a plan assumes of what is not here, in words."""
 
     models: Mapping[str, ModelFacts]
     cells: Mapping[tuple[str, str], Cell]
     device: str
     libraries: Mapping[str, str]
-    trainings: Trainings = Trainings()
+    trainings: Trainings = field(default_factory=Trainings)
+    assumed: tuple[str, ...] = ()
 
 
 def asked_changes(asked: SubstitutionConfig, n_layers: int, where: str = "") -> list[Change]:
@@ -152,23 +156,26 @@ def _unreadable_told() -> Iterator[None]:
 
 
 @_unreadable_told()
-def inspect(config: Config, find_device: Callable[[str], str] = resolve_device) -> Facts:
+def inspect(config: Config, find_device: Callable[[str], str] = resolve_device, *, may_assume: bool = False) -> Facts:
     """Read and check everything the config names. Raises InputError for the first thing that cannot be used.
 
-    `find_device` says which device `execution.device` means where the work will be done; by default, on this machine.
+    `find_device` says which device `execution.device` means where the work will be done; by default, on this machine. With
+    `may_assume`, for plans, what is not here is described by `architecture` and `expected` where the config has them.
     """
     device = find_device(config.execution.device)
-    described: dict[str, Checkpoint] = {}
+    described: dict[tuple[str, str | None], Checkpoint] = {}
 
-    def described_once(source: str) -> Checkpoint:
-        if source not in described:
-            described[source] = describe(source)
-        return described[source]
+    def described_once(model: ModelConfig, source: str, base: Checkpoint | None = None) -> Checkpoint:
+        key = (source, model.architecture)
+        if key not in described:
+            paper = checkpoint_on_paper(model, source, base) if may_assume else None
+            described[key] = paper or describe(source)
+        return described[key]
 
     models: dict[str, ModelFacts] = {}
     for model in config.models:
-        base = described_once(model.base)
-        tuned = {name: described_once(source) for name, source in model.tuned.items()}
+        base = described_once(model, model.base)
+        tuned = {name: described_once(model, source, base) for name, source in model.tuned.items()}
         for checkpoint in tuned.values():
             check_pair(base, checkpoint)
         predicts = predicts_tokens(base)
@@ -193,6 +200,25 @@ def inspect(config: Config, find_device: Callable[[str], str] = resolve_device) 
             if config.studies.substitution.modules:
                 for block in find_blocks(skeleton(base)):
                     parts_of(block)
+
+    def read(model: ModelConfig, dataset: DatasetConfig) -> tuple[Loaded, bool]:
+        """A data set's examples for a model, and whether they are as expected only."""
+        found = models[model.name]
+        room, prompts_only = _room(model.name, found, dataset.name), not found.predicts
+        paper = (
+            examples_on_paper(
+                model, found.base, dataset.name, dataset, room, record_format=dataset.format, prompts_only=prompts_only
+            )
+            if may_assume
+            else None
+        )
+        if paper:
+            return paper, True
+        if model.name not in tokenizers:
+            tokenizers[model.name] = _tokenizer(found, model.wording)
+        return _examples(model, dataset, tokenizers[model.name], room, prompts_only=prompts_only), False
+
+    tokenizers: dict[str, PreTrainedTokenizerBase] = {}
     cells: dict[tuple[str, str], Cell] = {}
     for model in config.models:
         removal = config.studies.removal
@@ -202,10 +228,10 @@ def inspect(config: Config, find_device: Callable[[str], str] = resolve_device) 
         wanted = [
             d for d in config.datasets if all_of_them or d.name in tuned_on or (d.train and config.studies.trainings)
         ]
-        tokenizer = _tokenizer(models[model.name], model.wording)
+        of_model = models[model.name]
         for dataset in wanted:
-            room = _room(model.name, models[model.name], dataset.name)
-            loaded = _examples(model, dataset, tokenizer, room, prompts_only=not models[model.name].predicts)
+            room = _room(model.name, of_model, dataset.name)
+            loaded, on_paper = read(model, dataset)
             if config.studies.pooling and len(loaded.examples) < _FEWEST_TO_COMPARE:
                 study = "similarity" if config.studies.similarity else "spectrum"
                 raise InputError(
@@ -219,17 +245,21 @@ def inspect(config: Config, find_device: Callable[[str], str] = resolve_device) 
                 _check_components(removal, loaded.examples, dataset.name)
                 _check_generation("removal", removal, loaded.examples, room, dataset.name)
             stop = config.studies.substitution.stop if config.studies.substitution else None
-            cells[model.name, dataset.name] = _cell(model.name, dataset.name, loaded, config.execution.chunk, stop)
-
-    def load(model: ModelConfig, dataset: DatasetConfig) -> Loaded:
-        tokenizer = _tokenizer(models[model.name], model.wording)
-        room = _room(model.name, models[model.name], dataset.name)
-        return _examples(model, dataset, tokenizer, room, prompts_only=False)
-
+            cell = _cell(model.name, dataset.name, loaded, config.execution.chunk, stop)
+            cells[model.name, dataset.name] = replace(cell, on_paper=on_paper)
     bases = {name: found.base for name, found in models.items()}
     predicting = {name: found.predicts for name, found in models.items()}
-    trainings = find_trainings(config, bases, predicting, device, load)
-    return Facts(models, cells, device, libraries(), trainings)
+    trainings = find_trainings(config, bases, predicting, device, lambda model, dataset: read(model, dataset)[0])
+    return Facts(models, cells, device, libraries(), trainings, _assumed(config, models, cells))
+
+
+def _assumed(
+    config: Config, models: Mapping[str, ModelFacts], cells: Mapping[tuple[str, str], Cell]
+) -> tuple[str, ...]:
+    expected = {d.name: d.expected for d in config.datasets if d.expected is not None}
+    on_paper = {cell.dataset for cell in cells.values() if cell.on_paper}
+    checkpoints = {name: [model.base, *model.tuned.values()] for name, model in models.items()}
+    return assumptions(checkpoints, {name: told for name, told in expected.items() if name in on_paper})
 
 
 def _tokenizer(model: ModelFacts, wording: str) -> PreTrainedTokenizerBase:
@@ -297,8 +327,14 @@ def _check_generation(
 
 
 def _examples(
-    model: ModelConfig, dataset: DatasetConfig, tokenizer: PreTrainedTokenizerBase, room: Room, *, prompts_only: bool
+    model: ModelConfig,
+    dataset: DatasetConfig,
+    tokenizer: PreTrainedTokenizerBase | None,
+    room: Room,
+    *,
+    prompts_only: bool,
 ) -> Loaded:
+    assert tokenizer is not None  # only what is on paper has none
     return load_examples(
         dataset.path,
         dataset.format,

@@ -14,6 +14,8 @@ from raysweep.engine.graph import Graph, Task
 from raysweep.engine.inspection import Cell, Facts, ModelFacts, asked_changes, chunk_fingerprint, stop_rule
 from raysweep.engine.training_plan import checkpoint_name, made_key, promised, training_tasks
 from raysweep.fingerprint import fingerprint, fingerprints
+from raysweep.models.architecture import tuned_on_paper
+from raysweep.models.checkpoint import Checkpoint
 from raysweep.models.same import NOTHING
 from raysweep.numerics.dynamics import how_many
 from raysweep.numerics.measures.registry import MEASURES
@@ -64,6 +66,20 @@ def with_promised(config: Config, facts: Facts, root: Path) -> Facts:
             model, tuned={**model.tuned, dataset: made}, promised=model.promised | {dataset}
         )
     return dataclasses.replace(facts, models=models)
+
+
+def as_sized(facts: Facts) -> Facts:
+    """The facts for estimates: checkpoints that are still to be made are taken for what their base is."""
+    models = {
+        name: dataclasses.replace(model, tuned={**model.tuned, **{d: _sized(model, d) for d in model.promised}})
+        for name, model in facts.models.items()
+    }
+    return dataclasses.replace(facts, models=models)
+
+
+def _sized(model: ModelFacts, dataset: str) -> Checkpoint:
+    tuned = model.tuned[dataset]
+    return dataclasses.replace(tuned_on_paper(model.base, tuned.source), fingerprint=tuned.fingerprint)
 
 
 def _similarity_of(config: Config, facts: Facts, model: ModelFacts, cell: Cell) -> Task | None:

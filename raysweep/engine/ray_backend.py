@@ -10,13 +10,14 @@ import re
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import ray
 
 from raysweep.config_execution import ExecutionConfig
+from raysweep.engine.calls import Outcome, TrainCall
 from raysweep.engine.dispatch import Node, room_for
 from raysweep.engine.events import Listener
 from raysweep.engine.executor import Executor
@@ -95,6 +96,14 @@ class RayBackend:
         workers = min(self._workers(self._nodes()), n_calls)
         about = {"address": ray.get_runtime_context().gcs_address, "dashboard": self._dashboard}
         return RayExecutor(folder, workers, self._share, self._device, about, self._asked.resident)
+
+    def train(self, folder: Location, calls: Sequence[TrainCall], tell: Tell = untold) -> Iterator[Outcome]:
+        """As many trainings at once as the cluster has room for."""
+        from raysweep.engine.ray_trainings import run_trainings
+
+        if not ray.is_initialized():
+            self._start()
+        return run_trainings(folder, calls, self._share, self._device, tell)
 
     def listener(self, run: str, root: Location) -> Listener:
         """What turns the run's events into Ray's metrics."""

@@ -20,7 +20,7 @@ def result_call(
 ) -> SimilarityCall | SpectrumCall | CorrelateCall | VerifyCall | RemovalCall | AdaptationCall:
     """The call that makes a task's tables out of what is committed."""
     if task.kind == "adaptation":
-        return adaptation_call(graph, task)
+        return adaptation_call(config, graph, task)
     if task.kind == "verify":
         return _verification(config, facts, graph, task)
     if task.kind == "removal":

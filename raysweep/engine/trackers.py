@@ -65,7 +65,9 @@ class Trackers:
     Progress is counted in calls that have ended. `failed` is told the name of a tracker, and what it raised; it is used no more.
     """
 
-    def __init__(self, names: Sequence[str], run: str, folder: RunFolder, failed: Callable[[str, Exception], None]) -> None:
+    def __init__(
+        self, names: Sequence[str], run: str, folder: RunFolder, failed: Callable[[str, Exception], None]
+    ) -> None:
         self._names, self._run, self._folder, self._failed = names, run, folder, failed
         self._tally = Tally()
         self._ended = self._committed = 0
@@ -91,7 +93,9 @@ class Trackers:
                 self._tokens[kind] = self._tokens.get(kind, 0) + tokens
             self._log("progress", self._ended, self._progress())
         elif name == events.RUN_FINISHED:
-            self._log("progress", self._ended, {"run/seconds": event["seconds"], "run/tasks_failed": len(event["failed"])})
+            self._log(
+                "progress", self._ended, {"run/seconds": event["seconds"], "run/tasks_failed": len(event["failed"])}
+            )
             self._log_each(lambda: result_scalars(self._folder, self._folder.read_plan()[0]))
 
     def close(self) -> None:
@@ -167,7 +171,12 @@ class Trackers:
         self._failed(name, error)
 
 
-AXES = {"progress": ("progress/*", "run/*"), "training": ("training/*",), "window": ("window/*",), "result": ("result/*",)}
+AXES = {
+    "progress": ("progress/*", "run/*"),
+    "training": ("training/*",),
+    "window": ("window/*",),
+    "result": ("result/*",),
+}
 
 
 def _define_axes(name: str, tracker: Any) -> None:
@@ -219,5 +228,3 @@ def _state() -> Iterator[None]:
         yield
     finally:
         PartialState._reset_state()
-
-

@@ -56,8 +56,9 @@ def training_calls(
             )
 
 
-def adaptation_call(graph: Graph, task: Task) -> AdaptationCall:
+def adaptation_call(config: Config, graph: Graph, task: Task) -> AdaptationCall:
     """The call that compares the curves of a cell's arms."""
+    assert config.studies.adaptation is not None
     curves = graph.cell("adapt", task.model, task.dataset)
     return AdaptationCall(
         task.name,
@@ -66,4 +67,5 @@ def adaptation_call(graph: Graph, task: Task) -> AdaptationCall:
         (task.name,),
         task.results["adaptation"],
         tuple(curve.results["training"] for curve in curves),
+        tuple(config.studies.adaptation.arms),
     )

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from raysweep.engine.folder import RunFolder
     from raysweep.models.adapter import Adapter
 
+PROGRESS = "progress.json"
+
 Tell = Callable[[str, Mapping[str, Any]], None]
 
 
@@ -54,19 +56,31 @@ def train(call: TrainCall, folder: RunFolder, tell: Tell) -> tuple[list[Commit],
     from raysweep.studies.finetune import finetune, save_tuned
 
     recipe, work = recipe_for(call, folder), folder.training(call.key)
-
-    def told(progress: Progress) -> None:
-        publish_json(work / "progress.json", {"call": call.name, **asdict(progress)})
-        tell(call.name, asdict(progress))
-
     tokenizer = load_tokenizer(call.base)
     tuned = finetune(
-        call.base, tokenizer, call.examples, call.test, recipe, work, device=call.loading.device, tell=told
+        call.base,
+        tokenizer,
+        call.examples,
+        call.test,
+        recipe,
+        work,
+        device=call.loading.device,
+        tell=telling(call, folder, tell),
     )
     if call.kept is not None:
         save_tuned(tuned, tokenizer, work / "final")
     measured = {"steps": tuned.steps, "resumed_from": tuned.resumed_from or 0}
     return trained_commits(call, folder, recipe, tuned.rows), measured
+
+
+def telling(call: TrainCall, folder: RunFolder, tell: Tell) -> Callable[[Progress], None]:
+    """What tells how far the call has come, and leaves it in the training's folder for `raysweep status`."""
+
+    def told(progress: Progress) -> None:
+        publish_json(folder.training(call.key) / PROGRESS, {"call": call.name, **asdict(progress)})
+        tell(call.name, asdict(progress))
+
+    return told
 
 
 def trained_commits(call: TrainCall, folder: RunFolder, recipe: Recipe, rows: pd.DataFrame) -> list[Commit]:
@@ -81,7 +95,7 @@ def trained_commits(call: TrainCall, folder: RunFolder, recipe: Recipe, rows: pd
         work = folder.training(call.key)
         moves = {work / "final": call.key, **{work / f"step-{step}": key for step, key in call.steps.items()}}
         for source, key in moves.items():
-            files += _kept(source, folder.root / top, f"{name.removesuffix(call.key[:16])}{key[:16]}")
+            files += _kept(source, work.parent.parent / top, f"{name.removesuffix(call.key[:16])}{key[:16]}")
         extra = {"folder": top, "steps": int(rows["step"].max())}
     return [Commit(commit_name(call.study, call.model, call.dataset, keys), keys, table, tuple(files), extra)]
 
@@ -99,8 +113,13 @@ def evaluated(call: TrainCall, folder: RunFolder, tuned: Adapter) -> Commit:
 def _labelled(call: TrainCall, recipe: Recipe, rows: pd.DataFrame) -> pa.Table:
     """The rows of a training with what was trained in it."""
     layers = tuple(layer for layer in range(call.base.n_layers) if recipe.trained.trains(layer))
-    told = {"study": call.study, "arm": call.arm, "layers": layers_words(layers), "seed": recipe.seed}
-    labelled = rows[["step", "split", "loss"]].assign(**told, part=call.results["training"])
+    labelled = rows[["step", "split", "loss"]].assign(
+        study=call.study,
+        arm=call.arm,
+        layers=layers_words(layers),
+        seed=recipe.seed,
+        part=call.results["training"],
+    )
     return pa.Table.from_pandas(labelled, preserve_index=False)
 
 

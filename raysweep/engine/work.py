@@ -284,7 +284,7 @@ class Worker:
 
     @_run.register
     def _(self, call: AdaptationCall) -> tuple[list[Commit], dict[str, float]]:
-        rows = adaptation_table(self.folder.chunks.read_parts(call.parts).to_pandas())
+        rows = adaptation_table(self.folder.chunks.read_parts(call.parts).to_pandas(), call.arms)
         return [_commit("adaptation", call, (call.key,), rows.assign(part=call.key))], {}
 
     @_run.register

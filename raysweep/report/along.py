@@ -125,7 +125,11 @@ def _view(model: str, dataset: str, steps: _Steps, drawings: Drawings) -> Along:
 def _by_step(rows: Mapping[int, pd.Series[float]]) -> pd.DataFrame:
     """A row a step, ascending; a column wherever some step has a value."""
     known = {step: values for step, values in rows.items() if len(values)}
-    return pd.DataFrame.from_dict(known, orient="index").sort_index().sort_index(axis="columns") if known else pd.DataFrame()
+    return (
+        pd.DataFrame.from_dict(known, orient="index").sort_index().sort_index(axis="columns")
+        if known
+        else pd.DataFrame()
+    )
 
 
 def _costs(cell: Cell, width: int | None) -> pd.Series[float]:
@@ -162,14 +166,21 @@ def _sentences(cost_PC: pd.DataFrame, rho_P: pd.DataFrame) -> list[Markup]:
     known = cost_PC.dropna(how="all")
     if len(known) > 1:
         tops = known.idxmax(axis="columns")
-        moves = f"moves between centres {tops.min():g} and {tops.max():g}" if tops.nunique() > 1 else f"stays at centre {tops.iloc[0]:g}"
+        moves = (
+            f"moves between centres {tops.min():g} and {tops.max():g}"
+            if tops.nunique() > 1
+            else f"stays at centre {tops.iloc[0]:g}"
+        )
         text = "From step {} to {}, the costliest window {}; its cost goes from {} to {} nats."
         costs = known.max(axis="columns")
         ends = number(costs.iloc[0], 3), number(costs.iloc[-1], 3)
         said.append(Markup(text).format(known.index[0], known.index[-1], moves, *ends))
     if len(rho_P) > 1:
         text = "ρ goes from {} {} at step {} to {} {} at step {}."
-        ends = [(number(row.spearman), interval(row.ci_low, row.ci_high), step) for step, row in rho_P.iloc[[0, -1]].iterrows()]
+        ends = [
+            (number(row.spearman), interval(row.ci_low, row.ci_high), step)
+            for step, row in rho_P.iloc[[0, -1]].iterrows()
+        ]
         said.append(Markup(text).format(*ends[0], *ends[1]))
     return said
 

@@ -23,7 +23,13 @@ _TICKS = 7  # steps that are named below the figure, at most
 
 @styled
 def along_training(
-    steps: Sequence[int], cost_PC: pd.DataFrame, delta_PL: pd.DataFrame, rho_P: pd.DataFrame, title: str, what: str, likeness: str
+    steps: Sequence[int],
+    cost_PC: pd.DataFrame,
+    delta_PL: pd.DataFrame,
+    rho_P: pd.DataFrame,
+    title: str,
+    what: str,
+    likeness: str,
 ) -> Figure:
     """Up to three panels over the same steps, each step one column: cost by window, δ by layer, ρ with its interval.
 

@@ -148,7 +148,9 @@ def _cell_view(cell: Cell, drawings: Drawings, along: Along | None) -> _CellView
     pictures = [*pictures_of(cell, drawings), *change_pictures(cell, drawings), *spectrum_pictures(cell, drawings)]
     answer, beyond, samples = answer_of(cell), change_sentences(cell), _samples(cell)
     trained = adapted_view(cell, drawings), tuned_view(cell, drawings)
-    return _CellView(cell.title, cell.anchor, answer, beyond, pictures, tables, samples, removed_view(cell), *trained, along)
+    return _CellView(
+        cell.title, cell.anchor, answer, beyond, pictures, tables, samples, removed_view(cell), *trained, along
+    )
 
 
 def _samples(cell: Cell) -> _Samples | None:

@@ -68,7 +68,9 @@ def tuned_view(cell: Cell, drawings: Drawings) -> Tuned | None:
     parts = [(_tuned_picture(cell, rows, drawings), _tuned_table(rows)) for rows in groups[:_FINETUNES]]
     more = len(groups) - len(parts)
     text = "{} more fine-tunings are in results/training.parquet."
-    return Tuned([_tuned_sentence(rows) for rows in groups[:_FINETUNES]] + ([Markup(text).format(more)] if more else []), parts)
+    return Tuned(
+        [_tuned_sentence(rows) for rows in groups[:_FINETUNES]] + ([Markup(text).format(more)] if more else []), parts
+    )
 
 
 def adapted_sentences(cell: Cell) -> list[Markup]:
@@ -111,11 +113,17 @@ def _pair_sentence(area: Any, final: Any, resolution: float) -> Markup:
     amount = f"{number(abs(area.value), decimals)} nats {below}"
     seeds = "one seed" if area.seeds == 1 else f"{area.seeds} seeds"
     told = Markup("on average over {} steps {} (area {} {}, {})").format(
-        area.steps, amount, number(area.value, decimals, signed=True), interval(area.ci_low, area.ci_high, decimals), seeds
+        area.steps,
+        amount,
+        number(area.value, decimals, signed=True),
+        interval(area.ci_low, area.ci_high, decimals),
+        seeds,
     )
     faster = _faster(area.ci_low, area.ci_high, resolution)
     if math.isnan(area.ci_low):
-        text = Markup("Whether the test loss falls faster with {} trained than with {} is <strong>undecided</strong>: it is {}, and {}.")
+        text = Markup(
+            "Whether the test loss falls faster with {} trained than with {} is <strong>undecided</strong>: it is {}, and {}."
+        )
         why = "one seed tells nothing of others" if area.seeds == 1 else f"there is no interval ({area.reason})"
         sentence = text.format(arm, versus, told, why)
     elif faster is None:
@@ -254,7 +262,11 @@ def _tuned_sentence(rows: pd.DataFrame) -> Markup:
 
 def _tuned_picture(cell: Cell, rows: pd.DataFrame, drawings: Drawings) -> Picture:
     train, test = _parts(rows)
-    ends = "" if not len(test) else f", the test loss from {number(test['loss'].iloc[0])} to {number(test['loss'].iloc[-1])}"
+    ends = (
+        ""
+        if not len(test)
+        else f", the test loss from {number(test['loss'].iloc[0])} to {number(test['loss'].iloc[-1])}"
+    )
     return drawings.add(
         training_figures.finetune_curves(train, test, heading(cell)),
         ("finetune", cell.model, cell.dataset),
@@ -268,7 +280,9 @@ def _tuned_picture(cell: Cell, rows: pd.DataFrame, drawings: Drawings) -> Pictur
 def _tuned_table(rows: pd.DataFrame) -> Table:
     train, test = (part.set_index("step")["loss"] for part in _parts(rows))
     steps = sorted({*train.index, *test.index})
-    shown = [[str(step), *(number(part[step], 4) if step in part.index else "—" for part in (test, train))] for step in steps]
+    shown = [
+        [str(step), *(number(part[step], 4) if step in part.index else "—" for part in (test, train))] for step in steps
+    ]
     caption = "Loss by step of fine-tuning, nats"
     if len(steps) > MOST:
         caption += f"; the first {MOST} of {len(steps)} steps, all of which are in results/training.parquet"

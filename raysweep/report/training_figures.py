@@ -64,7 +64,13 @@ def arm_curves(curves: Sequence[ArmCurve], seeds: int, title: str) -> Figure:
         colour, marker = _KNOWN.get(curve.arm) or next(others)
         if np.isfinite(curve.low_T).any():
             axes.fill_between(
-                curve.steps_T, curve.low_T, curve.high_T, color=colour, alpha=0.13, linewidth=0, label=f"band {curve.arm}"
+                curve.steps_T,
+                curve.low_T,
+                curve.high_T,
+                color=colour,
+                alpha=0.13,
+                linewidth=0,
+                label=f"band {curve.arm}",
             )
         many = len(curve.steps_T) > 30
         axes.plot(curve.steps_T, curve.mean_T, "-", color=colour, linewidth=1.3, label=f"line {curve.arm}", zorder=3)
@@ -134,7 +140,11 @@ def finetune_curves(train: pd.DataFrame, test: pd.DataFrame, title: str) -> Figu
     ):
         if len(rows):
             many = len(rows) > 30
-            style: dict[str, Any] = {"linewidth": 1.0 if not marker else 1.3, "markersize": 2.4 if many else 4, "alpha": alpha}
+            style: dict[str, Any] = {
+                "linewidth": 1.0 if not marker else 1.3,
+                "markersize": 2.4 if many else 4,
+                "alpha": alpha,
+            }
             axes.plot(rows["step"], rows["loss"], "-", marker=marker, color=colour, label=name, **style)
             across = _name(figure, axes, across, label, colour)
     axes.margins(x=0.02, y=0.1)
