@@ -21,6 +21,7 @@ from markupsafe import Markup
 from raysweep.report import page_tables
 from raysweep.report.along import Along, along_views, without_steps
 from raysweep.report.answer import CARDS, Answer, answer_of, headline
+from raysweep.report.attack import Published, attack_views
 from raysweep.report.cells import Cell, cells_of
 from raysweep.report.change_pictures import change_pictures
 from raysweep.report.change_sentences import change_sentences
@@ -38,6 +39,7 @@ from raysweep.store.artifacts import publish_bytes
 _NO_TEXT = re.compile("[\x00-\x08\x0b\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]")
 _SAMPLES = 8  # examples whose generated texts are shown, a cell
 _TEXTS = 30  # different texts that are shown of an example
+_ARMS = ("attack", "answers")  # tables of trained arms, which no cell of a model and a data set shows
 _NAMED = 12  # changes that are named beside a text they share
 
 
@@ -58,6 +60,7 @@ class Provenance:
     config_yaml: str
     sets: Mapping[str, str] = field(default_factory=dict)  # the config's names of sets, by their layers
     accuracy: Sequence[Mapping[str, str]] = ()
+    published_attack: Published = field(default_factory=dict)  # rates that were published, from the config
 
 
 def write_report(tables: Mapping[str, pd.DataFrame], provenance: Provenance, out: Path) -> Path:
@@ -71,7 +74,8 @@ def write_report(tables: Mapping[str, pd.DataFrame], provenance: Provenance, out
     drawings = Drawings(out / "figures")
     along = along_views(tables, drawings)
     tables = without_steps(tables)
-    cells = cells_of(tables, provenance.checkpoints, provenance.sets)
+    of_cells = {name: table for name, table in tables.items() if name not in _ARMS}
+    cells = cells_of(of_cells, provenance.checkpoints, provenance.sets)
     html = _template().render(
         provenance=provenance,
         created=moment(provenance.created),
@@ -83,6 +87,7 @@ def write_report(tables: Mapping[str, pd.DataFrame], provenance: Provenance, out
         overview=overview(cells, drawings),
         rho_tables=page_tables.rho_tables(cells),
         critical=critical_views(cells, drawings),
+        attacks=attack_views(tables, provenance.published_attack, drawings),
         cautions=_cautions(cells),
         checkpoints=records_table("Checkpoints", provenance.checkpoints),
         datasets=records_table("Data sets", provenance.datasets),

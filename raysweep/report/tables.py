@@ -52,6 +52,14 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "adaptation": (
         *("model", "dataset", "arm", "versus", "measure", "seeds", "steps", "value", "ci_low", "ci_high", "reason"),
     ),
+    "attack": (
+        *("model", "dataset", "arm", "layers", "seed", "trigger", "prompts", "judge", "examples", "rate", "ci_low"),
+        *("ci_high", "harm_mean", "harm_5_share", "clean_loss", "reason"),
+    ),
+    "answers": (
+        *("model", "dataset", "arm", "seed", "prompts", "example_id", "prompt", "text", "judge", "success", "score"),
+        "reason",
+    ),
     "generation": ("model", "dataset", "example_id", "intervention", "prompt", "reference", "text"),
 }
 
