@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 PACKAGES = {"tensorboard": "tensorboard", "mlflow": "mlflow", "wandb": "wandb"}
 _REMOTE = {"mlflow": "MLFLOW_TRACKING_URI", "wandb": "WANDB_MODE"}  # where these are set the user says where to log
+_QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "WANDB_ERROR_REPORTING": "false"}  # what they send of their own accord
 FOLDER = "trackers"
 
 
@@ -65,7 +66,9 @@ class Trackers:
     Progress is counted in calls that have ended. `failed` is told the name of a tracker, and what it raised; it is used no more.
     """
 
-    def __init__(self, names: Sequence[str], run: str, folder: RunFolder, failed: Callable[[str, Exception], None]) -> None:
+    def __init__(
+        self, names: Sequence[str], run: str, folder: RunFolder, failed: Callable[[str, Exception], None]
+    ) -> None:
         self._names, self._run, self._folder, self._failed = names, run, folder, failed
         self._tally = Tally()
         self._ended = self._committed = 0
@@ -91,7 +94,9 @@ class Trackers:
                 self._tokens[kind] = self._tokens.get(kind, 0) + tokens
             self._log("progress", self._ended, self._progress())
         elif name == events.RUN_FINISHED:
-            self._log("progress", self._ended, {"run/seconds": event["seconds"], "run/tasks_failed": len(event["failed"])})
+            self._log(
+                "progress", self._ended, {"run/seconds": event["seconds"], "run/tasks_failed": len(event["failed"])}
+            )
             self._log_each(lambda: result_scalars(self._folder, self._folder.read_plan()[0]))
 
     def close(self) -> None:
@@ -167,7 +172,12 @@ class Trackers:
         self._failed(name, error)
 
 
-AXES = {"progress": ("progress/*", "run/*"), "training": ("training/*",), "window": ("window/*",), "result": ("result/*",)}
+AXES = {
+    "progress": ("progress/*", "run/*"),
+    "training": ("training/*",),
+    "window": ("window/*",),
+    "result": ("result/*",),
+}
 
 
 def _define_axes(name: str, tracker: Any) -> None:
@@ -182,6 +192,8 @@ def _tracker(name: str, run: str, begun: str, root: Location) -> Any:
     """accelerate's tracker of that name, not started. Logs lie in the run folder, unless the environment says where."""
     from accelerate import tracking
 
+    for variable, value in _QUIET.items():
+        os.environ.setdefault(variable, value)
     folder = root / FOLDER / name if isinstance(root, Path) else None
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -195,7 +207,8 @@ def _tracker(name: str, run: str, begun: str, root: Location) -> Any:
             mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
         artifacts = folder.as_uri() if local and folder is not None else None
         return tracking.MLflowTracker(run, artifacts, run_name=begun)
-    options: dict[str, Any] = {"name": begun}
+    # it would write beside the progress, and keep a copy of all that is written
+    options: dict[str, Any] = {"name": begun, "settings": {"silent": True, "console": "off"}}
     if "WANDB_MODE" not in os.environ:
         options["mode"] = "offline"
     if folder is not None:
@@ -219,5 +232,3 @@ def _state() -> Iterator[None]:
         yield
     finally:
         PartialState._reset_state()
-
-

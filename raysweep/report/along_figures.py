@@ -23,7 +23,13 @@ _TICKS = 7  # steps that are named below the figure, at most
 
 @styled
 def along_training(
-    steps: Sequence[int], cost_PC: pd.DataFrame, delta_PL: pd.DataFrame, rho_P: pd.DataFrame, title: str, what: str, likeness: str
+    steps: Sequence[int],
+    cost_PC: pd.DataFrame,
+    delta_PL: pd.DataFrame,
+    rho_P: pd.DataFrame,
+    title: str,
+    what: str,
+    likeness: str,
 ) -> Figure:
     """Up to three panels over the same steps, each step one column: cost by window, δ by layer, ρ with its interval.
 
@@ -78,7 +84,7 @@ def _draw_map(figure: Figure, axes: Axes, rows: pd.DataFrame, box: tuple[float, 
     )
     axes.spines[:].set_visible(False)
     integer_ticks(axes.yaxis)
-    axes.yaxis.get_major_locator().set_params(nbins=6)
+    axes.locator_params(axis="y", nbins=6)
     bar = figure.colorbar(image, cax=figure.add_axes((_BAR[0], box[0], _BAR[1], box[1])))
     bar.outline.set_visible(False)
     bar.ax.tick_params(length=0, labelsize=8)

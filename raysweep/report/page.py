@@ -30,7 +30,7 @@ from raysweep.report.page_tables import Table, records_table
 from raysweep.report.pictures import Drawings, Picture, overview, pictures_of
 from raysweep.report.removals import PREFIX, Removed, removed_view
 from raysweep.report.spectrum import spectrum_pictures, spectrum_table
-from raysweep.report.training import Adapted, Tuned, adapted_view, tuned_view
+from raysweep.report.training import Adapted, Tuned, adapted_headline, adapted_view, tuned_view
 from raysweep.report.words import duration, layers_text, moment
 from raysweep.store.artifacts import publish_bytes
 
@@ -76,7 +76,7 @@ def write_report(tables: Mapping[str, pd.DataFrame], provenance: Provenance, out
         provenance=provenance,
         created=moment(provenance.created),
         duration=None if provenance.duration_s is None else duration(provenance.duration_s),
-        headline=headline(cells),
+        headline=[*headline(cells), *adapted_headline(cells)],
         swept="substitution" in tables,
         cells=[_cell_view(cell, drawings, along.get((cell.model, cell.dataset))) for cell in cells],
         summary=page_tables.summary_table(cells) if len(cells) > CARDS else None,
@@ -148,7 +148,9 @@ def _cell_view(cell: Cell, drawings: Drawings, along: Along | None) -> _CellView
     pictures = [*pictures_of(cell, drawings), *change_pictures(cell, drawings), *spectrum_pictures(cell, drawings)]
     answer, beyond, samples = answer_of(cell), change_sentences(cell), _samples(cell)
     trained = adapted_view(cell, drawings), tuned_view(cell, drawings)
-    return _CellView(cell.title, cell.anchor, answer, beyond, pictures, tables, samples, removed_view(cell), *trained, along)
+    return _CellView(
+        cell.title, cell.anchor, answer, beyond, pictures, tables, samples, removed_view(cell), *trained, along
+    )
 
 
 def _samples(cell: Cell) -> _Samples | None:

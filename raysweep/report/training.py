@@ -68,7 +68,9 @@ def tuned_view(cell: Cell, drawings: Drawings) -> Tuned | None:
     parts = [(_tuned_picture(cell, rows, drawings), _tuned_table(rows)) for rows in groups[:_FINETUNES]]
     more = len(groups) - len(parts)
     text = "{} more fine-tunings are in results/training.parquet."
-    return Tuned([_tuned_sentence(rows) for rows in groups[:_FINETUNES]] + ([Markup(text).format(more)] if more else []), parts)
+    return Tuned(
+        [_tuned_sentence(rows) for rows in groups[:_FINETUNES]] + ([Markup(text).format(more)] if more else []), parts
+    )
 
 
 def adapted_sentences(cell: Cell) -> list[Markup]:
@@ -81,6 +83,30 @@ def adapted_sentences(cell: Cell) -> list[Markup]:
         _pair_sentence(row, final.get((row.arm, row.versus)), cell.resolution)
         for row in rows_of(rows[rows["measure"] == "area"])
     ]
+
+
+def adapted_headline(cells: Sequence[Cell]) -> list[Markup]:
+    """In how many cells critical layers trained alone adapt faster than as many others; nothing where none compares them."""
+    told: list[bool | None] = []
+    for cell in cells:
+        if "adaptation" in cell.tables:
+            rows = cell.tables["adaptation"]
+            asked = rows[(rows["arm"] == "critical") & (rows["versus"] == "non_critical") & (rows["measure"] == "area")]
+            told += [_faster(row.ci_low, row.ci_high, cell.resolution) for row in rows_of(asked)]
+    if not told:
+        return []
+    text = "With the critical layers alone trained, the test loss falls <strong>{}</strong> than with as many others{}."
+    words: list[tuple[bool | None, str]] = [(True, "faster"), (False, "more slowly")]
+    found = [(word, told.count(verdict)) for verdict, word in words if verdict in told]
+    undecided = told.count(None)
+    if not found:
+        text = "Whether the test loss falls faster with the critical layers alone trained than with as many others is <strong>undecided</strong>."
+        return [Markup(text)]
+    if len(told) == 1:
+        return [Markup(text).format(found[0][0], "")]
+    of = f"; undecided in {undecided}" if undecided else ""
+    counted = ", ".join(f"{word} in {n}" for word, n in found)
+    return [Markup("Of {} cases, " + text[0].lower() + text[1:]).format(len(told), counted, of)]
 
 
 def arm_name(arm: str) -> str:
@@ -111,11 +137,17 @@ def _pair_sentence(area: Any, final: Any, resolution: float) -> Markup:
     amount = f"{number(abs(area.value), decimals)} nats {below}"
     seeds = "one seed" if area.seeds == 1 else f"{area.seeds} seeds"
     told = Markup("on average over {} steps {} (area {} {}, {})").format(
-        area.steps, amount, number(area.value, decimals, signed=True), interval(area.ci_low, area.ci_high, decimals), seeds
+        area.steps,
+        amount,
+        number(area.value, decimals, signed=True),
+        interval(area.ci_low, area.ci_high, decimals),
+        seeds,
     )
     faster = _faster(area.ci_low, area.ci_high, resolution)
     if math.isnan(area.ci_low):
-        text = Markup("Whether the test loss falls faster with {} trained than with {} is <strong>undecided</strong>: it is {}, and {}.")
+        text = Markup(
+            "Whether the test loss falls faster with {} trained than with {} is <strong>undecided</strong>: it is {}, and {}."
+        )
         why = "one seed tells nothing of others" if area.seeds == 1 else f"there is no interval ({area.reason})"
         sentence = text.format(arm, versus, told, why)
     elif faster is None:
@@ -164,7 +196,7 @@ def _curves(training: pd.DataFrame) -> list[ArmCurve]:
 
 
 def _curves_picture(cell: Cell, curves: Sequence[ArmCurve], seeds: int, drawings: Drawings) -> Picture:
-    ends = "; ".join(f"{curve.name} from {number(curve.mean_T[0])} to {number(curve.mean_T[-1])}" for curve in curves)
+    ends = "; ".join(f"{curve.name} from {number(curve.mean[0])} to {number(curve.mean[-1])}" for curve in curves)
     band = (
         "There is one seed, and so no interval."
         if seeds == 1
@@ -211,9 +243,9 @@ def _compared_table(compared: pd.DataFrame) -> Table:
 
 
 def _curves_table(curves: Sequence[ArmCurve], seeds: int) -> Table:
-    steps = sorted({int(step) for curve in curves for step in curve.steps_T})
+    steps = sorted({int(step) for curve in curves for step in curve.steps})
     by_step = [
-        dict(zip(curve.steps_T.tolist(), zip(curve.mean_T, curve.low_T, curve.high_T, strict=True), strict=True))
+        dict(zip(curve.steps.tolist(), zip(curve.mean, curve.low, curve.high, strict=True), strict=True))
         for curve in curves
     ]
     rows: list[list[str]] = []
@@ -239,7 +271,7 @@ def _parts(rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def _tuned_sentence(rows: pd.DataFrame) -> Markup:
-    train, test = _parts(rows)
+    _, test = _parts(rows)
     arm, layers, seed = str(rows["arm"].iloc[0]), str(rows["layers"].iloc[0]), int(rows["seed"].iloc[0])
     what = arm if arm in ("all", layers) else f"{arm}: {layers}"
     start = Markup("Fine-tuned (layers {}, seed {}) in {} steps.").format(what, seed, int(rows["step"].max()))
@@ -254,7 +286,11 @@ def _tuned_sentence(rows: pd.DataFrame) -> Markup:
 
 def _tuned_picture(cell: Cell, rows: pd.DataFrame, drawings: Drawings) -> Picture:
     train, test = _parts(rows)
-    ends = "" if not len(test) else f", the test loss from {number(test['loss'].iloc[0])} to {number(test['loss'].iloc[-1])}"
+    ends = (
+        ""
+        if not len(test)
+        else f", the test loss from {number(test['loss'].iloc[0])} to {number(test['loss'].iloc[-1])}"
+    )
     return drawings.add(
         training_figures.finetune_curves(train, test, heading(cell)),
         ("finetune", cell.model, cell.dataset),
@@ -268,7 +304,9 @@ def _tuned_picture(cell: Cell, rows: pd.DataFrame, drawings: Drawings) -> Pictur
 def _tuned_table(rows: pd.DataFrame) -> Table:
     train, test = (part.set_index("step")["loss"] for part in _parts(rows))
     steps = sorted({*train.index, *test.index})
-    shown = [[str(step), *(number(part[step], 4) if step in part.index else "—" for part in (test, train))] for step in steps]
+    shown = [
+        [str(step), *(number(part[step], 4) if step in part.index else "—" for part in (test, train))] for step in steps
+    ]
     caption = "Loss by step of fine-tuning, nats"
     if len(steps) > MOST:
         caption += f"; the first {MOST} of {len(steps)} steps, all of which are in results/training.parquet"

@@ -60,7 +60,9 @@ def _compared(test: pd.DataFrame, arm: str, versus: str, level: float) -> list[t
         a_ST, b_ST = (np.array([curves[seed].to_numpy(dtype=float) for seed in seeds]) for curves in (a, b))
         with np.errstate(invalid="ignore"):  # ∞ − ∞
             final = paired_mean(a_ST[:, -1] - b_ST[:, -1], level)
-        area = paired_area(steps, a_ST, b_ST, level) if len(steps) > 1 else _none("the test loss was measured once only")
+        area = (
+            paired_area(steps, a_ST, b_ST, level) if len(steps) > 1 else _none("the test loss was measured once only")
+        )
         found = {"area": area, "final": final}
     last, alone = steps[-1] if steps else 0, _alone(arm, versus, a.keys() ^ b.keys()) if seeds else ""
     return [
@@ -79,7 +81,7 @@ def _alone(arm: str, versus: str, seeds: Set[int]) -> str:
 def _measured(test: pd.DataFrame, arm: str) -> dict[int, pd.Series[float]]:
     """The curve of every seed of an arm, by step."""
     rows = test[test["arm"] == arm].sort_values("step")
-    return {int(seed): of.set_index("step")["loss"] for seed, of in rows.groupby("seed")}
+    return {int(seed): rows[rows["seed"] == seed].set_index("step")["loss"] for seed in rows["seed"].unique()}
 
 
 def _apart(curves: Sequence[tuple[str, int, pd.Series[float]]]) -> str:

@@ -72,7 +72,9 @@ def test_a_tracker_that_fails_is_told_of_once_and_the_run_goes_on(make_config, t
 def test_what_cannot_be_logged_to_is_refused_before_anything_is_written(make_config, tmp_path, monkeypatch):
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None if name == "wandb" else find(name, *more))
-    with pytest.raises(InputError, match=r"report_to has wandb, which needs the package wandb.*pip install 'raysweep\[tr"):
+    with pytest.raises(
+        InputError, match=r"report_to has wandb, which needs the package wandb.*pip install 'raysweep\[tr"
+    ):
         drive(make_config(tmp_path / "run", "execution.report_to=[wandb]"))
     assert not (tmp_path / "run").exists()
 
