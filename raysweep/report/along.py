@@ -116,7 +116,8 @@ def _view(model: str, dataset: str, steps: _Steps, drawings: Drawings) -> Along:
         "From left to right the checkpoints that were kept while the model was fine-tuned, evenly spaced whatever the steps "
         "between them. Cost: how much the loss of that checkpoint rises when layers are put back to the base model’s. δ: low (dark) "
         "where representations change fast; at step 0 the base model’s. ρ: rank correlation of δ and loss, with its 95 % interval "
-        "over examples. The checkpoints of one training are not independent, and the intervals say nothing of other trainings.",
+        "over examples. The checkpoints of one training are not independent, and the intervals say nothing of other trainings; a step’s costliest "
+        "window is picked from many, and may trade places with its neighbours by chance.",
     )
     table = _table(steps, width, setting, rho_P)
     return Along(_sentences(cost_PC, rho_P), picture, table)

@@ -202,7 +202,7 @@ def _curves_picture(cell: Cell, curves: Sequence[ArmCurve], seeds: int, drawings
         if seeds == 1
         else "Bands are each step’s own 95 % interval over seeds (Student’s t, cut where they leave the scale). They may overlap "
         "where arms are told apart: arms are compared seed by seed, with the same order of the data in both, and the area "
-        "beside this figure is the comparison."
+        "in the next figure is the comparison."
     )
     return drawings.add(
         training_figures.arm_curves(curves, seeds, heading(cell)),
