@@ -28,6 +28,7 @@ RUN_STARTED = "run_started"
 WORKERS_READY = "workers_ready"
 WORKERS_CHANGED = "workers_changed"
 CALL_STARTED = "call_started"
+CALL_GOES_ON = "call_goes_on"  # of one that takes long: how far it has come
 CALL_RETURNED = "call_returned"  # not begun: its worker died before
 CHUNK_COMMITTED = "chunk_committed"
 CALL_DONE = "call_done"
