@@ -36,7 +36,7 @@ def training_scalars(chunks: ChunkStore, tasks: Mapping[str, Task], keys: Collec
     for key in keys:
         if key in tasks:
             rows = chunks.read_parts([key]).to_pandas()
-            for row in rows.dropna(subset=["loss"]).itertuples():
+            for row in _rows_of(rows.dropna(subset=["loss"])):
                 name = _name("training", tasks[key], row.arm, f"seed {row.seed}", row.split)
                 yield Scalars("training", int(row.step), {name: float(row.loss)})
 
@@ -78,13 +78,18 @@ def _losses(by_part: Mapping[str, pd.Series[float]], task: Task) -> pd.Series[fl
 
 
 def _correlations(task: Task, rows: pd.DataFrame) -> Iterator[tuple[str, float]]:
-    for row in rows.itertuples():
+    for row in _rows_of(rows):
         yield _name("result", task, "rho", str(row.metric), f"width {row.width}"), float(row.spearman)
 
 
 def _differences(task: Task, rows: pd.DataFrame) -> Iterator[tuple[str, float]]:
-    for row in rows.itertuples():
+    for row in _rows_of(rows):
         yield _name("result", task, str(row.measure), f"{row.arm} against {row.versus}"), float(row.value)
+
+
+def _rows_of(frame: pd.DataFrame) -> Iterator[Any]:
+    """The rows as named tuples; a data frame does not tell the types of its columns."""
+    return frame.itertuples(index=False)
 
 
 def _name(axis: str, task: Task, *parts: Any) -> str:

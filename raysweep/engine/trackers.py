@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 PACKAGES = {"tensorboard": "tensorboard", "mlflow": "mlflow", "wandb": "wandb"}
 _REMOTE = {"mlflow": "MLFLOW_TRACKING_URI", "wandb": "WANDB_MODE"}  # where these are set the user says where to log
+_QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "WANDB_ERROR_REPORTING": "false"}  # what they send of their own accord
 FOLDER = "trackers"
 
 
@@ -191,6 +192,8 @@ def _tracker(name: str, run: str, begun: str, root: Location) -> Any:
     """accelerate's tracker of that name, not started. Logs lie in the run folder, unless the environment says where."""
     from accelerate import tracking
 
+    for variable, value in _QUIET.items():
+        os.environ.setdefault(variable, value)
     folder = root / FOLDER / name if isinstance(root, Path) else None
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -204,7 +207,8 @@ def _tracker(name: str, run: str, begun: str, root: Location) -> Any:
             mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
         artifacts = folder.as_uri() if local and folder is not None else None
         return tracking.MLflowTracker(run, artifacts, run_name=begun)
-    options: dict[str, Any] = {"name": begun}
+    # it would write beside the progress, and keep a copy of all that is written
+    options: dict[str, Any] = {"name": begun, "settings": {"silent": True, "console": "off"}}
     if "WANDB_MODE" not in os.environ:
         options["mode"] = "offline"
     if folder is not None:

@@ -99,7 +99,7 @@ def _areas(steps_T: Array, difference_ST: Array | None) -> Array:
     width_T = np.diff(steps_T)
     if len(steps_T) < 2 or not (width_T > 0).all():
         raise ValueError(f"an area needs two steps or more, ascending; got {steps_T.tolist()}")
-    finite_S = np.isfinite(difference_ST).all(axis=1)
-    known_ST = np.where(finite_S[:, None], difference_ST, np.nan)
+    finite_S1 = np.isfinite(difference_ST).all(axis=1, keepdims=True)
+    known_ST = np.where(finite_S1, difference_ST, np.nan)
     area_S = ((known_ST[:, 1:] + known_ST[:, :-1]) / 2 * width_T).sum(axis=1)
     return np.asarray(area_S / (steps_T[-1] - steps_T[0]), dtype=np.float64)

@@ -116,7 +116,8 @@ def _view(model: str, dataset: str, steps: _Steps, drawings: Drawings) -> Along:
         "From left to right the checkpoints that were kept while the model was fine-tuned, evenly spaced whatever the steps "
         "between them. Cost: how much the loss of that checkpoint rises when layers are put back to the base model’s. δ: low (dark) "
         "where representations change fast; at step 0 the base model’s. ρ: rank correlation of δ and loss, with its 95 % interval "
-        "over examples. The checkpoints of one training are not independent, and the intervals say nothing of other trainings.",
+        "over examples. The checkpoints of one training are not independent, and the intervals say nothing of other trainings; a step’s costliest "
+        "window is picked from many, and may trade places with its neighbours by chance.",
     )
     table = _table(steps, width, setting, rho_P)
     return Along(_sentences(cost_PC, rho_P), picture, table)
@@ -177,29 +178,32 @@ def _sentences(cost_PC: pd.DataFrame, rho_P: pd.DataFrame) -> list[Markup]:
         said.append(Markup(text).format(known.index[0], known.index[-1], moves, *ends))
     if len(rho_P) > 1:
         text = "ρ goes from {} {} at step {} to {} {} at step {}."
-        ends = [
-            (number(row.spearman), interval(row.ci_low, row.ci_high), step)
-            for step, row in rho_P.iloc[[0, -1]].iterrows()
-        ]
-        said.append(Markup(text).format(*ends[0], *ends[1]))
+        told = [(number(rho), interval(low, high)) for rho, low, high in _limits(rho_P)]
+        said.append(Markup(text).format(*told[0], rho_P.index[0], *told[-1], rho_P.index[-1]))
     return said
+
+
+def _limits(rho_P: pd.DataFrame) -> list[tuple[float, float, float]]:
+    """ρ and its interval at each step."""
+    return [(float(row.spearman), float(row.ci_low), float(row.ci_high)) for row in rows_of(rho_P)]
 
 
 def _table(steps: _Steps, width: int | None, setting: Setting | None, rho_P: pd.DataFrame) -> Table:
     rows = []
+    rhos = dict(zip(rho_P.index, _limits(rho_P), strict=True))
     for step in steps.all[:MOST]:
         swept_cell, delta_cell = steps.windows.get(step), steps.dynamics.get(step)
         top = None if swept_cell is None or width is None else swept_cell.top(width)
         decimals = 3 if top is None or math.isnan(top.cost_low) else decimals_for(top.cost_low, top.cost_high, spare=1)
         changes = delta_cell.change_points(setting) if delta_cell and setting in delta_cell.settings and setting else []
-        rho = rho_P.loc[step] if step in rho_P.index else None
+        rho = rhos.get(step)
         rows.append(
             [
                 str(step),
                 "—" if top is None else top.span,
                 "—" if top is None else f"{number(top.cost, decimals, signed=True)} {top.limits(decimals)}",
                 runs_text(changes) or "—",
-                "—" if rho is None else f"{number(rho['spearman'])} {interval(rho['ci_low'], rho['ci_high'])}",
+                "—" if rho is None else f"{number(rho[0])} {interval(*rho[1:])}",
             ]
         )
     caption = "Along fine-tuning, step by step"

@@ -84,7 +84,7 @@ def _draw_map(figure: Figure, axes: Axes, rows: pd.DataFrame, box: tuple[float, 
     )
     axes.spines[:].set_visible(False)
     integer_ticks(axes.yaxis)
-    axes.yaxis.get_major_locator().set_params(nbins=6)
+    axes.locator_params(axis="y", nbins=6)
     bar = figure.colorbar(image, cax=figure.add_axes((_BAR[0], box[0], _BAR[1], box[1])))
     bar.outline.set_visible(False)
     bar.ax.tick_params(length=0, labelsize=8)

@@ -31,7 +31,7 @@ from raysweep.report.page_tables import Table, records_table
 from raysweep.report.pictures import Drawings, Picture, overview, pictures_of
 from raysweep.report.removals import PREFIX, Removed, removed_view
 from raysweep.report.spectrum import spectrum_pictures, spectrum_table
-from raysweep.report.training import Adapted, Tuned, adapted_view, tuned_view
+from raysweep.report.training import Adapted, Tuned, adapted_headline, adapted_view, tuned_view
 from raysweep.report.words import duration, layers_text, moment
 from raysweep.store.artifacts import publish_bytes
 
@@ -80,7 +80,7 @@ def write_report(tables: Mapping[str, pd.DataFrame], provenance: Provenance, out
         provenance=provenance,
         created=moment(provenance.created),
         duration=None if provenance.duration_s is None else duration(provenance.duration_s),
-        headline=headline(cells),
+        headline=[*headline(cells), *adapted_headline(cells)],
         swept="substitution" in tables,
         cells=[_cell_view(cell, drawings, along.get((cell.model, cell.dataset))) for cell in cells],
         summary=page_tables.summary_table(cells) if len(cells) > CARDS else None,

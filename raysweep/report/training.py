@@ -85,6 +85,30 @@ def adapted_sentences(cell: Cell) -> list[Markup]:
     ]
 
 
+def adapted_headline(cells: Sequence[Cell]) -> list[Markup]:
+    """In how many cells critical layers trained alone adapt faster than as many others; nothing where none compares them."""
+    told: list[bool | None] = []
+    for cell in cells:
+        if "adaptation" in cell.tables:
+            rows = cell.tables["adaptation"]
+            asked = rows[(rows["arm"] == "critical") & (rows["versus"] == "non_critical") & (rows["measure"] == "area")]
+            told += [_faster(row.ci_low, row.ci_high, cell.resolution) for row in rows_of(asked)]
+    if not told:
+        return []
+    text = "With the critical layers alone trained, the test loss falls <strong>{}</strong> than with as many others{}."
+    words: list[tuple[bool | None, str]] = [(True, "faster"), (False, "more slowly")]
+    found = [(word, told.count(verdict)) for verdict, word in words if verdict in told]
+    undecided = told.count(None)
+    if not found:
+        text = "Whether the test loss falls faster with the critical layers alone trained than with as many others is <strong>undecided</strong>."
+        return [Markup(text)]
+    if len(told) == 1:
+        return [Markup(text).format(found[0][0], "")]
+    of = f"; undecided in {undecided}" if undecided else ""
+    counted = ", ".join(f"{word} in {n}" for word, n in found)
+    return [Markup("Of {} cases, " + text[0].lower() + text[1:]).format(len(told), counted, of)]
+
+
 def arm_name(arm: str) -> str:
     """An arm as the page calls it: the layers that were trained."""
     return NAMES.get(arm, arm)
@@ -172,13 +196,13 @@ def _curves(training: pd.DataFrame) -> list[ArmCurve]:
 
 
 def _curves_picture(cell: Cell, curves: Sequence[ArmCurve], seeds: int, drawings: Drawings) -> Picture:
-    ends = "; ".join(f"{curve.name} from {number(curve.mean_T[0])} to {number(curve.mean_T[-1])}" for curve in curves)
+    ends = "; ".join(f"{curve.name} from {number(curve.mean[0])} to {number(curve.mean[-1])}" for curve in curves)
     band = (
         "There is one seed, and so no interval."
         if seeds == 1
         else "Bands are each step’s own 95 % interval over seeds (Student’s t, cut where they leave the scale). They may overlap "
         "where arms are told apart: arms are compared seed by seed, with the same order of the data in both, and the area "
-        "beside this figure is the comparison."
+        "in the next figure is the comparison."
     )
     return drawings.add(
         training_figures.arm_curves(curves, seeds, heading(cell)),
@@ -219,9 +243,9 @@ def _compared_table(compared: pd.DataFrame) -> Table:
 
 
 def _curves_table(curves: Sequence[ArmCurve], seeds: int) -> Table:
-    steps = sorted({int(step) for curve in curves for step in curve.steps_T})
+    steps = sorted({int(step) for curve in curves for step in curve.steps})
     by_step = [
-        dict(zip(curve.steps_T.tolist(), zip(curve.mean_T, curve.low_T, curve.high_T, strict=True), strict=True))
+        dict(zip(curve.steps.tolist(), zip(curve.mean, curve.low, curve.high, strict=True), strict=True))
         for curve in curves
     ]
     rows: list[list[str]] = []
@@ -247,7 +271,7 @@ def _parts(rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def _tuned_sentence(rows: pd.DataFrame) -> Markup:
-    train, test = _parts(rows)
+    _, test = _parts(rows)
     arm, layers, seed = str(rows["arm"].iloc[0]), str(rows["layers"].iloc[0]), int(rows["seed"].iloc[0])
     what = arm if arm in ("all", layers) else f"{arm}: {layers}"
     start = Markup("Fine-tuned (layers {}, seed {}) in {} steps.").format(what, seed, int(rows["step"].max()))

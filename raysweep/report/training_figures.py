@@ -42,14 +42,14 @@ _BAND_ROOM = 0.35  # how far beyond the lines' own range the scale goes for the 
 
 
 class ArmCurve(NamedTuple):
-    """An arm's mean loss over seeds at each step, with its interval (NaN where there is none)."""
+    """An arm's mean loss over seeds at each step [T], with its interval (NaN where there is none)."""
 
     arm: str
     name: str
-    steps_T: NDArray[np.int64]
-    mean_T: NDArray[np.float64]
-    low_T: NDArray[np.float64]
-    high_T: NDArray[np.float64]
+    steps: NDArray[np.int64]
+    mean: NDArray[np.float64]
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
 
 
 @styled
@@ -62,25 +62,25 @@ def arm_curves(curves: Sequence[ArmCurve], seeds: int, title: str) -> Figure:
     across = 0.0
     for curve in curves:
         colour, marker = _KNOWN.get(curve.arm) or next(others)
-        if np.isfinite(curve.low_T).any():
+        if np.isfinite(curve.low).any():
             axes.fill_between(
-                curve.steps_T,
-                curve.low_T,
-                curve.high_T,
+                curve.steps,
+                curve.low,
+                curve.high,
                 color=colour,
                 alpha=0.13,
                 linewidth=0,
                 label=f"band {curve.arm}",
             )
-        many = len(curve.steps_T) > 30
-        axes.plot(curve.steps_T, curve.mean_T, "-", color=colour, linewidth=1.3, label=f"line {curve.arm}", zorder=3)
+        many = len(curve.steps) > 30
+        axes.plot(curve.steps, curve.mean, "-", color=colour, linewidth=1.3, label=f"line {curve.arm}", zorder=3)
         axes.plot(
-            curve.steps_T,
-            curve.mean_T,
+            curve.steps,
+            curve.mean,
             marker,
             color=colour,
             markersize=4,
-            markevery=max(1, len(curve.steps_T) // 15) if many else 1,
+            markevery=max(1, len(curve.steps) // 15) if many else 1,
             label=curve.arm,
             zorder=3,
         )
@@ -178,8 +178,8 @@ def _step_axis(axes: Axes) -> None:
 
 def _limits(curves: Sequence[ArmCurve]) -> tuple[float, float]:
     """The loss axis: all lines, and of their bands what is no farther off than a share of the lines' own range."""
-    lines = np.concatenate([curve.mean_T for curve in curves])
-    ends = np.concatenate([values for curve in curves for values in (curve.low_T, curve.high_T)])
+    lines = np.concatenate([curve.mean for curve in curves])
+    ends = np.concatenate([values for curve in curves for values in (curve.low, curve.high)])
     lines, ends = lines[np.isfinite(lines)], ends[np.isfinite(ends)]
     if not len(lines):
         return 0.0, 1.0

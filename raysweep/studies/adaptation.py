@@ -81,7 +81,7 @@ def _alone(arm: str, versus: str, seeds: Set[int]) -> str:
 def _measured(test: pd.DataFrame, arm: str) -> dict[int, pd.Series[float]]:
     """The curve of every seed of an arm, by step."""
     rows = test[test["arm"] == arm].sort_values("step")
-    return {int(seed): of.set_index("step")["loss"] for seed, of in rows.groupby("seed")}
+    return {int(seed): rows[rows["seed"] == seed].set_index("step")["loss"] for seed in rows["seed"].unique()}
 
 
 def _apart(curves: Sequence[tuple[str, int, pd.Series[float]]]) -> str:
