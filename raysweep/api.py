@@ -350,6 +350,7 @@ def plan_run(
     from raysweep.engine.graph import beyond, shortened
     from raysweep.engine.paper import device_on_paper, rates_from, settled, simulated
     from raysweep.engine.pending import model_calls, spilled
+    from raysweep.engine.plan import as_sized
     from raysweep.errors import InputError
 
     if isinstance(config, Config):
@@ -369,6 +370,7 @@ def plan_run(
             workers = backend.workers()
         finally:
             backend.close()
+    facts = as_sized(facts)
     by_model = None if given is None else settled(given, facts)
     done = folder.committed() if folder.is_run else {}
     needed_graph = shortened(graph, done)

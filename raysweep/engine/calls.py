@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from raysweep.studies.capture import Pooling
     from raysweep.studies.removal import Removal
+    from raysweep.studies.training import Recipe
 
 
 Failure = Literal["refused", "raised", "lost", "unstarted"]
@@ -177,6 +178,52 @@ class RemovalCall(ModelCall):
     def affinity(self) -> tuple[str, ...]:
         """The fingerprints of the base, and of the tuned model where that is what is run."""
         return (self.base.fingerprint, *([self.tuned.fingerprint] if self.tuned else []))
+
+
+@dataclass(frozen=True)
+class Found:
+    """Layers that a similarity task finds: the `top` where δ of the metric is smallest, or (not `critical`) as many others.
+
+    `dynamics` is the key of δ; the others are drawn with the training's seed.
+    """
+
+    critical: bool
+    top: int
+    dynamics: str
+    metric: str
+
+
+@dataclass(frozen=True)
+class TrainCall(ModelCall):
+    """Trains the base on the examples, measuring the loss of the `test` examples along the way.
+
+    `found` says where the recipe's layers come from, unless it has them. `key` is the identity of what is made, `results` has
+    the keys of the tables. `kept` is where a checkpoint goes, below the run folder, with `steps` beside it by the keys of their
+    weights; None where rows are all that is wanted. `made` is the checkpoint where it is there already, and only the loss of
+    other test examples is asked for.
+    """
+
+    test: tuple[Example, ...]
+    study: str
+    arm: str
+    recipe: Recipe
+    found: Found | None
+    key: str
+    results: Mapping[str, str]
+    kept: str | None = None
+    steps: Mapping[str, str] = field(default_factory=dict)
+    made: Checkpoint | None = None
+    processes: int = 1
+    strategy: Literal["fsdp", "ddp"] = "fsdp"
+
+
+@dataclass(frozen=True)
+class AdaptationCall(Call):
+    """Curves of test loss compared between the arms; `parts` has the keys of each training's rows."""
+
+    key: str
+    parts: tuple[str, ...]
+    arms: tuple[str, ...]
 
 
 @dataclass(frozen=True)

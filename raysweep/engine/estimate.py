@@ -24,6 +24,7 @@ from raysweep.engine.calls import (
     PairCall,
     RemovalCall,
     SubstituteCall,
+    TrainCall,
 )
 from raysweep.engine.dispatch import CallCost, Load
 from raysweep.engine.loading import batch_budget
@@ -32,6 +33,7 @@ from raysweep.engine.plan import hidden_size
 from raysweep.engine.rates import NOMINAL, Rates, measured_rates, torch_threads
 from raysweep.engine.residency import RESIDENT, Residency, choose_residency, layer_sizes
 from raysweep.engine.room import SIZES, Needs, batches_of, kept_beside, sweep_batches, widest
+from raysweep.engine.training_estimate import training_of
 from raysweep.errors import InputError
 from raysweep.models.checkpoint import text_config
 from raysweep.models.skeleton import Reads, read_sizes
@@ -223,6 +225,8 @@ class _Reckoning:
             self._gradient(call)
         elif isinstance(call, CaptureCall):
             self._capture(call)
+        elif isinstance(call, TrainCall) and call.made is None:
+            self._training(call)
         else:
             return False
         return True
@@ -345,6 +349,15 @@ class _Reckoning:
         )
         labels = sum(example.n_tokens for example in call.examples)
         self._take(call, read, 2 * labels * rates.head_seconds, passes, states)
+
+    def _training(self, call: TrainCall) -> None:
+        """A training, on the devices of its processes; a process has nothing loaded beside it."""
+        rates = self.rates[call.model] or NOMINAL
+        needed = training_of(call)
+        self.loaded.clear()
+        self.applications += needed.applications
+        seconds = (needed.applied * rates.layer_seconds + needed.headed * rates.head_seconds) / call.processes
+        self._take(call, call.base.bytes, seconds, [], needed.memory)
 
     def _states(self, call: SubstituteCall, plan: Schedule, tokens: list[int]) -> int:
         """Bytes of the largest pass's states, of what one batch makes in a layer, and of its logits."""

@@ -20,6 +20,8 @@ from raysweep.data.examples import Example, Loaded, Room, load_examples
 from raysweep.data.exclusion import Exclude
 from raysweep.engine.assumed import assumptions, checkpoint_on_paper, examples_on_paper
 from raysweep.engine.residency import RESIDENT, Residency, choose_residency
+from raysweep.engine.training_facts import find_trainings, trained_on
+from raysweep.engine.training_plan import Trainings
 from raysweep.errors import InputError
 from raysweep.fingerprint import fingerprint
 from raysweep.models.adapter import find_blocks
@@ -76,7 +78,8 @@ class Cell:
 class ModelFacts:
     """A model's checkpoints, the dtype it is computed in, and whether it predicts the next token (an encoder does not).
 
-    `same` tells by data set what base and tuned have in common, weight for weight.
+    `same` tells by data set what base and tuned have in common, weight for weight. `promised` are the data sets whose tuned
+    checkpoint the run itself makes.
     """
 
     base: Checkpoint
@@ -85,6 +88,7 @@ class ModelFacts:
     predicts: bool = True
     same: Mapping[str, Same] = field(default_factory=dict)
     residency: Residency = RESIDENT
+    promised: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -95,6 +99,7 @@ class Facts:
     cells: Mapping[tuple[str, str], Cell]
     device: str
     libraries: Mapping[str, str]
+    trainings: Trainings = field(default_factory=Trainings)
     assumed: tuple[str, ...] = ()
 
 
@@ -174,7 +179,8 @@ def inspect(config: Config, find_device: Callable[[str], str] = resolve_device, 
         for checkpoint in tuned.values():
             check_pair(base, checkpoint)
         predicts = predicts_tokens(base)
-        if tuned and config.studies.substitution and not predicts:
+        will_be = trained_on(config, model)
+        if (tuned or will_be) and config.studies.substitution and not predicts:
             raise InputError(
                 f"model '{model.name}': checkpoint '{base.source}' does not predict the next token (it is an encoder, or "
                 "lacks its head), and substitution measures the loss of a response's tokens; leave its `tuned` out and "
@@ -184,54 +190,67 @@ def inspect(config: Config, find_device: Callable[[str], str] = resolve_device, 
             _check_removal(config.studies.removal, model.name, base, predicts)
         same = {name: same_in_checkpoints(base, checkpoint) for name, checkpoint in tuned.items()}
         dtype = resolve_dtype(model.dtype, base.dtype, device)
-        residency = choose_residency(config, model.name, base, list(tuned.values()), dtype, device)
+        pairs = [*tuned.values(), *([base] if will_be else [])]  # what will be made is of its base's size
+        residency = choose_residency(config, model.name, base, pairs, dtype, device)
         models[model.name] = ModelFacts(base, tuned, dtype, predicts, same, residency)
-        if tuned and config.studies.substitution:
+        if (tuned or will_be) and config.studies.substitution:
             asked_changes(config.studies.substitution, base.n_layers, f" of model '{model.name}'")
             if rule := stop_rule(config.studies.substitution):
                 check_rule(rule, base.n_layers, f" of model '{model.name}'")
             if config.studies.substitution.modules:
                 for block in find_blocks(skeleton(base)):
                     parts_of(block)
+
+    def read(model: ModelConfig, dataset: DatasetConfig) -> tuple[Loaded, bool]:
+        """A data set's examples for a model, and whether they are as expected only."""
+        found = models[model.name]
+        room, prompts_only = _room(model.name, found, dataset.name), not found.predicts
+        paper = (
+            examples_on_paper(
+                model, found.base, dataset.name, dataset, room, record_format=dataset.format, prompts_only=prompts_only
+            )
+            if may_assume
+            else None
+        )
+        if paper:
+            return paper, True
+        if model.name not in tokenizers:
+            tokenizers[model.name] = _tokenizer(found, model.wording)
+        return _examples(model, dataset, tokenizers[model.name], room, prompts_only=prompts_only), False
+
+    tokenizers: dict[str, PreTrainedTokenizerBase] = {}
     cells: dict[tuple[str, str], Cell] = {}
     for model in config.models:
         removal = config.studies.removal
         of_base = bool(removal and removal.of == "base")
-        wanted = [d for d in config.datasets if config.studies.pooling or of_base or d.name in model.tuned]
+        tuned_on = {*model.tuned, *trained_on(config, model)}
+        all_of_them = config.studies.pooling or of_base
+        wanted = [
+            d for d in config.datasets if all_of_them or d.name in tuned_on or (d.train and config.studies.trainings)
+        ]
         of_model = models[model.name]
-        tokenizer = None if of_model.base.on_paper else _tokenizer(of_model, model.wording)
         for dataset in wanted:
-            room, prompts_only = _room(model.name, of_model, dataset.name), not of_model.predicts
-            paper = (
-                examples_on_paper(
-                    model,
-                    of_model.base,
-                    dataset.name,
-                    dataset,
-                    room,
-                    record_format=dataset.format,
-                    prompts_only=prompts_only,
-                )
-                if may_assume
-                else None
-            )
-            loaded = paper or _examples(model, dataset, tokenizer, room, prompts_only=prompts_only)
+            room = _room(model.name, of_model, dataset.name)
+            loaded, on_paper = read(model, dataset)
             if config.studies.pooling and len(loaded.examples) < _FEWEST_TO_COMPARE:
                 study = "similarity" if config.studies.similarity else "spectrum"
                 raise InputError(
                     f"data set '{dataset.name}' has one usable example for '{model.name}', and {study} compares examples: give "
                     f"{_FEWEST_TO_COMPARE} or more, or leave studies.{study} out"
                 )
-            if config.studies.substitution and dataset.name in model.tuned:
+            if config.studies.substitution and dataset.name in tuned_on:
                 asked = config.studies.substitution.generate
                 _check_generation("substitution.generate", asked, loaded.examples, room, dataset.name)
-            if removal and (of_base or dataset.name in model.tuned):
+            if removal and (of_base or dataset.name in tuned_on):
                 _check_components(removal, loaded.examples, dataset.name)
                 _check_generation("removal", removal, loaded.examples, room, dataset.name)
             stop = config.studies.substitution.stop if config.studies.substitution else None
             cell = _cell(model.name, dataset.name, loaded, config.execution.chunk, stop)
-            cells[model.name, dataset.name] = replace(cell, on_paper=paper is not None)
-    return Facts(models, cells, device, libraries(), _assumed(config, models, cells))
+            cells[model.name, dataset.name] = replace(cell, on_paper=on_paper)
+    bases = {name: found.base for name, found in models.items()}
+    predicting = {name: found.predicts for name, found in models.items()}
+    trainings = find_trainings(config, bases, predicting, device, lambda model, dataset: read(model, dataset)[0])
+    return Facts(models, cells, device, libraries(), trainings, _assumed(config, models, cells))
 
 
 def _assumed(

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 from raysweep.config import Config, SubstitutionConfig
 from raysweep.config_removal import RemovalConfig
+from raysweep.engine.arms import arms_of
 from raysweep.engine.graph import Graph, Task
 from raysweep.engine.inspection import Cell, Facts, ModelFacts, asked_changes, chunk_fingerprint, stop_rule
+from raysweep.engine.training_plan import checkpoint_name, made_key, promised, training_tasks
 from raysweep.fingerprint import fingerprint, fingerprints
+from raysweep.models.architecture import tuned_on_paper
+from raysweep.models.checkpoint import Checkpoint
 from raysweep.models.same import NOTHING
 from raysweep.numerics.dynamics import how_many
 from raysweep.numerics.measures.registry import MEASURES
@@ -33,8 +38,75 @@ def plan(config: Config, facts: Facts) -> Graph:
             cell = facts.cells.get((model.name, dataset.name))
             if cell is None:
                 continue
-            tasks += _cell_tasks(config, facts, of_model, cell, dataset.name in model.tuned)
+            is_tuned = dataset.name in model.tuned
+            trained = _training_tasks(config, facts, of_model, cell, is_tuned)
+            makes = [task.name for task in trained if task.kind == "finetune"]
+            made = _cell_tasks(config, facts, of_model, cell, is_tuned or bool(makes))
+            tasks += trained
+            tasks += [_after(config, task, makes) if makes else task for task in made]
     return Graph(tuple(tasks))
+
+
+def with_promised(config: Config, facts: Facts, root: Path) -> Facts:
+    """The facts with the checkpoints that the run in the folder `root` will make among its models' tuned ones."""
+    models = dict(facts.models)
+    asked, arm = next(((asked, arm) for asked, arm in arms_of(config.studies) if arm.study == "finetune"), (None, None))
+    if asked is None or arm is None:
+        return facts
+    for name, dataset in facts.trainings.examples:
+        model = models[name]
+        if dataset in model.tuned:
+            continue
+        cell = facts.cells[name, dataset]
+        similarity = _similarity_of(config, facts, model, cell)
+        key = made_key(facts.trainings, model.base, (name, dataset), asked, arm, similarity, facts.libraries)
+        folder = root / checkpoint_name((name, dataset), key)
+        made = promised(model.base, asked, folder, key, facts.trainings.dtypes["finetune", name])
+        models[name] = dataclasses.replace(
+            model, tuned={**model.tuned, dataset: made}, promised=model.promised | {dataset}
+        )
+    return dataclasses.replace(facts, models=models)
+
+
+def as_sized(facts: Facts) -> Facts:
+    """The facts for estimates: checkpoints that are still to be made are taken for what their base is."""
+    models = {
+        name: dataclasses.replace(model, tuned={**model.tuned, **{d: _sized(model, d) for d in model.promised}})
+        for name, model in facts.models.items()
+    }
+    return dataclasses.replace(facts, models=models)
+
+
+def _sized(model: ModelFacts, dataset: str) -> Checkpoint:
+    tuned = model.tuned[dataset]
+    return dataclasses.replace(tuned_on_paper(model.base, tuned.source), fingerprint=tuned.fingerprint)
+
+
+def _similarity_of(config: Config, facts: Facts, model: ModelFacts, cell: Cell) -> Task | None:
+    return _similarity(config, cell, _captured(config, facts, model, cell)) if config.studies.similarity else None
+
+
+def _training_tasks(config: Config, facts: Facts, model: ModelFacts, cell: Cell, is_tuned: bool) -> list[Task]:
+    if not config.studies.trainings:
+        return []
+    return training_tasks(
+        config,
+        facts.trainings,
+        model.base,
+        (cell.model, cell.dataset),
+        chunk_fingerprint(tuple(cell.examples), prompts_only=False),
+        _similarity_of(config, facts, model, cell),
+        facts.libraries,
+        is_tuned=is_tuned,
+    )
+
+
+def _after(config: Config, task: Task, makes: list[str]) -> Task:
+    """The task, waiting for its tuned checkpoint to be made where it needs that."""
+    of_tuned = task.kind in ("substitute", "estimate", "generate", "verify") or (
+        task.kind == "removal" and config.studies.removal is not None and config.studies.removal.of == "tuned"
+    )
+    return dataclasses.replace(task, needs=(*makes, *task.needs)) if of_tuned else task
 
 
 def _cell_tasks(config: Config, facts: Facts, model: ModelFacts, cell: Cell, is_tuned: bool) -> list[Task]:

@@ -48,6 +48,10 @@ COLUMNS: dict[str, tuple[str, ...]] = {
         *("model", "dataset", "of", "layer", "components", "mode", "mean", "position", "measure"),
         *("value", "ci_low", "ci_high", "reason"),
     ),
+    "training": ("model", "dataset", "study", "arm", "layers", "seed", "step", "split", "loss"),
+    "adaptation": (
+        *("model", "dataset", "arm", "versus", "measure", "seeds", "steps", "value", "ci_low", "ci_high", "reason"),
+    ),
     "generation": ("model", "dataset", "example_id", "intervention", "prompt", "reference", "text"),
 }
 
