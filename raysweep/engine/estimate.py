@@ -133,7 +133,8 @@ def options(config: Config, facts: Facts, graph: Graph, done: Collection[str]) -
                 by_mode[mode] = at
                 continue
             other = replace(facts, models={**facts.models, name: replace(model, residency=at)})
-            own = [call for call in model_calls(config, other, graph, done) if call.model == name]
+            all_calls = calls if at is taken else model_calls(config, other, graph, done)
+            own = [call for call in all_calls if call.model == name]
             try:
                 by_mode[mode] = _Reckoning(config, other, rates).of(own)
             except InputError as error:  # a layer that its conversion rules do not make alone, say
