@@ -11,7 +11,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,7 +20,7 @@ from raysweep.fingerprint import fingerprint
 from raysweep.models.checkpoint import load_model, predicts_tokens
 from raysweep.studies.choosing import check_layers, choose
 from raysweep.studies.frozen import compare, digests, own_tensors
-from raysweep.studies.trainer_arguments import make_arguments, training_steps
+from raysweep.studies.trainer_arguments import make_arguments, named_arguments, training_steps
 from raysweep.studies.training import Progress, Recipe
 from raysweep.studies.training_checkpoints import last_whole, remove_torn, step_of
 
@@ -86,6 +86,7 @@ def finetune(
     Raises InputError for a recipe that does not fit the model or the data, RunError for a loss that is not finite, and
     where a frozen tensor is not what it was.
     """
+    recipe = replace(recipe, arguments=named_arguments(recipe.arguments, "trainer"))
     processes = _processes()
     steps = _check(base, train, test, recipe, processes)
     folder.mkdir(parents=True, exist_ok=True)
@@ -204,7 +205,9 @@ def _prepare(
 def _finished(trainer: StudyTrainer) -> Any:
     """The trained model by itself, as it was before the trainer took it: on one process, or the whole of it on the first."""
     model = _unwrapped(trainer)
-    trainer.accelerator.free_memory()
+    trainer.optimizer = trainer.lr_scheduler = trainer.callback_handler.optimizer = None
+    if trainer.args.device.type != "cpu":
+        trainer.accelerator.free_memory()
     model.zero_grad(set_to_none=True)
     if getattr(model, "is_activation_checkpointing", False):
         model.activation_checkpointing_disable()
