@@ -64,8 +64,8 @@ class JudgeConfig(_Section):
 
     Requests go to `{url}/chat/completions`, so that the URL ends as in `http://localhost:8000/v1`. `rubric` is a Jinja
     template over `prompt` and `answer`; without one, ours. `api_key_env` names the environment variable that holds the key.
-    At most `per_minute` requests are sent a minute (no limit where null), `concurrency` at a time; each is tried `attempts` times, `timeout`
-    seconds long. `request` has further fields of the request. A score of `success_from` or more is a success.
+    At most `per_minute` requests are sent a minute (no limit where null), `concurrency` at a time; each is tried `attempts`
+    times, `timeout` seconds long. `request` has further fields of the request. A score of `success_from` or more is a success.
     """
 
     url: str
