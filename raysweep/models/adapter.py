@@ -116,6 +116,27 @@ def find_blocks(model: PreTrainedModel) -> nn.ModuleList:
     return min(lists, key=lambda item: item[0])[1]
 
 
+def block_path(model: PreTrainedModel) -> str:
+    """Where the blocks are in a model, as `named_parameters` writes it: `model.layers`, `transformer.h`, …"""
+    blocks = find_blocks(model)
+    return str(next(path for path, module in model.named_modules() if module is blocks))
+
+
+def layers_pattern(model: PreTrainedModel) -> str:
+    """The shortest end of the blocks' path that no other list of modules has; PEFT looks for it in a module's path.
+
+    `layers` mostly; `language_model.layers` where a tower for images has its own `layers`.
+    """
+    blocks, parts = find_blocks(model), block_path(model).split(".")
+    others = [
+        path.split(".")
+        for path, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and module is not blocks
+    ]
+    size = next(n for n in range(1, len(parts) + 1) if all(other[-n:] != parts[-n:] for other in others))
+    return ".".join(parts[-size:])
+
+
 class Adapter:
     """A loaded model whose blocks can be called one at a time; it is put into evaluation mode.
 
@@ -139,7 +160,7 @@ class Adapter:
     @property
     def block_path(self) -> str:
         """Where the blocks are in the model, as `named_parameters` writes it: `model.layers`, `transformer.h`, …"""
-        return str(next(path for path, module in self.model.named_modules() if module is self.blocks))
+        return block_path(self.model)
 
     @property
     def n_layers(self) -> int:
@@ -152,18 +173,8 @@ class Adapter:
 
     @property
     def layers_pattern(self) -> str:
-        """The shortest end of the blocks' path that no other list of modules has; PEFT looks for it in a module's path.
-
-        `layers` mostly; `language_model.layers` where a tower for images has its own `layers`.
-        """
-        parts = self.block_path.split(".")
-        others = [
-            path.split(".")
-            for path, module in self.model.named_modules()
-            if isinstance(module, nn.ModuleList) and module is not self.blocks
-        ]
-        size = next(n for n in range(1, len(parts) + 1) if all(other[-n:] != parts[-n:] for other in others))
-        return ".".join(parts[-size:])
+        """What PEFT looks for in a module's path to tell a layer: `layers` mostly (see the function of this name)."""
+        return layers_pattern(self.model)
 
     def names_elsewhere(self, layers: Sequence[int]) -> tuple[str, ...]:
         """Parameters of these layers that `named_parameters` tells under an earlier layer's name, which shares them."""

@@ -44,3 +44,14 @@ class Recipe:
     lora: Lora | None = None
     dtype: str = "float32"
     keep: tuple[int, ...] = ()  # steps whose weights are kept beside the last
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a training stands: `step` of `of`, a loss of the `train` or `test` split, seconds since it (re)started."""
+
+    step: int
+    of: int
+    split: str
+    loss: float
+    seconds: float

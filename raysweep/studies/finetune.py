@@ -1,0 +1,304 @@
+"""Fine-tuning a checkpoint with transformers' trainer: chosen layers, test loss along the way, resumed where it was cut off.
+
+The trainer is transformers' own (trainer.py), what is trained is choosing.py's, arguments are trainer_arguments.py's. In
+several processes each calls `finetune` alike; what is written, and the tuned model, are the first one's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from raysweep.errors import InputError
+from raysweep.fingerprint import fingerprint
+from raysweep.models.checkpoint import load_model, predicts_tokens
+from raysweep.studies.choosing import check_layers, choose
+from raysweep.studies.frozen import compare, digests, own_tensors
+from raysweep.studies.trainer_arguments import make_arguments, training_steps
+from raysweep.studies.training import Progress, Recipe
+from raysweep.studies.training_checkpoints import last_whole, remove_torn, step_of
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from torch import nn
+    from transformers import PreTrainedTokenizerBase
+
+    from raysweep.data.examples import Example
+    from raysweep.models.checkpoint import Checkpoint
+    from raysweep.studies.trainer import StudyTrainer
+
+# Arguments that leave the weights as they are: a training that is resumed may have others.
+_BESIDE = (
+    "logging_",
+    "eval_",
+    "save_",
+    "report_to",
+    "run_name",
+    "project",
+    "per_device_eval",
+    "dataloader_num_workers",
+)
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A fine-tuned model (of a LoRA recipe a PeftModel), in evaluation mode, and how it came to be.
+
+    `rows` have step, split (`train` or `test`) and loss; before the first step, and after the last, there is a test loss.
+    `frozen` tensors are bit for bit the base's, `changed` ones are not, `unchanged` ones were trained and did not move.
+    `resumed_from` is the step after which an interrupted training was taken up.
+    """
+
+    model: nn.Module
+    rows: pd.DataFrame
+    steps: int
+    resumed_from: int | None
+    frozen: int
+    changed: int
+    unchanged: tuple[str, ...] = ()
+
+
+def finetune(
+    base: Checkpoint,
+    tokenizer: PreTrainedTokenizerBase,
+    train: Sequence[Example],
+    test: Sequence[Example],
+    recipe: Recipe,
+    folder: Path,
+    *,
+    device: str = "cpu",
+    strategy: Literal["ddp", "fsdp"] = "fsdp",
+    tell: Callable[[Progress], None] | None = None,
+) -> Tuned:
+    """Train `base` on the responses of `train`, and measure the loss on `test` along the way.
+
+    `folder` has the trainer's checkpoints: called again after an interruption, training goes on from the last whole one. The
+    weights of `recipe.keep` steps are written there as `step-N`, as `save_tuned` writes them. A test loss is the mean over
+    examples of the mean over response tokens, in nats. The same recipe gives the same weights; its seed decides on the order
+    of examples, dropout and LoRA's first values.
+
+    Raises InputError for a recipe that does not fit the model or the data, RunError for a loss that is not finite, and
+    where a frozen tensor is not what it was.
+    """
+    processes = _processes()
+    steps = _check(base, train, test, recipe, processes)
+    folder.mkdir(parents=True, exist_ok=True)
+    training = _identity(base, train, recipe, processes)
+    start = last_whole(folder, training)
+    if _rank() == 0:
+        remove_torn(folder)
+    with _quiet(), _offline(recipe.arguments.get("report_to"), folder):
+        trainer, before = _prepare(
+            base, tokenizer, train, test, recipe, folder, device, strategy, tell, training, start
+        )
+        trainer.train(resume_from_checkpoint=None if start is None else str(start))
+        tuned = _finished(trainer)
+    names = _names(tuned)
+    trained = {names[name] for name, parameter in tuned.named_parameters() if parameter.requires_grad}
+    after = {names[name]: value for name, value in digests(own_tensors(tuned)).items()}
+    kept = compare(before, after, trained)
+    rows = loss_rows(trainer.state.log_history)
+    tuned.requires_grad_(False)
+    return Tuned(
+        tuned.eval(),
+        rows,
+        steps,
+        None if start is None else step_of(start),
+        kept.frozen,
+        kept.changed,
+        kept.unchanged,
+    )
+
+
+def save_tuned(tuned: Tuned | nn.Module, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write a tuned model and its tokenizer as Hugging Face writes them: a checkpoint, or a PEFT adapter's folder."""
+    model: Any = tuned.model if isinstance(tuned, Tuned) else tuned
+    more = {"save_embedding_layers": False} if hasattr(model, "peft_config") else {}  # else PEFT asks the hub
+    model.save_pretrained(folder, **more)
+    tokenizer.save_pretrained(folder)
+
+
+def loss_rows(history: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """The trainer's log as rows (step, split, loss), train before test; of a step that was logged twice the later."""
+    import pandas as pd
+
+    found = {
+        (split, int(entry["step"])): float(entry[name])
+        for name, split in (("loss", "train"), ("eval_loss", "test"))
+        for entry in history
+        if name in entry
+    }
+    rows = [(step, split, loss) for (split, step), loss in found.items()]
+    return pd.DataFrame(rows, columns=["step", "split", "loss"]).astype({"step": "int64", "loss": float})
+
+
+def _check(base: Checkpoint, train: Sequence[Example], test: Sequence[Example], recipe: Recipe, processes: int) -> int:
+    """The number of steps; refuse (InputError) what cannot be trained before anything is loaded."""
+    if not predicts_tokens(base):
+        raise InputError(f"'{base.source}' does not predict the next token, and cannot be fine-tuned on responses")
+    for examples, what in ((train, "train on"), (test, "measure the loss on")):
+        if not any(example.n_tokens for example in examples):
+            raise InputError(f"there is no example with a response to {what} for '{base.source}'")
+    check_layers(recipe.trained, base.n_layers, base.source)
+    steps = training_steps(recipe.arguments, len(train), processes)
+    late = [step for step in recipe.keep if not 1 <= step <= steps]
+    if late:
+        raise InputError(
+            f"the weights of step {late[0]} are asked for, and the training has {steps} steps (1 to {steps})"
+        )
+    return steps
+
+
+def _prepare(
+    base: Checkpoint,
+    tokenizer: PreTrainedTokenizerBase,
+    train: Sequence[Example],
+    test: Sequence[Example],
+    recipe: Recipe,
+    folder: Path,
+    device: str,
+    strategy: Literal["ddp", "fsdp"],
+    tell: Callable[[Progress], None] | None,
+    training: str,
+    start: Path | None,
+) -> tuple[StudyTrainer, dict[str, str]]:
+    """The trainer of a model with what is trained chosen, and the digests of its tensors."""
+    from transformers import set_seed
+    from transformers.trainer_callback import PrinterCallback
+
+    from raysweep.studies.trainer import StudyTrainer, Watch
+
+    arguments = make_arguments(
+        recipe, folder, len(train), device=device, strategy=strategy, processes=_processes(), resumed=start is not None
+    )
+    set_seed(recipe.seed)
+    model: Any = choose(load_model(base, dtype=recipe.dtype), recipe, base.source)
+    names = _names(model)
+    before = {names[name]: value for name, value in digests(own_tensors(model)).items()}
+    uses_cache = model.config.use_cache
+
+    def keep_step(step: int) -> None:
+        _write_step(_unwrapped(trainer), tokenizer, folder / f"step-{step}", uses_cache)
+
+    try:
+        trainer = StudyTrainer(
+            model=model,
+            args=arguments,
+            train=train,
+            test=test,
+            callbacks=[Watch(training, tell, recipe.keep, keep_step)],
+        )
+    except (ValueError, ImportError, RuntimeError) as error:
+        raise InputError(f"trainer is refused by transformers' trainer: {' '.join(str(error).split())}") from error
+    trainer.remove_callback(PrinterCallback)
+    trainer.uses_cache = uses_cache
+    return trainer, before
+
+
+def _finished(trainer: StudyTrainer) -> Any:
+    """The trained model by itself, as it was before the trainer took it: on one process, or the whole of it on the first."""
+    model = _unwrapped(trainer)
+    trainer.accelerator.free_memory()
+    model.zero_grad(set_to_none=True)
+    if getattr(model, "is_activation_checkpointing", False):
+        model.activation_checkpointing_disable()
+    model.config.use_cache = trainer.uses_cache
+    return model
+
+
+def _unwrapped(trainer: StudyTrainer) -> Any:
+    return trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False, keep_torch_compile=False)
+
+
+def _write_step(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path, uses_cache: bool) -> None:
+    """Write the weights of a step, whole or not at all; those of an earlier attempt go."""
+    if _rank() != 0:
+        return
+    part, now = folder.with_name(f"{folder.name}.part"), model.config.use_cache
+    shutil.rmtree(part, ignore_errors=True)
+    model.config.use_cache = uses_cache
+    save_tuned(model, tokenizer, part)
+    model.config.use_cache = now
+    shutil.rmtree(folder, ignore_errors=True)
+    part.replace(folder)
+
+
+def _names(model: nn.Module) -> dict[str, str]:
+    """A model's tensors' names → those that they have without PEFT around them."""
+    return {
+        name: name.removeprefix("base_model.model.").replace(".base_layer.", ".")
+        if hasattr(model, "peft_config")
+        else name
+        for name in own_tensors(model)
+    }
+
+
+def _identity(base: Checkpoint, train: Sequence[Example], recipe: Recipe, processes: int) -> str:
+    """What makes a training this one: only its own checkpoints are resumed."""
+    digest = hashlib.sha256()
+    for example in train:
+        digest.update(f"{example.n_prompt}/{example.length};".encode() + example.tokens.tobytes())
+    told = asdict(recipe)
+    told["arguments"] = {name: value for name, value in told["arguments"].items() if not name.startswith(_BESIDE)}
+    told.pop("keep")
+    return fingerprint({"base": base.fingerprint, "train": digest.hexdigest(), "recipe": told, "processes": processes})
+
+
+def _processes() -> int:
+    import torch
+
+    group = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return torch.distributed.get_world_size() if group else 1
+
+
+def _rank() -> int:
+    import torch
+
+    group = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return torch.distributed.get_rank() if group else 0
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """What transformers has to say below errors is left unsaid: progress is told by raysweep."""
+    from transformers.utils import logging
+
+    before, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+        if bars:
+            logging.enable_progress_bar()
+
+
+@contextmanager
+def _offline(trackers: object, folder: Path) -> Iterator[None]:
+    """Of the asked trackers each writes below `folder`, and nowhere else unless the environment says so."""
+    places = {
+        "wandb": {"WANDB_MODE": "offline", "WANDB_DIR": str(folder)},
+        "mlflow": {"MLFLOW_TRACKING_URI": f"sqlite:///{folder.resolve() / 'mlflow.db'}"},
+        "tensorboard": {"TENSORBOARD_LOGGING_DIR": str(folder / "tensorboard")},
+    }
+    asked = [trackers] if isinstance(trackers, str) else trackers
+    ours = {
+        name: value
+        for tracker, settings in places.items()
+        if isinstance(asked, (list, tuple)) and tracker in asked
+        for name, value in settings.items()
+    }
+    added = [name for name in ours if name not in os.environ]
+    os.environ.update({name: ours[name] for name in added})
+    try:
+        yield
+    finally:
+        for name in added:
+            os.environ.pop(name, None)
