@@ -8,6 +8,7 @@ share. Nothing is tried again here: called again, a training goes on from its la
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import threading
 import warnings
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
 FINAL = "final"
 _RAY, _DONE, _PROGRESS = "ray", "trained.json", "progress.jsonl"
-_LOOK_SECONDS = 1.0
+_LOOK_SECONDS = 0.2
 _TIMEOUT_SECONDS = 7200  # of one exchange between processes; loading and writing a large model takes long
 
 
@@ -74,6 +75,9 @@ def train_on_ray(
     from ray.train.v2.api.config import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.v2.torch.torch_trainer import TorchTrainer
 
+    os.environ.setdefault(
+        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0"
+    )  # one more process, to tell of what is resumed anyway
     gpus = 1 if device.startswith("cuda") else 0
     _check_room(processes, cpus, gpus)
     folder = folder.absolute()
@@ -184,8 +188,6 @@ def _first(error: BaseException) -> str:
 
 def _work(config: Mapping[str, Any]) -> None:
     """One process of the training; it is in a group of all of them."""
-    import os
-
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -195,6 +197,10 @@ def _work(config: Mapping[str, Any]) -> None:
     if given["device"] == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
         torch.set_num_threads(config["cpus"])
+    else:
+        from ray.train.torch import get_device
+
+        torch.cuda.set_device(get_device())
     from raysweep.studies.finetune import finetune, save_tuned
 
     folder, first = given["folder"], torch.distributed.get_rank() == 0

@@ -171,7 +171,9 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         self._training, self._tell, self._keep, self._keep_step = training, tell, frozenset(keep), keep_step
         self._started = time.monotonic()
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any
+    ) -> None:
         """Refuse (RunError) to train copies of a model that was to be sharded."""
         if args.fsdp:
             sharding.check_sharded(more["model"], args.device.type)
