@@ -5,6 +5,7 @@ The names and their meaning are the trainer's own (transformers.TrainingArgument
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import importlib.util
 import math
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from raysweep.errors import InputError, nearest, shortened, shown
+from raysweep.studies import sharding
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -265,5 +267,5 @@ def make_arguments(
 
 
 def _distributed(strategy: Literal["ddp", "fsdp"], processes: int) -> dict[str, Any]:
-    """Arguments that only several processes need."""
-    return {}
+    """Arguments that only several processes need: of one, there is nothing to shard."""
+    return copy.deepcopy(sharding.ARGUMENTS) if strategy == "fsdp" and processes > 1 else {}
