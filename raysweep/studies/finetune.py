@@ -11,7 +11,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,7 +22,7 @@ from raysweep.models.shards import OPTIMIZER, WEIGHTS, check_plain
 from raysweep.studies import sharding
 from raysweep.studies.choosing import check_layers, choose
 from raysweep.studies.frozen import compare, digests, own_tensors
-from raysweep.studies.trainer_arguments import make_arguments, training_steps
+from raysweep.studies.trainer_arguments import make_arguments, named_arguments, training_steps
 from raysweep.studies.training import Progress, Recipe
 from raysweep.studies.training_checkpoints import last_whole, remove_torn, step_of
 
@@ -88,6 +88,7 @@ def finetune(
     Raises InputError for a recipe that does not fit the model or the data, RunError for a loss that is not finite, and
     where a frozen tensor is not what it was.
     """
+    recipe = replace(recipe, arguments=named_arguments(recipe.arguments, "trainer"))
     processes = _processes()
     steps = _check(base, train, test, recipe, processes)
     folder.mkdir(parents=True, exist_ok=True)
@@ -227,7 +228,9 @@ def _whole(trainer: StudyTrainer, fresh: Callable[[], nn.Module]) -> Any:
 def _finished(trainer: StudyTrainer, fresh: Callable[[], nn.Module]) -> Any:
     """The trained model by itself, as it was before the trainer took it: on one process, or the whole of it on the first."""
     model = _whole(trainer, fresh)
-    trainer.accelerator.free_memory()
+    trainer.optimizer = trainer.lr_scheduler = trainer.callback_handler.optimizer = None
+    if trainer.args.device.type != "cpu":
+        trainer.accelerator.free_memory()
     model.zero_grad(set_to_none=True)
     if getattr(model, "is_activation_checkpointing", False):
         model.activation_checkpointing_disable()
