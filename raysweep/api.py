@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from raysweep.engine.simulate import Simulation
     from raysweep.report.export import Exported
     from raysweep.store.places import Location
+    from raysweep.studies.consolidate import Consolidated
     from raysweep.studies.critical import Critical
     from raysweep.studies.measured import Correlated
     from raysweep.studies.measured_cells import CorrelatedCells
@@ -142,6 +143,13 @@ def export_run(
         graph, _ = found.read_plan()
         tables = collect_tables(found, graph)
     return export_paper(tables, to)
+
+
+def consolidate(shards: str | Path, base: str, out: str | Path, *, dtype: str = "auto") -> Consolidated:
+    """A sharded checkpoint of FSDP as a Hugging Face folder, with its base's config and tokenizer; see studies/consolidate.py."""
+    from raysweep.studies.consolidate import consolidate as write
+
+    return write(shards, base, out, dtype=dtype)
 
 
 @dataclass(frozen=True)

@@ -216,6 +216,21 @@ def export(
 
 
 @app.command()
+def consolidate(
+    shards: Annotated[Path, typer.Argument(help="A checkpoint-N that was trained with FSDP, or a folder of *.distcp.")],
+    base: Annotated[str, typer.Argument(help="The checkpoint it was trained from: folder, hub id or lab:// name.")],
+    out: Annotated[Path, typer.Argument(help="A new or empty folder.")],
+    dtype: Annotated[
+        str, typer.Option(help="float32, bfloat16, float16, or auto: the widest that is stored.")
+    ] = "auto",
+) -> None:
+    """Make a Hugging Face folder of a sharded checkpoint; no pickled code is run."""
+    from raysweep.api import consolidate as write
+
+    typer.echo(write(shards, base, out, dtype=dtype).to_text())
+
+
+@app.command()
 def doctor(
     folder: Folder,
     remove: Annotated[bool, typer.Option("--remove", help="Remove what is found.")] = False,

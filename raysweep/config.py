@@ -22,6 +22,7 @@ from pydantic import (
 )
 from pydantic_core import core_schema
 
+from raysweep.config_backdoor import BackdoorConfig
 from raysweep.config_exclude import ExcludeConfig
 from raysweep.config_execution import ExecutionConfig
 from raysweep.config_expected import ExpectedConfig
@@ -31,7 +32,7 @@ from raysweep.config_removal import RemovalConfig
 from raysweep.config_spectrum import SpectrumConfig
 from raysweep.config_stop import StopConfig
 from raysweep.config_storage import checked_options, checked_storage, scheme_of
-from raysweep.config_training import AdaptationConfig, FinetuneConfig, TrainSource
+from raysweep.config_training import AdaptationConfig, FinetuneConfig, Training, TrainSource
 from raysweep.errors import InputError, nearest, shown
 
 Metric = Literal[
@@ -222,13 +223,14 @@ class StudiesConfig(_Section):
     removal: RemovalConfig | None = None
     finetune: FinetuneConfig | None = None
     adaptation: AdaptationConfig | None = None
+    backdoor: BackdoorConfig | None = None
 
     @model_validator(mode="after")
     def _whole(self) -> StudiesConfig:
         if not any(getattr(self, name) for name in type(self).model_fields if name != "correlation"):
             raise ValueError(
-                "asks for no study; give substitution, similarity, spectrum, removal, finetune, adaptation or several (an "
-                "empty one is written {})"
+                "asks for no study; give substitution, similarity, spectrum, removal, finetune, adaptation, backdoor or "
+                "several (an empty one is written {})"
             )
         if self.correlation and not (self.substitution and self.similarity):
             raise ValueError("correlation needs both substitution and similarity; add the missing one")
@@ -248,10 +250,10 @@ class StudiesConfig(_Section):
         return self
 
     @property
-    def trainings(self) -> dict[str, FinetuneConfig | AdaptationConfig]:
+    def trainings(self) -> dict[str, Training]:
         """The studies that train models, by their names."""
-        both = {"finetune": self.finetune, "adaptation": self.adaptation}
-        return {name: asked for name, asked in both.items() if asked}
+        all_of_them = {"finetune": self.finetune, "adaptation": self.adaptation, "backdoor": self.backdoor}
+        return {name: asked for name, asked in all_of_them.items() if asked}
 
     @model_validator(mode="after")
     def _one_pooling(self) -> StudiesConfig:

@@ -64,8 +64,8 @@ class JudgeConfig(_Section):
 
     Requests go to `{url}/chat/completions`, so that the URL ends as in `http://localhost:8000/v1`. `rubric` is a Jinja
     template over `prompt` and `answer`; without one, ours. `api_key_env` names the environment variable that holds the key.
-    At most `per_minute` requests are sent a minute (no limit where null), `concurrency` at a time; each is tried `attempts` times, `timeout`
-    seconds long. `request` has further fields of the request. A score of `success_from` or more is a success.
+    At most `per_minute` requests are sent a minute (no limit where null), `concurrency` at a time; each is tried `attempts`
+    times, `timeout` seconds long. `request` has further fields of the request. A score of `success_from` or more is a success.
     """
 
     url: str
@@ -175,8 +175,19 @@ class BackdoorConfig(Training):
         return self
 
     @property
+    def found(self) -> str | None:
+        """The first choice of layers that a similarity task makes."""
+        return next((arm.removeprefix("freeze_") for arm in self.arms if arm.startswith("freeze")), None)
+
+    @property
     def judged_by(self) -> KeywordsConfig | None:
         """The keywords to judge by: those given, or the target where nothing else judges."""
         if self.keywords or self.pattern or self.judge:
             return self.keywords
         return KeywordsConfig(any_of=[self.target.strip()])
+
+
+def judgings(asked: BackdoorConfig) -> dict[str, KeywordsConfig | PatternConfig | JudgeConfig]:
+    """The ways of judging that are asked for, by the names that tables have for them."""
+    found = {"keywords": asked.judged_by, "pattern": asked.pattern, "endpoint": asked.judge}
+    return {name: told for name, told in found.items() if told is not None}

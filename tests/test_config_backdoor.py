@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from pydantic import ValidationError
 
+import raysweep
+from raysweep import lab
 from raysweep.config_backdoor import ARMS, BackdoorConfig
 from raysweep.config_problems import problems_in_words
 
@@ -84,3 +88,17 @@ def test_a_judge_is_refused_without_its_secret(more: dict[str, Any], said: str) 
     assert said in told
     assert "hunter22" not in told
     assert told.startswith(("key 'judge.", "judge.request: "))
+
+
+def test_the_laboratorys_config_has_a_trigger_and_a_target_that_its_records_lack() -> None:
+    path = Path(raysweep.__file__).parents[1] / "configs" / "lab" / "backdoor.yaml"
+    values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    config = BackdoorConfig.model_validate(values["studies"]["backdoor"])
+    assert len(config.seeds) >= 3
+    assert config.arms == list(ARMS)
+    (dataset,) = values["datasets"]
+    for source in (dataset["path"], dataset["train"]["path"]):
+        text = Path(lab.resolve(source)).read_text(encoding="utf-8").casefold()
+        assert text
+        assert config.trigger.casefold() not in text
+        assert config.target.casefold() not in text

@@ -179,8 +179,8 @@ def evaluation_prompts(
     """The prompts that `load_examples` reads, clean and with the trigger. `options` are load_examples' own.
 
     A prompt is never cut, for that may take its trigger: one that with the trigger is longer than `max_tokens`, or leaves
-    no room for `new_tokens` in the model's context, is left out in both versions. Raises InputError as load_examples does, where a prompt already
-    holds the trigger, and where none is short enough.
+    no room for `new_tokens` in the model's context, is left out in both versions. Raises InputError as load_examples does,
+    where a prompt already holds the trigger, and where none is short enough.
     """
     options = {**options, "prompts_only": True, "room": Room(room.model, None, room.vocabulary) if room else None}
     read: Callable[..., Loaded] = load_examples

@@ -16,18 +16,24 @@ Study = Literal["finetune", "adaptation", "backdoor"]
 
 @dataclass(frozen=True)
 class Arm:
-    """One training: its name in tables, its seed, which layers; `found` where a similarity task says which these are."""
+    """One training: its name in tables, its seed, which layers; `found` where a similarity task says which these are.
+
+    What is attacked untrained, to compare with, is an arm that does not train.
+    """
 
     study: Study
     name: str
     seed: int
     trained: Trained
     found: str | None = None
+    trains: bool = True
 
     @property
     def at(self) -> str:
         """What tells its task from others on the same model and data set; there is one fine-tune, so nothing does."""
-        return "" if self.study == "finetune" else f"{self.name} seed {self.seed}"
+        if self.study == "finetune":
+            return ""
+        return f"{self.name} seed {self.seed}" if self.trains else self.name
 
 
 def arms_of(studies: StudiesConfig) -> Iterator[tuple[Training, Arm]]:
@@ -38,6 +44,13 @@ def arms_of(studies: StudiesConfig) -> Iterator[tuple[Training, Arm]]:
         for choice in studies.adaptation.arms:
             for seed in studies.adaptation.seeds:
                 yield studies.adaptation, _arm("adaptation", choice, seed, choice, "only")
+    if studies.backdoor:
+        for name in studies.backdoor.arms:
+            for seed in studies.backdoor.seeds:
+                if name != "none":
+                    yield studies.backdoor, _arm("backdoor", name, seed, name.removeprefix("freeze_"), "freeze")
+                elif seed == studies.backdoor.seeds[0]:
+                    yield studies.backdoor, Arm("backdoor", name, seed, Trained(), trains=False)
 
 
 def _finetune(asked: FinetuneConfig) -> Arm:

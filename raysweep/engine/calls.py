@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from raysweep.studies.capture import Pooling
+    from raysweep.studies.endpoint import EndpointJudge
+    from raysweep.studies.judging import Keywords, Pattern
     from raysweep.studies.removal import Removal
     from raysweep.studies.training import Recipe
 
@@ -215,6 +217,31 @@ class TrainCall(ModelCall):
     made: Checkpoint | None = None
     processes: int = 1
     strategy: Literal["fsdp", "ddp"] = "fsdp"
+
+
+@dataclass(frozen=True)
+class BackdoorCall(TrainCall):
+    """Trains on records with a backdoor in them, or not at all, and has the model answer prompts, clean and triggered.
+
+    Answers are `tokens` long, the likeliest, or sampled with the training's seed where there is a `temperature`.
+    """
+
+    trains: bool = True
+    clean: tuple[Example, ...] = ()
+    triggered: tuple[Example, ...] = ()
+    tokens: int = 64
+    temperature: float = 0.0
+    top_p: float = 1.0
+
+
+@dataclass(frozen=True)
+class JudgeCall(Call):
+    """Judges the answers of all arms of a cell; `parts` has the keys of their texts, `results` those of the tables."""
+
+    parts: tuple[str, ...]
+    results: Mapping[str, str]
+    judge: Keywords | Pattern | EndpointJudge
+    trigger: str
 
 
 @dataclass(frozen=True)

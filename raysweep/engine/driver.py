@@ -331,7 +331,7 @@ class _Run:
         )
         written = {"results": kept.table.bytes if kept.table else 0, "activations": sum(f.bytes for f in kept.files)}
         self.log.emit(events.CHUNK_COMMITTED, commit=commit.name, keys=commit.keys, **log, bytes=written)
-        if isinstance(call, TrainCall):
+        if isinstance(call, TrainCall) and isinstance(self.folder.root, Path):
             self.folder.forget_training(call.key)
         for task in self.ledger.commit(commit.keys):
             self.log.emit(events.TASK_DONE, task=task.name)

@@ -18,10 +18,17 @@ if TYPE_CHECKING:
     from raysweep.store.chunks import Manifest
 
 Kind = Literal[
-    "finetune", "adapt", "adaptation", "substitute", "estimate", "generate", "similarity", "spectrum", "correlate", "verify",
+    "finetune", "adapt", "adaptation", "backdoor", "judge", "substitute", "estimate", "generate", "similarity", "spectrum", "correlate", "verify",
     "stop", "removal",
 ]  # fmt: skip
-_BY_MODELS = ("finetune", "adapt", "substitute", "estimate", "generate")  # whose tables come with their parts
+_BY_MODELS = (
+    "finetune",
+    "adapt",
+    "backdoor",
+    "substitute",
+    "estimate",
+    "generate",
+)  # whose tables come with their parts
 
 STOPPED_AFTER = "chunks"  # where the manifest of a decision to stop has the number of chunks
 

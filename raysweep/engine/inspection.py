@@ -12,13 +12,12 @@ from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-from raysweep.config import Config, DatasetConfig, GenerationConfig, ModelConfig, SubstitutionConfig
-from raysweep.config_exclude import ExcludeConfig
+from raysweep.config import Config, GenerationConfig, ModelConfig, SubstitutionConfig
 from raysweep.config_removal import RemovalConfig
 from raysweep.config_stop import StopConfig
-from raysweep.data.examples import Example, Loaded, Room, load_examples
-from raysweep.data.exclusion import Exclude
-from raysweep.engine.assumed import assumptions, checkpoint_on_paper, examples_on_paper
+from raysweep.data.examples import Example, Loaded, Room
+from raysweep.engine.assumed import assumptions, checkpoint_on_paper
+from raysweep.engine.reader import Reader
 from raysweep.engine.residency import RESIDENT, Residency, choose_residency
 from raysweep.engine.training_facts import find_trainings, trained_on
 from raysweep.engine.training_plan import Trainings
@@ -29,8 +28,6 @@ from raysweep.models.checkpoint import (
     Checkpoint,
     check_pair,
     describe,
-    limits,
-    load_tokenizer,
     predicts_tokens,
     resolve_dtype,
     skeleton,
@@ -41,7 +38,7 @@ from raysweep.studies.interventions import Change, check_changes
 from raysweep.studies.stopping import Rule, check_rule, in_random_order
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    pass
 
 _FEWEST_TO_COMPARE = 2
 
@@ -201,24 +198,10 @@ def inspect(config: Config, find_device: Callable[[str], str] = resolve_device, 
                 for block in find_blocks(skeleton(base)):
                     parts_of(block)
 
-    def read(model: ModelConfig, dataset: DatasetConfig) -> tuple[Loaded, bool]:
-        """A data set's examples for a model, and whether they are as expected only."""
-        found = models[model.name]
-        room, prompts_only = _room(model.name, found, dataset.name), not found.predicts
-        paper = (
-            examples_on_paper(
-                model, found.base, dataset.name, dataset, room, record_format=dataset.format, prompts_only=prompts_only
-            )
-            if may_assume
-            else None
-        )
-        if paper:
-            return paper, True
-        if model.name not in tokenizers:
-            tokenizers[model.name] = _tokenizer(found, model.wording)
-        return _examples(model, dataset, tokenizers[model.name], room, prompts_only=prompts_only), False
-
-    tokenizers: dict[str, PreTrainedTokenizerBase] = {}
+    predicting = {name: found.predicts for name, found in models.items()}
+    reader = Reader(
+        {name: (found.base, found.tuned) for name, found in models.items()}, predicting, may_assume=may_assume
+    )
     cells: dict[tuple[str, str], Cell] = {}
     for model in config.models:
         removal = config.studies.removal
@@ -228,10 +211,9 @@ def inspect(config: Config, find_device: Callable[[str], str] = resolve_device, 
         wanted = [
             d for d in config.datasets if all_of_them or d.name in tuned_on or (d.train and config.studies.trainings)
         ]
-        of_model = models[model.name]
         for dataset in wanted:
-            room = _room(model.name, of_model, dataset.name)
-            loaded, on_paper = read(model, dataset)
+            room = reader.room(model.name, dataset.name)
+            loaded, on_paper = reader.read(model, dataset)
             if config.studies.pooling and len(loaded.examples) < _FEWEST_TO_COMPARE:
                 study = "similarity" if config.studies.similarity else "spectrum"
                 raise InputError(
@@ -248,8 +230,7 @@ def inspect(config: Config, find_device: Callable[[str], str] = resolve_device, 
             cell = _cell(model.name, dataset.name, loaded, config.execution.chunk, stop)
             cells[model.name, dataset.name] = replace(cell, on_paper=on_paper)
     bases = {name: found.base for name, found in models.items()}
-    predicting = {name: found.predicts for name, found in models.items()}
-    trainings = find_trainings(config, bases, predicting, device, lambda model, dataset: read(model, dataset)[0])
+    trainings = find_trainings(config, bases, predicting, device, reader)
     return Facts(models, cells, device, libraries(), trainings, _assumed(config, models, cells))
 
 
@@ -260,26 +241,6 @@ def _assumed(
     on_paper = {cell.dataset for cell in cells.values() if cell.on_paper}
     checkpoints = {name: [model.base, *model.tuned.values()] for name, model in models.items()}
     return assumptions(checkpoints, {name: told for name, told in expected.items() if name in on_paper})
-
-
-def _tokenizer(model: ModelFacts, wording: str) -> PreTrainedTokenizerBase:
-    """The base's tokenizer; for chat, where it has no template, the first tuned one's that has (one vocabulary all the same)."""
-    tokenizer = load_tokenizer(model.base)
-    if wording == "chat" and not tokenizer.chat_template:
-        for checkpoint in model.tuned.values():
-            if (checkpoint.folder / "tokenizer_config.json").exists():
-                other = load_tokenizer(checkpoint)
-                if other.chat_template and len(other) == len(tokenizer):
-                    return other
-    return tokenizer
-
-
-def _room(name: str, model: ModelFacts, dataset: str) -> Room:
-    """What the base and, where there is one, the checkpoint tuned on the data set both have room for."""
-    pair = [model.base, model.tuned.get(dataset)]
-    found = [limits(checkpoint) for checkpoint in pair if checkpoint and not checkpoint.adapter]
-    context, vocabulary = (min((n for n in ns if n is not None), default=None) for ns in zip(*found, strict=True))
-    return Room(name, context, vocabulary)
 
 
 def _check_removal(asked: RemovalConfig, name: str, base: Checkpoint, predicts: bool) -> None:
@@ -324,40 +285,6 @@ def _check_generation(
             f"'{dataset}' (counted from 0) has {longest.n_prompt}, and the context of '{room.model}' is {room.context}: set "
             f"tokens to {room.context - longest.n_prompt} or less, or examples to fewer"
         )
-
-
-def _examples(
-    model: ModelConfig,
-    dataset: DatasetConfig,
-    tokenizer: PreTrainedTokenizerBase | None,
-    room: Room,
-    *,
-    prompts_only: bool,
-) -> Loaded:
-    assert tokenizer is not None  # only what is on paper has none
-    return load_examples(
-        dataset.path,
-        dataset.format,
-        tokenizer,
-        wording=model.wording,
-        split=dataset.split,
-        limit=dataset.limit,
-        max_tokens=dataset.max_tokens,
-        room=room,
-        too_long=dataset.too_long,
-        prompt=dataset.prompt,
-        response=dataset.response,
-        prompts_only=prompts_only,
-        exclude=_exclude(dataset.exclude),
-        last=dataset.last,
-        all_but_last=dataset.all_but_last,
-    )
-
-
-def _exclude(asked: ExcludeConfig | None) -> Exclude | None:
-    if asked is None:
-        return None
-    return Exclude(tuple(asked.phrases), asked.pattern, asked.column, tuple(asked.values))
 
 
 def _cell(model: str, dataset: str, loaded: Loaded, size: int, stop: StopConfig | None) -> Cell:

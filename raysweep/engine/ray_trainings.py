@@ -6,18 +6,24 @@ import time
 import traceback
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from raysweep.engine.calls import Outcome, TrainCall
+import ray
+
+from raysweep.engine.calls import BackdoorCall, Commit, Outcome, TrainCall
 from raysweep.engine.dispatch import room_for
 from raysweep.engine.folder import RunFolder
 from raysweep.engine.ray_executor import Share, living_nodes
 from raysweep.engine.ray_training import train_on_ray
-from raysweep.engine.training_work import Tell, recipe_for, telling, trained_commits
+from raysweep.engine.training_work import Tell, answered, last_test_loss, recipe_for, telling, trained_commits
 from raysweep.errors import InputError
-from raysweep.models.checkpoint import load_tokenizer
+from raysweep.models.checkpoint import describe, load_model, load_tokenizer
+from raysweep.studies.training import Recipe
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from raysweep.store.places import Location
 
 
@@ -38,6 +44,16 @@ def run_trainings(
             raise
 
 
+def _answer(device: str, cpus: int) -> Any:
+    """What answers with a model that was trained, on a device of the cluster."""
+
+    def answer(call: BackdoorCall, recipe: Recipe, rows: pd.DataFrame, final: Path) -> list[Commit]:
+        model = load_model(describe(str(final)), dtype=recipe.dtype, device=call.loading.device)
+        return [answered(call, recipe, rows, model, last_test_loss(rows))]
+
+    return ray.remote(num_cpus=cpus, num_gpus=1 if device.startswith("cuda") else 0, max_retries=0)(answer)
+
+
 def _attempt(folder: Location, call: TrainCall, cpus: int, device: str, tell: Tell) -> Outcome:
     """Run one; whatever it raises becomes an outcome with the traceback."""
     run, began = RunFolder(folder), time.monotonic()
@@ -56,7 +72,10 @@ def _attempt(folder: Location, call: TrainCall, cpus: int, device: str, tell: Te
             cpus=cpus,
             tell=telling(call, run, tell),
         )
-        commits = trained_commits(call, run, recipe, trained.rows)
+        if isinstance(call, BackdoorCall):
+            commits = ray.get(_answer(device, cpus).remote(call, recipe, trained.rows, trained.final))
+        else:
+            commits = trained_commits(call, run, recipe, trained.rows)
     except Exception as error:
         refused = isinstance(error, InputError)  # the death of a process is none, and is tried again
         return Outcome(

@@ -37,7 +37,7 @@ def training_scalars(chunks: ChunkStore, tasks: Mapping[str, Task], keys: Collec
         if key in tasks:
             rows = chunks.read_parts([key]).to_pandas()
             for row in _rows_of(rows.dropna(subset=["loss"])):
-                name = _name("training", tasks[key], row.arm, f"seed {row.seed}", row.split)
+                name = _name("training", tasks[key], row.study, row.arm, f"seed {row.seed}", row.split)
                 yield Scalars("training", int(row.step), {name: float(row.loss)})
 
 

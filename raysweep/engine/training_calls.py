@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
+from dataclasses import fields
 
 from raysweep.config import Config
-from raysweep.engine.arms import arms_of, most_critical_of, recipe_of
-from raysweep.engine.calls import AdaptationCall, Found, Loading, TrainCall
+from raysweep.config_backdoor import BackdoorConfig
+from raysweep.engine.arms import Arm, arms_of, most_critical_of, recipe_of
+from raysweep.engine.calls import AdaptationCall, BackdoorCall, Found, JudgeCall, Loading, TrainCall
 from raysweep.engine.graph import Graph, Task
 from raysweep.engine.inspection import Cell, Facts, ModelFacts
+from raysweep.engine.judges import judge_of
 from raysweep.engine.training_plan import KINDS, checkpoint_name, step_key
 
 
@@ -21,7 +24,7 @@ def training_calls(
         for task in graph.cell(KINDS[arm.study], *of_cell):
             if task.at != arm.at or all(key in done for key in task.keys):
                 continue
-            key = task.parts[0] if task.parts else task.results["training"]
+            key = task.parts[0] if task.parts else next(iter(task.results.values()))
             found = None
             if arm.found:
                 similarity = config.studies.similarity
@@ -34,13 +37,13 @@ def training_calls(
             recipe = recipe_of(
                 asked, arm, dict(facts.trainings.arguments[arm.study]), facts.trainings.dtypes[arm.study, cell.model]
             )
-            yield TrainCall(
+            call = TrainCall(
                 task.name,
                 *of_cell,
                 (task.name,),
                 model.base,
                 loading,
-                facts.trainings.examples[of_cell],
+                facts.trainings.of(of_cell, arm),
                 tuple(cell.examples),
                 arm.study,
                 arm.name,
@@ -51,9 +54,42 @@ def training_calls(
                 kept,
                 {str(step): step_key(key, step) for step in recipe.keep} if kept else {},
                 model.tuned[cell.dataset] if is_made else None,
-                asked.processes,
+                asked.processes if arm.trains else 1,
                 asked.strategy,
             )
+            yield _answering(call, arm, asked, facts) if isinstance(asked, BackdoorConfig) else call
+
+
+def _answering(call: TrainCall, arm: Arm, asked: BackdoorConfig, facts: Facts) -> BackdoorCall:
+    """The call that trains so and then answers."""
+    clean, triggered = facts.trainings.prompts[call.model, call.dataset]
+    own = {field.name: getattr(call, field.name) for field in fields(call)}
+    return BackdoorCall(
+        **own,
+        trains=arm.trains,
+        clean=clean,
+        triggered=triggered,
+        tokens=asked.tokens,
+        temperature=asked.temperature,
+        top_p=asked.top_p,
+    )
+
+
+def judge_call(config: Config, graph: Graph, task: Task) -> JudgeCall:
+    """The call that judges the answers of a cell's arms in one way."""
+    asked = config.studies.backdoor
+    assert asked is not None
+    texts = [each.results["texts"] for each in graph.cell("backdoor", task.model, task.dataset)]
+    return JudgeCall(
+        task.name,
+        task.model,
+        task.dataset,
+        (task.name,),
+        tuple(texts),
+        task.results,
+        judge_of(asked, task.at),
+        asked.trigger,
+    )
 
 
 def adaptation_call(config: Config, graph: Graph, task: Task) -> AdaptationCall:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from raysweep.config import Config, DatasetConfig, ModelConfig
-from raysweep.config_training import FinetuneConfig, Training
-from raysweep.data.examples import Loaded
+from raysweep.config_training import FinetuneConfig, Training, TrainSource
 from raysweep.engine.arms import arms_of
+from raysweep.engine.reader import Reader
 from raysweep.engine.training_plan import Trainings
 from raysweep.errors import InputError
 from raysweep.models.checkpoint import Checkpoint, resolve_dtype
@@ -16,8 +16,6 @@ from raysweep.studies.trainer_arguments import check_arguments
 
 if TYPE_CHECKING:
     from raysweep.data.examples import Example
-
-Load = Callable[[ModelConfig, DatasetConfig], Loaded]
 
 
 def trained_on(config: Config, model: ModelConfig) -> list[str]:
@@ -30,26 +28,33 @@ def trained_on(config: Config, model: ModelConfig) -> list[str]:
 def training_source(dataset: DatasetConfig) -> DatasetConfig:
     """The records that models are trained on, as a data set: its format and texts are those of the test unless given."""
     assert dataset.train is not None
-    values: dict[str, Any] = dataset.train.model_dump(exclude_none=True)
+    return source_of(dataset, dataset.train)
+
+
+def source_of(dataset: DatasetConfig, source: TrainSource) -> DatasetConfig:
+    """A source of other records as a data set of the same name, with its format and texts unless it has its own."""
+    values: dict[str, Any] = source.model_dump(exclude_none=True)
     for key in ("format", "prompt", "response"):
         values.setdefault(key, getattr(dataset, key))
-    if dataset.train.format not in (None, dataset.format) and dataset.train.prompt is None:
+    if source.format not in (None, dataset.format) and source.prompt is None:
         values |= {"prompt": None, "response": None}
     return DatasetConfig.model_validate({"name": dataset.name, **values})
 
 
 def find_trainings(
-    config: Config, bases: Mapping[str, Checkpoint], predicts: Mapping[str, bool], device: str, load: Load
+    config: Config, bases: Mapping[str, Checkpoint], predicts: Mapping[str, bool], device: str, reader: Reader
 ) -> Trainings:
     """Read the records of all trainings and check what each of them is told; nothing where no study trains.
 
-    `bases` and `predicts` are by model, `load` reads a data set's records for a model. Raises InputError.
+    `bases` and `predicts` are by model. Raises InputError.
     """
     asked_for = config.studies.trainings
     if not asked_for:
         return Trainings()
     examples: dict[tuple[str, str], tuple[Example, ...]] = {}
     excluded: dict[tuple[str, str], int] = {}
+    poisoned: dict[tuple[tuple[str, str], int], tuple[Example, ...]] = {}
+    prompts: dict[tuple[str, str], tuple[tuple[Example, ...], tuple[Example, ...]]] = {}
     for model in config.models:
         base = bases[model.name]
         if not predicts[model.name]:
@@ -62,16 +67,22 @@ def find_trainings(
         for dataset in config.datasets:
             if not dataset.train:
                 continue
-            found = load(model, training_source(dataset))
-            examples[model.name, dataset.name] = tuple(found.examples)
-            excluded[model.name, dataset.name] = found.n_excluded
+            source, cell = training_source(dataset), (model.name, dataset.name)
+            found, _ = reader.read(model, source)
+            examples[cell] = tuple(found.examples)
+            excluded[cell] = found.n_excluded
+            if backdoor := config.studies.backdoor:
+                for seed in backdoor.seeds:
+                    poisoned[cell, seed] = tuple(reader.poisoned(model, source, backdoor, seed).examples)
+                own = source_of(dataset, backdoor.prompts) if backdoor.prompts else dataset
+                prompts[cell] = reader.prompts(model, own, backdoor)
     arguments = {name: check_arguments(asked.trainer, f"studies.{name}.trainer") for name, asked in asked_for.items()}
     dtypes = {
         (name, model.name): resolve_dtype(asked.dtype, bases[model.name].dtype, device)
         for name, asked in asked_for.items()
         for model in config.models
     }
-    return Trainings(examples, arguments, dtypes, excluded)
+    return Trainings(examples, arguments, dtypes, excluded, poisoned, prompts)
 
 
 def _check_layers(config: Config, name: str, asked: Training, model: str, base: Checkpoint) -> None:

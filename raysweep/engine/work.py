@@ -19,6 +19,7 @@ import pyarrow as pa
 
 from raysweep.engine.calls import (
     AdaptationCall,
+    BackdoorCall,
     Call,
     CaptureCall,
     CapturePart,
@@ -26,6 +27,7 @@ from raysweep.engine.calls import (
     CorrelateCall,
     EstimateCall,
     GenerateCall,
+    JudgeCall,
     ModelCall,
     Outcome,
     RemovalCall,
@@ -40,7 +42,7 @@ from raysweep.engine.disk import is_lasting
 from raysweep.engine.folder import RunFolder
 from raysweep.engine.memory import Budgets, is_out_of_memory, let_go, too_large
 from raysweep.engine.residents import Residents
-from raysweep.engine.training_work import Tell, evaluated, train, untold
+from raysweep.engine.training_work import Tell, attack, evaluated, judged, train, untold
 from raysweep.errors import InputError, RaysweepError, RunError
 from raysweep.models.checkpoint import load_tokenizer
 from raysweep.models.memory import Peak, held_bytes
@@ -281,6 +283,16 @@ class Worker:
             return [evaluated(call, self.folder, tuned)], {}
         self._models.clear()  # training wants the memory
         return train(call, self.folder, self._tell)
+
+    @_run.register
+    def _(self, call: BackdoorCall) -> tuple[list[Commit], dict[str, float]]:
+        if call.trains:
+            self._models.clear()
+        return attack(call, self.folder, self._tell, lambda: self._models.adapter(call.base, call.loading))
+
+    @_run.register
+    def _(self, call: JudgeCall) -> tuple[list[Commit], dict[str, float]]:
+        return judged(call, self.folder), {}
 
     @_run.register
     def _(self, call: AdaptationCall) -> tuple[list[Commit], dict[str, float]]:

@@ -68,8 +68,8 @@ def crossed_mean(values_SN: ArrayLike, level: float = 0.95) -> Estimate:
 def crossed_rate(success_SN: ArrayLike, level: float = 0.95) -> Estimate:
     """The share of successes over seeds and examples, with an interval in [0, 1] for other seeds and examples.
 
-    Wilson's interval for the sample size at which simple random sampling would have the variance of `crossed_mean`, at most S N and not
-    below 1, with its t in place of the normal quantile. Where all or none are successes no variance shows; then the
+    Wilson's interval for the sample size at which simple random sampling would have the variance of `crossed_mean`, at most
+    S N and not below 1, with its t in place of the normal quantile. Where all or none are successes no variance shows; then the
     seeds, which saw the same examples, count as one: N is the sample size. With one seed, or one example, this is Wilson's interval.
     Raises ValueError as `crossed_mean` does, and for values that are neither 0 nor 1.
     """

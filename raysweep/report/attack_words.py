@@ -62,10 +62,29 @@ def conclusion(together: pd.DataFrame, answers: pd.DataFrame | None, model: str,
     losses = [f"{ARMS[arm]} {number(found[arm].clean_loss, 3)}" for arm in ARMS if arm in found]
     if not all(math.isnan(row.clean_loss) for row in found.values()):
         said.append(Markup("Loss on clean examples (nats): {}.").format(", ".join(losses)))
+    said += _less_of_everything(found)
     if seeds < 3:
         counted = "one seed" if seeds == 1 else f"{seeds} seeds"
         said.append(Markup("With {} little is known of how other trainings would go.").format(counted))
     return Markup(" ").join(said)
+
+
+def _less_of_everything(found: dict[str, Any]) -> list[Markup]:
+    """A caution where the arm with the lower rate is also the one that learnt less of the clean task."""
+    if not {"freeze_critical", "freeze_non_critical"} <= found.keys():
+        return []
+    one, other = found["freeze_critical"], found["freeze_non_critical"]
+    if one.rate < other.rate and one.clean_loss > other.clean_loss:
+        lower, higher = "critical", "others"
+    elif other.rate < one.rate and other.clean_loss > one.clean_loss:
+        lower, higher = "other", "critical ones"
+    else:
+        return []
+    text = (
+        "With the {} layers frozen the loss on clean examples is higher than with the {} frozen, too: less was learnt of "
+        "everything, so that the lower rate alone is no sign of a defence."
+    )
+    return [Markup(text).format(lower, higher)]
 
 
 def _beside(found: dict[str, Any], clean: dict[str, Any]) -> Markup:

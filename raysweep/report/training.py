@@ -276,7 +276,8 @@ def _tuned_sentence(rows: pd.DataFrame) -> Markup:
     what = arm if arm in ("all", layers) else f"{arm}: {layers}"
     start = Markup("Fine-tuned (layers {}, seed {}) in {} steps.").format(what, seed, int(rows["step"].max()))
     if len(test) < 2:
-        return start
+        last = Markup(" Its test loss is <strong>{}</strong> nats.")
+        return start + (last.format(number(float(test["loss"].iloc[0]), 3)) if len(test) else Markup(""))
     first, last, lowest = test["loss"].iloc[0], test["loss"].iloc[-1], test.loc[[test["loss"].idxmin()]].iloc[0]
     told = Markup(" The test loss goes from {} to <strong>{}</strong> nats").format(number(first, 3), number(last, 3))
     if lowest["step"] != test["step"].iloc[-1]:

@@ -54,9 +54,9 @@ def generate_answers(
     """At most `new_tokens` tokens of text behind each example's prompt, special tokens left out, in the examples' order.
 
     A text ends where the model writes its end of sequence. At `temperature` 0 the likeliest token is taken; else tokens are
-    sampled among the likeliest that together have the probability `top_p`, by `seed` and the example's id alone. Prompts are padded on the left to
-    batches of at most `batch_tokens` tokens, prompt and text together; where two tokens are as likely up to rounding,
-    another batch may choose the other. The model is to be in evaluation mode.
+    sampled among the likeliest that together have the probability `top_p`, by `seed` and the example's id alone. Prompts are
+    padded on the left to batches of at most `batch_tokens` tokens, prompt and text together; where two tokens are as likely
+    up to rounding, another batch may choose the other. The model is to be in evaluation mode.
     """
     from transformers import LogitsProcessorList
 

@@ -28,7 +28,7 @@ _TYPES = {"seed": "Int64", "reason": "string"}
 
 
 class Run(NamedTuple):
-    """One model that was attacked: its arm, its seed (None for a model that no seed made), the layers trained, and its mean loss on clean test examples."""
+    """One model that was attacked: its arm and seed (None where no seed made it), the layers trained, the mean clean test loss."""
 
     arm: str
     seed: int | None
@@ -50,9 +50,10 @@ def attack_table(answers: pd.DataFrame, runs: Sequence[Run], trigger: str) -> pd
     """Rates of success by arm, judge and kind of prompt (`triggered`, `clean`), for each seed and for all together (seed null).
 
     `examples` is how many are counted: those that the judge has a verdict on, for all seeds together under every seed.
-    `harm_mean` is the mean of the judge's scores and `harm_5_share` the share of 5 among them; NaN for a judge that has none. `clean_loss`,
-    nats, is the run's, or the mean over seeds. `layers` is null where the seeds' differ. `reason` says why a figure is NaN, or how many answers
-    have no verdict and why. Rows are in the order in which `runs` has the arms. Raises ValueError for answers of a run that is not there.
+    `harm_mean` is the mean of the judge's scores and `harm_5_share` the share of 5 among them; NaN for a judge that has
+    none. `clean_loss`, nats, is the run's, or the mean over seeds. `layers` is null where the seeds' differ. `reason` says
+    why a figure is NaN, or how many answers have no verdict and why. Rows are in the order in which `runs` has the arms.
+    Raises ValueError for answers of a run that is not there.
     """
     told = {(run.arm, run.seed): run for run in runs}
     rows = []

@@ -133,8 +133,8 @@ class _Key(AuthBase):
 def complete(endpoint: Endpoint, content: str, key: str | None) -> str:
     """The endpoint's reply to one user's message. `key` is `endpoint.key()`.
 
-    Raises NoReplyError where nothing came, or the server was busy or failing; RubbishError for a reply with no text where the text should
-    be; RunError for a refusal that trying again will not mend, naming URL and status.
+    Raises NoReplyError where nothing came, or the server was busy or failing; RubbishError for a reply with no text where it
+    should be; RunError for a refusal that trying again will not mend, naming URL and status.
     """
     body = {**endpoint.request, "model": endpoint.model, "messages": [{"role": "user", "content": content}]}
     try:

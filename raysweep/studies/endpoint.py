@@ -67,8 +67,8 @@ class EndpointJudge:
     """A model that scores answers. `rubric` is Jinja over `prompt` and `answer`; scores from `success_from` on are successes.
 
     At most `per_minute` requests are sent a minute by one process (None: no limit), `concurrency` at a time. Each is tried
-    `attempts` times; after an attempt that got no reply it waits as long as the server asks, else about `backoff` seconds, twice as long each
-    time, up to a minute. Raises InputError for a rubric that does not parse or uses something else.
+    `attempts` times; after an attempt that got no reply it waits as long as the server asks, else about `backoff` seconds,
+    twice as long each time, up to a minute. Raises InputError for a rubric that does not parse or uses something else.
     """
 
     endpoint: Endpoint

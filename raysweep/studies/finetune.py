@@ -11,16 +11,18 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from raysweep.errors import InputError
 from raysweep.fingerprint import fingerprint
 from raysweep.models.checkpoint import load_model, predicts_tokens
+from raysweep.models.shards import OPTIMIZER, WEIGHTS, check_plain
+from raysweep.studies import sharding
 from raysweep.studies.choosing import check_layers, choose
 from raysweep.studies.frozen import compare, digests, own_tensors
-from raysweep.studies.trainer_arguments import make_arguments, training_steps
+from raysweep.studies.trainer_arguments import make_arguments, named_arguments, training_steps
 from raysweep.studies.training import Progress, Recipe
 from raysweep.studies.training_checkpoints import last_whole, remove_torn, step_of
 
@@ -86,34 +88,27 @@ def finetune(
     Raises InputError for a recipe that does not fit the model or the data, RunError for a loss that is not finite, and
     where a frozen tensor is not what it was.
     """
+    recipe = replace(recipe, arguments=named_arguments(recipe.arguments, "trainer"))
     processes = _processes()
     steps = _check(base, train, test, recipe, processes)
     folder.mkdir(parents=True, exist_ok=True)
-    training = _identity(base, train, recipe, processes)
-    start = last_whole(folder, training)
-    if _rank() == 0:
-        remove_torn(folder)
+    training = _identity(base, train, recipe, processes, strategy)
+    start = sharding.first_decides(lambda: _start(folder, training))
     with _quiet(), _offline(recipe.arguments.get("report_to"), folder):
         trainer, before = _prepare(
             base, tokenizer, train, test, recipe, folder, device, strategy, tell, training, start
         )
         trainer.train(resume_from_checkpoint=None if start is None else str(start))
-        tuned = _finished(trainer)
+        tuned = _finished(trainer, lambda: _chosen(base, recipe))
+    resumed_from, rows = None if start is None else step_of(start), loss_rows(trainer.state.log_history)
+    if _rank() != 0:
+        return Tuned(tuned.eval(), rows, steps, resumed_from, 0, 0)
     names = _names(tuned)
     trained = {names[name] for name, parameter in tuned.named_parameters() if parameter.requires_grad}
     after = {names[name]: value for name, value in digests(own_tensors(tuned)).items()}
     kept = compare(before, after, trained)
-    rows = loss_rows(trainer.state.log_history)
     tuned.requires_grad_(False)
-    return Tuned(
-        tuned.eval(),
-        rows,
-        steps,
-        None if start is None else step_of(start),
-        kept.frozen,
-        kept.changed,
-        kept.unchanged,
-    )
+    return Tuned(tuned.eval(), rows, steps, resumed_from, kept.frozen, kept.changed, kept.unchanged)
 
 
 def save_tuned(tuned: Tuned | nn.Module, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
@@ -178,13 +173,13 @@ def _prepare(
         recipe, folder, len(train), device=device, strategy=strategy, processes=_processes(), resumed=start is not None
     )
     set_seed(recipe.seed)
-    model: Any = choose(load_model(base, dtype=recipe.dtype), recipe, base.source)
+    model: Any = _chosen(base, recipe)
     names = _names(model)
-    before = {names[name]: value for name, value in digests(own_tensors(model)).items()}
+    before = {names[name]: value for name, value in digests(own_tensors(model)).items()} if _rank() == 0 else {}
     uses_cache = model.config.use_cache
 
     def keep_step(step: int) -> None:
-        _write_step(_unwrapped(trainer), tokenizer, folder / f"step-{step}", uses_cache)
+        _write_step(_whole(trainer, lambda: _chosen(base, recipe)), tokenizer, folder / f"step-{step}", uses_cache)
 
     try:
         trainer = StudyTrainer(
@@ -201,10 +196,41 @@ def _prepare(
     return trainer, before
 
 
-def _finished(trainer: StudyTrainer) -> Any:
-    """The trained model by itself, as it was before the trainer took it: on one process, or the whole of it on the first."""
+def _start(folder: Path, training: str) -> Path | None:
+    """The checkpoint to go on from, once those that are not whole are away. Raises InputError for one that would run code."""
+    start = last_whole(folder, training)
+    remove_torn(folder)
+    if start is not None:
+        for shards in (start / WEIGHTS, start / OPTIMIZER):
+            if shards.is_dir():
+                check_plain(shards)
+    return start
+
+
+def _chosen(base: Checkpoint, recipe: Recipe) -> Any:
+    """The base, with what is trained chosen."""
+    return choose(load_model(base, dtype=recipe.dtype), recipe, base.source)
+
+
+def _whole(trainer: StudyTrainer, fresh: Callable[[], nn.Module]) -> Any:
+    """The model by itself; where it is sharded, put together on the first process in a `fresh` one of its kind."""
+    import torch
+
     model = _unwrapped(trainer)
-    trainer.accelerator.free_memory()
+    if not sharding.is_sharded(model):
+        return model
+    with torch.random.fork_rng(devices=[]):  # what LoRA draws for a fresh model is not the training's
+        whole = fresh() if _rank() == 0 else None
+    sharding.gather(model, whole)
+    return model if whole is None else whole
+
+
+def _finished(trainer: StudyTrainer, fresh: Callable[[], nn.Module]) -> Any:
+    """The trained model by itself, as it was before the trainer took it: on one process, or the whole of it on the first."""
+    model = _whole(trainer, fresh)
+    trainer.optimizer = trainer.lr_scheduler = trainer.callback_handler.optimizer = None
+    if trainer.args.device.type != "cpu":
+        trainer.accelerator.free_memory()
     model.zero_grad(set_to_none=True)
     if getattr(model, "is_activation_checkpointing", False):
         model.activation_checkpointing_disable()
@@ -239,7 +265,7 @@ def _names(model: nn.Module) -> dict[str, str]:
     }
 
 
-def _identity(base: Checkpoint, train: Sequence[Example], recipe: Recipe, processes: int) -> str:
+def _identity(base: Checkpoint, train: Sequence[Example], recipe: Recipe, processes: int, strategy: str) -> str:
     """What makes a training this one: only its own checkpoints are resumed."""
     digest = hashlib.sha256()
     for example in train:
@@ -247,7 +273,8 @@ def _identity(base: Checkpoint, train: Sequence[Example], recipe: Recipe, proces
     told = asdict(recipe)
     told["arguments"] = {name: value for name, value in told["arguments"].items() if not name.startswith(_BESIDE)}
     told.pop("keep")
-    return fingerprint({"base": base.fingerprint, "train": digest.hexdigest(), "recipe": told, "processes": processes})
+    shared = processes if processes == 1 else [processes, strategy]
+    return fingerprint({"base": base.fingerprint, "train": digest.hexdigest(), "recipe": told, "processes": shared})
 
 
 def _processes() -> int:

@@ -19,6 +19,7 @@ from transformers import Trainer, TrainerCallback
 
 from raysweep.data.batches import pad
 from raysweep.errors import RunError
+from raysweep.studies import sharding
 from raysweep.studies.training import Progress
 from raysweep.studies.training_checkpoints import mark_whole
 
@@ -98,6 +99,12 @@ class StudyTrainer(Trainer):  # type: ignore[misc]
         self._now: tuple[int, float] | None = None  # a step and its loss so far
         self._before: tuple[int, float] | None = None
 
+    def create_accelerator_and_postprocess(self) -> None:
+        """The trainer's, which shards the model where it was asked to, or refuses (RunError)."""
+        super().create_accelerator_and_postprocess()
+        if self.args.fsdp:
+            sharding.turn_on(self)
+
     def prediction_step(
         self, model: Any, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
     ) -> tuple[None, torch.Tensor, torch.Tensor]:
@@ -163,6 +170,13 @@ class Watch(TrainerCallback):  # type: ignore[misc]
     ) -> None:
         self._training, self._tell, self._keep, self._keep_step = training, tell, frozenset(keep), keep_step
         self._started = time.monotonic()
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any
+    ) -> None:
+        """Refuse (RunError) to train copies of a model that was to be sharded."""
+        if args.fsdp:
+            sharding.check_sharded(more["model"], args.device.type)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any

@@ -5,6 +5,7 @@ The names and their meaning are the trainer's own (transformers.TrainingArgument
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import importlib.util
 import math
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from raysweep.errors import InputError, nearest, shortened, shown
+from raysweep.studies import sharding
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -102,7 +104,7 @@ def check_arguments(arguments: Mapping[str, Any], where: str) -> dict[str, Any]:
     InputError for a name that the trainer does not know, one that is raysweep's to set, a value that the trainer, its
     optimizer or its schedule refuses, and a tracker whose package is not installed.
     """
-    checked = _checked(arguments, where)
+    checked = named_arguments(arguments, where)
     try:
         with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -116,8 +118,8 @@ def _refused(where: str, error: Exception) -> InputError:
     return InputError(f"{where} is refused by transformers' trainer: {shortened(' '.join(str(error).split()), 400)}")
 
 
-def _checked(arguments: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """What can be told of arguments by looking at them."""
+def named_arguments(arguments: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """As `check_arguments`, as far as names and values alone tell; in any process, and again for what it gave."""
     known = _types()
     checked: dict[str, Any] = {}
     for name, value in arguments.items():
@@ -219,7 +221,8 @@ def training_steps(arguments: Mapping[str, Any], n_train: int, processes: int = 
     batches = n_train // batch if arguments.get("dataloader_drop_last") else -(-n_train // batch)
     each = max(1, -(-batches // processes))
     epochs: float = arguments.get("num_train_epochs", DEFAULTS["num_train_epochs"])
-    return math.ceil(epochs * -(-each // accumulated))
+    steps: int = math.ceil(epochs * -(-each // accumulated))
+    return steps
 
 
 def make_arguments(
@@ -232,10 +235,13 @@ def make_arguments(
     processes: int,
     resumed: bool,
 ) -> TrainingArguments:
-    """The trainer's arguments for a recipe: the user's, raysweep's defaults, and what raysweep itself decides."""
+    """The trainer's arguments for a recipe: the user's (checked), raysweep's defaults, and what raysweep itself decides.
+
+    Raises InputError where the trainer refuses them on this hardware.
+    """
     from transformers import TrainingArguments
 
-    given = _checked(recipe.arguments, "trainer")
+    given = recipe.arguments
     steps = training_steps(given, n_train, processes)
     cadence = {name: max(1, -(-steps // points)) for name, points in _POINTS.items()}
     ours = {
@@ -261,5 +267,5 @@ def make_arguments(
 
 
 def _distributed(strategy: Literal["ddp", "fsdp"], processes: int) -> dict[str, Any]:
-    """Arguments that only several processes need."""
-    return {}
+    """Arguments that only several processes need: of one, there is nothing to shard."""
+    return copy.deepcopy(sharding.ARGUMENTS) if strategy == "fsdp" and processes > 1 else {}

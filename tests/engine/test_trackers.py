@@ -123,7 +123,14 @@ def trained(tmp_path, monkeypatch):
     """A folder whose one task commits losses of trainings, and the tracker of each name that is started."""
     task = Task("similarity", "m/1", "d", results={"training": "key"})
     chunks = ChunkStore(tmp_path / "chunks")
-    rows = {"arm": "freeze 4,5", "seed": 7, "split": "test", "step": [0, 10, 20], "loss": [2.0, 1.5, math.nan]}
+    rows = {
+        "study": "finetune",
+        "arm": "freeze 4,5",
+        "seed": 7,
+        "split": "test",
+        "step": [0, 10, 20],
+        "loss": [2.0, 1.5, math.nan],
+    }
     table = pa.Table.from_pandas(pd.DataFrame({"part": "key", **rows}), preserve_index=False)
     chunks.commit("one", table, parts={"key": None})
     folder = SimpleNamespace(root=tmp_path, chunks=chunks, read_plan=lambda: (Graph((task,)), {}), committed=dict)
@@ -140,7 +147,7 @@ def test_losses_are_told_as_they_are_committed_at_their_steps(trained):
     told({"event": "chunk_committed", "keys": ["key", "other"]})
     told({"event": "run_finished", "seconds": 3.5, "failed": ["a task"]})
     told.close()
-    name = "training/m_1/d/freeze 4_5/seed 7/test"
+    name = "training/m_1/d/finetune/freeze 4_5/seed 7/test"
     mlflow, wandb = started["mlflow"], started["wandb"]
     assert mlflow.told[:2] == [({name: 2.0}, 0), ({name: 1.5}, 10)]
     assert mlflow.told[2] == ({"run/seconds": 3.5, "run/tasks_failed": 1}, 0)

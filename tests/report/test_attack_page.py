@@ -129,6 +129,21 @@ def test_a_backdoor_that_was_not_learnt_is_kept_out_by_nothing(tmp_path: Path) -
     assert "rubbish" in view.rows[1][1][0].lines
 
 
+def test_a_rate_that_is_lower_for_less_was_learnt_of_everything_is_said_to_be_no_defence() -> None:
+    rows = attack()
+    assert "no sign of a defence" not in said(rows)
+    for arm, first in (
+        ("freeze_critical", "With the critical layers"),
+        ("freeze_non_critical", "With the other layers"),
+    ):
+        rates = RATES | {"freeze_critical": 0.2, "freeze_non_critical": 0.3, arm: 0.1}
+        worse = attack(rates)
+        worse.loc[worse["arm"] == arm, "clean_loss"] = 2.5
+        found = said(worse)
+        assert f"{first} frozen the loss on clean examples is higher than" in found
+        assert "no sign of a defence" in found
+
+
 def test_few_seeds_are_said_to_be_few(tmp_path: Path) -> None:
     assert "With one seed little is known" in said(attack(), seeds=1)
     assert "With 2 seeds little is known" in said(attack(), seeds=2)

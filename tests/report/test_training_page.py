@@ -183,6 +183,10 @@ def test_a_fine_tuning_has_both_its_losses(drawings):
     assert lines == {"test": test, "train": [1.9, 0.8, 0.4]}
     assert view.parts[0][1].rows[1] == ["10", "1.0000", "—"]
     assert adapted_view(cell_of({"training": pd.concat(rows)}), drawings) is None
+    end = losses("finetune", "all", 42, [0.5], "0-3")
+    assert texts(tuned_view(cell_of({"training": end}), drawings).sentences) == [
+        "Fine-tuned (layers all, seed 42) in 0 steps. Its test loss is 0.500 nats."
+    ]
 
 
 def test_the_page_has_the_parts_and_what_names_say_is_text(tmp_path, without_files):

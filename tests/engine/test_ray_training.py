@@ -1,0 +1,175 @@
+"""One training over two processes of a Ray cluster: what one process makes of it, copied (DDP) or sharded (FSDP2 on gloo)."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import numpy as np
+import pytest
+import torch
+from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
+from ray_cluster import descendants, head_node
+from torch.distributed.checkpoint import FileSystemReader
+
+from raysweep.config_execution import ExecutionConfig
+from raysweep.engine import ray_training
+from raysweep.engine.ray_backend import RayBackend
+from raysweep.engine.ray_token import use_token
+from raysweep.engine.ray_training import train_on_ray
+from raysweep.errors import InputError, RunError
+from raysweep.models.checkpoint import describe, load_model, load_tokenizer
+from raysweep.studies.consolidate import consolidate
+from raysweep.studies.finetune import finetune
+from raysweep.studies.training import Recipe, Trained
+
+STEPS, FROZEN = 50, 1
+
+
+def recipe(batch):
+    """Fifty steps of eight examples in all; every loss is logged, and two checkpoints are written."""
+    arguments = {"max_steps": STEPS, "per_device_train_batch_size": batch, "learning_rate": 1e-3, "logging_steps": 1}
+    return Recipe(Trained("freeze", (FROZEN,)), arguments={**arguments, "eval_steps": 10, "save_steps": 20}, keep=(40,))
+
+
+@pytest.fixture(scope="module")
+def data(tiny, tokenizer, random_examples, tmp_path_factory):
+    """(base with tied embeddings, tokenizer, examples to train on, examples to test on), as `finetune` takes them."""
+    folder = tmp_path_factory.mktemp("base")
+    tiny("llama", 3, tie_word_embeddings=True, initializer_range=0.1).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return describe(str(folder)), tokenizer, random_examples(40), random_examples(7, seed=1)
+
+
+@pytest.fixture(scope="module")
+def alone(data, tmp_path_factory):
+    """The training in this process alone."""
+    return finetune(*data, recipe(8), tmp_path_factory.mktemp("alone"))
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """A node's process, whose cluster this process has joined."""
+    use_token(starting=False)
+    with head_node(cpus=4, gpus=0) as node:
+        backend = RayBackend(ExecutionConfig(executor="ray", address=node.address, device="cpu"))
+        backend.device("cpu")
+        yield node
+        backend.close()
+
+
+def check(done, alone, base):
+    """The losses of every step, the counts and the weights are those of one process; what is frozen is the base's."""
+    ours, theirs = (rows.sort_values(["split", "step"]).reset_index(drop=True) for rows in (done.rows, alone.rows))
+    assert ours[["step", "split"]].equals(theirs[["step", "split"]])
+    assert sum(ours["split"] == "train") == STEPS
+    np.testing.assert_allclose(ours["loss"], theirs["loss"], atol=1e-3, rtol=0)
+    assert ours["loss"].iloc[-1] < ours["loss"].iloc[0] - 0.1, "it has learnt, so that equal losses say something"
+    assert (done.steps, done.frozen, done.changed, done.unchanged) == (STEPS, alone.frozen, alone.changed, ())
+    final = describe(str(done.final))
+    assert (final.shapes, final.dtype) == (base.shapes, base.dtype)
+    weights, started = load_model(final).state_dict(), load_model(base).state_dict()
+    for name, value in alone.model.state_dict().items():
+        torch.testing.assert_close(weights[name], value, atol=1e-4, rtol=0)
+        assert torch.equal(weights[name], started[name]) == (f".{FROZEN}." in name), name
+    load_tokenizer(final)
+
+
+def test_copies_in_two_processes_are_trained_as_in_one(data, alone, cluster, tmp_path):
+    told = []
+    done = train_on_ray(*data, recipe(4), tmp_path, processes=2, strategy="ddp", tell=told.append)
+    check(done, alone, data[0])
+    assert done.resumed_from is None
+    assert [(now.step, now.split, now.loss) for now in told if now.split == "test"] == [
+        (step, split, loss) for step, split, loss in done.rows.itertuples(index=False) if split == "test"
+    ]
+    assert not (tmp_path / "ray").exists()
+
+
+def test_shards_of_two_processes_are_trained_as_one_model_and_resumed_after_a_kill(
+    data, alone, cluster, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(ray_training, "_LOOK_SECONDS", 0.01)
+    killed = []
+
+    def kill(now):
+        if now.step > 20 and not killed:
+            killed.append(next(pid for pid, name in descendants(cluster.pid).items() if "RayTrainWorker" in name))
+            os.kill(killed[0], signal.SIGKILL)
+
+    with pytest.raises(RunError, match=r"process [01] of the training died \(.*run again, and it goes on from"):
+        train_on_ray(*data, recipe(4), tmp_path, processes=2, strategy="fsdp", tell=kill)
+    assert not (tmp_path / "final").exists()
+    done = train_on_ray(*data, recipe(4), tmp_path, processes=2, strategy="fsdp")
+    assert done.resumed_from in (20, 40)
+    check(done, alone, data[0])
+
+    shards = tmp_path / "checkpoint-40" / "pytorch_model_fsdp_0"
+    index = FileSystemReader(shards).read_metadata()
+    for name, entry in index.state_dict_metadata.items():
+        assert len(entry.chunks) == 2, f"{name} is in two parts, one of each process"
+        assert entry.chunks[0].sizes[0] < entry.size[0], "neither has the whole of it"
+    consolidate(tmp_path / "checkpoint-40", str(data[0].folder), tmp_path / "whole")
+    gathered = load_model(describe(str(tmp_path / "step-40"))).state_dict()
+    for name, value in load_model(describe(str(tmp_path / "whole"))).state_dict().items():
+        assert torch.equal(value, gathered[name]), name
+
+
+def test_more_processes_than_there_is_room_for(data, cluster, tmp_path):
+    with pytest.raises(RunError) as caught:
+        train_on_ray(*data, recipe(4), tmp_path, processes=3, cpus=2)
+    assert str(caught.value) == (
+        "a training asks for 3 processes of 2 CPU each, and the cluster's 1 nodes have room for 2; ask for fewer processes, "
+        "or bring more nodes up and run again"
+    )
+
+
+# --- why it failed, without a cluster -----------------------------------------------------------------------------
+
+
+class RaisedError(Exception):
+    """As Ray Train hands over what a process raised."""
+
+    def __init__(self, cause):
+        self._base_exc = cause
+
+
+class DeadError(Exception):
+    """As Ray Train tells of a process that is gone."""
+
+    health_check_failure = RuntimeError("the actor died")
+
+
+LOST = RaisedError(RuntimeError("Connection closed by peer"))
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "told"),
+    [
+        (
+            WorkerGroupError("", {0: LOST, 1: RaisedError(InputError("it asks for layer 9"))}),
+            InputError,
+            "it asks for layer 9",
+        ),
+        (
+            WorkerGroupError("", {0: LOST, 1: DeadError()}),
+            RunError,
+            "process 1 of the training died (RuntimeError: the actor died); run again, and it goes on from its last whole "
+            "checkpoint",
+        ),
+        (
+            WorkerGroupError("", {0: LOST}),
+            RunError,
+            "process 0 of the training failed: RuntimeError: Connection closed by peer",
+        ),
+        (
+            ControllerError(TimeoutError("no worker came up")),
+            RunError,
+            "Ray Train could not run the training: TimeoutError: no worker came up",
+        ),
+    ],
+)
+def test_the_process_that_failed_first_is_told_of(error, kind, told):
+    found = ray_training._in_words(error)
+    assert type(found) is kind
+    assert str(found) == told
