@@ -435,4 +435,5 @@ def describe_run(config: Config, facts: Facts) -> dict[str, Any]:
         "versions": {**facts.libraries, "python": platform.python_version()},
         "checkpoints": checkpoints,
         "datasets": datasets,
+        "published_rho": config.studies.correlation.published if config.studies.correlation else {},
     }
