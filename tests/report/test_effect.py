@@ -75,7 +75,7 @@ def test_the_published_ones_stand_beside_ours(tmp_path):
     )
     (table,) = rho_tables(found, published)
     assert [[rho.published for rho in row] for _, row in table.rows] == [["−0.880", "−0.500"], ["−0.700", ""]]
-    alone = {"correlation": tables["correlation"]}  # nothing to draw
+    alone = {"correlation": tables["correlation"].assign(p_value=math.nan)}  # nothing to draw
     page = write_report(alone, make_provenance(published_rho=published), tmp_path).read_text(encoding="utf-8")
     assert page.count("<small>published ") == 3
     assert published_sentence(found, SETTING, 2, published) in page
