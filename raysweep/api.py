@@ -283,7 +283,7 @@ class Planned:
 
     def to_text(self) -> str:
         """A few lines for a terminal."""
-        from raysweep.report.kinds import kind_lines
+        from raysweep.report.kinds import kind_lines, training_line
 
         lines = [f"assumed      {text}" for text in self.assumed]
         lines += [f"{kind:<12} {n} tasks, {done} done" for kind, (done, n) in self.tasks.items()]
@@ -309,6 +309,7 @@ class Planned:
             from raysweep.report.simulation import simulation_lines
 
             lines += simulation_lines(self.simulation)
+            lines += training_line(self.kinds, self.simulation.workers)
         return "\n".join(lines)
 
     def _time(self) -> str:

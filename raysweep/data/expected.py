@@ -5,6 +5,7 @@ Their tokens are all −1, which no tokenizer gives, so that they are never take
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -51,6 +52,10 @@ def expected_examples(
             f"expected examples have {kept} tokens, and the context of '{room.model}' has {context}: set too_long: cut, or a "
             f"max_tokens of {context} or less"
         )
-    tokens = np.full(kept, -1, dtype=np.int64)
-    found = [Example(index, tokens, min(prompt_tokens, kept), "", "") for index in range(n)]
-    return Loaded(found, n if kept < length else 0, 0)
+    return Loaded(list(_alike(n, kept, min(prompt_tokens, kept))), n if kept < length else 0, 0)
+
+
+@lru_cache(maxsize=64)  # the models of a plan expect the same, of which a training may have very many
+def _alike(n: int, length: int, n_prompt: int) -> tuple[Example, ...]:
+    tokens = np.full(length, -1, dtype=np.int64)
+    return tuple(Example(index, tokens, n_prompt, "", "") for index in range(n))

@@ -33,8 +33,9 @@ _TEXT = ("generate", "removal")
 
 @dataclass(frozen=True)
 class KindCost:
-    """A kind of work: how many tasks and calls, seconds of all calls one after the other (None: not known), bytes read, the
-    largest memory of a worker in bytes; `on` says whether a device or a core alone does it, `note` what is rough."""
+    """A kind of work: how many tasks and calls, seconds of all calls on all of their devices (None: not known), bytes read, the
+    largest memory of a worker (of a process that trains) in bytes; `on` says whether a device or a core alone does it, `note`
+    what is rough. What is read is that of one worker on its way through all calls."""
 
     kind: str
     tasks: int

@@ -440,10 +440,11 @@ def describe_run(config: Config, facts: Facts) -> dict[str, Any]:
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "device": facts.device,
         "layers": {name: model.base.n_layers for name, model in facts.models.items()},
-        "published": _published(config),
+        "published_attack": _published(config),
         "versions": {**facts.libraries, "python": platform.python_version()},
         "checkpoints": checkpoints,
         "datasets": datasets,
+        "published_rho": config.studies.correlation.published if config.studies.correlation else {},
     }
 
 
@@ -463,10 +464,7 @@ def _along(config: Config, facts: Facts) -> list[dict[str, Any]]:
 
 
 def _published(config: Config) -> dict[str, Any]:
-    """Figures that the config gives to stand beside those found, by study. Plain values."""
-    correlation, backdoor = config.studies.correlation, config.studies.backdoor
-    attack = backdoor.published if backdoor else {}
-    return {
-        "correlation": correlation.published if correlation else {},
-        "attack": {m: {arm: told.model_dump() for arm, told in arms.items()} for m, arms in attack.items()},
-    }
+    """Rates of attacks that the config gives to stand beside those found, by model and arm. Plain values."""
+    backdoor = config.studies.backdoor
+    given = backdoor.published if backdoor else {}
+    return {model: {arm: told.model_dump() for arm, told in arms.items()} for model, arms in given.items()}

@@ -103,7 +103,7 @@ class Reckoned:
     estimate: Estimate
     cost: Costs
     rates: Mapping[str, Rates | None]
-    kinds: Mapping[str, Estimate] = field(default_factory=dict)  # by the calls' kind, one after the other
+    kinds: Mapping[str, Estimate] = field(default_factory=dict)  # by the calls' kind, seconds of all devices
 
 
 def reckon(
@@ -207,7 +207,8 @@ class _Reckoning:
         known = self.kinds.get(call.kind, Estimate(0, 0, 0, 0, 0.0, None))
         took = None
         if known.call_seconds is not None and seconds is not None and self.seconds is not None:
-            took = known.call_seconds + self.seconds - seconds
+            devices = call.processes if isinstance(call, TrainCall) else 1
+            took = known.call_seconds + devices * (self.seconds - seconds)
         self.kinds[call.kind] = Estimate(
             known.calls + 1,
             known.layer_applications + self.applications - applications,

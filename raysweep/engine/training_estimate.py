@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from raysweep.engine.plan import hidden_size
 from raysweep.engine.residency import layer_sizes
@@ -17,6 +17,7 @@ from raysweep.studies.trainer_arguments import training_steps
 from raysweep.studies.training import Trained
 
 if TYPE_CHECKING:
+    from raysweep.data.examples import Example
     from raysweep.engine.calls import TrainCall
     from raysweep.models.checkpoint import Checkpoint
 
@@ -45,7 +46,8 @@ def training_of(call: TrainCall) -> Training:
     steps = training_steps(arguments, len(call.examples), call.processes)
     batch = int(arguments.get("per_device_train_batch_size", 8))
     each = batch * int(arguments.get("gradient_accumulation_steps", 1)) * call.processes
-    length = _mean([example.length for example in call.examples])
+    sizes, test = _sizes_of(call.examples), _sizes_of(call.test)
+    length = sizes.tokens / max(1, len(call.examples))
     tokens = steps * each * length
     trained = _trained(call)
     lowest = (
@@ -57,11 +59,10 @@ def training_of(call: TrainCall) -> Training:
     own = 0 if call.recipe.lora else n_trained
     again = base.n_layers if _recomputes(arguments) else 0
     applied = tokens * (base.n_layers + (base.n_layers - lowest) + own + again)
-    tested = _tests(arguments, steps) * sum(example.length for example in call.test)
-    labels = steps * each * _mean([example.n_tokens for example in call.examples])
-    labels = 2 * labels + _tests(arguments, steps) * sum(example.n_tokens for example in call.test)
-    longest = max((example.length for example in call.examples), default=0)
-    memory = _memory(call, trained, n_trained, batch * longest)
+    tested = _tests(arguments, steps) * test.tokens
+    labels = steps * each * sizes.labels / max(1, len(call.examples))
+    labels = 2 * labels + _tests(arguments, steps) * test.labels
+    memory = _memory(call, trained, n_trained, batch * sizes.longest)
     applied += tested * base.n_layers
     return Training(steps, round(applied / max(1.0, batch * length)), applied, labels, memory)
 
@@ -107,5 +108,15 @@ def _recomputes(arguments: Any) -> bool:
     return bool(arguments.get("activation_checkpointing") or arguments.get("gradient_checkpointing"))
 
 
-def _mean(values: Sequence[int]) -> float:
-    return math.fsum(values) / len(values) if values else 0.0
+class _Sizes(NamedTuple):
+    """All tokens of examples, those that carry loss, and the tokens of the longest."""
+
+    tokens: int
+    labels: int
+    longest: int
+
+
+@lru_cache(maxsize=16)  # the same examples are asked about for each model, arm and residency
+def _sizes_of(examples: tuple[Example, ...]) -> _Sizes:
+    lengths = [example.length for example in examples]
+    return _Sizes(sum(lengths), sum(lengths) - sum(e.n_prompt for e in examples), max(lengths, default=0))

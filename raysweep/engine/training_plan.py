@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from raysweep.config_training import Training
 from raysweep.data.examples import Example
 from raysweep.engine.arms import Arm, arms_of, most_critical_of
 from raysweep.engine.graph import Kind, Task
-from raysweep.fingerprint import fingerprint
+from raysweep.fingerprint import LENGTH, fingerprint
 from raysweep.models.checkpoint import Checkpoint
 
 _CALCULATION = 1  # raised when a training's arithmetic changes
@@ -52,6 +54,16 @@ class Trainings:
         return self.poisoned[cell, arm.seed] if arm.study == "backdoor" else self.examples[cell]
 
 
+@lru_cache(maxsize=8)  # every arm of every study asks for the same
+def examples_fingerprint(examples: tuple[Example, ...]) -> str:
+    """Identity of the examples of a training: their places, their tokens and where responses start. There may be very many."""
+    digest = hashlib.sha256()
+    for example in examples:
+        digest.update(f"{example.id} {example.n_prompt} {example.length} ".encode())
+        digest.update(example.tokens.astype("<i8", copy=False).tobytes())
+    return digest.hexdigest()[:LENGTH]
+
+
 def made_key(
     trainings: Trainings,
     base: Checkpoint,
@@ -78,7 +90,7 @@ def made_key(
             "study": "training",
             "calculation": _CALCULATION,
             "base": base.fingerprint,
-            "examples": fingerprint([[e.id, e.n_prompt, e.tokens.tolist()] for e in examples]),
+            "examples": examples_fingerprint(examples),
             "trained": [arm.trained.mode, list(arm.trained.layers)],
             "seed": arm.seed,
             "arguments": {name: value for name, value in arguments.items() if not name.startswith(_TOLD)},

@@ -60,6 +60,9 @@ class Provenance:
     config_yaml: str
     sets: Mapping[str, str] = field(default_factory=dict)  # the config's names of sets, by their layers
     accuracy: Sequence[Mapping[str, str]] = ()
+    published_rho: Mapping[str, Mapping[str, float]] = field(
+        default_factory=dict
+    )  # by model and data set, from the config
     published_attack: Published = field(default_factory=dict)  # rates that were published, from the config
 
 
@@ -85,7 +88,7 @@ def write_report(tables: Mapping[str, pd.DataFrame], provenance: Provenance, out
         cells=[_cell_view(cell, drawings, along.get((cell.model, cell.dataset))) for cell in cells],
         summary=page_tables.summary_table(cells) if len(cells) > CARDS else None,
         overview=overview(cells, drawings),
-        rho_tables=page_tables.rho_tables(cells),
+        rho_tables=page_tables.rho_tables(cells, provenance.published_rho),
         critical=critical_views(cells, drawings),
         attacks=attack_views(tables, provenance.published_attack, drawings),
         cautions=_cautions(cells),
