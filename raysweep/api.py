@@ -158,13 +158,17 @@ def consolidate(shards: str | Path, base: str, out: str | Path, *, dtype: str = 
 
 @dataclass(frozen=True)
 class Standing:
-    """Where a run stands: tasks by kind (done, all), parts committed, failures of the last start, and whether it ended."""
+    """Where a run stands: tasks by kind (done, all), parts committed, failures of the last start, and whether it ended.
+
+    `trainings` tells of those that are not done how far they have come, by task: step, of, split, loss, seconds.
+    """
 
     tasks: Mapping[str, tuple[int, int]]
     parts: tuple[int, int]
     failures: Mapping[str, str]
     state: str
     unfinished: Sequence[str]
+    trainings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -174,12 +178,17 @@ class Standing:
             "parts": {"done": self.parts[0], "all": self.parts[1]},
             "failures": dict(self.failures),
             "unfinished": list(self.unfinished),
+            "trainings": {task: dict(told) for task, told in self.trainings.items()},
         }
 
     def to_text(self) -> str:
         """A few lines for a terminal."""
         lines = [f"{self.state}; {self.parts[0]} of {self.parts[1]} parts committed"]
         lines += [f"  {kind:<12} {done} of {n} tasks done" for kind, (done, n) in self.tasks.items()]
+        lines += [
+            f"  {task}: step {told['step']} of {told['of']}, {told['split']} loss {told['loss']:.4g}"
+            for task, told in self.trainings.items()
+        ]
         lines += [f"  failed: {task}: {error.splitlines()[0]}" for task, error in self.failures.items()]
         lines += [f"  not done: {name}" for name in self.unfinished[:_SHOWN]]
         if len(self.unfinished) > _SHOWN:
@@ -217,7 +226,9 @@ def status(folder: str | Location, storage_options: Mapping[str, Any] | None = N
             state = "finished"
         elif event["event"] == events.RUN_INTERRUPTED:
             state = "interrupted"
-    return Standing(dict(tasks), (len(keys & done.keys()), len(keys)), failures, state, unfinished)
+    lacking = set(unfinished)
+    trainings = {task: told for task, told in found.trainings().items() if task in lacking}
+    return Standing(dict(tasks), (len(keys & done.keys()), len(keys)), failures, state, unfinished, trainings)
 
 
 def examine(

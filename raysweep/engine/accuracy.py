@@ -9,7 +9,7 @@ from typing import Any
 
 from raysweep.engine import events
 
-_COUNTED = ("capture", "substitute", "estimate")
+_COUNTED = ("capture", "substitute", "estimate", "finetune", "adapt", "backdoor")
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def compare(estimate: Mapping[str, Any] | None, log: Iterable[Mapping[str, Any]]
     real = {
         "seconds": sum(measured["seconds"] for measured in done),
         "bytes_read": sum(measured.get("bytes_read", math.nan) for measured in done),
-        "layer_applications": sum(measured["layer_applications"] for measured in done),
+        "layer_applications": sum(measured.get("layer_applications", math.nan) for measured in done),
         "memory": max(measured.get("peak_bytes", 0) for measured in done) or math.nan,
     }
     known = {**estimate, "seconds": estimate["call_seconds"]}

@@ -29,6 +29,7 @@ _SPECTRUM = 4e-10  # and of a spectrum on one layer, value, example and example
 
 _TABLES = ("similarity", "spectrum", "correlate")
 _TEXT = ("generate", "removal")
+_LONGER = "text token by token takes longer"
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,16 @@ def by_kind(
         if any(key not in done for key in task.keys):
             left.setdefault(task.kind, []).append(task)
     found = [
-        KindCost(kind, len(left.get(kind, ())), e.calls, e.call_seconds, e.bytes_read, e.memory, facts.device)
+        KindCost(
+            kind,
+            len(left.get(kind, ())),
+            e.calls,
+            e.call_seconds,
+            e.bytes_read,
+            e.memory,
+            facts.device,
+            _LONGER if kind == "backdoor" else "",
+        )
         for kind, e in reckoned.kinds.items()
     ]
     for kind, tasks in left.items():
@@ -124,7 +134,7 @@ def _runs(
         seconds = (
             None if rates is None or seconds is None else seconds + tokens * call.base.n_layers * rates.layer_seconds
         )
-    note = "text token by token takes longer" if kind in _TEXT else ""
+    note = _LONGER if kind in _TEXT else ""
     return KindCost(kind, len(tasks), len(its), seconds, sum(loads.values()), memory, facts.device, note)
 
 

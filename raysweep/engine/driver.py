@@ -82,11 +82,15 @@ def prepare(
         facts = with_promised(config, facts, folder.root)
     graph = plan(config, facts)
     done = folder.committed() if folder.is_run else {}
+    sized = as_sized(facts)
     if any(model.residency.memory for model in facts.models.values()):
-        sized = as_sized(facts)
         refuse_too_small(sized, model_calls(config, sized, graph, done))
     if not facts.assumed:
-        check_room(folder.root, bytes_to_write(facts, shortened(graph, done), done))
+        short = shortened(graph, done)
+        calls = model_calls(config, sized, short, done) if config.studies.trainings else ()
+        trainings = [call for call in calls if isinstance(call, TrainCall)]
+        at_once = 1 if config.execution.executor == "local" else len(trainings)  # a worker each, at most
+        check_room(folder.root, bytes_to_write(facts, short, done, trainings, at_once))
     return facts, graph, folder
 
 

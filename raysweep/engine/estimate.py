@@ -1,7 +1,8 @@
 """What the calls of a run will take under each residency, reckoned call by call as a worker would run them.
 
 Counts are exact: batches, passes and what is read follow the same arithmetic as the worker. Seconds come from rates.py,
-memory from sizes. Text that is generated, losses taken again and tables are not in it.
+memory from sizes. Text that is generated, losses taken again and tables are not in it; of answers to a backdoor's prompts, which
+their training's call writes too, the least that they take.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from raysweep.engine.call_queue import Costs
 from raysweep.engine.calls import (
+    BackdoorCall,
     Call,
     CaptureCall,
     EstimateCall,
@@ -226,8 +228,12 @@ class _Reckoning:
             self._gradient(call)
         elif isinstance(call, CaptureCall):
             self._capture(call)
-        elif isinstance(call, TrainCall) and call.made is None:
-            self._training(call)
+        elif isinstance(call, TrainCall):
+            untrained = isinstance(call, BackdoorCall) and not call.trains
+            if call.made is not None or untrained:
+                self._testing(call)
+            else:
+                self._training(call)
         else:
             return False
         return True
@@ -358,7 +364,28 @@ class _Reckoning:
         self.loaded.clear()
         self.applications += needed.applications
         seconds = (needed.applied * rates.layer_seconds + needed.headed * rates.head_seconds) / call.processes
-        self._take(call, call.base.bytes, seconds, [], needed.memory)
+        self._take(call, call.base.bytes, seconds + self._writing(call), [], needed.memory)
+
+    def _testing(self, call: TrainCall) -> None:
+        """The test loss of a model that is there."""
+        base, rates = call.base, self.rates[call.model] or NOMINAL
+        batches = sweep_batches(base, call.test, call.loading.batch_tokens)
+        resident = replace(call, loading=replace(call.loading, stream=False))
+        read = self._load(resident, base) if call.made is None else self._load(resident, call.made, base)
+        tokens = [batch.tokens for batch in batches]
+        self.applications += base.n_layers * len(batches)
+        labels = sum(example.n_tokens for example in call.test)
+        seconds = base.n_layers * sum(tokens) * rates.layer_seconds + labels * rates.head_seconds
+        states = 4 * max(tokens, default=0) * hidden_size(base.config) * SIZES[call.loading.dtype]
+        self._take(call, read, seconds + self._writing(call), [], states)
+
+    def _writing(self, call: TrainCall) -> float:
+        """Seconds of answers, as if every token went through the layers once: the least that text takes."""
+        if not isinstance(call, BackdoorCall):
+            return 0.0
+        rates = self.rates[call.model] or NOMINAL
+        tokens = sum(example.n_prompt + call.tokens for example in (*call.clean, *call.triggered))
+        return tokens * call.base.n_layers * rates.layer_seconds
 
     def _states(self, call: SubstituteCall, plan: Schedule, tokens: list[int]) -> int:
         """Bytes of the largest pass's states, of what one batch makes in a layer, and of its logits."""

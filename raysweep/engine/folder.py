@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from raysweep.store.places import Location
 
 
+PROGRESS = "progress.json"  # of a training, in its folder
 _KEPT = ("activations", "checkpoints")  # folders of files that commits name beside their tables
 
 
@@ -65,6 +66,18 @@ class RunFolder:
         if not isinstance(self.root, Path):
             raise InputError(f"models are trained in a folder, and storage is '{self.root}'; give a folder")
         return self.root / "training" / key[:16]
+
+    def trainings(self) -> dict[str, dict[str, Any]]:
+        """How far trainings have come that are not done, by call, as they last told it: step, of, split, loss, seconds."""
+        found = {}
+        if isinstance(self.root, Path):
+            for path in sorted(self.root.glob(f"training/*/{PROGRESS}")):
+                try:
+                    told = json.loads(path.read_bytes())
+                    found[str(told.pop("call"))] = told
+                except (OSError, ValueError, LookupError, TypeError, AttributeError):
+                    continue  # it ended meanwhile
+        return found
 
     def forget_training(self, key: str) -> None:
         """Remove what a training needed to go on, once it is done."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import traceback
 
-from raysweep.engine.calls import CaptureCall, ModelCall
+from raysweep.engine.calls import BackdoorCall, CaptureCall, ModelCall, TrainCall
 
 _CPU_WORDS = ("not enough memory", "can't allocate memory", "cannot allocate memory")  # of torch's allocator
 
@@ -44,6 +44,13 @@ def _length(call: ModelCall, place: int) -> int:
     return max(1, example.n_prompt if isinstance(call, CaptureCall) else example.length - 1)
 
 
+def is_training(call: ModelCall) -> bool:
+    """Whether the call trains, so that the tokens of a batch are not to be chosen."""
+    return (
+        isinstance(call, TrainCall) and call.made is None and not (isinstance(call, BackdoorCall) and not call.trains)
+    )
+
+
 def let_go(device: str) -> None:
     """Give back what the failed attempt held."""
     import torch
@@ -53,11 +60,24 @@ def let_go(device: str) -> None:
         torch.cuda.empty_cache()
 
 
+def too_much_to_train(call: ModelCall, error: BaseException) -> str:
+    """Words for a training that does not fit."""
+    return (
+        f"'{call.name}' runs out of memory on {call.loading.device} ({_first_line(error)}); set trainer's "
+        "per_device_train_batch_size to less and gradient_accumulation_steps to more, gradient_checkpointing to true, max_tokens "
+        "of its data set's train to fewer, or spread it over more processes"
+    )
+
+
 def too_large(call: ModelCall, error: BaseException) -> str:
     """Words for a call that does not fit one example at a time."""
     longest = max(_length(call, place) for place in range(len(call.examples)))
     return (
         f"'{call.name}' runs out of memory on {call.loading.device} with one example at a time, the longest of {longest} tokens "
-        f"({traceback.format_exception_only(error)[-1].strip().splitlines()[0]}); set execution.residency to stream, max_tokens of its data set to "
+        f"({_first_line(error)}); set execution.residency to stream, max_tokens of its data set to "
         "fewer, or give a worker more memory"
     )
+
+
+def _first_line(error: BaseException) -> str:
+    return traceback.format_exception_only(error)[-1].strip().splitlines()[0]

@@ -16,7 +16,7 @@ from raysweep.engine.dispatch import room_for
 from raysweep.engine.folder import RunFolder
 from raysweep.engine.ray_executor import Share, living_nodes
 from raysweep.engine.ray_training import train_on_ray
-from raysweep.engine.training_work import Tell, answered, last_test_loss, recipe_for, telling, trained_commits
+from raysweep.engine.training_work import Tell, answered, counted, last_test_loss, recipe_for, telling, trained_commits
 from raysweep.errors import InputError
 from raysweep.models.checkpoint import describe, load_model, load_tokenizer
 from raysweep.studies.training import Recipe
@@ -85,5 +85,5 @@ def _attempt(folder: Location, call: TrainCall, cpus: int, device: str, tell: Te
             failure="refused" if refused else "raised",
         )
     seconds = round(time.monotonic() - began, 4)
-    measured = {"steps": trained.steps, "resumed_from": trained.resumed_from or 0, "seconds": seconds}
-    return Outcome(call, tuple(commits), measured)
+    did = counted(call, recipe, trained.rows, trained.steps, trained.resumed_from)
+    return Outcome(call, tuple(commits), {**did, "seconds": seconds})

@@ -6,14 +6,17 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from raysweep.config import Config, DatasetConfig, ModelConfig
+from raysweep.config_backdoor import BackdoorConfig, judgings
 from raysweep.config_training import FinetuneConfig, Training, TrainSource
 from raysweep.engine.arms import arms_of
+from raysweep.engine.judges import judge_of
 from raysweep.engine.reader import Reader
 from raysweep.engine.steps import StepModel
 from raysweep.engine.training_plan import Trainings
 from raysweep.errors import InputError
 from raysweep.models.checkpoint import Checkpoint, resolve_dtype
-from raysweep.studies.trainer_arguments import check_arguments
+from raysweep.studies.endpoint import EndpointJudge
+from raysweep.studies.trainer_arguments import check_arguments, training_steps
 
 if TYPE_CHECKING:
     from raysweep.data.examples import Example
@@ -79,13 +82,43 @@ def find_trainings(
                     poisoned[cell, seed] = tuple(reader.poisoned(model, source, backdoor, seed).examples)
                 own = source_of(dataset, backdoor.prompts) if backdoor.prompts else dataset
                 prompts[cell] = reader.prompts(model, own, backdoor)
+    if backdoor := config.studies.backdoor:
+        _check_judges(backdoor)
     arguments = {name: check_arguments(asked.trainer, f"studies.{name}.trainer") for name, asked in asked_for.items()}
+    if finetune := config.studies.finetune:
+        _check_along(config, finetune, arguments["finetune"], examples)
     dtypes = {
         (name, model.name): resolve_dtype(asked.dtype, bases[model.name].dtype, device)
         for name, asked in asked_for.items()
         for model in config.models
     }
     return Trainings(examples, arguments, dtypes, excluded, poisoned, prompts)
+
+
+def _check_judges(asked: BackdoorConfig) -> None:
+    """Refuse a rubric that does not parse, and a key that is not there, before anything is trained for the answers."""
+    for name in judgings(asked):
+        judge = judge_of(asked, name)
+        if isinstance(judge, EndpointJudge):
+            judge.endpoint.key()
+
+
+def _check_along(
+    config: Config,
+    asked: FinetuneConfig,
+    arguments: Mapping[str, Any],
+    examples: Mapping[tuple[str, str], tuple[Example, ...]],
+) -> None:
+    """Refuse steps to be kept that a training does not come to."""
+    for model in config.models:
+        for dataset in trained_on(config, model):
+            n = len(examples[model.name, dataset])
+            steps = training_steps(arguments, n, asked.processes)
+            if asked.along and asked.along[-1] > steps:
+                raise InputError(
+                    f"studies.finetune.along has step {asked.along[-1]}, and the training of '{model.name}' on '{dataset}' ends "
+                    f"after {steps} ({n} records): leave it out, or train longer (trainer.num_train_epochs, max_steps)"
+                )
 
 
 def _check_layers(config: Config, name: str, asked: Training, model: str, base: Checkpoint) -> None:

@@ -13,6 +13,8 @@ import pandas as pd
 import pyarrow as pa
 
 from raysweep.engine.calls import BackdoorCall, Commit, JudgeCall, TrainCall, commit_name
+from raysweep.engine.folder import PROGRESS
+from raysweep.engine.training_estimate import layer_calls
 from raysweep.errors import InputError
 from raysweep.models.checkpoint import load_tokenizer
 from raysweep.numerics.dynamics import change_points
@@ -21,15 +23,13 @@ from raysweep.studies.answers import generate_answers
 from raysweep.studies.attack import Run, answers_table, attack_table
 from raysweep.studies.endpoint import EndpointJudge, judge_by_endpoint
 from raysweep.studies.judging import judge_by_rule
-from raysweep.studies.substitution import Pair, sweep_losses
+from raysweep.studies.substitution import Pair, Work, sweep_losses
 from raysweep.studies.training import Progress, Recipe, drawn_beside, layers_words
 from raysweep.studies.windows import Window
 
 if TYPE_CHECKING:
     from raysweep.engine.folder import RunFolder
     from raysweep.models.adapter import Adapter
-
-PROGRESS = "progress.json"
 
 Tell = Callable[[str, Mapping[str, Any]], None]
 
@@ -73,7 +73,7 @@ def train(call: TrainCall, folder: RunFolder, tell: Tell) -> tuple[list[Commit],
     )
     if call.kept is not None:
         save_tuned(tuned, tokenizer, work / "final")
-    measured = {"steps": tuned.steps, "resumed_from": tuned.resumed_from or 0}
+    measured = counted(call, recipe, tuned.rows, tuned.steps, tuned.resumed_from)
     return trained_commits(call, folder, recipe, tuned.rows), measured
 
 
@@ -85,10 +85,8 @@ def attack(
 
     if not call.trains:
         untrained = base()
-        losses = sweep_losses(
-            Pair(untrained, untrained), call.test, (Window(0, 0),), batch_tokens=call.loading.batch_tokens
-        )
-        return [answered(call, None, None, untrained.model, float(np.nanmean(losses)))], {}
+        loss, did = _test_loss(call, untrained)
+        return [answered(call, None, None, untrained.model, loss)], did
     recipe, work = recipe_for(call, folder), folder.training(call.key)
     tuned = finetune(
         call.base,
@@ -101,7 +99,20 @@ def attack(
         tell=telling(call, folder, tell),
     )
     commit = answered(call, recipe, tuned.rows, tuned.model, last_test_loss(tuned.rows))
-    return [commit], {"steps": tuned.steps, "resumed_from": tuned.resumed_from or 0}
+    return [commit], counted(call, recipe, tuned.rows, tuned.steps, tuned.resumed_from)
+
+
+def counted(
+    call: TrainCall, recipe: Recipe, rows: pd.DataFrame, steps: int, resumed_from: int | None
+) -> dict[str, Any]:
+    """What a training took since it was taken up, as estimates count it (text that is written apart)."""
+    tests = int(((rows["split"] == "test") & (rows["step"] > (-1 if resumed_from is None else resumed_from))).sum())
+    return {
+        "steps": steps,
+        "resumed_from": resumed_from or 0,
+        "layer_applications": layer_calls(replace(call, recipe=recipe, found=None), resumed_from or 0, steps, tests),
+        "bytes_read": call.base.bytes,
+    }
 
 
 def last_test_loss(rows: pd.DataFrame) -> float:
@@ -203,14 +214,23 @@ def trained_commits(call: TrainCall, folder: RunFolder, recipe: Recipe, rows: pd
     return [Commit(commit_name(call.study, call.model, call.dataset, keys), keys, table, tuple(files), extra)]
 
 
-def evaluated(call: TrainCall, folder: RunFolder, tuned: Adapter) -> Commit:
+def evaluated(call: TrainCall, folder: RunFolder, tuned: Adapter) -> tuple[Commit, dict[str, Any]]:
     """The rows of a checkpoint that is there, on other test examples: its last step's alone."""
     steps = folder.committed()[call.key].extra["steps"]
-    losses = sweep_losses(Pair(tuned, tuned), call.test, (Window(0, 0),), batch_tokens=call.loading.batch_tokens)
-    rows = pd.DataFrame({"step": [steps], "split": ["test"], "loss": [float(np.nanmean(losses))]})
+    loss, did = _test_loss(call, tuned)
+    rows = pd.DataFrame({"step": [steps], "split": ["test"], "loss": [loss]})
     told = _labelled(call, call.recipe if call.found is None else recipe_for(call, folder), rows)
     keys = (call.results["training"],)
-    return Commit(commit_name(call.study, call.model, call.dataset, keys), keys, told)
+    return Commit(commit_name(call.study, call.model, call.dataset, keys), keys, told), did
+
+
+def _test_loss(call: TrainCall, model: Adapter) -> tuple[float, dict[str, Any]]:
+    """The mean over the test examples of a model as it is, and what that took."""
+    work = Work()
+    losses = sweep_losses(
+        Pair(model, model), call.test, (Window(0, 0),), batch_tokens=call.loading.batch_tokens, work=work
+    )
+    return float(np.nanmean(losses)), {"layer_applications": work.applications}
 
 
 def _trained_layers(call: TrainCall, recipe: Recipe) -> tuple[int, ...]:

@@ -40,7 +40,7 @@ from raysweep.engine.calls import (
 )
 from raysweep.engine.disk import is_lasting
 from raysweep.engine.folder import RunFolder
-from raysweep.engine.memory import Budgets, is_out_of_memory, let_go, too_large
+from raysweep.engine.memory import Budgets, is_out_of_memory, is_training, let_go, too_large, too_much_to_train
 from raysweep.engine.residents import Residents
 from raysweep.engine.training_work import Tell, attack, evaluated, judged, train, untold
 from raysweep.errors import InputError, RaysweepError, RunError
@@ -94,7 +94,8 @@ class Worker:
             )
         measured = {**measured, **_held(call)}
         seconds = round(time.monotonic() - started, 4)
-        used = {"bytes_read": self._models.bytes_read, "peak_bytes": peak.bytes, "seconds": seconds}
+        read = self._models.bytes_read + measured.get("bytes_read", 0)
+        used = {"bytes_read": read, "peak_bytes": peak.bytes, "seconds": seconds}
         if isinstance(call, ModelCall):
             used |= self._models.counted
         return Outcome(call, tuple(commits), {**measured, **used})
@@ -114,6 +115,8 @@ class Worker:
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
+                if is_training(call):  # its batches are its recipe's, and a smaller one is another training
+                    raise RunError(too_much_to_train(call, error)) from error
                 if not self._models.keep_only(call.affinity) and not self._budgets.halve(call):
                     raise RunError(too_large(call, error)) from error
             else:
@@ -280,7 +283,8 @@ class Worker:
     def _(self, call: TrainCall) -> tuple[list[Commit], dict[str, float]]:
         if call.made is not None:
             tuned = self._models.adapter(call.made, call.loading, base=call.base)
-            return [evaluated(call, self.folder, tuned)], {}
+            commit, did = evaluated(call, self.folder, tuned)
+            return [commit], did
         self._models.clear()  # training wants the memory
         return train(call, self.folder, self._tell)
 

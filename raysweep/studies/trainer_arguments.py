@@ -225,6 +225,11 @@ def training_steps(arguments: Mapping[str, Any], n_train: int, processes: int = 
     return steps
 
 
+def cadence(steps: int) -> dict[str, int]:
+    """How often a training of so many steps logs, measures the test loss and saves, unless told otherwise."""
+    return {name: max(1, -(-steps // points)) for name, points in _POINTS.items()}
+
+
 def make_arguments(
     recipe: Recipe,
     folder: Path,
@@ -243,7 +248,6 @@ def make_arguments(
 
     given = recipe.arguments
     steps = training_steps(given, n_train, processes)
-    cadence = {name: max(1, -(-steps // points)) for name, points in _POINTS.items()}
     ours = {
         "output_dir": str(folder),
         "seed": recipe.seed,
@@ -258,7 +262,7 @@ def make_arguments(
         "label_names": ["labels"],
     }
     try:
-        made = TrainingArguments(**{**DEFAULTS, **cadence, **given, **_distributed(strategy, processes), **ours})
+        made = TrainingArguments(**{**DEFAULTS, **cadence(steps), **given, **_distributed(strategy, processes), **ours})
     except (ValueError, TypeError, ImportError, RuntimeError) as error:
         raise _refused("trainer", error) from error
     if processes == 1 and made.n_gpu > 1:
