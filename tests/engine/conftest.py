@@ -61,6 +61,25 @@ def make_config(world: Path) -> Callable[..., Config]:
 
 
 @pytest.fixture(scope="session")
+def training_config(world: Path) -> Callable[..., Config]:
+    """training_config(storage, studies, "key=value", …): the base on `first`, trained on the records of `second`."""
+
+    def make(storage: Path | str, studies: Mapping[str, Any], *overrides: str) -> Config:
+        first = {"name": "first", "path": str(world / "first.jsonl"), "format": "gsm8k"}
+        values = {
+            "name": "trainings",
+            "models": [{"name": "m", "base": str(world / "base")}],
+            "datasets": [{**first, "train": {"path": str(world / "second.jsonl")}}],
+            "studies": studies,
+            "execution": {"chunk": 4, "device": "cpu"},
+            "storage": str(storage),
+        }
+        return parse_config(values, overrides=overrides)
+
+    return make
+
+
+@pytest.fixture(scope="session")
 def small(make_config: Callable[..., Config]) -> tuple[Config, Facts]:
     """The plain config and what inspection finds for it."""
     config = make_config("nowhere")
