@@ -99,6 +99,8 @@ def open_run(folder: str | Location, storage_options: Mapping[str, Any] | None =
 
 
 def _reported(folder: RunFolder, failed: Mapping[str, str]) -> Run:
+    import pandas as pd
+
     from raysweep.engine.accuracy import compare
     from raysweep.engine.events import read_events
     from raysweep.report.provenance import provenance
@@ -108,6 +110,8 @@ def _reported(folder: RunFolder, failed: Mapping[str, str]) -> Run:
     graph, about = folder.read_plan()
     tables = collect_tables(folder, graph)
     write_tables(folder, tables)
+    if about.get("along"):
+        tables["along"] = pd.DataFrame(about["along"])
     page = write_stored_report(tables, provenance(folder, graph, about, tables), folder.report)
     return Run(folder.root, tables, page, failed, compare(about.get("estimate"), read_events(folder.events)))
 
@@ -360,12 +364,14 @@ def plan_run(
     from raysweep.engine.paper import device_on_paper, rates_from, settled, simulated
     from raysweep.engine.pending import model_calls, spilled
     from raysweep.engine.plan import as_sized
+    from raysweep.engine.steps import with_steps
     from raysweep.errors import InputError
 
     if isinstance(config, Config):
         config = parse_config(config.model_dump(), overrides=overrides)
     else:
         config = load_config(config, overrides)
+    config = with_steps(config)
     if gpus is None and (nodes is not None or rates is not None):
         raise InputError("--nodes and --rates are for a simulation; give --gpus too")
     given = rates_from(rates, config) if rates is not None else None

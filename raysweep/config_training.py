@@ -123,6 +123,8 @@ class FinetuneConfig(Training):
             raise ValueError("freeze is all, and then nothing is trained; leave a layer out")
         if self.freeze is not None and self.lora is not None:
             raise ValueError("lora trains chosen layers and nothing else; give layers in place of freeze")
+        if self.along and self.lora is not None:
+            raise ValueError("along keeps whole checkpoints, and lora makes adapters; leave one of them out")
         return self
 
 

@@ -35,10 +35,12 @@ from raysweep.engine.plan import as_sized, plan, with_promised
 from raysweep.engine.reach import reach
 from raysweep.engine.result_calls import result_call
 from raysweep.engine.room import refuse_too_small
+from raysweep.engine.steps import StepModel, with_steps
 from raysweep.engine.stopping import watches
 from raysweep.engine.trackers import check_trackers, trackers_for
 from raysweep.redaction import redacted
 from raysweep.store.artifacts import sweep_temporaries
+from raysweep.studies.trainer_arguments import training_steps
 
 
 @dataclass
@@ -97,6 +99,7 @@ def drive(
     had; a KeyboardInterrupt is logged and goes on. What is committed is kept.
     """
     started = time.monotonic()
+    asked, config = config, with_steps(config)
     backend = backend or backend_for(config.execution)
     tracked = None
 
@@ -121,7 +124,7 @@ def drive(
             reckoned = reckon(config, sized, calls, backend.workers())
             left = reckoned.estimate
             folder.write_plan(
-                redacted(config.to_yaml()),
+                redacted(asked.to_yaml()),
                 graph,
                 redacted({**describe_run(config, facts), "estimate": left.to_json() if left.calls else None}),
             )
@@ -399,7 +402,11 @@ def describe_run(config: Config, facts: Facts) -> dict[str, Any]:
     """What reports say of the run's origins: checkpoints, data, versions. Plain values."""
     checkpoints = []
     for name, model in facts.models.items():
-        for role, found in [("base", model.base), *((f"tuned on {d}", c) for d, c in model.tuned.items())]:
+        step = next((m for m in config.models if m.name == name and isinstance(m, StepModel)), None)
+        for role, found in [
+            *([] if step else [("base", model.base)]),
+            *((f"tuned on {d}", c) for d, c in model.tuned.items()),
+        ]:
             checkpoints.append(
                 {
                     "model": name,
@@ -428,12 +435,36 @@ def describe_run(config: Config, facts: Facts) -> dict[str, Any]:
             }
         )
     return {
+        "along": _along(config, facts),
         "name": config.name,
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "device": facts.device,
         "layers": {name: model.base.n_layers for name, model in facts.models.items()},
+        "published_attack": _published(config),
         "versions": {**facts.libraries, "python": platform.python_version()},
         "checkpoints": checkpoints,
         "datasets": datasets,
         "published_rho": config.studies.correlation.published if config.studies.correlation else {},
     }
+
+
+def _along(config: Config, facts: Facts) -> list[dict[str, Any]]:
+    """Which model's rows are of which step of a fine-tuning; the last step's are the model's own."""
+    steps: list[dict[str, Any]] = []
+    finetune = config.studies.finetune
+    for model in config.models:
+        if finetune is None or not isinstance(model, StepModel):
+            continue
+        for dataset in facts.models[model.name].promised:
+            told = {"model": model.of, "dataset": dataset, "step": model.step, "measured": model.name}
+            arguments, examples = facts.trainings.arguments["finetune"], facts.trainings.examples[model.of, dataset]
+            last = training_steps(arguments, len(examples), finetune.processes)
+            steps += [told, {**told, "step": last, "measured": model.of}]
+    return [told for place, told in enumerate(steps) if told not in steps[:place]]
+
+
+def _published(config: Config) -> dict[str, Any]:
+    """Rates of attacks that the config gives to stand beside those found, by model and arm. Plain values."""
+    backdoor = config.studies.backdoor
+    given = backdoor.published if backdoor else {}
+    return {model: {arm: told.model_dump() for arm, told in arms.items()} for model, arms in given.items()}

@@ -19,6 +19,7 @@ from raysweep.data.examples import Example, Loaded, Room
 from raysweep.engine.assumed import assumptions, checkpoint_on_paper
 from raysweep.engine.reader import Reader
 from raysweep.engine.residency import RESIDENT, Residency, choose_residency
+from raysweep.engine.steps import StepModel
 from raysweep.engine.training_facts import find_trainings, trained_on
 from raysweep.engine.training_plan import Trainings
 from raysweep.errors import InputError
@@ -76,7 +77,7 @@ class ModelFacts:
     """A model's checkpoints, the dtype it is computed in, and whether it predicts the next token (an encoder does not).
 
     `same` tells by data set what base and tuned have in common, weight for weight. `promised` are the data sets whose tuned
-    checkpoint the run itself makes.
+    checkpoint the run itself makes; `measured` are checkpoints whose states are compared in place of the base's, by data set.
     """
 
     base: Checkpoint
@@ -86,6 +87,11 @@ class ModelFacts:
     same: Mapping[str, Same] = field(default_factory=dict)
     residency: Residency = RESIDENT
     promised: frozenset[str] = frozenset()
+    measured: Mapping[str, Checkpoint] = field(default_factory=dict)
+
+    def compared(self, dataset: str) -> Checkpoint:
+        """The checkpoint whose states are captured on a data set."""
+        return self.measured.get(dataset, self.base)
 
 
 @dataclass(frozen=True)
@@ -207,10 +213,10 @@ def inspect(config: Config, find_device: Callable[[str], str] = resolve_device, 
         removal = config.studies.removal
         of_base = bool(removal and removal.of == "base")
         tuned_on = {*model.tuned, *trained_on(config, model)}
-        all_of_them = config.studies.pooling or of_base
-        wanted = [
-            d for d in config.datasets if all_of_them or d.name in tuned_on or (d.train and config.studies.trainings)
-        ]
+        all_of_them, trains = bool(config.studies.pooling) or of_base, bool(config.studies.trainings)
+        if isinstance(model, StepModel):
+            tuned_on, all_of_them, trains = set(trained_on(config, model)), False, False
+        wanted = [d for d in config.datasets if all_of_them or d.name in tuned_on or (trains and d.train)]
         for dataset in wanted:
             room = reader.room(model.name, dataset.name)
             loaded, on_paper = reader.read(model, dataset)

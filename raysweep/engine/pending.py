@@ -91,7 +91,7 @@ def _captures(
                     cell.model,
                     cell.dataset,
                     tuple(each.name for each in tasks),
-                    model.base,
+                    model.compared(cell.dataset),
                     loading,
                     tuple(example for index in indices for example in cell.chunks[index]),
                     _capture_parts(cell, task, indices, indices),
@@ -139,6 +139,7 @@ def _substitutions(
         elif missing:
             runs.append((missing, [index]))
     rides = loading.stream and config.execution.fuse and cell.swept == cell.chunks  # else other examples are together
+    rides = rides and not model.measured  # their states are another checkpoint's
     along = graph.captured(cell.model, cell.dataset) if rides else []
     for missing, whole in runs:
         riding = [index for task in along[:1] for index in whole if task.parts[index] not in done]

@@ -9,6 +9,7 @@ from raysweep.config import Config, DatasetConfig, ModelConfig
 from raysweep.config_training import FinetuneConfig, Training, TrainSource
 from raysweep.engine.arms import arms_of
 from raysweep.engine.reader import Reader
+from raysweep.engine.steps import StepModel
 from raysweep.engine.training_plan import Trainings
 from raysweep.errors import InputError
 from raysweep.models.checkpoint import Checkpoint, resolve_dtype
@@ -56,6 +57,8 @@ def find_trainings(
     poisoned: dict[tuple[tuple[str, str], int], tuple[Example, ...]] = {}
     prompts: dict[tuple[str, str], tuple[tuple[Example, ...], tuple[Example, ...]]] = {}
     for model in config.models:
+        if isinstance(model, StepModel):
+            continue
         base = bases[model.name]
         if not predicts[model.name]:
             raise InputError(
