@@ -41,6 +41,8 @@ def _hours(seconds: float | None) -> str:
 
 
 def _size(n: float) -> str:
+    if not n:
+        return "—"
     for unit in ("B", "kB", "MB", "GB"):
         if n < 1000:
             return f"{n:.3g} {unit}"
