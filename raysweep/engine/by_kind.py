@@ -27,6 +27,8 @@ from raysweep.engine.room import SIZES
 _SIMILARITY, _CORRELATION, _RESAMPLE = 1.5e-7, 5e-8, 2.3e-7
 _SPECTRUM = 4e-10  # and of a spectrum on one layer, value, example and example
 
+_MOMENT = 1.0  # seconds of what is made of few rows
+
 _TABLES = ("similarity", "spectrum", "correlate")
 _TEXT = ("generate", "removal")
 _LONGER = "text token by token takes longer"
@@ -81,8 +83,20 @@ def by_kind(
         elif kind in (*_TEXT, "verify"):
             found.append(_runs(config, facts, graph, kind, tasks, calls, reckoned))
         else:
-            found.append(KindCost(kind, len(tasks), len(tasks), None, 0, 0, "cpu", "not reckoned"))
+            found.append(_small(config, kind, tasks))
     return found
+
+
+def _small(config: Config, kind: str, tasks: list[Task]) -> KindCost:
+    """What takes a moment a task; and judging by an endpoint, which takes so many answers a minute."""
+    asked = config.studies.backdoor
+    asking = [task for task in tasks if task.kind == "judge" and task.at == "endpoint"] if asked and asked.judge else []
+    seconds, note = _MOMENT * (len(tasks) - len(asking)), "a moment each"
+    if asked and asked.judge and asking:
+        answers = 2 * asked.examples * len(asking) * sum(len(asked.seeds) if arm != "none" else 1 for arm in asked.arms)
+        seconds += 60 * answers / asked.judge.per_minute if asked.judge.per_minute else 0
+        note = f"{answers:,} answers to an endpoint"
+    return KindCost(kind, len(tasks), len(tasks), seconds, 0, 0, "cpu", note)
 
 
 def _tables(config: Config, facts: Facts, kind: str, tasks: list[Task]) -> KindCost:

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 
 from raysweep.engine.by_kind import KindCost
 
-TRAININGS = ("finetune", "adapt", "backdoor")
-
 
 def kind_lines(kinds: Sequence[KindCost]) -> list[str]:
     """A line for each kind of work, for a terminal; none where nothing is left."""
@@ -23,16 +21,6 @@ def kind_lines(kinds: Sequence[KindCost]) -> list[str]:
     return lines
 
 
-def training_line(kinds: Sequence[KindCost], workers: int) -> list[str]:
-    """What a simulation on so many workers leaves out: trainings, which take at least so long more."""
-    trained = [each for each in kinds if each.kind in TRAININGS]
-    if not trained:
-        return []
-    known = [each.seconds for each in trained if each.seconds is not None]
-    least = f", {sum(known) / workers / 3600:.2f} h or more on them" if len(known) == len(trained) else ""
-    return [f"  trainings  are not in it: {sum(each.calls for each in trained)}{least}"]
-
-
 def _hours(seconds: float | None) -> str:
     if seconds is None:
         return "not known"
@@ -41,6 +29,8 @@ def _hours(seconds: float | None) -> str:
 
 
 def _size(n: float) -> str:
+    if not n:
+        return "—"
     for unit in ("B", "kB", "MB", "GB"):
         if n < 1000:
             return f"{n:.3g} {unit}"
