@@ -111,7 +111,7 @@ def _check_along(
 ) -> None:
     """Refuse steps to be kept that a training does not come to."""
     for model in config.models:
-        for dataset in trained_on(config, model):
+        for dataset in () if isinstance(model, StepModel) else trained_on(config, model):
             n = len(examples[model.name, dataset])
             steps = training_steps(arguments, n, asked.processes)
             if asked.along and asked.along[-1] > steps:
