@@ -283,7 +283,7 @@ class Planned:
 
     def to_text(self) -> str:
         """A few lines for a terminal."""
-        from raysweep.report.kinds import kind_lines, training_line
+        from raysweep.report.kinds import kind_lines
 
         lines = [f"assumed      {text}" for text in self.assumed]
         lines += [f"{kind:<12} {n} tasks, {done} done" for kind, (done, n) in self.tasks.items()]
@@ -309,7 +309,6 @@ class Planned:
             from raysweep.report.simulation import simulation_lines
 
             lines += simulation_lines(self.simulation)
-            lines += training_line(self.kinds, self.simulation.workers)
         return "\n".join(lines)
 
     def _time(self) -> str:
@@ -351,8 +350,10 @@ def plan_run(
 ) -> Planned:
     """What `run` would do with this config; reads and checks everything it names, and runs and writes nothing.
 
-    What is not here is taken as `architecture` and `expected` have it. With so many `gpus` on so many `nodes` (8 on each by default) the run is simulated there: by `rates` (a run folder, whose
-    calls were timed, or figures as given_rates reads them), or by this machine's as a moment's clock has them.
+    What is not here is taken as `architecture` and `expected` have it. With so many `gpus` on so many `nodes` (8 on each by
+    default) the run is simulated there: by `rates` (a run folder, whose calls were timed, or figures as given_rates reads
+    them), or by this machine's as a moment's clock has them. A training that asks for more processes than there are GPUs has
+    as many as GPUs then.
     """
     from raysweep.engine.assumed import will_assume
     from raysweep.engine.by_kind import by_kind
@@ -363,6 +364,7 @@ def plan_run(
     from raysweep.engine.graph import beyond, shortened
     from raysweep.engine.paper import device_on_paper, rates_from, settled, simulated
     from raysweep.engine.pending import model_calls, spilled
+    from raysweep.engine.phases import fitted
     from raysweep.engine.plan import as_sized
     from raysweep.engine.steps import with_steps
     from raysweep.errors import InputError
@@ -395,6 +397,8 @@ def plan_run(
         tasks[task.kind] = (before[0] + all(key in done for key in task.keys), before[1] + 1)
     needed = cost(config, facts, graph, done.keys() | beyond(graph, needed_graph))
     calls = list(model_calls(config, facts, needed_graph, done))
+    if gpus is not None:
+        calls = fitted(calls, gpus)
     reckoned = reckon(config, facts, calls, workers)
     left = reckoned.estimate
     told = reckoned if by_model is None else reckon(config, facts, calls, workers, by_model)
@@ -416,7 +420,7 @@ def plan_run(
         options(config, facts, needed_graph, done),
         needed.identical,
         any(key not in done for task in graph.of_kind("stop") for key in task.keys),
-        None if gpus is None else simulated(config, facts, needed_graph, done, gpus, nodes, by_model),
+        None if gpus is None else simulated(config, facts, needed_graph, calls, gpus, nodes, by_model),
         facts.assumed,
         by_kind(config, facts, needed_graph, done, calls, told),
     )
