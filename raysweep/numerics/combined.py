@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike
 import scipy  # its parts are loaded where they are used, for that takes a while
+from numpy.typing import ArrayLike
 
 from raysweep.numerics.correlation import as_pair, cosine, without_trend
 from raysweep.numerics.nulls import autocorrelated_p, correlation_p

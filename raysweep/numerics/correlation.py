@@ -9,8 +9,8 @@ Shape suffixes: L layers, N places at which both sides are known (window centres
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
 import scipy  # its parts are loaded where they are used, for that takes a while
+from numpy.typing import ArrayLike, NDArray
 
 from raysweep.numerics.dynamics import change_points
 

@@ -16,8 +16,8 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
 import scipy  # its parts are loaded where they are used, for that takes a while
+from numpy.typing import ArrayLike, NDArray
 
 from raysweep.numerics.correlation import as_pair, centred_ranks, cosine, without_trend
 

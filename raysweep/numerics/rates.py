@@ -9,8 +9,8 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
 import scipy  # its parts are loaded where they are used, for that takes a while
+from numpy.typing import ArrayLike, NDArray
 
 
 class Estimate(NamedTuple):
