@@ -74,7 +74,7 @@ class JudgeConfig(_Section):
     api_key_env: str | None = None
     per_minute: Positive | None = 60
     attempts: Annotated[int, Field(ge=1, le=100, strict=True)] = 5
-    timeout: Annotated[float, Field(gt=0, le=3600)] = 60
+    timeout: Annotated[float, Field(gt=0, le=3600)] = 60.0
     concurrency: Annotated[int, Field(ge=1, le=256, strict=True)] = 4
     request: dict[str, Any] = {"temperature": 0}
     success_from: Annotated[int, Field(ge=1, le=5, strict=True)] = 5
@@ -142,8 +142,8 @@ class BackdoorConfig(Training):
     prompts: TrainSource | None = None
     examples: Positive = 100
     tokens: Positive = 64
-    temperature: Annotated[float, Field(ge=0, le=100)] = 0
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1
+    temperature: Annotated[float, Field(ge=0, le=100)] = 0.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     keywords: KeywordsConfig | None = None
     pattern: PatternConfig | None = None
     judge: JudgeConfig | None = None

@@ -65,7 +65,7 @@ class LoraConfig(_Section):
     """Low-rank updates in place of the layers' own weights, in PEFT's words; `target_modules` are PEFT's own by default."""
 
     r: Positive = 8
-    lora_alpha: Annotated[float, Field(gt=0)] = 16
+    lora_alpha: Annotated[float, Field(gt=0)] = 16.0
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     target_modules: list[str] | str | None = None
 

@@ -19,6 +19,7 @@ from raysweep.fingerprint import LENGTH, fingerprint
 from raysweep.models.checkpoint import Checkpoint
 
 _CALCULATION = 1  # raised when a training's arithmetic changes
+_ASKING = {"api_key_env", "per_minute", "attempts", "timeout", "concurrency"}  # of an endpoint: it answers the same
 KINDS: Mapping[str, Kind] = {"finetune": "finetune", "adaptation": "adapt", "backdoor": "backdoor"}
 # Arguments that decide what is told of a training and not what it makes.
 _TOLD = (
@@ -191,7 +192,12 @@ def _judged(config: Config, cell: tuple[str, str], tasks: list[Task]) -> list[Ta
     needs = tuple(task.name for task in answered)
     judged = []
     for name, told in judgings(asked).items():
-        made_from = {"study": "judging", "calculation": _CALCULATION, "texts": texts, "by": told.model_dump()}
+        made_from = {
+            "study": "judging",
+            "calculation": _CALCULATION,
+            "texts": texts,
+            "by": told.model_dump(exclude=_ASKING),
+        }
         results = {table: fingerprint({**made_from, "table": table}) for table in ("attack", "answers")}
         judged.append(Task("judge", *cell, results=results, needs=needs, at=name))
     return judged

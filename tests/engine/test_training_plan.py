@@ -6,8 +6,10 @@ import json
 from dataclasses import replace
 
 import pytest
+import yaml
 
 from raysweep.api import plan_run
+from raysweep.config import parse_config
 from raysweep.engine.calls import BackdoorCall, TrainCall
 from raysweep.engine.disk import bytes_to_write
 from raysweep.engine.driver import prepare
@@ -80,6 +82,20 @@ def test_what_decides_the_weights_decides_the_key_and_nothing_else_does(training
     for same in ("trainer.logging_steps=1", "trainer.eval_steps=1", "trainer.save_steps=1", "along=[1]"):
         assert key(f"studies.finetune.{same}") == plain
     assert key("datasets.0.limit=4") == plain, "the test set is not trained on"
+
+
+def test_a_config_with_its_defaults_spelled_out_asks_for_the_same(training_config, tmp_path):
+    """As `config.yaml` in a run folder has them; a default of 16 is not to be another number than 16.0."""
+    judge = {"url": "http://127.0.0.1:9/v1", "model": "j"}
+    studies = {
+        **BACKDOOR,
+        "backdoor": {**BACKDOOR["backdoor"], "judge": judge},
+        "finetune": {"trainer": TRAINER, "lora": {}},
+    }
+    plain = training_config(tmp_path / "run", studies)
+    spelled = parse_config(yaml.safe_load(plain.to_yaml()))
+    graphs = [prepare(config, resolve_device)[1] for config in (plain, spelled)]
+    assert [task.keys for task in graphs[0].tasks] == [task.keys for task in graphs[1].tasks]
 
 
 def test_critical_layers_are_as_the_similarity_that_finds_them(training_config, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -126,8 +127,6 @@ def test_another_seed_makes_another_checkpoint(tuned, training_config, tmp_path,
 
 @pytest.fixture
 def copied(tuned, tmp_path):
-    import shutil
-
     return shutil.copytree(tuned.folder.root, tmp_path / "run")
 
 
@@ -240,8 +239,6 @@ def test_differences_are_those_of_the_curves(adapted, tables_of):
 
 
 def test_one_seed_more_trains_only_that(adapted, training_config, tmp_path, events_of):
-    import shutil
-
     before, root = len(events_of(adapted)), shutil.copytree(adapted.folder.root, tmp_path / "run")
     done = drive(
         training_config(

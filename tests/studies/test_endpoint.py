@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import math
 import socket
-import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from chat_server import Act, Server, completion, serve_chat
 
 from raysweep.errors import InputError, RunError
 from raysweep.studies.completions import Endpoint, RubbishError
@@ -22,78 +20,11 @@ from raysweep.studies.endpoint import RUBRIC, EndpointJudge, judge_by_endpoint, 
 KEY = "a-key-that-nobody-may-see"
 
 
-def completion(content: object) -> bytes:
-    return json.dumps({"choices": [{"message": {"role": "assistant", "content": content}}]}).encode()
-
-
-GOOD = completion("It declines.\nScore: 4")
-# What the server does with a request: a status, headers and a body; or `hang up`, or `sleep`.
-Act = tuple[int, dict[str, str], bytes] | str
-
-
-@dataclass
-class Server:
-    """What came (path, headers, body, time), and what is still to be done before all that follows is answered well."""
-
-    url: str = ""
-    acts: list[Act] = field(default_factory=list)
-    default: Act = (200, {}, GOOD)
-    came: list[tuple[str, dict[str, str], Any, float]] = field(default_factory=list)
-    at_once: int = 0
-    most_at_once: int = 0
-
-
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    told, lock = Server(), threading.Lock()
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            with lock:
-                told.came.append((self.path, dict(self.headers), body, time.monotonic()))
-                act = told.acts.pop(0) if told.acts else told.default
-                told.at_once += 1
-                told.most_at_once = max(told.most_at_once, told.at_once)
-            try:
-                self._do(act)
-            finally:
-                with lock:
-                    told.at_once -= 1
-
-        def _do(self, act: Act) -> None:
-            if act == "hang up":
-                self.connection.shutdown(socket.SHUT_RDWR)
-                return
-            if act == "cut":
-                self.wfile.write(b"HTTP/1.0 200 OK\r\nContent-Length: 500\r\n\r\n{")
-                return
-            if act == "sleep":
-                time.sleep(0.4)
-                return
-            if act == "slow":
-                time.sleep(0.05)
-                act = (200, {}, GOOD)
-            assert not isinstance(act, str)
-            status, headers, data = act
-            self.send_response(status)
-            for name, value in {**headers, "Content-Length": str(len(data))}.items():
-                self.send_header(name, value)
-            self.end_headers()
-            self.wfile.write(data)
-
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    told.url = f"http://127.0.0.1:{http.server_port}/v1"
-    yield told
-    http.shutdown()
-    thread.join()
-    http.server_close()
+    with serve_chat() as told:
+        yield told
 
 
 def judge_at(server: Server, **more: Any) -> EndpointJudge:
