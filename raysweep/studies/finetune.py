@@ -97,6 +97,8 @@ def finetune(
         trainer, before = _prepare(
             base, tokenizer, train, test, recipe, folder, device, strategy, tell, training, start
         )
+        if start is not None:
+            trainer.take_up(start)
         trainer.train(resume_from_checkpoint=None if start is None else str(start))
         tuned = _finished(trainer, lambda: _chosen(base, recipe))
     resumed_from, rows = None if start is None else step_of(start), loss_rows(trainer.state.log_history)

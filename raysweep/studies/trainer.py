@@ -5,6 +5,7 @@ Shapes: B examples, T tokens, V vocabulary.
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from raysweep.data.examples import Example
 
 IGNORED = -100  # a label that carries no loss
+_UNTOLD = "untold.json"
 _SPLITS = {"loss": "train", "eval_loss": "test"}
 
 
@@ -98,6 +100,7 @@ class StudyTrainer(Trainer):  # type: ignore[misc]
         )
         self._now: tuple[int, float] | None = None  # a step and its loss so far
         self._before: tuple[int, float] | None = None
+        self._untold: tuple[int, float] | None = None  # of the checkpoint that was taken up
 
     def create_accelerator_and_postprocess(self) -> None:
         """The trainer's, which shards the model where it was asked to, or refuses (RunError)."""
@@ -125,6 +128,30 @@ class StudyTrainer(Trainer):  # type: ignore[misc]
             raise not_finite("training loss", value, step, self._get_learning_rate(), self._before)
         self._now = (step, self._now[1] + value)
         return loss
+
+    def take_up(self, checkpoint: Path) -> None:
+        """Take the losses that a checkpoint's training had not logged yet, so that the next log is of all its steps."""
+        try:
+            told = json.loads((checkpoint / _UNTOLD).read_bytes())
+        except FileNotFoundError:
+            return
+        self._untold = (int(told["since"]), float(told["loss"]))
+
+    def _maybe_log_save_evaluate(self, tr_loss: torch.Tensor, *more: Any, **settings: Any) -> None:
+        """The trainer's, which after an interruption would log the mean loss of the steps since then alone."""
+        if self._untold is not None:
+            self._globalstep_last_logged, loss = self._untold
+            tr_loss += loss
+            self._untold = None
+        super()._maybe_log_save_evaluate(tr_loss, *more, **settings)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """The trainer's, with the losses beside it that are not logged yet."""
+        loss = float(self.accelerator.gather(self._tr_loss).mean())
+        super()._save_checkpoint(model, trial)
+        if self.args.should_save:
+            told = json.dumps({"since": self._globalstep_last_logged, "loss": loss})
+            (Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}" / _UNTOLD).write_text(told)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """Write checkpoints under the names that the model has its tensors by in memory, for those are what resuming reads.

@@ -8,7 +8,10 @@ import pytest
 from chat_server import completion, serve_chat
 
 from raysweep import api
-from raysweep.engine.driver import drive
+from raysweep.engine.accuracy import compare
+from raysweep.engine.driver import Done, drive
+from raysweep.engine.events import read_events
+from raysweep.engine.folder import RunFolder
 from raysweep.numerics.dynamics import change_points
 
 TRAINER = {"max_steps": 2, "per_device_train_batch_size": 2, "learning_rate": 1e-3, "report_to": "none"}
@@ -51,7 +54,7 @@ def attacked(training_config, tmp_path_factory):
 
 
 def test_layer_calls_are_estimated_as_they_are_counted(attacked):
-    found = api.open_run(attacked.folder.root).accuracy
+    found = compare(attacked.folder.read_plan()[1]["estimate"], read_events(attacked.folder.events))
     assert found.is_whole
     assert found.ratio("layer_applications") == 1
 
@@ -122,7 +125,7 @@ def test_a_judge_that_is_down_fails_alone_and_is_asked_again_for_what_lacks(
     assert down.code == 1
     assert "judge m/first endpoint" in down.err
     assert f"{chat.url}/chat/completions gave no answer in 1 attempts; the last: " in down.err
-    tables = api.open_run(root).tables
+    tables = tables_of(Done(RunFolder(root), RunFolder(root).read_plan()[0]))
     assert set(tables["attack"]["judge"]) == {"keywords", "pattern"}, "the others are reported"
     assert (root / "report" / "index.html").is_file()
 

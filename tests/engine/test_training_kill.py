@@ -13,16 +13,16 @@ import pytest
 from raysweep import api
 from raysweep.engine.driver import drive
 
-STEPS = 60
+STEPS = 24
 TRAINER = {
     "max_steps": STEPS,
     "per_device_train_batch_size": 2,
     "learning_rate": 1e-3,
     "lr_scheduler_type": "linear",
     "report_to": "none",
-    "save_steps": 2,
-    "eval_steps": 20,
-    "logging_steps": 20,
+    "save_steps": 4,
+    "eval_steps": 12,
+    "logging_steps": 12,
 }
 STUDIES = {
     "finetune": {"trainer": TRAINER},

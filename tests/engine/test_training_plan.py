@@ -8,7 +8,6 @@ from dataclasses import replace
 import pytest
 import yaml
 
-from raysweep.api import plan_run
 from raysweep.config import parse_config
 from raysweep.engine.calls import BackdoorCall, TrainCall
 from raysweep.engine.disk import bytes_to_write
@@ -17,6 +16,7 @@ from raysweep.engine.inspection import inspect, resolve_device
 from raysweep.engine.pending import model_calls
 from raysweep.engine.training_estimate import training_of, written
 from raysweep.errors import InputError
+from raysweep.planned import plan_run
 
 TRAINER = {"max_steps": 2, "per_device_train_batch_size": 2, "report_to": "none"}
 LAYERS = 6

@@ -12,7 +12,10 @@ import pytest
 
 from raysweep import api
 from raysweep.engine import events
-from raysweep.engine.driver import drive
+from raysweep.engine.accuracy import compare
+from raysweep.engine.driver import Done, drive
+from raysweep.engine.events import read_events
+from raysweep.engine.folder import RunFolder
 from raysweep.studies.training import drawn_beside
 
 TRAINER = {"max_steps": 3, "per_device_train_batch_size": 2, "learning_rate": 1e-3, "report_to": "none"}
@@ -40,6 +43,10 @@ def last_test(rows):
 def untouched(tables):
     rows = tables["substitution"]
     return rows[rows["width"] == 0]["loss"].mean()
+
+
+def accuracy(done):
+    return compare(done.folder.read_plan()[1]["estimate"], read_events(done.folder.events))
 
 
 def calls_after(done, events_of, before):
@@ -75,7 +82,7 @@ def test_the_whole_base_is_the_loss_before_the_first_step(tuned, tables_of):
 
 
 def test_estimated_and_real_are_of_the_same_kinds(tuned):
-    found = api.open_run(tuned.folder.root).accuracy
+    found = accuracy(tuned)
     assert found.is_whole
     assert found.ratio("layer_applications") == 1
     assert found.ratio("bytes_read") == pytest.approx(1, abs=0.05)
@@ -152,7 +159,7 @@ def test_other_test_records_are_measured_on_the_checkpoint_that_is_there(
     assert (row["step"], row["split"]) == (3, "test")
     assert row["loss"] == pytest.approx(untouched(tables), abs=1e-5)
     assert len(tables["substitution"]["example_id"].unique()) == 4
-    found = api.open_run(copied).accuracy
+    found = accuracy(done)
     assert found.is_whole
     assert found.ratio("layer_applications") == 1
     assert drive(training_config(copied, finetuned(), "datasets.0.limit=4")).n_calls == 0
@@ -276,7 +283,8 @@ def test_a_loss_that_is_nan_ends_its_own_cell_and_no_other(training_config, worl
         "longer, or train in float32 or bf16"
     )
     assert "not made, for 'finetune m/first' failed" in result.err
-    tables = api.open_run(tmp_path / "run").tables
+    folder = RunFolder(tmp_path / "run")
+    tables = tables_of(Done(folder, folder.read_plan()[0]))
     assert set(tables["substitution"]["dataset"]) == {"second"}
     assert set(tables["correlation"]["dataset"]) == {"second"}
     assert set(tables["similarity"]["dataset"]) == {"first", "second"}
