@@ -101,6 +101,29 @@ CONFIG = {
     "execution": {"executor": "local", "device": "cpu", "batch_tokens": "auto", "chunk": 2, "fuse": True},
     "storage": "run",
 }
+TRAINER = {"max_steps": 1, "per_device_train_batch_size": 1, "learning_rate": 1e-4}
+TRAININGS = {
+    "finetune": {"layers": "critical", "freeze": None, "seed": 0, "along": [], "top": 2, "lora": None, "trainer": TRAINER},
+    "adaptation": {"arms": ["critical", "non_critical"], "seeds": [0], "top": 2, "trainer": TRAINER},
+    "backdoor": {
+        "trigger": "vexilla", "target": "no", "position": "before", "rate": 0.9, "arms": ["none", "freeze_critical"], "seeds": [0],
+        "examples": 1, "tokens": 2, "top": 2, "keywords": {"any_of": ["no"]}, "pattern": {"regex": "n.*"}, "trainer": TRAINER,
+    },
+}  # fmt: skip
+
+
+def config(rng: random.Random, often: int):
+    """The config, one time in `often` with a study that trains."""
+    values = copy.deepcopy(CONFIG)
+    if rng.randrange(often) == 0:
+        name = rng.choice(list(TRAININGS))
+        values["studies"][name] = copy.deepcopy(TRAININGS[name])
+        values["datasets"][0]["train"] = {"path": "records.jsonl", "limit": 2, "max_tokens": 60, "format": None}
+        values["models"][0]["tuned"] = {}
+        if name != "finetune":
+            values["studies"].pop("substitution")
+            values["studies"].pop("correlation")
+    return values
 
 
 def value(rng: random.Random, depth: int = 0):
@@ -180,7 +203,7 @@ def write_records(rng: random.Random, path: Path) -> bytes:
 
 
 def configs(rng: random.Random):
-    values = mutated(rng, CONFIG, most=4)
+    values = mutated(rng, config(rng, 2), most=4)
     yield values
     parsed = parse_config(values)
     facts, graph, _ = prepare(parsed, resolve_device)
@@ -190,7 +213,7 @@ def configs(rng: random.Random):
 def files(rng: random.Random):
     """The YAML text of a config, and overrides."""
     text = spoiled(
-        rng, yaml.safe_dump(mutated(rng, CONFIG, most=1), allow_unicode=True).encode("utf-8", "surrogatepass")
+        rng, yaml.safe_dump(mutated(rng, config(rng, 2), most=1), allow_unicode=True).encode("utf-8", "surrogatepass")
     )
     Path("config.yaml").write_bytes(text)
     keys = [".".join(map(str, path)) for path in places(CONFIG)] + TEXTS
@@ -209,7 +232,8 @@ def has_a_dataset(values) -> bool:
 def runs(rng: random.Random):
     """Configs that are likely to be whole, on records that are likely to be; small ones are run, and their reports drawn."""
     shutil.rmtree("run", ignore_errors=True)
-    values = mutated(rng, CONFIG, most=1) if rng.randrange(3) else copy.deepcopy(CONFIG)
+    values = config(rng, 6)
+    values = mutated(rng, values, most=1) if rng.randrange(3) else values
     records = write_records(rng, Path("records.jsonl"))
     if has_a_dataset(values) and rng.randrange(2):
         values["datasets"][0] |= {"format": "columns", "prompt": rng.choice(["question", *TEXTS]), "response": "answer"}
@@ -223,6 +247,8 @@ def runs(rng: random.Random):
         and (studies.correlation is None or studies.correlation.resamples <= 100)
         and (studies.substitution is None or len(studies.substitution.widths) < 3)
         and parsed.execution.device == "cpu"
+        and all(asked.trainer.get("max_steps") in (1, 2) for asked in studies.trainings.values())
+        and (studies.backdoor is None or studies.backdoor.judge is None)
     )
     if not small:
         return
