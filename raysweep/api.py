@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from raysweep.engine.accuracy import Accuracy
+    from raysweep.engine.by_kind import KindCost
     from raysweep.engine.doctor import Examined
     from raysweep.engine.estimate import Options
     from raysweep.engine.events import Listener
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from raysweep.studies.consolidate import Consolidated
     from raysweep.studies.critical import Critical
     from raysweep.studies.measured import Correlated
+    from raysweep.studies.measured_cells import CorrelatedCells
 
 _SHOWN = 10
 
@@ -97,6 +99,8 @@ def open_run(folder: str | Location, storage_options: Mapping[str, Any] | None =
 
 
 def _reported(folder: RunFolder, failed: Mapping[str, str]) -> Run:
+    import pandas as pd
+
     from raysweep.engine.accuracy import compare
     from raysweep.engine.events import read_events
     from raysweep.report.provenance import provenance
@@ -106,6 +110,8 @@ def _reported(folder: RunFolder, failed: Mapping[str, str]) -> Run:
     graph, about = folder.read_plan()
     tables = collect_tables(folder, graph)
     write_tables(folder, tables)
+    if about.get("along"):
+        tables["along"] = pd.DataFrame(about["along"])
     page = write_stored_report(tables, provenance(folder, graph, about, tables), folder.report)
     return Run(folder.root, tables, page, failed, compare(about.get("estimate"), read_events(folder.events)))
 
@@ -244,7 +250,8 @@ class Planned:
     machine's) are those of the residencies taken; `options` has, for each model, those of both.
     `identical`: for a model and data set whose checkpoints have weights in common, the number of layers that are the same
     in both, and of the windows and other changes that cost nothing because they are one with another. `at_most`: sweeps may
-    stop before they have needed all of it.
+    stop before they have needed all of it. `kinds` are costs by kind of work, by the rates of the simulation where there is
+    one; `assumed` says what is not here and was taken as the config has it.
     """
 
     tasks: Mapping[str, tuple[int, int]]
@@ -261,6 +268,8 @@ class Planned:
     identical: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     at_most: bool = False
     simulation: Simulation | None = None
+    assumed: Sequence[str] = ()
+    kinds: Sequence[KindCost] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -269,11 +278,16 @@ class Planned:
             "tasks": {kind: {"done": done, "all": n} for kind, (done, n) in self.tasks.items()},
             "options": {name: found.to_json() for name, found in self.options.items()},
             "simulation": self.simulation.to_json() if self.simulation else None,
+            "kinds": [kind.to_json() for kind in self.kinds],
         }
 
     def to_text(self) -> str:
         """A few lines for a terminal."""
-        lines = [f"{kind:<12} {n} tasks, {done} done" for kind, (done, n) in self.tasks.items()]
+        from raysweep.report.kinds import kind_lines, training_line
+
+        lines = [f"assumed      {text}" for text in self.assumed]
+        lines += [f"{kind:<12} {n} tasks, {done} done" for kind, (done, n) in self.tasks.items()]
+        lines += kind_lines(self.kinds)
         lines += [
             f"to read      {_size(self.bytes_to_read)} of checkpoints",
             f"to compute   {self.layer_applications:,} layer applications, each on a whole data set "
@@ -295,11 +309,12 @@ class Planned:
             from raysweep.report.simulation import simulation_lines
 
             lines += simulation_lines(self.simulation)
+            lines += training_line(self.kinds, self.simulation.workers)
         return "\n".join(lines)
 
     def _time(self) -> str:
         if self.seconds is None:
-            return f"not known: {self.device} is another machine's, and nothing could be timed here"
+            return f"not known: {self.device} or a checkpoint is another machine's, and nothing could be timed here"
         many = f" with {self.workers} workers" if self.workers > 1 else ""
         return (
             f"about {_duration(self.seconds)}{many} for sweeping and capture, from a layer and reads timed just now; text, tables "
@@ -336,31 +351,42 @@ def plan_run(
 ) -> Planned:
     """What `run` would do with this config; reads and checks everything it names, and runs and writes nothing.
 
-    With so many `gpus` on so many `nodes` (8 on each by default) the run is simulated there: by `rates` (a run folder, whose
+    What is not here is taken as `architecture` and `expected` have it. With so many `gpus` on so many `nodes` (8 on each by default) the run is simulated there: by `rates` (a run folder, whose
     calls were timed, or figures as given_rates reads them), or by this machine's as a moment's clock has them.
     """
+    from raysweep.engine.assumed import will_assume
+    from raysweep.engine.by_kind import by_kind
     from raysweep.engine.cost import cost
     from raysweep.engine.driver import prepare
-    from raysweep.engine.estimate import estimate, options
+    from raysweep.engine.estimate import options, reckon
     from raysweep.engine.executor import backend_for
     from raysweep.engine.graph import beyond, shortened
-    from raysweep.engine.paper import device_on_paper, rates_from, simulated
-    from raysweep.engine.pending import spilled
+    from raysweep.engine.paper import device_on_paper, rates_from, settled, simulated
+    from raysweep.engine.pending import model_calls, spilled
+    from raysweep.engine.plan import as_sized
+    from raysweep.engine.steps import with_steps
     from raysweep.errors import InputError
 
     if isinstance(config, Config):
         config = parse_config(config.model_dump(), overrides=overrides)
     else:
         config = load_config(config, overrides)
+    config = with_steps(config)
     if gpus is None and (nodes is not None or rates is not None):
         raise InputError("--nodes and --rates are for a simulation; give --gpus too")
     given = rates_from(rates, config) if rates is not None else None
-    backend = backend_for(config.execution)
-    try:
-        facts, graph, folder = prepare(config, backend.device if gpus is None else device_on_paper)
-        workers = backend.workers() if gpus is None else 1
-    finally:
-        backend.close()
+    if gpus is not None or will_assume(config):
+        facts, graph, folder = prepare(config, device_on_paper, may_assume=True)
+        workers = 1
+    else:
+        backend = backend_for(config.execution)
+        try:
+            facts, graph, folder = prepare(config, backend.device)
+            workers = backend.workers()
+        finally:
+            backend.close()
+    facts = as_sized(facts)
+    by_model = None if given is None else settled(given, facts)
     done = folder.committed() if folder.is_run else {}
     needed_graph = shortened(graph, done)
     tasks: dict[str, tuple[int, int]] = defaultdict(lambda: (0, 0))
@@ -368,7 +394,10 @@ def plan_run(
         before = tasks[task.kind]
         tasks[task.kind] = (before[0] + all(key in done for key in task.keys), before[1] + 1)
     needed = cost(config, facts, graph, done.keys() | beyond(graph, needed_graph))
-    left = estimate(config, facts, needed_graph, done, workers)
+    calls = list(model_calls(config, facts, needed_graph, done))
+    reckoned = reckon(config, facts, calls, workers)
+    left = reckoned.estimate
+    told = reckoned if by_model is None else reckon(config, facts, calls, workers, by_model)
     waiting = spilled(config, facts, graph)
     return Planned(
         dict(tasks),
@@ -387,7 +416,9 @@ def plan_run(
         options(config, facts, needed_graph, done),
         needed.identical,
         any(key not in done for task in graph.of_kind("stop") for key in task.keys),
-        None if gpus is None else simulated(config, facts, needed_graph, done, gpus, nodes, given),
+        None if gpus is None else simulated(config, facts, needed_graph, done, gpus, nodes, by_model),
+        facts.assumed,
+        by_kind(config, facts, needed_graph, done, calls, told),
     )
 
 
@@ -416,14 +447,44 @@ def submit(
     return submit_job(config, address, working_dir=working_dir, python=python, fresh=fresh)
 
 
-def correlate_files(dynamics: str | Path, losses: str | Path, neighbourhood: int = 3) -> Correlated:
+def correlate_files(
+    dynamics: str | Path, losses: str | Path, neighbourhood: int = 3, *, drop_ends: int = 0, diagonal: bool = True
+) -> Correlated:
     """Correlate δ and losses measured elsewhere; see studies/measured.py for the files it reads."""
-    from raysweep.errors import InputError
     from raysweep.studies.measured import correlate_measured, read_dynamics, read_losses
+
+    _check_neighbourhood(neighbourhood, diagonal)
+    curve = read_dynamics(dynamics, neighbourhood, diagonal=diagonal)
+    return correlate_measured(curve, read_losses(losses), drop_ends=drop_ends)
+
+
+def correlate_folders(
+    dynamics: str | Path,
+    losses: str | Path | None = None,
+    neighbourhood: int = 3,
+    *,
+    drop_ends: int = 0,
+    diagonal: bool = True,
+) -> CorrelatedCells:
+    """Correlate every cell of folders of such files, each as `correlate_files` does; see studies/measured_cells.py.
+
+    Without `losses` both are in one folder, as `raysweep export --format paper` writes it.
+    """
+    from raysweep.studies.measured_cells import correlate_cells
+
+    _check_neighbourhood(neighbourhood, diagonal)
+    of_dynamics = Path(dynamics).expanduser()
+    of_losses = of_dynamics if losses is None else Path(losses).expanduser()
+    return correlate_cells(of_dynamics, of_losses, neighbourhood, drop_ends=drop_ends, diagonal=diagonal)
+
+
+def _check_neighbourhood(neighbourhood: int, diagonal: bool) -> None:
+    from raysweep.errors import InputError
 
     if neighbourhood < 1 or neighbourhood % 2 == 0:
         raise InputError(f"--neighbourhood {neighbourhood}: it has a layer in its middle, so it is odd")
-    return correlate_measured(read_dynamics(dynamics, neighbourhood), read_losses(losses))
+    if neighbourhood == 1 and not diagonal:
+        raise InputError("--neighbourhood 1 has no layer but its own; without the diagonal give 3 or more")
 
 
 def critical(

@@ -306,18 +306,44 @@ def _capturing(name: str) -> None:
 @app.command()
 def correlate(
     dynamics: Annotated[
-        Path, typer.Option(help="δ by layer: CSV or Parquet (layer, delta), or an L × L matrix (.pt).")
-    ],
+        Path | None,
+        typer.Option(
+            help="δ by layer: CSV or Parquet (layer, delta), or an L × L matrix (.pt); or a folder of many *_cka.pt."
+        ),
+    ] = None,
     losses: Annotated[
-        Path, typer.Option(help="Loss by centre: CSV or Parquet (centre, loss), or a folder of prune_*.jsonl.")
-    ],
+        Path | None,
+        typer.Option(
+            help="Loss by centre: CSV or Parquet (centre, loss), or a folder of prune_*.jsonl; or one of many such."
+        ),
+    ] = None,
+    cells: Annotated[
+        Path | None, typer.Option(help="A folder with both of many cells, as export --format paper writes it.")
+    ] = None,
     neighbourhood: Annotated[int, typer.Option(help="Layers that δ of a .pt matrix is the mean over; odd.")] = 3,
+    drop_ends: Annotated[int, typer.Option(min=0, help="Leave so many centres out at each end.")] = 0,
+    diagonal: Annotated[
+        bool, typer.Option(help="Count a layer's similarity to itself in the δ of a .pt matrix.")
+    ] = True,
     as_json: AsJson = False,
 ) -> None:
-    """Correlate figures measured elsewhere."""
-    from raysweep.api import correlate_files
+    """Correlate figures measured elsewhere: one cell's, or a table of many (exit code 1 where one of them failed)."""
+    from raysweep.api import correlate_files, correlate_folders
+    from raysweep.errors import InputError
 
-    found = correlate_files(dynamics, losses, neighbourhood)
+    if cells is not None and (dynamics is not None or losses is not None):
+        raise InputError("--cells has both sides; leave --dynamics and --losses out")
+    if cells is None and (dynamics is None or losses is None):
+        raise InputError("give --dynamics and --losses, or --cells for a folder with both of many cells")
+    if cells is not None or (dynamics is not None and dynamics.expanduser().is_dir()):
+        many = correlate_folders(cells or dynamics or "", losses, neighbourhood, drop_ends=drop_ends, diagonal=diagonal)
+        typer.echo(json.dumps(many.to_json(), indent=1) if as_json else many.to_text())
+        if many.failed:
+            raise typer.Exit(1)
+        return
+    assert dynamics is not None
+    assert losses is not None
+    found = correlate_files(dynamics, losses, neighbourhood, drop_ends=drop_ends, diagonal=diagonal)
     typer.echo(json.dumps(found.to_json(), indent=1) if as_json else found.to_text())
 
 

@@ -22,14 +22,17 @@ from pydantic import (
 )
 from pydantic_core import core_schema
 
+from raysweep.config_backdoor import BackdoorConfig
 from raysweep.config_exclude import ExcludeConfig
 from raysweep.config_execution import ExecutionConfig
+from raysweep.config_expected import ExpectedConfig
 from raysweep.config_fields import Name, Place, Positive, distinct
 from raysweep.config_problems import problems_in_words
 from raysweep.config_removal import RemovalConfig
 from raysweep.config_spectrum import SpectrumConfig
 from raysweep.config_stop import StopConfig
 from raysweep.config_storage import checked_options, checked_storage, scheme_of
+from raysweep.config_training import AdaptationConfig, FinetuneConfig, Training, TrainSource
 from raysweep.errors import InputError, nearest, shown
 
 Metric = Literal[
@@ -43,10 +46,15 @@ class _Section(BaseModel):
 
 
 class ModelConfig(_Section):
-    """A base checkpoint and the checkpoints fine-tuned from it (data set → checkpoint or PEFT adapter)."""
+    """A base checkpoint and the checkpoints fine-tuned from it (data set → checkpoint or PEFT adapter).
+
+    `architecture` is a config.json, its path relative to the config's, that `raysweep plan` takes sizes from where a checkpoint
+    is not on this machine.
+    """
 
     name: Name
     base: Place
+    architecture: Place | None = None
     tuned: dict[Name, Place] = {}
     wording: str = "chat"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -57,7 +65,9 @@ class DatasetConfig(_Section):
 
     `exclude` leaves records out; of the others `last` takes the last so many, `all_but_last` holds those back, as a
     split does that was made by counting; `limit` counts what remains.
-    `too_long` says what becomes of examples longer than the model's context, after a cut to `max_tokens`.
+    `too_long` says what becomes of examples longer than the model's context, after a cut to `max_tokens`. `train` are the
+    records that models are fine-tuned on for it. `expected` is what `raysweep plan` takes the records to be like where they
+    are not on this machine.
     """
 
     name: Name
@@ -72,6 +82,8 @@ class DatasetConfig(_Section):
     too_long: Literal["refuse", "cut"] = "refuse"
     prompt: str | None = None
     response: str | None = None
+    train: TrainSource | None = None
+    expected: ExpectedConfig | None = None
 
     @model_validator(mode="after")
     def _one_end(self) -> DatasetConfig:
@@ -190,27 +202,35 @@ class SimilarityConfig(_Section):
 
 
 class CorrelationConfig(_Section):
-    """Rank correlation of δ with the loss after substitution; `drop_ends` leaves so many centres out at each end."""
+    """Rank correlation of δ with the loss after substitution; `drop_ends` leaves so many centres out at each end.
+
+    `published` are ρ found elsewhere, by model and data set, to stand beside those measured; they change nothing else.
+    """
 
     resamples: Annotated[int, Field(ge=1, le=10**6, strict=True)] = 1000
     seed: Annotated[int, Field(ge=0, le=2**63, strict=True)] = 0
     drop_ends: Annotated[int, Field(ge=0, le=10**9, strict=True)] = 0
+    published: dict[Name, dict[Name, Annotated[float, Field(ge=-1, le=1)]]] = {}
 
 
 class StudiesConfig(_Section):
-    """What to measure; a study that is left out is not run. Correlation needs substitution and similarity."""
+    """What to do; a study that is left out is not run. Correlation needs substitution and similarity."""
 
     substitution: SubstitutionConfig | None = None
     similarity: SimilarityConfig | None = None
     spectrum: SpectrumConfig | None = None
     correlation: CorrelationConfig | None = None
     removal: RemovalConfig | None = None
+    finetune: FinetuneConfig | None = None
+    adaptation: AdaptationConfig | None = None
+    backdoor: BackdoorConfig | None = None
 
     @model_validator(mode="after")
     def _whole(self) -> StudiesConfig:
-        if not (self.substitution or self.similarity or self.spectrum or self.removal):
+        if not any(getattr(self, name) for name in type(self).model_fields if name != "correlation"):
             raise ValueError(
-                "asks for no study; give substitution, similarity, spectrum, removal or several (an empty one is written {})"
+                "asks for no study; give substitution, similarity, spectrum, removal, finetune, adaptation, backdoor or "
+                "several (an empty one is written {})"
             )
         if self.correlation and not (self.substitution and self.similarity):
             raise ValueError("correlation needs both substitution and similarity; add the missing one")
@@ -219,6 +239,21 @@ class StudiesConfig(_Section):
                 "removal at critical layers needs similarity, which finds them; add it, or list the layers"
             )
         return self
+
+    @model_validator(mode="after")
+    def _found(self) -> StudiesConfig:
+        for name, asked in self.trainings.items():
+            if not self.similarity and (choice := asked.found):
+                raise ValueError(
+                    f"{name} asks for {choice} layers, which similarity finds, and there is none; add similarity, or list the layers"
+                )
+        return self
+
+    @property
+    def trainings(self) -> dict[str, Training]:
+        """The studies that train models, by their names."""
+        all_of_them = {"finetune": self.finetune, "adaptation": self.adaptation, "backdoor": self.backdoor}
+        return {name: asked for name, asked in all_of_them.items() if asked}
 
     @model_validator(mode="after")
     def _one_pooling(self) -> StudiesConfig:
@@ -287,10 +322,40 @@ class Config(_Section):
                     raise ValueError(
                         f"model '{model.name}' has a checkpoint tuned on '{name}', which is no data set here; {nearest(name, known)}"
                     )
+        if self.studies.correlation:
+            check_published("studies.correlation.published", self.studies.correlation.published, self)
         of_tuned = self.studies.removal is not None and self.studies.removal.of == "tuned"
+        there = self.studies.finetune or any(model.tuned for model in self.models)
         for study, needed in (("substitution", self.studies.substitution), ("removal of: tuned", of_tuned)):
-            if needed and not any(model.tuned for model in self.models):
-                raise ValueError(f"{study} needs a tuned checkpoint; give models[].tuned: {{data set: checkpoint}}")
+            if needed and not there:
+                raise ValueError(
+                    f"{study} needs a tuned checkpoint; give models[].tuned: {{data set: checkpoint}}, or studies.finetune"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _trainable(self) -> Config:
+        trained = [dataset.name for dataset in self.datasets if dataset.train]
+        for name, asked in self.studies.trainings.items():
+            if not trained:
+                raise ValueError(
+                    f"studies.{name} trains models, and no data set has records for it; give datasets[].train"
+                )
+            if asked.processes > 1 and self.execution.executor != "ray":
+                raise ValueError(
+                    f"studies.{name}.processes is {asked.processes}, and executor is {self.execution.executor}; set "
+                    "execution.executor to ray, which starts them, or processes to 1"
+                )
+            if scheme_of(self.storage) not in (None, "file"):
+                raise ValueError(
+                    f"studies.{name} writes checkpoints to a folder, and storage is {shown(self.storage)}; give a folder that "
+                    "all workers see, or fine-tune in a run of its own"
+                )
+        if self.studies.finetune and all(set(trained) <= set(model.tuned) for model in self.models):
+            raise ValueError(
+                "studies.finetune has nothing to make: models[].tuned names a checkpoint for every data set with train; leave "
+                "one of them out"
+            )
         return self
 
     def to_yaml(self) -> str:
@@ -300,6 +365,15 @@ class Config(_Section):
 
 # A date of month 13, a number of 5000 digits, a text in another encoding and too deep a nesting have errors of their own.
 _NO_YAML = (yaml.YAMLError, ValueError, OverflowError, RecursionError)
+
+
+def check_published(where: str, published: Mapping[str, Mapping[str, Any]], config: Config) -> None:
+    """Raise ValueError where figures found elsewhere are of a model or a data set that the config does not have."""
+    models, datasets = {model.name for model in config.models}, {dataset.name for dataset in config.datasets}
+    for model, of_model in published.items():
+        for name, known, what in [(model, models, "model"), *((dataset, datasets, "data set") for dataset in of_model)]:
+            if name not in known:
+                raise ValueError(f"{where} has figures of '{name}', which is no {what} here; {nearest(name, known)}")
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -316,7 +390,22 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         raise InputError(f"config '{path}' cannot be read: {error.strerror or error}") from error
     except _NO_YAML as error:
         raise InputError(f"config '{path}' is not YAML: {' '.join(str(error).split())}") from error
-    return parse_config(values, where=str(path), overrides=overrides)
+    return parse_config(_beside(path, values), where=str(path), overrides=overrides)
+
+
+def _beside(path: Path, values: Any) -> Any:
+    """The values with each `architecture` as a path from here, for a config's names it from where it lies itself."""
+    models = values.get("models") if isinstance(values, dict) else None
+    if not isinstance(models, list):
+        return values
+
+    def placed(model: Any) -> Any:
+        named = model.get("architecture") if isinstance(model, dict) else None
+        if not isinstance(named, str) or named.startswith("~"):
+            return model
+        return {**model, "architecture": str(path.parent / named)}
+
+    return {**values, "models": [placed(model) for model in models]}
 
 
 def parse_config(values: Any, *, where: str = "config", overrides: Sequence[str] = ()) -> Config:

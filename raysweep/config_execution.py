@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-from raysweep.config_fields import Place, Positive
+from raysweep.config_fields import Place, Positive, distinct
 from raysweep.errors import shown
 
 
@@ -42,6 +42,7 @@ class ExecutionConfig(BaseModel):
     residency: Literal["auto", "resident", "stream"] = "auto"
     memory: str | int | float = "auto"
     spill: Place | None = None
+    report_to: list[Literal["tensorboard", "mlflow", "wandb"]] = []
 
     @property
     def spill_folder(self) -> Path | None:
@@ -81,6 +82,11 @@ class ExecutionConfig(BaseModel):
         if isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0 or (value > 1 and value % 1):
             raise ValueError(f"give auto, a share of a GPU between 0 and 1, or a whole number of them, not {value!r}")
         return float(value)
+
+    @field_validator("report_to")
+    @classmethod
+    def _once(cls, value: list[Any]) -> list[Any]:
+        return distinct(value, "each tracker")
 
     @model_validator(mode="after")
     def _ray_only(self) -> ExecutionConfig:

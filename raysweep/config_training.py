@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from raysweep.config_exclude import ExcludeConfig
+from raysweep.config_expected import ExpectedConfig
 from raysweep.config_fields import Place, Positive, distinct
 from raysweep.errors import shown
 
@@ -51,6 +52,7 @@ class TrainSource(_Section):
     too_long: Literal["refuse", "cut"] = "cut"
     prompt: str | None = None
     response: str | None = None
+    expected: ExpectedConfig | None = None
 
     @model_validator(mode="after")
     def _one_end(self) -> TrainSource:
@@ -83,6 +85,11 @@ class Training(_Section):
     strategy: Literal["fsdp", "ddp"] = "fsdp"
     top: Positive | None = None
 
+    @property
+    def found(self) -> str | None:
+        """The first of its choices of layers that a similarity task makes; None where there is none."""
+        return None
+
 
 class FinetuneConfig(Training):
     """Fine-tuned checkpoints for every model and data set with `train`, for which models[].tuned names none.
@@ -95,6 +102,11 @@ class FinetuneConfig(Training):
     freeze: Layers | None = None
     seed: Seed = 42
     along: list[Positive] = []
+
+    @property
+    def found(self) -> str | None:
+        """The choice that a similarity task makes; None where layers are given."""
+        return next((str(each) for each in (self.layers, self.freeze) if each in FOUND), None)
 
     @field_validator("along")
     @classmethod
@@ -111,6 +123,8 @@ class FinetuneConfig(Training):
             raise ValueError("freeze is all, and then nothing is trained; leave a layer out")
         if self.freeze is not None and self.lora is not None:
             raise ValueError("lora trains chosen layers and nothing else; give layers in place of freeze")
+        if self.along and self.lora is not None:
+            raise ValueError("along keeps whole checkpoints, and lora makes adapters; leave one of them out")
         return self
 
 
@@ -123,6 +137,11 @@ class AdaptationConfig(Training):
         "all",
     ]
     seeds: Annotated[list[Seed], Field(min_length=1)] = [0, 1, 2]
+
+    @property
+    def found(self) -> str | None:
+        """The first arm whose layers a similarity task chooses."""
+        return next((arm for arm in self.arms if arm in FOUND), None)
 
     @field_validator("arms", "seeds")
     @classmethod

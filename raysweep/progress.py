@@ -72,12 +72,16 @@ class Progress:
             )
         elif name == events.CALL_FAILED:
             self._line(f"failed: {event['call']}: {_first(event['error'])}")
+        elif name == events.CALL_GOES_ON:
+            self._goes_on(event)
         elif name == events.CALL_DONE and not self._live:
             now = self._clock()
             if now - self._printed >= _SECONDS_BETWEEN_LINES:
                 self._line(self._tally.words())
         elif name == events.MEMORY_SHORT:
             self._line(f"out of memory: {event['call']} went on in batches of {event['batch_tokens']} tokens")
+        elif name == events.TRACKER_FAILED:
+            self._line(f"{event['tracker']} is logged to no more: {_first(event['error'])}")
         elif name == events.CALLS_DROPPED and self._bars:
             for kind in event["calls"]:
                 self._bars.update(self._rows[kind], total=self._tally.total[kind])
@@ -104,6 +108,15 @@ class Progress:
             left="" if left is None else f"{duration(left)} left",
             **({"now": event["call"].partition(" ")[2]} if running else {}),
         )
+
+    def _goes_on(self, event: Mapping[str, Any]) -> None:
+        """How far a training has come: beside its bar, or as a line where none was printed for a while."""
+        far = f"{event['call']}: step {event['step']} of {event['of']}, {event['split']} loss {event['loss']:.4g}"
+        kind = kind_of(event["call"])
+        if kind in self._rows:
+            self._bars.update(self._rows[kind], now=far.partition(" ")[2])
+        elif self._clock() - self._printed >= _SECONDS_BETWEEN_LINES:
+            self._line(far)
 
     def _line(self, text: str) -> None:
         self._printed = self._clock()

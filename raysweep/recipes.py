@@ -192,6 +192,7 @@ execution:
   residency: auto                    # resident: all weights in memory; stream: two layers at a time from disk; auto: by size
   memory: auto                       # what the program may have in all: what is free, or a size such as 1.5GB
   # spill: /scratch                  # stream: a folder where states may wait that do not fit in memory, where that is cheaper
+  # report_to: [tensorboard]         # or mlflow, wandb: the run is logged there, too (pip install 'raysweep[trackers]')
 
 storage: runs/tiny                   # a folder, or a URL: s3://bucket/runs/tiny (pip install 'raysweep[s3]')
 # storage_options: {endpoint_url: http://10.0.0.5:9000}   # for a URL; credentials go into the environment or ~/.aws

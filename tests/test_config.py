@@ -262,7 +262,7 @@ def test_a_wrong_value_is_told_with_its_key(override, told):
         ),
         (
             ["studies={}"],
-            "studies: asks for no study; give substitution, similarity, spectrum, removal or several (an empty one is written {})",
+            "studies: asks for no study; give substitution, similarity, spectrum, removal, finetune, adaptation, backdoor or several (an empty one is written {})",
         ),
         (
             ["studies={correlation: {}, similarity: {}}"],
@@ -274,7 +274,7 @@ def test_a_wrong_value_is_told_with_its_key(override, told):
         ),
         (
             ["models.0.tuned={}"],
-            "substitution needs a tuned checkpoint; give models[].tuned: {data set: checkpoint}",
+            "substitution needs a tuned checkpoint; give models[].tuned: {data set: checkpoint}, or studies.finetune",
         ),
     ],
 )  # fmt: skip

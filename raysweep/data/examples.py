@@ -5,6 +5,7 @@ Reading is records.py's, texts are formats.py's and wording.py's; this module jo
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from itertools import takewhile
@@ -21,6 +22,9 @@ from raysweep.errors import InputError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+# From a record's place in its source, the record and its format: what is worded in their stead.
+Rewrite = Callable[[int, Record, Format], tuple[Record, Format]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,6 +100,7 @@ def load_examples(
     exclude: Exclude | None = None,
     last: int | None = None,
     all_but_last: int | None = None,
+    rewrite: Rewrite | None = None,
 ) -> Loaded:
     """The first `limit` records of `source`, worded, tokenised and cut to their first `max_tokens` tokens.
 
@@ -105,6 +110,8 @@ def load_examples(
     Examples that are still longer than the context of `room` are cut to it, or refused, as `too_long` says.
     Records that `exclude` names are left out first, then of the rest all but the `last` so many, or those that
     `all_but_last` holds back; `limit` counts what remains.
+    `rewrite` is given every record that is used, once it is found to fit its format, and what it returns is worded instead;
+    what it raises is told with the record's place.
     Only ids that occur need an embedding: many tokenizers have a few more tokens than their model.
 
     Raises InputError for an unknown format or wording, a tokenizer that the wording cannot use, a source that cannot be
@@ -125,7 +132,7 @@ def load_examples(
     n_cut = 0
     for index, record in zip(records.numbers, records.records, strict=True):
         try:
-            example = _example(index, record, record_format, chosen, tokenizer, prompts_only)
+            example = _example(index, record, record_format, chosen, tokenizer, prompts_only, rewrite)
         except InputError as error:
             raise InputError(f"{records.place(index)}: {error}") from error
         kept = _cut_prompt(example.tokens, most, tokenizer) if prompts_only else example.tokens[:most]
@@ -178,10 +185,13 @@ def _example(
     wording: Wording,
     tokenizer: PreTrainedTokenizerBase,
     prompts_only: bool,
+    rewrite: Rewrite | None,
 ) -> Example:
     problem = record_format.problem(record)
     if problem is not None:
         raise InputError(problem)
+    if rewrite is not None:
+        record, record_format = rewrite(index, record, record_format)
     texts = wording.texts(record_format, record, tokenizer)
     for what, text in zip(("prompt", "response"), texts, strict=True):
         try:

@@ -83,7 +83,8 @@ class Format:
     """One record format.
 
     `fields` are those every record must have (name → type), `question` and `response` are Jinja, and `check` says in
-    words what is wrong between or inside fields of the right types, or None.
+    words what is wrong between or inside fields of the right types, or None. `answer`, plain text, stands in place of every
+    record's response where it is given.
     """
 
     name: str
@@ -91,6 +92,7 @@ class Format:
     question: str
     response: str
     check: Callable[[Record], str | None] = field(default=_fits, repr=False)
+    answer: str | None = None
 
     def problem(self, record: Record) -> str | None:
         """What is wrong with the record, in words that follow "this record …", or None."""
@@ -109,12 +111,15 @@ class Format:
 
     def texts(self, record: Record) -> tuple[str, str]:
         """Question and response of a record without a problem; InputError where a template of the user's fails."""
-        return render(self.question, record), render(self.response, record)
+        return render(self.question, record), render(self.response, record) if self.answer is None else self.answer
 
     def turns(self, record: Record) -> Turns:
         """The record as a conversation: all its turns (`messages`), or the question and the response as two."""
         if self.name == "messages":
-            return [{"role": turn["role"], "content": turn["content"]} for turn in record["messages"]]
+            turns = [{"role": turn["role"], "content": turn["content"]} for turn in record["messages"]]
+            if self.answer is not None:
+                turns[-1]["content"] = self.answer
+            return turns
         question, response = self.texts(record)
         return [{"role": "user", "content": question}, {"role": "assistant", "content": response}]
 

@@ -113,6 +113,11 @@ def read_records(
     return Records(where, records, lines or None, numbers, kept.n_excluded)
 
 
+def are_here(source: str) -> bool:
+    """Whether the records of `source` are on this machine: the laboratory's, a file or a folder. What the hub has is not kept."""
+    return Path(lab.resolve(source)).expanduser().exists()
+
+
 class _Kept:
     """The records that are not left out, each with its number and line; counts as it goes."""
 

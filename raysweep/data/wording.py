@@ -7,6 +7,7 @@ that were tuned on none; the others are the texts that published checkpoints wer
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import takewhile
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 Texts = tuple[str, str]  # the prompt, which carries no loss, and the response, which does
 Encoded = tuple[NDArray[np.int64], int]  # tokens [T] of both, and how many leading ones carry no loss
+
+_PRINTED = re.compile(r"\{\{.*?\}\}")
 
 
 @dataclass(frozen=True)
@@ -118,6 +121,8 @@ class TextWording:
         question, response = record_format.texts(record)
         values = {**record, "question": question, "response": response, "eos_token": tokenizer.eos_token}
         before, after = self.by_format[record_format.name]
+        if record_format.answer is not None:
+            after = _around(after, "{{ response }}")
         return render(before, values), render(after, values)
 
     def encode(self, texts: Texts, tokenizer: PreTrainedTokenizerBase) -> Encoded:
@@ -154,6 +159,12 @@ class PlainWording:
 
 
 Wording = ChatWording | TextWording | PlainWording
+
+
+def _around(text: str, answer: str) -> str:
+    """The Jinja of a response with `answer` in place of all that it prints of the record, and what stands around that."""
+    printed = [found for found in _PRINTED.finditer(text) if "eos_token" not in found[0]]
+    return text[: printed[0].start()] + answer + text[printed[-1].end() :]
 
 
 def _roles(turns: Turns) -> str:

@@ -23,7 +23,10 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from raysweep.studies.capture import Pooling
+    from raysweep.studies.endpoint import EndpointJudge
+    from raysweep.studies.judging import Keywords, Pattern
     from raysweep.studies.removal import Removal
+    from raysweep.studies.training import Recipe
 
 
 Failure = Literal["refused", "raised", "lost", "unstarted"]
@@ -177,6 +180,77 @@ class RemovalCall(ModelCall):
     def affinity(self) -> tuple[str, ...]:
         """The fingerprints of the base, and of the tuned model where that is what is run."""
         return (self.base.fingerprint, *([self.tuned.fingerprint] if self.tuned else []))
+
+
+@dataclass(frozen=True)
+class Found:
+    """Layers that a similarity task finds: the `top` where δ of the metric is smallest, or (not `critical`) as many others.
+
+    `dynamics` is the key of δ; the others are drawn with the training's seed.
+    """
+
+    critical: bool
+    top: int
+    dynamics: str
+    metric: str
+
+
+@dataclass(frozen=True)
+class TrainCall(ModelCall):
+    """Trains the base on the examples, measuring the loss of the `test` examples along the way.
+
+    `found` says where the recipe's layers come from, unless it has them. `key` is the identity of what is made, `results` has
+    the keys of the tables. `kept` is where a checkpoint goes, below the run folder, with `steps` beside it by the keys of their
+    weights; None where rows are all that is wanted. `made` is the checkpoint where it is there already, and only the loss of
+    other test examples is asked for.
+    """
+
+    test: tuple[Example, ...]
+    study: str
+    arm: str
+    recipe: Recipe
+    found: Found | None
+    key: str
+    results: Mapping[str, str]
+    kept: str | None = None
+    steps: Mapping[str, str] = field(default_factory=dict)
+    made: Checkpoint | None = None
+    processes: int = 1
+    strategy: Literal["fsdp", "ddp"] = "fsdp"
+
+
+@dataclass(frozen=True)
+class BackdoorCall(TrainCall):
+    """Trains on records with a backdoor in them, or not at all, and has the model answer prompts, clean and triggered.
+
+    Answers are `tokens` long, the likeliest, or sampled with the training's seed where there is a `temperature`.
+    """
+
+    trains: bool = True
+    clean: tuple[Example, ...] = ()
+    triggered: tuple[Example, ...] = ()
+    tokens: int = 64
+    temperature: float = 0.0
+    top_p: float = 1.0
+
+
+@dataclass(frozen=True)
+class JudgeCall(Call):
+    """Judges the answers of all arms of a cell; `parts` has the keys of their texts, `results` those of the tables."""
+
+    parts: tuple[str, ...]
+    results: Mapping[str, str]
+    judge: Keywords | Pattern | EndpointJudge
+    trigger: str
+
+
+@dataclass(frozen=True)
+class AdaptationCall(Call):
+    """Curves of test loss compared between the arms; `parts` has the keys of each training's rows."""
+
+    key: str
+    parts: tuple[str, ...]
+    arms: tuple[str, ...]
 
 
 @dataclass(frozen=True)

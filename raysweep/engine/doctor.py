@@ -221,7 +221,8 @@ def _is_data(path: str) -> bool:
     if place.name.startswith("."):
         return False
     table = _depth(path) == 2 and place.match("chunks/*.parquet")
-    return table or (_depth(path) == 5 and place.match("activations/*/*/layer=*/part-*.arrow"))
+    states = _depth(path) == 5 and place.match("activations/*/*/layer=*/part-*.arrow")
+    return table or states or (_depth(path) == 4 and place.match("checkpoints/*/*/*"))
 
 
 def _depth(path: str) -> int:

@@ -11,7 +11,7 @@ import platform
 import socket
 import sys
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +19,7 @@ from typing import Any
 
 from raysweep.config import Config
 from raysweep.engine import events
-from raysweep.engine.calls import Call, Commit, Outcome, SubstituteCall
+from raysweep.engine.calls import Call, Commit, ModelCall, Outcome, SubstituteCall, TrainCall
 from raysweep.engine.disk import bytes_to_write, check_room, check_writable
 from raysweep.engine.dispatch import is_final
 from raysweep.engine.dispatcher import Dispatcher
@@ -31,13 +31,16 @@ from raysweep.engine.graph import Graph, beyond, shortened
 from raysweep.engine.inspection import Facts, inspect
 from raysweep.engine.ledger import Ledger
 from raysweep.engine.pending import model_calls
-from raysweep.engine.plan import plan
+from raysweep.engine.plan import as_sized, plan, with_promised
 from raysweep.engine.reach import reach
 from raysweep.engine.result_calls import result_call
 from raysweep.engine.room import refuse_too_small
+from raysweep.engine.steps import StepModel, with_steps
 from raysweep.engine.stopping import watches
+from raysweep.engine.trackers import check_trackers, trackers_for
 from raysweep.redaction import redacted
 from raysweep.store.artifacts import sweep_temporaries
+from raysweep.studies.trainer_arguments import training_steps
 
 
 @dataclass
@@ -52,28 +55,38 @@ class Done:
 
 
 def prepare(
-    config: Config, find_device: Callable[[str], str], check: Callable[[], None] = lambda: None
+    config: Config,
+    find_device: Callable[[str], str],
+    check: Callable[[], None] = lambda: None,
+    *,
+    may_assume: bool = False,
 ) -> tuple[Facts, Graph, RunFolder]:
     """Inspect and plan: everything that can be refused is refused here (InputError), and nothing is written.
 
     Only in an object store a small object is written, read and removed at once, to see that it can be.
 
     `find_device` is told `execution.device` and says which device that means where the work will be done. `check` is called
-    once this process can use the storage, and refuses what others cannot.
+    once this process can use the storage, and refuses what others cannot. With `may_assume`, for plans, what is not here is
+    taken as the config has it; then room on a disk here is not asked for.
     """
     folder = RunFolder(reach(config.storage, config.storage_options, write=True).absolute())
     folder.check_usable()
+    check_trackers(config.execution.report_to, folder.root)
     check_writable(folder.root)
     check()
-    facts = inspect(config, find_device)
+    facts = inspect(config, find_device, may_assume=may_assume)
     spill = config.execution.spill_folder
     if spill is not None and config.execution.executor == "local":  # a worker elsewhere has a disk of its own
         check_writable(spill, "execution.spill")
+    if isinstance(folder.root, Path):
+        facts = with_promised(config, facts, folder.root)
     graph = plan(config, facts)
     done = folder.committed() if folder.is_run else {}
     if any(model.residency.memory for model in facts.models.values()):
-        refuse_too_small(facts, model_calls(config, facts, graph, done))
-    check_room(folder.root, bytes_to_write(facts, shortened(graph, done), done))
+        sized = as_sized(facts)
+        refuse_too_small(sized, model_calls(config, sized, graph, done))
+    if not facts.assumed:
+        check_room(folder.root, bytes_to_write(facts, shortened(graph, done), done))
     return facts, graph, folder
 
 
@@ -86,7 +99,9 @@ def drive(
     had; a KeyboardInterrupt is logged and goes on. What is committed is kept.
     """
     started = time.monotonic()
+    asked, config = config, with_steps(config)
     backend = backend or backend_for(config.execution)
+    tracked = None
 
     def check() -> None:
         found = backend.check(config.storage, config.storage_options)
@@ -96,18 +111,20 @@ def drive(
     try:
         facts, graph, folder = prepare(config, backend.device, check)
         folder.make()
-        listener = _both(listener, backend.listener(config.name, folder.root))
+        tracked = trackers_for(config.execution.report_to, config.name, folder, listener)
+        listener = _both(listener, backend.listener(config.name, folder.root), tracked)
         with folder.locked(), EventLog(folder.events, listener) as log:
             if fresh:
                 log.clear()
                 folder.clear()
             sweep_temporaries(folder.root)
             folder.forget_broken()
-            calls = list(model_calls(config, facts, graph, folder.committed()))
-            reckoned = reckon(config, facts, calls, backend.workers())
+            sized = as_sized(facts)
+            calls = list(model_calls(config, sized, graph, folder.committed()))
+            reckoned = reckon(config, sized, calls, backend.workers())
             left = reckoned.estimate
             folder.write_plan(
-                redacted(config.to_yaml()),
+                redacted(asked.to_yaml()),
                 graph,
                 redacted({**describe_run(config, facts), "estimate": left.to_json() if left.calls else None}),
             )
@@ -129,6 +146,8 @@ def drive(
             )
             return Done(folder, run.graph, run.failed, run.n_calls, seconds)
     finally:
+        if tracked:
+            tracked.close()
         backend.close()
 
 
@@ -151,8 +170,13 @@ class _Run:
         self.graph = shortened(graph, done)
         self.ledger = Ledger(self.graph, done)
         self._watches = watches(config, facts, self.graph, done)
+        self._needs = {task.name: task.needs for task in self.graph.tasks}
+        self._held: list[ModelCall] = list(model_calls(config, facts, graph, done.keys() | beyond(graph, self.graph)))
+        self._awaited = {name for call in self._held for task in call.tasks for name in self._needs[task]}
+        self._may_release = True
+        self._spread: deque[TrainCall] = deque()  # trainings of several processes, which need the workers' devices
         self._dispatcher = Dispatcher(
-            model_calls(config, facts, graph, done.keys() | beyond(graph, self.graph)),
+            (),
             reckoned.cost,
             resident=config.execution.resident,
             may_cut=lambda call: not self._is_watched(call),
@@ -166,6 +190,7 @@ class _Run:
         self._dropped: set[str] = set()  # keys that were called for when their sweep stopped
         self._executor: Executor | None = None
         self._workers = 0
+        waiting = Counter(call.kind for call in self._held)
         log.emit(
             events.RUN_STARTED,
             name=config.name,
@@ -173,12 +198,13 @@ class _Run:
             host=socket.gethostname(),
             tasks=len(graph.tasks),
             done=self.ledger.n_done,
-            calls=self.queue.counts() + self.ledger.to_make(),
+            calls=waiting + self.ledger.to_make(),
             kinds=_by_kind(self.graph, self.ledger),
         )
         for watch in self._watches:
             if there := [key for key in watch.keys if key in done]:
                 watch.take(folder.chunks.read_parts(there).to_pandas())
+        self._release()
         self._stop_settled()
         self._queue_results()
 
@@ -189,19 +215,56 @@ class _Run:
         return {model: rates.slower(run, load).to_json() for model, rates in known.items()} if self.n_calls else {}
 
     def all(self, backend: Backend) -> None:
-        """Submit and collect until nothing is left."""
-        if self.queue:
-            executor = backend.open(self.folder.root, len(self.queue))
-            self._executor, self._workers = executor, _models(executor)
-            try:
-                self.log.emit(events.WORKERS_READY, **executor.about)
-                self._dispatcher.run(executor, self._take)
-            finally:
-                executor.close()
-        for task in self.graph.tasks:
-            cause = next((name for name in (task.name, *task.needs) if name in self.failed), None)
-            if cause is not None:
-                self.failed.setdefault(task.name, f"not made, for '{cause}' failed")
+        """Submit and collect until nothing is left; a training of several processes has the devices to itself."""
+        while self.queue or self._spread:
+            if self.queue:
+                self._run_queue(backend)
+            if self._spread:
+                calls, self._spread = self._spread, deque()
+                for call in calls:
+                    self.log.emit(events.CALL_STARTED, call=call.name)
+                for outcome in backend.train(self.folder.root, calls, self._tell):
+                    self._take(outcome)
+        failed = -1
+        while failed != len(self.failed):  # what failed may be needed by tasks before it
+            failed = len(self.failed)
+            for task in self.graph.tasks:
+                cause = next((name for name in (task.name, *task.needs) if name in self.failed), None)
+                if cause is not None:
+                    self.failed.setdefault(task.name, f"not made, for '{cause}' failed")
+
+    def _run_queue(self, backend: Backend) -> None:
+        n_calls = len(self.queue) + len(self._held) + sum(self.ledger.to_make().values())
+        executor = backend.open(self.folder.root, n_calls, self._tell)
+        self._executor, self._workers = executor, _models(executor)
+        try:
+            self.log.emit(events.WORKERS_READY, **executor.about)
+            self._dispatcher.run(executor, self._take)
+        finally:
+            executor.close()
+
+    def _tell(self, call: str, told: Mapping[str, Any]) -> None:
+        """Log how far a call has come that takes long."""
+        self.log.emit(events.CALL_GOES_ON, call=call, **told)
+
+    def _release(self) -> None:
+        """Queue the calls of models whose tasks have all that they need."""
+        if not self._may_release:
+            return
+        self._may_release = False
+        held, self._held = self._held, []
+        for call in held:
+            needs = {name for task in call.tasks for name in self._needs[task]}
+            if not all(map(self.ledger.is_done, needs)):
+                self._held.append(call)
+            else:
+                self._push(call)
+
+    def _push(self, call: Call) -> None:
+        if isinstance(call, TrainCall) and call.processes > 1:
+            self._spread.append(call)
+        else:
+            self.queue.push(call)
 
     def _take(self, outcome: Outcome) -> None:
         call = outcome.call
@@ -218,6 +281,7 @@ class _Run:
         if outcome.measured.get("out_of_memory"):
             halved = {key: outcome.measured[key] for key in ("out_of_memory", "batch_tokens")}
             self.log.emit(events.MEMORY_SHORT, call=call.name, **halved)
+        self._release()
         self._stop_settled()
         self._queue_results()
 
@@ -240,7 +304,7 @@ class _Run:
         elif self._is_watched(call):
             self.queue.push_back(call)  # a sweep stops by its chunks in order
         else:
-            self.queue.push(call)
+            self._push(call)
         self.log.emit(
             events.CALL_FAILED if final else events.CALL_RETRIED,
             call=call.name,
@@ -270,8 +334,11 @@ class _Run:
         )
         written = {"results": kept.table.bytes if kept.table else 0, "activations": sum(f.bytes for f in kept.files)}
         self.log.emit(events.CHUNK_COMMITTED, commit=commit.name, keys=commit.keys, **log, bytes=written)
+        if isinstance(call, TrainCall) and isinstance(self.folder.root, Path):
+            self.folder.forget_training(call.key)
         for task in self.ledger.commit(commit.keys):
             self.log.emit(events.TASK_DONE, task=task.name)
+            self._may_release |= task.name in self._awaited
         self._dropped.difference_update(commit.keys)
         for watch in self._watches:
             if commit.table is not None and not watch.keys.isdisjoint(commit.keys):
@@ -335,7 +402,11 @@ def describe_run(config: Config, facts: Facts) -> dict[str, Any]:
     """What reports say of the run's origins: checkpoints, data, versions. Plain values."""
     checkpoints = []
     for name, model in facts.models.items():
-        for role, found in [("base", model.base), *((f"tuned on {d}", c) for d, c in model.tuned.items())]:
+        step = next((m for m in config.models if m.name == name and isinstance(m, StepModel)), None)
+        for role, found in [
+            *([] if step else [("base", model.base)]),
+            *((f"tuned on {d}", c) for d, c in model.tuned.items()),
+        ]:
             checkpoints.append(
                 {
                     "model": name,
@@ -364,11 +435,36 @@ def describe_run(config: Config, facts: Facts) -> dict[str, Any]:
             }
         )
     return {
+        "along": _along(config, facts),
         "name": config.name,
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "device": facts.device,
         "layers": {name: model.base.n_layers for name, model in facts.models.items()},
+        "published_attack": _published(config),
         "versions": {**facts.libraries, "python": platform.python_version()},
         "checkpoints": checkpoints,
         "datasets": datasets,
+        "published_rho": config.studies.correlation.published if config.studies.correlation else {},
     }
+
+
+def _along(config: Config, facts: Facts) -> list[dict[str, Any]]:
+    """Which model's rows are of which step of a fine-tuning; the last step's are the model's own."""
+    steps: list[dict[str, Any]] = []
+    finetune = config.studies.finetune
+    for model in config.models:
+        if finetune is None or not isinstance(model, StepModel):
+            continue
+        for dataset in facts.models[model.name].promised:
+            told = {"model": model.of, "dataset": dataset, "step": model.step, "measured": model.name}
+            arguments, examples = facts.trainings.arguments["finetune"], facts.trainings.examples[model.of, dataset]
+            last = training_steps(arguments, len(examples), finetune.processes)
+            steps += [told, {**told, "step": last, "measured": model.of}]
+    return [told for place, told in enumerate(steps) if told not in steps[:place]]
+
+
+def _published(config: Config) -> dict[str, Any]:
+    """Rates of attacks that the config gives to stand beside those found, by model and arm. Plain values."""
+    backdoor = config.studies.backdoor
+    given = backdoor.published if backdoor else {}
+    return {model: {arm: told.model_dump() for arm, told in arms.items()} for model, arms in given.items()}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -24,6 +24,7 @@ from raysweep.engine.calls import (
     PairCall,
     RemovalCall,
     SubstituteCall,
+    TrainCall,
 )
 from raysweep.engine.dispatch import CallCost, Load
 from raysweep.engine.loading import batch_budget
@@ -32,6 +33,7 @@ from raysweep.engine.plan import hidden_size
 from raysweep.engine.rates import NOMINAL, Rates, measured_rates, torch_threads
 from raysweep.engine.residency import RESIDENT, Residency, choose_residency, layer_sizes
 from raysweep.engine.room import SIZES, Needs, batches_of, kept_beside, sweep_batches, widest
+from raysweep.engine.training_estimate import training_of
 from raysweep.errors import InputError
 from raysweep.models.checkpoint import text_config
 from raysweep.models.skeleton import Reads, read_sizes
@@ -101,6 +103,7 @@ class Reckoned:
     estimate: Estimate
     cost: Costs
     rates: Mapping[str, Rates | None]
+    kinds: Mapping[str, Estimate] = field(default_factory=dict)  # by the calls' kind, seconds of all devices
 
 
 def reckon(
@@ -113,7 +116,7 @@ def reckon(
     """Reckon these calls, by each model's `rates` where given, else by those measured here."""
     found: dict[str, Rates | None] = _rates(config, facts, calls) if rates is None else {**rates}
     reckoning = _Reckoning(config, facts, found)
-    return Reckoned(reckoning.of(calls, workers), reckoning.cost, found)
+    return Reckoned(reckoning.of(calls, workers), reckoning.cost, found, reckoning.kinds)
 
 
 def options(config: Config, facts: Facts, graph: Graph, done: Collection[str]) -> dict[str, Options]:
@@ -130,7 +133,8 @@ def options(config: Config, facts: Facts, graph: Graph, done: Collection[str]) -
                 by_mode[mode] = at
                 continue
             other = replace(facts, models={**facts.models, name: replace(model, residency=at)})
-            own = [call for call in model_calls(config, other, graph, done) if call.model == name]
+            all_calls = calls if at is taken else model_calls(config, other, graph, done)
+            own = [call for call in all_calls if call.model == name]
             try:
                 by_mode[mode] = _Reckoning(config, other, rates).of(own)
             except InputError as error:  # a layer that its conversion rules do not make alone, say
@@ -176,6 +180,7 @@ class _Reckoning:
         self.loaded: OrderedDict[tuple[str, str, str], int] = OrderedDict()
         self.read = self.memory = self.applications = 0
         self.seconds: float | None = 0.0
+        self.kinds: dict[str, Estimate] = {}
         self.taken: dict[str, tuple[float, int]] = {}  # by call: seconds without loads, and bytes meanwhile
         self._reads: dict[str, Reads] = {}
         self._widest: dict[str, int] = {}
@@ -190,12 +195,39 @@ class _Reckoning:
 
     def _add(self, call: ModelCall) -> bool:
         """Add the call; False for one of a kind that is not reckoned."""
+        before = (self.applications, self.read, self.seconds)
+        self._call_memory = 0
+        if not self._reckon(call):
+            return False
+        self._tell_kind(call, *before)
+        return True
+
+    def _tell_kind(self, call: ModelCall, applications: int, read: int, seconds: float | None) -> None:
+        """Count what the call has added to its kind's."""
+        known = self.kinds.get(call.kind, Estimate(0, 0, 0, 0, 0.0, None))
+        took = None
+        if known.call_seconds is not None and seconds is not None and self.seconds is not None:
+            devices = call.processes if isinstance(call, TrainCall) else 1
+            took = known.call_seconds + devices * (self.seconds - seconds)
+        self.kinds[call.kind] = Estimate(
+            known.calls + 1,
+            known.layer_applications + self.applications - applications,
+            known.bytes_read + self.read - read,
+            max(known.memory, self._call_memory),
+            took,
+            took,
+        )
+
+    def _reckon(self, call: ModelCall) -> bool:
+        """Reckon the call; False for one of a kind that is not."""
         if isinstance(call, SubstituteCall):
             self._sweep(call)
         elif isinstance(call, EstimateCall):
             self._gradient(call)
         elif isinstance(call, CaptureCall):
             self._capture(call)
+        elif isinstance(call, TrainCall) and call.made is None:
+            self._training(call)
         else:
             return False
         return True
@@ -257,7 +289,8 @@ class _Reckoning:
         """Add a call: bytes `read` before it begins, then passes of (bytes, seconds); what waits for neither."""
         known = self.rates[call.model]
         rates = known or NOMINAL
-        self.memory = max(self.memory, self.program + sum(self.loaded.values()) + states)
+        self._call_memory = self.program + sum(self.loaded.values()) + states
+        self.memory = max(self.memory, self._call_memory)
         meanwhile, seconds = 0, compute
         for size, takes in passes:
             meanwhile += size
@@ -317,6 +350,15 @@ class _Reckoning:
         )
         labels = sum(example.n_tokens for example in call.examples)
         self._take(call, read, 2 * labels * rates.head_seconds, passes, states)
+
+    def _training(self, call: TrainCall) -> None:
+        """A training, on the devices of its processes; a process has nothing loaded beside it."""
+        rates = self.rates[call.model] or NOMINAL
+        needed = training_of(call)
+        self.loaded.clear()
+        self.applications += needed.applications
+        seconds = (needed.applied * rates.layer_seconds + needed.headed * rates.head_seconds) / call.processes
+        self._take(call, call.base.bytes, seconds, [], needed.memory)
 
     def _states(self, call: SubstituteCall, plan: Schedule, tokens: list[int]) -> int:
         """Bytes of the largest pass's states, of what one batch makes in a layer, and of its logits."""

@@ -23,10 +23,12 @@ if TYPE_CHECKING:
     from raysweep.store.places import Location
 
 CLUSTER_CHECKED = "cluster_checked"  # told before there is a log, so in none
+TRACKER_FAILED = "tracker_failed"  # told beside the log, so in none
 RUN_STARTED = "run_started"
 WORKERS_READY = "workers_ready"
 WORKERS_CHANGED = "workers_changed"
 CALL_STARTED = "call_started"
+CALL_GOES_ON = "call_goes_on"  # of one that takes long: how far it has come
 CALL_RETURNED = "call_returned"  # not begun: its worker died before
 CHUNK_COMMITTED = "chunk_committed"
 CALL_DONE = "call_done"

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from raysweep.config_execution import ExecutionConfig
-from raysweep.engine.calls import Call, Outcome
+from raysweep.engine.calls import Call, Outcome, TrainCall
 from raysweep.engine.dispatch import Slot
 from raysweep.engine.events import Listener
 from raysweep.engine.inspection import resolve_device
+from raysweep.engine.training_work import Tell, untold
 from raysweep.engine.work import Worker
 
 if TYPE_CHECKING:
@@ -58,8 +59,14 @@ class Backend(Protocol):
     def workers(self) -> int:
         """How many workers there will be, as far as that is known before they are there."""
 
-    def open(self, folder: Location, n_calls: int) -> Executor:
-        """Workers for at most so many calls; raises InputError where they cannot be had."""
+    def open(self, folder: Location, n_calls: int, tell: Tell = untold) -> Executor:
+        """Workers for at most so many calls; raises InputError where they cannot be had.
+
+        `tell` is told how far a call has come that takes long, by its name, where its worker is in this process.
+        """
+
+    def train(self, folder: Location, calls: Sequence[TrainCall], tell: Tell = untold) -> Iterator[Outcome]:
+        """Run trainings of several processes each, with no workers open, and give what comes of each as it ends."""
 
     def listener(self, run: str, root: Location) -> Listener | None:
         """Who is told the events of the run of this name in the folder `root`, beside the log; None for nobody."""
@@ -110,9 +117,13 @@ class LocalBackend:
         """One."""
         return 1
 
-    def open(self, folder: Location, n_calls: int) -> Executor:
+    def open(self, folder: Location, n_calls: int, tell: Tell = untold) -> Executor:
         """The executor in this process."""
-        return LocalExecutor(Worker(folder, self.resident))
+        return LocalExecutor(Worker(folder, self.resident, tell))
+
+    def train(self, folder: Location, calls: Sequence[TrainCall], tell: Tell = untold) -> Iterator[Outcome]:
+        """Refused when the config is read: several processes are started through Ray."""
+        raise ValueError(f"'{calls[0].name}' has {calls[0].processes} processes, and there is one here")
 
     def listener(self, run: str, root: Location) -> None:
         """Nobody: metrics are Ray's."""

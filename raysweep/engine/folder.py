@@ -3,7 +3,10 @@
 config.yaml  plan.json  events.jsonl   (in an object store, which cannot append, events/*.jsonl)
 chunks/                                 what is committed, by key
 activations/<model>/<dataset>/          captured states
+checkpoints/<model>/<dataset>-<key>/    fine-tuned models
+training/<key>/                         what trainings need to go on that are not done
 results/*.parquet  report/              made from the above
+trackers/                               what TensorBoard, MLflow or Weights & Biases were told, where asked
 """
 
 from __future__ import annotations
@@ -24,6 +27,9 @@ from raysweep.store.places import listing, read_bytes, remove_below, sizes_below
 
 if TYPE_CHECKING:
     from raysweep.store.places import Location
+
+
+_KEPT = ("activations", "checkpoints")  # folders of files that commits name beside their tables
 
 
 class RunFolder:
@@ -47,27 +53,46 @@ class RunFolder:
     def committed(self) -> dict[str, Manifest]:
         """The chunk that holds each key; a chunk whose activation files are gone or cut is not counted."""
         found: dict[str, Manifest] = {}
-        sizes = sizes_below(self.root / "activations")
+        sizes = self._sizes()
         for manifest in self.chunks.manifests():
             if self._is_intact(manifest, sizes):
                 for key in manifest.parts:
                     found.setdefault(key, manifest)
         return found
 
+    def training(self, key: str) -> Path:
+        """Where a training of this identity keeps what it needs to go on. Raises InputError in an object store."""
+        if not isinstance(self.root, Path):
+            raise InputError(f"models are trained in a folder, and storage is '{self.root}'; give a folder")
+        return self.root / "training" / key[:16]
+
+    def forget_training(self, key: str) -> None:
+        """Remove what a training needed to go on, once it is done."""
+        remove_below(self.training(key))
+
     def forget_broken(self) -> None:
-        """Take back the commits whose activation files are gone or cut, so that they can be made again."""
-        sizes = sizes_below(self.root / "activations")
+        """Take back the commits whose activation files or checkpoints are gone or cut, so that they can be made again."""
+        sizes = self._sizes()
         for manifest in self.chunks.manifests():
             if not self._is_intact(manifest, sizes):
                 self.chunks.forget(manifest)
 
+    def _sizes(self) -> Callable[[str], int | None]:
+        """The sizes of files that commits name beside their tables, by path in the run folder."""
+        below = {name: sizes_below(self.root / name) for name in _KEPT}
+
+        def size(path: str) -> int | None:
+            top, _, rest = path.partition("/")
+            return below[top](rest) if top in below else None
+
+        return size
+
     def _is_intact(self, manifest: Manifest, sizes: Callable[[str], int | None]) -> bool:
-        """Whether a commit's activation files have the sizes they should; `sizes` is of the folder of all activations."""
+        """Whether a commit's files have the sizes they should."""
         folder = manifest.extra.get("folder", "")
-        below = folder.removeprefix("activations/")
         try:
             check_files(
-                self.root / folder, manifest.files, remedy="run again", sizes=lambda path: sizes(f"{below}/{path}")
+                self.root / folder, manifest.files, remedy="run again", sizes=lambda path: sizes(f"{folder}/{path}")
             )
         except StoreError:
             return False
@@ -123,7 +148,11 @@ class RunFolder:
 
     def clear(self) -> None:
         """Remove everything committed and made, so that a run starts afresh."""
-        for path in (self.root / "chunks", self.root / "activations", self.results, self.report):
+        for path in (
+            *(self.root / name for name in ("chunks", *_KEPT, "training")),
+            self.results,
+            self.report,
+        ):
             remove_below(path)
 
     @contextmanager

@@ -17,7 +17,18 @@ from raysweep.studies.interventions import Change, change_from_json, to_json
 if TYPE_CHECKING:
     from raysweep.store.chunks import Manifest
 
-Kind = Literal["substitute", "estimate", "generate", "similarity", "spectrum", "correlate", "verify", "stop", "removal"]
+Kind = Literal[
+    "finetune", "adapt", "adaptation", "backdoor", "judge", "substitute", "estimate", "generate", "similarity", "spectrum", "correlate", "verify",
+    "stop", "removal",
+]  # fmt: skip
+_BY_MODELS = (
+    "finetune",
+    "adapt",
+    "backdoor",
+    "substitute",
+    "estimate",
+    "generate",
+)  # whose tables come with their parts
 
 STOPPED_AFTER = "chunks"  # where the manifest of a decision to stop has the number of chunks
 
@@ -56,7 +67,8 @@ class Task:
 
         Where a sweep stops is decided while its tasks go on, by the driver.
         """
-        return self.kind != "stop" and bool(self.results) and bool(self.parts or self.needs)
+        made = self.kind != "stop" and self.kind not in _BY_MODELS
+        return made and bool(self.results) and bool(self.parts or self.needs)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, as plan.json holds them."""

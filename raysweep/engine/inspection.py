@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-from raysweep.config import Config, DatasetConfig, GenerationConfig, ModelConfig, SubstitutionConfig
-from raysweep.config_exclude import ExcludeConfig
+from raysweep.config import Config, GenerationConfig, ModelConfig, SubstitutionConfig
 from raysweep.config_removal import RemovalConfig
 from raysweep.config_stop import StopConfig
-from raysweep.data.examples import Example, Loaded, Room, load_examples
-from raysweep.data.exclusion import Exclude
+from raysweep.data.examples import Example, Loaded, Room
+from raysweep.engine.assumed import assumptions, checkpoint_on_paper
+from raysweep.engine.reader import Reader
 from raysweep.engine.residency import RESIDENT, Residency, choose_residency
+from raysweep.engine.steps import StepModel
+from raysweep.engine.training_facts import find_trainings, trained_on
+from raysweep.engine.training_plan import Trainings
 from raysweep.errors import InputError
 from raysweep.fingerprint import fingerprint
 from raysweep.models.adapter import find_blocks
@@ -26,8 +29,6 @@ from raysweep.models.checkpoint import (
     Checkpoint,
     check_pair,
     describe,
-    limits,
-    load_tokenizer,
     predicts_tokens,
     resolve_dtype,
     skeleton,
@@ -38,7 +39,7 @@ from raysweep.studies.interventions import Change, check_changes
 from raysweep.studies.stopping import Rule, check_rule, in_random_order
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    pass
 
 _FEWEST_TO_COMPARE = 2
 
@@ -47,7 +48,8 @@ _FEWEST_TO_COMPARE = 2
 class Cell:
     """One model on one data set: its examples, cut into chunks in their source's order.
 
-    `drawn` are the chunks that a sweep which may stop early takes: the same examples in random order.
+    `drawn` are the chunks that a sweep which may stop early takes: the same examples in random order. On paper they were not
+    read, and are as expected.
     """
 
     model: str
@@ -57,6 +59,7 @@ class Cell:
     n_unusable: int
     n_excluded: int
     drawn: tuple[tuple[Example, ...], ...] = ()
+    on_paper: bool = False
 
     @property
     def swept(self) -> tuple[tuple[Example, ...], ...]:
@@ -73,7 +76,8 @@ class Cell:
 class ModelFacts:
     """A model's checkpoints, the dtype it is computed in, and whether it predicts the next token (an encoder does not).
 
-    `same` tells by data set what base and tuned have in common, weight for weight.
+    `same` tells by data set what base and tuned have in common, weight for weight. `promised` are the data sets whose tuned
+    checkpoint the run itself makes; `measured` are checkpoints whose states are compared in place of the base's, by data set.
     """
 
     base: Checkpoint
@@ -82,16 +86,24 @@ class ModelFacts:
     predicts: bool = True
     same: Mapping[str, Same] = field(default_factory=dict)
     residency: Residency = RESIDENT
+    promised: frozenset[str] = frozenset()
+    measured: Mapping[str, Checkpoint] = field(default_factory=dict)
+
+    def compared(self, dataset: str) -> Checkpoint:
+        """The checkpoint whose states are captured on a data set."""
+        return self.measured.get(dataset, self.base)
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What inspection found."""
+    """What inspection found, and what a plan assumes of what is not here, in words."""
 
     models: Mapping[str, ModelFacts]
     cells: Mapping[tuple[str, str], Cell]
     device: str
     libraries: Mapping[str, str]
+    trainings: Trainings = field(default_factory=Trainings)
+    assumed: tuple[str, ...] = ()
 
 
 def asked_changes(asked: SubstitutionConfig, n_layers: int, where: str = "") -> list[Change]:
@@ -147,27 +159,31 @@ def _unreadable_told() -> Iterator[None]:
 
 
 @_unreadable_told()
-def inspect(config: Config, find_device: Callable[[str], str] = resolve_device) -> Facts:
+def inspect(config: Config, find_device: Callable[[str], str] = resolve_device, *, may_assume: bool = False) -> Facts:
     """Read and check everything the config names. Raises InputError for the first thing that cannot be used.
 
-    `find_device` says which device `execution.device` means where the work will be done; by default, on this machine.
+    `find_device` says which device `execution.device` means where the work will be done; by default, on this machine. With
+    `may_assume`, for plans, what is not here is described by `architecture` and `expected` where the config has them.
     """
     device = find_device(config.execution.device)
-    described: dict[str, Checkpoint] = {}
+    described: dict[tuple[str, str | None], Checkpoint] = {}
 
-    def described_once(source: str) -> Checkpoint:
-        if source not in described:
-            described[source] = describe(source)
-        return described[source]
+    def described_once(model: ModelConfig, source: str, base: Checkpoint | None = None) -> Checkpoint:
+        key = (source, model.architecture)
+        if key not in described:
+            paper = checkpoint_on_paper(model, source, base) if may_assume else None
+            described[key] = paper or describe(source)
+        return described[key]
 
     models: dict[str, ModelFacts] = {}
     for model in config.models:
-        base = described_once(model.base)
-        tuned = {name: described_once(source) for name, source in model.tuned.items()}
+        base = described_once(model, model.base)
+        tuned = {name: described_once(model, source, base) for name, source in model.tuned.items()}
         for checkpoint in tuned.values():
             check_pair(base, checkpoint)
         predicts = predicts_tokens(base)
-        if tuned and config.studies.substitution and not predicts:
+        will_be = trained_on(config, model)
+        if (tuned or will_be) and config.studies.substitution and not predicts:
             raise InputError(
                 f"model '{model.name}': checkpoint '{base.source}' does not predict the next token (it is an encoder, or "
                 "lacks its head), and substitution measures the loss of a response's tokens; leave its `tuned` out and "
@@ -177,59 +193,60 @@ def inspect(config: Config, find_device: Callable[[str], str] = resolve_device) 
             _check_removal(config.studies.removal, model.name, base, predicts)
         same = {name: same_in_checkpoints(base, checkpoint) for name, checkpoint in tuned.items()}
         dtype = resolve_dtype(model.dtype, base.dtype, device)
-        residency = choose_residency(config, model.name, base, list(tuned.values()), dtype, device)
+        pairs = [*tuned.values(), *([base] if will_be else [])]  # what will be made is of its base's size
+        residency = choose_residency(config, model.name, base, pairs, dtype, device)
         models[model.name] = ModelFacts(base, tuned, dtype, predicts, same, residency)
-        if tuned and config.studies.substitution:
+        if (tuned or will_be) and config.studies.substitution:
             asked_changes(config.studies.substitution, base.n_layers, f" of model '{model.name}'")
             if rule := stop_rule(config.studies.substitution):
                 check_rule(rule, base.n_layers, f" of model '{model.name}'")
             if config.studies.substitution.modules:
                 for block in find_blocks(skeleton(base)):
                     parts_of(block)
+
+    predicting = {name: found.predicts for name, found in models.items()}
+    reader = Reader(
+        {name: (found.base, found.tuned) for name, found in models.items()}, predicting, may_assume=may_assume
+    )
     cells: dict[tuple[str, str], Cell] = {}
     for model in config.models:
         removal = config.studies.removal
         of_base = bool(removal and removal.of == "base")
-        wanted = [d for d in config.datasets if config.studies.pooling or of_base or d.name in model.tuned]
-        tokenizer = _tokenizer(models[model.name], model.wording)
+        tuned_on = {*model.tuned, *trained_on(config, model)}
+        all_of_them, trains = bool(config.studies.pooling) or of_base, bool(config.studies.trainings)
+        if isinstance(model, StepModel):
+            tuned_on, all_of_them, trains = set(trained_on(config, model)), False, False
+        wanted = [d for d in config.datasets if all_of_them or d.name in tuned_on or (trains and d.train)]
         for dataset in wanted:
-            room = _room(model.name, models[model.name], dataset.name)
-            loaded = _examples(model, dataset, tokenizer, room, prompts_only=not models[model.name].predicts)
+            room = reader.room(model.name, dataset.name)
+            loaded, on_paper = reader.read(model, dataset)
             if config.studies.pooling and len(loaded.examples) < _FEWEST_TO_COMPARE:
                 study = "similarity" if config.studies.similarity else "spectrum"
                 raise InputError(
                     f"data set '{dataset.name}' has one usable example for '{model.name}', and {study} compares examples: give "
                     f"{_FEWEST_TO_COMPARE} or more, or leave studies.{study} out"
                 )
-            if config.studies.substitution and dataset.name in model.tuned:
+            if config.studies.substitution and dataset.name in tuned_on:
                 asked = config.studies.substitution.generate
                 _check_generation("substitution.generate", asked, loaded.examples, room, dataset.name)
-            if removal and (of_base or dataset.name in model.tuned):
+            if removal and (of_base or dataset.name in tuned_on):
                 _check_components(removal, loaded.examples, dataset.name)
                 _check_generation("removal", removal, loaded.examples, room, dataset.name)
             stop = config.studies.substitution.stop if config.studies.substitution else None
-            cells[model.name, dataset.name] = _cell(model.name, dataset.name, loaded, config.execution.chunk, stop)
-    return Facts(models, cells, device, libraries())
+            cell = _cell(model.name, dataset.name, loaded, config.execution.chunk, stop)
+            cells[model.name, dataset.name] = replace(cell, on_paper=on_paper)
+    bases = {name: found.base for name, found in models.items()}
+    trainings = find_trainings(config, bases, predicting, device, reader)
+    return Facts(models, cells, device, libraries(), trainings, _assumed(config, models, cells))
 
 
-def _tokenizer(model: ModelFacts, wording: str) -> PreTrainedTokenizerBase:
-    """The base's tokenizer; for chat, where it has no template, the first tuned one's that has (one vocabulary all the same)."""
-    tokenizer = load_tokenizer(model.base)
-    if wording == "chat" and not tokenizer.chat_template:
-        for checkpoint in model.tuned.values():
-            if (checkpoint.folder / "tokenizer_config.json").exists():
-                other = load_tokenizer(checkpoint)
-                if other.chat_template and len(other) == len(tokenizer):
-                    return other
-    return tokenizer
-
-
-def _room(name: str, model: ModelFacts, dataset: str) -> Room:
-    """What the base and, where there is one, the checkpoint tuned on the data set both have room for."""
-    pair = [model.base, model.tuned.get(dataset)]
-    found = [limits(checkpoint) for checkpoint in pair if checkpoint and not checkpoint.adapter]
-    context, vocabulary = (min((n for n in ns if n is not None), default=None) for ns in zip(*found, strict=True))
-    return Room(name, context, vocabulary)
+def _assumed(
+    config: Config, models: Mapping[str, ModelFacts], cells: Mapping[tuple[str, str], Cell]
+) -> tuple[str, ...]:
+    expected = {d.name: d.expected for d in config.datasets if d.expected is not None}
+    on_paper = {cell.dataset for cell in cells.values() if cell.on_paper}
+    checkpoints = {name: [model.base, *model.tuned.values()] for name, model in models.items()}
+    return assumptions(checkpoints, {name: told for name, told in expected.items() if name in on_paper})
 
 
 def _check_removal(asked: RemovalConfig, name: str, base: Checkpoint, predicts: bool) -> None:
@@ -274,34 +291,6 @@ def _check_generation(
             f"'{dataset}' (counted from 0) has {longest.n_prompt}, and the context of '{room.model}' is {room.context}: set "
             f"tokens to {room.context - longest.n_prompt} or less, or examples to fewer"
         )
-
-
-def _examples(
-    model: ModelConfig, dataset: DatasetConfig, tokenizer: PreTrainedTokenizerBase, room: Room, *, prompts_only: bool
-) -> Loaded:
-    return load_examples(
-        dataset.path,
-        dataset.format,
-        tokenizer,
-        wording=model.wording,
-        split=dataset.split,
-        limit=dataset.limit,
-        max_tokens=dataset.max_tokens,
-        room=room,
-        too_long=dataset.too_long,
-        prompt=dataset.prompt,
-        response=dataset.response,
-        prompts_only=prompts_only,
-        exclude=_exclude(dataset.exclude),
-        last=dataset.last,
-        all_but_last=dataset.all_but_last,
-    )
-
-
-def _exclude(asked: ExcludeConfig | None) -> Exclude | None:
-    if asked is None:
-        return None
-    return Exclude(tuple(asked.phrases), asked.pattern, asked.column, tuple(asked.values))
 
 
 def _cell(model: str, dataset: str, loaded: Loaded, size: int, stop: StopConfig | None) -> Cell:

@@ -15,7 +15,7 @@ from raysweep.engine.folder import RunFolder
 from raysweep.engine.graph import Graph
 from raysweep.engine.inspection import Facts, resolve_device
 from raysweep.engine.pending import model_calls
-from raysweep.engine.rates import Rates, given_rates
+from raysweep.engine.rates import DeviceFigures, Rates, given_rates
 from raysweep.engine.simulate import Simulation, simulate
 from raysweep.errors import InputError
 
@@ -46,7 +46,10 @@ def workers_on(gpus: int, nodes: int, each: float) -> int:
     return room
 
 
-def rates_from(text: str, config: Config) -> dict[str, Rates]:
+Given = Mapping[str, Rates | DeviceFigures]
+
+
+def rates_from(text: str, config: Config) -> Given:
     """Each model's rates: as written (given_rates), or those at which the latest whole run in this folder went.
 
     Raises InputError for anything else, and for a model that the run did not have.
@@ -62,11 +65,19 @@ def rates_from(text: str, config: Config) -> dict[str, Rates]:
     if lacking:
         raise InputError(
             f"--rates {text}: that run has timed no model '{lacking[0]}'; it has {', '.join(found) or 'none'}: give another "
-            "run, or layer=SECONDS,read=BYTES"
+            "run, layer=SECONDS,read=BYTES, or flops=OPERATIONS,read=BYTES"
         )
     taken = {model.name: found[model.name] for model in config.models}
     return {
         name: Rates(each["layer"], each["head"], each["read"], f"the run in {text}") for name, each in taken.items()
+    }
+
+
+def settled(given: Given, facts: Facts) -> dict[str, Rates]:
+    """Each model's rates; a device's figures are turned into those of its layers."""
+    return {
+        name: each.of(facts.models[name].base) if isinstance(each, DeviceFigures) else each
+        for name, each in given.items()
     }
 
 
@@ -91,7 +102,8 @@ def simulated(
     found = reckon(config, facts, calls, workers, rates)
     if found.estimate.call_seconds is None:
         raise InputError(
-            f"nothing can be simulated: {facts.device} cannot be timed on this machine; give --rates layer=SECONDS,read=BYTES"
+            f"nothing can be simulated: {_untimed(facts)}; give --rates layer=SECONDS,read=BYTES, or "
+            "flops=OPERATIONS,read=BYTES for models of unlike sizes"
         )
     stopping = {(task.model, task.dataset) for task in graph.of_kind("stop")}
 
@@ -101,3 +113,8 @@ def simulated(
     return simulate(
         calls, found.cost, workers=workers, nodes=nodes, resident=config.execution.resident, may_cut=may_cut
     )
+
+
+def _untimed(facts: Facts) -> str:
+    lacking = next((model.base.source for model in facts.models.values() if model.base.on_paper), None)
+    return f"checkpoint '{lacking}' is not here" if lacking else f"{facts.device} cannot be timed on this machine"

@@ -19,6 +19,7 @@ from raysweep.engine.calls import (
     PairCall,
     RemovalCall,
     SubstituteCall,
+    TrainCall,
 )
 from raysweep.engine.graph import Graph, Task
 from raysweep.engine.inspection import Cell, Facts, ModelFacts
@@ -30,6 +31,7 @@ from raysweep.engine.plan import (
 from raysweep.engine.result_calls import removal_call
 from raysweep.engine.room import SIZES
 from raysweep.engine.together import captures_together, chunks_in_passes, spill_words
+from raysweep.engine.training_calls import training_calls
 from raysweep.models.checkpoint import Checkpoint
 from raysweep.models.same import NOTHING
 from raysweep.studies.passes import group_passes, states_of_a_way_back
@@ -46,8 +48,10 @@ def model_calls(config: Config, facts: Facts, graph: Graph, done: Collection[str
             taken.update(call.keys)  # _lacking looks here again for every call
         if isinstance(call, SubstituteCall):
             taken.update(part.key for part in call.captures)
-        if isinstance(call, RemovalCall):
+        if isinstance(call, RemovalCall | TrainCall):
             taken.update(call.results.values())
+        if isinstance(call, TrainCall):
+            taken.update((call.key, *call.steps.values()))
         yield call
 
 
@@ -59,6 +63,7 @@ def _lacking(config: Config, facts: Facts, graph: Graph, done: Collection[str]) 
         if not loading.stream:
             yield from _captures(config, cells, graph, of_model, loading, done)
         for cell in cells:
+            yield from training_calls(config, facts, graph, cell, of_model, loading, done)
             if cell.dataset in of_model.tuned:
                 pair = (of_model.base, of_model.tuned[cell.dataset])
                 yield from _substitutions(config, cell, graph, of_model, loading, done)
@@ -86,7 +91,7 @@ def _captures(
                     cell.model,
                     cell.dataset,
                     tuple(each.name for each in tasks),
-                    model.base,
+                    model.compared(cell.dataset),
                     loading,
                     tuple(example for index in indices for example in cell.chunks[index]),
                     _capture_parts(cell, task, indices, indices),
@@ -134,6 +139,7 @@ def _substitutions(
         elif missing:
             runs.append((missing, [index]))
     rides = loading.stream and config.execution.fuse and cell.swept == cell.chunks  # else other examples are together
+    rides = rides and not model.measured  # their states are another checkpoint's
     along = graph.captured(cell.model, cell.dataset) if rides else []
     for missing, whole in runs:
         riding = [index for task in along[:1] for index in whole if task.parts[index] not in done]

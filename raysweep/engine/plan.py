@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 from raysweep.config import Config, SubstitutionConfig
 from raysweep.config_removal import RemovalConfig
+from raysweep.engine.arms import arms_of
 from raysweep.engine.graph import Graph, Task
 from raysweep.engine.inspection import Cell, Facts, ModelFacts, asked_changes, chunk_fingerprint, stop_rule
+from raysweep.engine.steps import StepModel
+from raysweep.engine.training_plan import checkpoint_name, made_key, promised, step_key, training_tasks
 from raysweep.fingerprint import fingerprint, fingerprints
+from raysweep.models.architecture import tuned_on_paper
+from raysweep.models.checkpoint import Checkpoint
 from raysweep.models.same import NOTHING
 from raysweep.numerics.dynamics import how_many
 from raysweep.numerics.measures.registry import MEASURES
@@ -33,8 +39,97 @@ def plan(config: Config, facts: Facts) -> Graph:
             cell = facts.cells.get((model.name, dataset.name))
             if cell is None:
                 continue
-            tasks += _cell_tasks(config, facts, of_model, cell, dataset.name in model.tuned)
+            is_tuned = dataset.name in model.tuned
+            trained = _training_tasks(config, facts, of_model, cell, is_tuned)
+            makes = [task.name for task in trained if task.kind == "finetune"]
+            if isinstance(model, StepModel):
+                makes = [task.name for task in tasks if task.kind == "finetune" and _is_of(task, model, dataset.name)]
+            made = _cell_tasks(config, facts, of_model, cell, is_tuned or bool(makes))
+            tasks += trained
+            tasks += [_after(config, task, makes, of_model) if makes else task for task in made]
     return Graph(tuple(tasks))
+
+
+def _is_of(task: Task, model: StepModel, dataset: str) -> bool:
+    return (task.model, task.dataset) == (model.of, dataset)
+
+
+def with_promised(config: Config, facts: Facts, root: Path) -> Facts:
+    """The facts with the checkpoints that the run in the folder `root` will make among its models' tuned ones."""
+    models = dict(facts.models)
+    asked, arm = next(((asked, arm) for asked, arm in arms_of(config.studies) if arm.study == "finetune"), (None, None))
+    if asked is None or arm is None:
+        return facts
+    for name, dataset in facts.trainings.examples:
+        model = models[name]
+        if dataset in model.tuned:
+            continue
+        cell = facts.cells[name, dataset]
+        similarity = _similarity_of(config, facts, model, cell)
+        key = made_key(facts.trainings, model.base, (name, dataset), asked, arm, similarity, facts.libraries)
+        folder = root / checkpoint_name((name, dataset), key)
+        made = promised(model.base, asked, folder, key, facts.trainings.dtypes["finetune", name])
+        models[name] = _promising(model, dataset, made)
+        for step in config.models:
+            if isinstance(step, StepModel) and step.of == name:
+                at = step_key(key, step.step)
+                folder = root / checkpoint_name((name, dataset), at)
+                made = promised(model.base, asked, folder, at, facts.trainings.dtypes["finetune", name])
+                of_step = _promising(models[step.name], dataset, made)
+                models[step.name] = dataclasses.replace(of_step, measured={**of_step.measured, dataset: made})
+    return dataclasses.replace(facts, models=models)
+
+
+def _promising(model: ModelFacts, dataset: str, made: Checkpoint) -> ModelFacts:
+    return dataclasses.replace(model, tuned={**model.tuned, dataset: made}, promised=model.promised | {dataset})
+
+
+def as_sized(facts: Facts) -> Facts:
+    """The facts for estimates: checkpoints that are still to be made are taken for what their base is."""
+    models = {
+        name: dataclasses.replace(
+            model,
+            tuned={**model.tuned, **{d: _sized(model, d) for d in model.promised}},
+            measured={d: _sized(model, d) for d in model.measured},
+        )
+        for name, model in facts.models.items()
+    }
+    return dataclasses.replace(facts, models=models)
+
+
+def _sized(model: ModelFacts, dataset: str) -> Checkpoint:
+    tuned = model.tuned[dataset]
+    return dataclasses.replace(tuned_on_paper(model.base, tuned.source), fingerprint=tuned.fingerprint)
+
+
+def _similarity_of(config: Config, facts: Facts, model: ModelFacts, cell: Cell) -> Task | None:
+    return _similarity(config, cell, _captured(config, facts, model, cell)) if config.studies.similarity else None
+
+
+def _training_tasks(config: Config, facts: Facts, model: ModelFacts, cell: Cell, is_tuned: bool) -> list[Task]:
+    if not config.studies.trainings:
+        return []
+    return training_tasks(
+        config,
+        facts.trainings,
+        model.base,
+        (cell.model, cell.dataset),
+        chunk_fingerprint(tuple(cell.examples), prompts_only=False),
+        _similarity_of(config, facts, model, cell),
+        facts.libraries,
+        is_tuned=is_tuned,
+    )
+
+
+def _after(config: Config, task: Task, makes: list[str], model: ModelFacts) -> Task:
+    """The task, waiting for its checkpoint to be made where it needs that."""
+    of_measured = bool(model.measured) and task.kind in ("similarity", "spectrum")
+    of_tuned = (
+        of_measured
+        or task.kind in ("substitute", "estimate", "generate", "verify")
+        or (task.kind == "removal" and config.studies.removal is not None and config.studies.removal.of == "tuned")
+    )
+    return dataclasses.replace(task, needs=(*makes, *task.needs)) if of_tuned else task
 
 
 def _cell_tasks(config: Config, facts: Facts, model: ModelFacts, cell: Cell, is_tuned: bool) -> list[Task]:
@@ -205,7 +300,7 @@ def _captured(config: Config, facts: Facts, model: ModelFacts, cell: Cell) -> tu
     """The keys of the cell's captured states, one a chunk."""
     same = {
         "study": "capture",
-        "base": model.base.fingerprint,
+        "base": model.compared(cell.dataset).fingerprint,
         "folder": [cell.model, cell.dataset],  # activations lie under these names
         "pooling": config.studies.pooling,
         **_computed(facts, model),

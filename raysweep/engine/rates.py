@@ -56,8 +56,26 @@ class Rates:
         return {"layer": self.layer_seconds, "head": self.head_seconds, "read": self.read_bytes}
 
 
-def given_rates(text: str) -> Rates:
-    """Rates from `layer=1e-7,read=2e9,head=1e-6`: seconds a token, bytes a second, seconds a token (0 unless given).
+@dataclass(frozen=True)
+class DeviceFigures:
+    """A device's own figures: floating point operations and bytes read a second, from which any model's rates follow."""
+
+    flops: float
+    read_bytes: float
+
+    def of(self, checkpoint: Checkpoint) -> Rates:
+        """The rates of a model if each parameter of a layer, or of the head, is two operations on a token: attention's own
+        products, what an expert that is not chosen saves, and anything but arithmetic are not in it."""
+        text = text_config(checkpoint.config)
+        head = 2.0 * hidden_size(checkpoint.config) * int(text.get("vocab_size") or 0)
+        layer = 2.0 * layer_parameters(checkpoint)
+        told = f"two operations a parameter at {self.flops:.3g} a second"
+        return Rates(layer / self.flops, head / self.flops, self.read_bytes, told)
+
+
+def given_rates(text: str) -> Rates | DeviceFigures:
+    """Rates from `layer=1e-7,read=2e9,head=1e-6`: seconds a token, bytes a second, seconds a token (0 unless given); or a
+    device's figures from `flops=4e14,read=2e9`, which fit models of unlike sizes.
 
     Raises InputError for anything else.
     """
@@ -68,13 +86,15 @@ def given_rates(text: str) -> Rates:
             found[name] = float(value)
         except ValueError:
             found[name] = math.nan
-    if not {"layer", "read"} <= found.keys() <= {"layer", "read", "head"} or not all(
-        0 < rate < math.inf or (name == "head" and rate == 0) for name, rate in found.items()
-    ):
+    known = {"layer", "read"} <= found.keys() <= {"layer", "read", "head"} or found.keys() == {"flops", "read"}
+    if not known or not all(0 < rate < math.inf or (name == "head" and rate == 0) for name, rate in found.items()):
         raise InputError(
             f"--rates {shown(text)} is no run folder: give one, or layer=SECONDS,read=BYTES (and head=SECONDS if it counts): "
-            "seconds of a decoder layer on a token, bytes read a second, seconds of norm, head and loss on a token"
+            "seconds of a decoder layer on a token, bytes read a second, seconds of norm, head and loss on a token; or "
+            "flops=OPERATIONS,read=BYTES, a device's own a second, for models of unlike sizes"
         )
+    if "flops" in found:
+        return DeviceFigures(found["flops"], found["read"])
     return Rates(found["layer"], found.get("head", 0.0), found["read"], "as given")
 
 
@@ -96,13 +116,16 @@ def torch_threads(n: int | None) -> Iterator[None]:
 
 
 def measured_rates(model: ModelFacts, device: str, tokens: int, length: int, memory: int | None = None) -> Rates | None:
-    """Rates for calls of about `tokens` tokens in texts of `length`; None where the device is not this machine's.
+    """Rates for calls of about `tokens` tokens in texts of `length`; None where the device or the checkpoint is not on
+    this machine.
 
     Models of one architecture and the same sizes have the same. What was read may have been in the page cache: it mostly
     is, for inspection reads every checkpoint.
     """
     import torch
 
+    if model.base.on_paper:  # there is no file to read
+        return None
     if (device.startswith("cuda") and not torch.cuda.is_available()) or (
         device == "mps" and not torch.backends.mps.is_available()
     ):
@@ -116,7 +139,7 @@ def measured_rates(model: ModelFacts, device: str, tokens: int, length: int, mem
             layer = layer_rate(model.base, model.dtype, device, tokens, length, memory)
             told = "a layer of its sizes"
         except Exception:  # an architecture that does not come with one layer raises whatever it stumbled over
-            parameters = _layer_parameters(model.base)
+            parameters = layer_parameters(model.base)
             layer = 2.0 * parameters / matmul_rate(tokens, width, model.dtype, device)
             told = "a matrix product of its width"
         head = head_rate(min(tokens, 256), width, vocabulary, model.dtype, device)
@@ -124,7 +147,8 @@ def measured_rates(model: ModelFacts, device: str, tokens: int, length: int, mem
     return _KNOWN[key]
 
 
-def _layer_parameters(checkpoint: Checkpoint) -> float:
+def layer_parameters(checkpoint: Checkpoint) -> float:
+    """Parameters of a decoder layer, the mean over all of them."""
     sizes = [math.prod(shape) for name, shape in checkpoint.shapes.items() if layer_of(name) is not None]
     return sum(sizes) / checkpoint.n_layers
 

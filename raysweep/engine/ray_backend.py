@@ -10,13 +10,14 @@ import re
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import ray
 
 from raysweep.config_execution import ExecutionConfig
+from raysweep.engine.calls import Outcome, TrainCall
 from raysweep.engine.dispatch import Node, room_for
 from raysweep.engine.events import Listener
 from raysweep.engine.executor import Executor
@@ -25,6 +26,7 @@ from raysweep.engine.ray_executor import RayExecutor, Share, living_nodes
 from raysweep.engine.ray_jobs import enter_job, in_job, refuse_held_gpus
 from raysweep.engine.ray_metrics import RayMetrics
 from raysweep.engine.ray_token import is_on, what_token
+from raysweep.engine.training_work import Tell, untold
 from raysweep.errors import InputError, RunError
 from raysweep.store.places import location
 
@@ -84,13 +86,24 @@ class RayBackend:
         """As many as are asked for, or as there is room for: on the cluster that was joined, else on this machine."""
         return self._workers(self._nodes())
 
-    def open(self, folder: Location, n_calls: int) -> Executor:
-        """Workers for at most so many calls, on the cluster, which is started here where there is no address."""
+    def open(self, folder: Location, n_calls: int, tell: Tell = untold) -> Executor:
+        """Workers for at most so many calls, on the cluster, which is started here where there is no address.
+
+        They are other processes, and `tell` is told nothing; `raysweep status` reads how far a training has come.
+        """
         if not ray.is_initialized():
             self._start()
         workers = min(self._workers(self._nodes()), n_calls)
         about = {"address": ray.get_runtime_context().gcs_address, "dashboard": self._dashboard}
         return RayExecutor(folder, workers, self._share, self._device, about, self._asked.resident)
+
+    def train(self, folder: Location, calls: Sequence[TrainCall], tell: Tell = untold) -> Iterator[Outcome]:
+        """As many trainings at once as the cluster has room for."""
+        from raysweep.engine.ray_trainings import run_trainings
+
+        if not ray.is_initialized():
+            self._start()
+        return run_trainings(folder, calls, self._share, self._device, tell)
 
     def listener(self, run: str, root: Location) -> Listener:
         """What turns the run's events into Ray's metrics."""

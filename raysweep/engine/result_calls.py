@@ -5,19 +5,32 @@ from __future__ import annotations
 from dataclasses import replace
 
 from raysweep.config import Config
-from raysweep.engine.calls import CorrelateCall, RemovalCall, SimilarityCall, SpectrumCall, VerifyCall
+from raysweep.engine.calls import (
+    AdaptationCall,
+    CorrelateCall,
+    JudgeCall,
+    RemovalCall,
+    SimilarityCall,
+    SpectrumCall,
+    VerifyCall,
+)
 from raysweep.engine.graph import Graph, Task
 from raysweep.engine.inspection import Facts
 from raysweep.engine.loading import loading_of
 from raysweep.engine.plan import VERIFIED, drawn, most_critical, removals_of, removed_at
+from raysweep.engine.training_calls import adaptation_call, judge_call
 from raysweep.numerics.measures.registry import Parameters
 from raysweep.studies.windows import Window
 
 
 def result_call(
     config: Config, facts: Facts, graph: Graph, task: Task
-) -> SimilarityCall | SpectrumCall | CorrelateCall | VerifyCall | RemovalCall:
+) -> SimilarityCall | SpectrumCall | CorrelateCall | VerifyCall | RemovalCall | AdaptationCall | JudgeCall:
     """The call that makes a task's tables out of what is committed."""
+    if task.kind == "adaptation":
+        return adaptation_call(config, graph, task)
+    if task.kind == "judge":
+        return judge_call(config, graph, task)
     if task.kind == "verify":
         return _verification(config, facts, graph, task)
     if task.kind == "removal":

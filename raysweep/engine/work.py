@@ -18,6 +18,8 @@ import pandas as pd
 import pyarrow as pa
 
 from raysweep.engine.calls import (
+    AdaptationCall,
+    BackdoorCall,
     Call,
     CaptureCall,
     CapturePart,
@@ -25,12 +27,14 @@ from raysweep.engine.calls import (
     CorrelateCall,
     EstimateCall,
     GenerateCall,
+    JudgeCall,
     ModelCall,
     Outcome,
     RemovalCall,
     SimilarityCall,
     SpectrumCall,
     SubstituteCall,
+    TrainCall,
     VerifyCall,
     commit_name,
 )
@@ -38,11 +42,13 @@ from raysweep.engine.disk import is_lasting
 from raysweep.engine.folder import RunFolder
 from raysweep.engine.memory import Budgets, is_out_of_memory, let_go, too_large
 from raysweep.engine.residents import Residents
+from raysweep.engine.training_work import Tell, attack, evaluated, judged, train, untold
 from raysweep.errors import InputError, RaysweepError, RunError
 from raysweep.models.checkpoint import load_tokenizer
 from raysweep.models.memory import Peak, held_bytes
 from raysweep.numerics.dynamics import change_points
 from raysweep.store.activations import Activations, open_activations, publish_manifest, write_part
+from raysweep.studies.adaptation import adaptation_table
 from raysweep.studies.capture import Captured, Collector, capture_states
 from raysweep.studies.correlation import correlate_cell
 from raysweep.studies.generation import generate_text
@@ -62,8 +68,9 @@ if TYPE_CHECKING:
 class Worker:
     """Runs calls on one device (or one device map), for one run folder, with at most so many checkpoints `resident`."""
 
-    def __init__(self, folder: Location, resident: int = 2) -> None:
+    def __init__(self, folder: Location, resident: int = 2, tell: Tell = untold) -> None:
         self.folder = RunFolder(folder)
+        self._tell = tell
         self._models = Residents(resident)
         self._budgets = Budgets()
 
@@ -268,6 +275,29 @@ class Worker:
             name = commit_name("capture", call.model, call.dataset, [part.key])
             commits.append(Commit(name, (part.key,), None, tuple(files), extra))
         return commits
+
+    @_run.register
+    def _(self, call: TrainCall) -> tuple[list[Commit], dict[str, float]]:
+        if call.made is not None:
+            tuned = self._models.adapter(call.made, call.loading, base=call.base)
+            return [evaluated(call, self.folder, tuned)], {}
+        self._models.clear()  # training wants the memory
+        return train(call, self.folder, self._tell)
+
+    @_run.register
+    def _(self, call: BackdoorCall) -> tuple[list[Commit], dict[str, float]]:
+        if call.trains:
+            self._models.clear()
+        return attack(call, self.folder, self._tell, lambda: self._models.adapter(call.base, call.loading))
+
+    @_run.register
+    def _(self, call: JudgeCall) -> tuple[list[Commit], dict[str, float]]:
+        return judged(call, self.folder), {}
+
+    @_run.register
+    def _(self, call: AdaptationCall) -> tuple[list[Commit], dict[str, float]]:
+        rows = adaptation_table(self.folder.chunks.read_parts(call.parts).to_pandas(), call.arms)
+        return [_commit("adaptation", call, (call.key,), rows.assign(part=call.key))], {}
 
     @_run.register
     def _(self, call: SimilarityCall) -> tuple[list[Commit], dict[str, float]]:

@@ -38,7 +38,8 @@ _SCALED_BY_LENGTH = ("dynamic", "yarn", "longrope")  # rotary types whose tables
 class Checkpoint:
     """A checkpoint's identity: its config, `shapes` (tensor → shape), bytes, and the fingerprint of its contents.
 
-    `digests` has each tensor's own (none of `.bin` files).
+    `digests` has each tensor's own (none of `.bin` files). Of one `on_paper`, which is not here, `folder` is the config's file,
+    and there are no weights to read; see architecture.py.
     """
 
     source: str
@@ -49,6 +50,7 @@ class Checkpoint:
     adapter: bool
     fingerprint: str
     digests: Mapping[str, str] = field(default_factory=dict)
+    on_paper: bool = False
 
     @property
     def n_layers(self) -> int:
@@ -103,20 +105,7 @@ def describe(source: str) -> Checkpoint:
         raise InputError(
             f"checkpoint '{source}' has no config.json ({folder}); is it the folder that save_pretrained wrote?"
         )
-    try:
-        config = json.loads(config_path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{config_path} is not JSON: {error}; write the checkpoint again") from error
-    if not isinstance(config, dict):
-        raise InputError(f"{config_path} is no JSON object; write the checkpoint again")
-    if not adapter and "num_hidden_layers" not in text_config(config):
-        config = _standard_names(folder)
-    depth = text_config(config).get("num_hidden_layers")
-    if not adapter and (type(depth) is not int or not 1 <= depth <= _DEEPEST):
-        raise InputError(
-            f"{config_path} tells of {shown(depth)} decoder layers (num_hidden_layers), where a number from 1 to {_DEEPEST} "
-            "belongs; write the checkpoint again"
-        )
+    config = read_config(config_path, folder, adapter=adapter)
     weights = read_weights(folder, source, config_path, adapter=adapter)
     return Checkpoint(
         source,
@@ -128,6 +117,28 @@ def describe(source: str) -> Checkpoint:
         weights.fingerprint,
         weights.digests,
     )
+
+
+def read_config(path: Path, folder: Path, *, adapter: bool = False) -> Mapping[str, Any]:
+    """The config in the file `path`, with its depth under transformers' standard name; `folder` is where transformers finds it.
+
+    Raises InputError where it is no JSON object, or tells of no number of layers.
+    """
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not JSON: {error}; write the checkpoint again") from error
+    if not isinstance(config, dict):
+        raise InputError(f"{path} is no JSON object; write the checkpoint again")
+    if not adapter and "num_hidden_layers" not in text_config(config):
+        config = dict(_standard_names(folder))
+    depth = text_config(config).get("num_hidden_layers")
+    if not adapter and (type(depth) is not int or not 1 <= depth <= _DEEPEST):
+        raise InputError(
+            f"{path} tells of {shown(depth)} decoder layers (num_hidden_layers), where a number from 1 to {_DEEPEST} "
+            "belongs; write the checkpoint again"
+        )
+    return config
 
 
 def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -179,7 +190,7 @@ def check_pair(base: Checkpoint, tuned: Checkpoint) -> None:
     where = f"base '{base.source}' and tuned '{tuned.source}'"
     if base.adapter:
         raise InputError(f"base '{base.source}' is a PEFT adapter; give the full checkpoint that it was trained on")
-    if tuned.adapter:
+    if tuned.adapter or base.on_paper or tuned.on_paper:  # names on paper are the model's, those of files may be older
         return
     if base.config.get("model_type") != tuned.config.get("model_type"):
         raise InputError(

@@ -6,8 +6,11 @@ not stored) is made by its own code. Layers are filled in by stream.py. What can
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -45,6 +48,11 @@ def refuse_if_not_streamable(checkpoint: Checkpoint) -> None:
     """
     from transformers.modeling_utils import LoadStateDictInfo
 
+    if checkpoint.on_paper:
+        model = model_on_paper(checkpoint.folder)
+        if reason := _shared_layers(model):
+            raise _refusal(checkpoint, type(model).__name__, reason)
+        return
     config = standard_config(checkpoint.folder) if not checkpoint.adapter else None
     name = (config.architectures or [config.model_type])[0] if config is not None else "PEFT adapter"
     reason = _reason(checkpoint)
@@ -133,6 +141,12 @@ def _shared_layers(model: PreTrainedModel) -> str | None:
 
 def _path(model: PreTrainedModel, blocks: nn.ModuleList) -> str:
     return next(f"{path}." for path, module in model.named_modules() if module is blocks)
+
+
+@lru_cache(maxsize=16)
+def model_on_paper(config: Path) -> PreTrainedModel:
+    """The model of the config in this file without weights, kept: a plan asks for it again and again. Not to be changed."""
+    return _empty_model(Checkpoint(str(config), config, {}, {}, 0, False, "", on_paper=True), torch.float32)
 
 
 def _empty_model(checkpoint: Checkpoint, dtype: torch.dtype) -> PreTrainedModel:
@@ -256,9 +270,13 @@ class Reads:
 def read_sizes(checkpoint: Checkpoint) -> Reads:
     """What streaming reads of the checkpoint, from its headers alone; no weight is read or given memory.
 
+    Of one on paper, what its shapes take in the dtype that it says it is stored in.
+
     Raises InputError for what cannot be streamed.
     """
     refuse_if_not_streamable(checkpoint)
+    if checkpoint.on_paper:
+        return _sizes_on_paper(checkpoint)
     model = _empty_model(checkpoint, torch.float32)
     blocks = find_blocks(model)
     path = _path(model, blocks)
@@ -271,4 +289,19 @@ def read_sizes(checkpoint: Checkpoint) -> Reads:
             rest += size
         else:
             layers[layer] += size
+    return Reads(tuple(layers), rest)
+
+
+def _sizes_on_paper(checkpoint: Checkpoint) -> Reads:
+    each = checkpoint.bytes // max(1, checkpoint.n_parameters)
+    model = model_on_paper(checkpoint.folder)
+    blocks = find_blocks(model)
+    path = _path(model, blocks)
+    layers, rest = [0] * len(blocks), 0
+    for name, shape in checkpoint.shapes.items():
+        layer = _layer(name, path)
+        if layer is None:
+            rest += each * math.prod(shape)
+        else:
+            layers[layer] += each * math.prod(shape)
     return Reads(tuple(layers), rest)

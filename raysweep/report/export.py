@@ -161,8 +161,8 @@ def _notes(windows: pd.DataFrame, tables: Mapping[str, pd.DataFrame]) -> Iterato
         left_out = (len(records) - correlated["n_layers"][same].max()) / 2
         if not math.isnan(left_out) and left_out >= 1:
             yield (
-                f"{where}: the run's own correlation leaves out centres at both ends (drop_ends: {left_out:g}); "
-                "move their files away to correlate the same"
+                f"{where}: the run's own correlation leaves out centres at both ends; correlate with --drop-ends {left_out:g} to "
+                "have the same"
             )
     if "similarity" not in tables or not tables["similarity"]["metric"].isin(list(_CKA)).any():
         yield "the run has no CKA: no *_cka.pt are written"

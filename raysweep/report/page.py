@@ -19,7 +19,9 @@ import pandas as pd
 from markupsafe import Markup
 
 from raysweep.report import page_tables
+from raysweep.report.along import Along, along_views, without_steps
 from raysweep.report.answer import CARDS, Answer, answer_of, headline
+from raysweep.report.attack import Published, attack_views
 from raysweep.report.cells import Cell, cells_of
 from raysweep.report.change_pictures import change_pictures
 from raysweep.report.change_sentences import change_sentences
@@ -29,6 +31,7 @@ from raysweep.report.page_tables import Table, records_table
 from raysweep.report.pictures import Drawings, Picture, overview, pictures_of
 from raysweep.report.removals import PREFIX, Removed, removed_view
 from raysweep.report.spectrum import spectrum_pictures, spectrum_table
+from raysweep.report.training import Adapted, Tuned, adapted_headline, adapted_view, tuned_view
 from raysweep.report.words import duration, layers_text, moment
 from raysweep.store.artifacts import publish_bytes
 
@@ -36,6 +39,7 @@ from raysweep.store.artifacts import publish_bytes
 _NO_TEXT = re.compile("[\x00-\x08\x0b\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]")
 _SAMPLES = 8  # examples whose generated texts are shown, a cell
 _TEXTS = 30  # different texts that are shown of an example
+_ARMS = ("attack", "answers")  # tables of trained arms, which no cell of a model and a data set shows
 _NAMED = 12  # changes that are named beside a text they share
 
 
@@ -56,6 +60,10 @@ class Provenance:
     config_yaml: str
     sets: Mapping[str, str] = field(default_factory=dict)  # the config's names of sets, by their layers
     accuracy: Sequence[Mapping[str, str]] = ()
+    published_rho: Mapping[str, Mapping[str, float]] = field(
+        default_factory=dict
+    )  # by model and data set, from the config
+    published_attack: Published = field(default_factory=dict)  # rates that were published, from the config
 
 
 def write_report(tables: Mapping[str, pd.DataFrame], provenance: Provenance, out: Path) -> Path:
@@ -66,19 +74,23 @@ def write_report(tables: Mapping[str, pd.DataFrame], provenance: Provenance, out
     read; then PNG and SVG files in figures/ that it does not use, an earlier page's, are removed.
     """
     tables = {name: table for name, table in tables.items() if len(table)}
-    cells = cells_of(tables, provenance.checkpoints, provenance.sets)
     drawings = Drawings(out / "figures")
+    along = along_views(tables, drawings)
+    tables = without_steps(tables)
+    of_cells = {name: table for name, table in tables.items() if name not in _ARMS}
+    cells = cells_of(of_cells, provenance.checkpoints, provenance.sets)
     html = _template().render(
         provenance=provenance,
         created=moment(provenance.created),
         duration=None if provenance.duration_s is None else duration(provenance.duration_s),
-        headline=headline(cells),
+        headline=[*headline(cells), *adapted_headline(cells)],
         swept="substitution" in tables,
-        cells=[_cell_view(cell, drawings) for cell in cells],
+        cells=[_cell_view(cell, drawings, along.get((cell.model, cell.dataset))) for cell in cells],
         summary=page_tables.summary_table(cells) if len(cells) > CARDS else None,
         overview=overview(cells, drawings),
-        rho_tables=page_tables.rho_tables(cells),
+        rho_tables=page_tables.rho_tables(cells, provenance.published_rho),
         critical=critical_views(cells, drawings),
+        attacks=attack_views(tables, provenance.published_attack, drawings),
         cautions=_cautions(cells),
         checkpoints=records_table("Checkpoints", provenance.checkpoints),
         datasets=records_table("Data sets", provenance.datasets),
@@ -126,9 +138,12 @@ class _CellView:
     tables: Sequence[Table]
     samples: _Samples | None
     removed: Removed | None
+    adapted: Adapted | None
+    tuned: Tuned | None
+    along: Along | None
 
 
-def _cell_view(cell: Cell, drawings: Drawings) -> _CellView:
+def _cell_view(cell: Cell, drawings: Drawings, along: Along | None) -> _CellView:
     tables = [page_tables.windows_table(cell, width) for width in cell.shown_widths]
     tables += [page_tables.widths_table(cell)] if len(cell.shown_widths) < len(cell.widths) else []
     tables += [
@@ -140,7 +155,10 @@ def _cell_view(cell: Cell, drawings: Drawings) -> _CellView:
     tables += [page_tables.health_table(cell)] if "health" in cell.tables else []
     pictures = [*pictures_of(cell, drawings), *change_pictures(cell, drawings), *spectrum_pictures(cell, drawings)]
     answer, beyond, samples = answer_of(cell), change_sentences(cell), _samples(cell)
-    return _CellView(cell.title, cell.anchor, answer, beyond, pictures, tables, samples, removed_view(cell))
+    trained = adapted_view(cell, drawings), tuned_view(cell, drawings)
+    return _CellView(
+        cell.title, cell.anchor, answer, beyond, pictures, tables, samples, removed_view(cell), *trained, along
+    )
 
 
 def _samples(cell: Cell) -> _Samples | None:

@@ -13,6 +13,7 @@ from markupsafe import Markup
 from raysweep.numerics.combined import Combined, combined_p, mean_correlation
 from raysweep.report.answer import answer_of
 from raysweep.report.cells import Cell, Setting, Verdict
+from raysweep.report.effect import Published, effect_sentence, published_sentence
 from raysweep.report.summaries import rows_of, windows_of
 from raysweep.report.words import decimals_for, interval, metric_name, number, number_or_reason, runs_text
 
@@ -204,19 +205,25 @@ class Rho(NamedTuple):
     limits: str
     note: str
     verdict: Verdict | None
+    published: str = ""
 
 
 class RhoTable(NamedTuple):
-    """ρ by model (rows) and data set (columns), for one metric, neighbourhood and width; `together` tells of all cells."""
+    """ρ by model (rows) and data set (columns), for one metric, neighbourhood and width; `together` tells of all cells, `effect`
+    whether they show what the paper found."""
 
     caption: str
     datasets: Sequence[str]
     rows: Sequence[tuple[str, Sequence[Rho]]]
     together: str
+    effect: str = ""
 
 
-def rho_tables(cells: Sequence[Cell]) -> list[RhoTable]:
-    """A table for each metric, neighbourhood and width; none for a single cell."""
+def rho_tables(cells: Sequence[Cell], published: Published | None = None) -> list[RhoTable]:
+    """A table for each metric, neighbourhood and width; none for a single cell.
+
+    The first has the `published` ρ beside those measured: they were found in one setting, which the config asks for first.
+    """
     found = {(cell.model, cell.dataset): cell for cell in cells if cell.correlations}
     if len(found) < 2:
         return []
@@ -231,11 +238,35 @@ def rho_tables(cells: Sequence[Cell]) -> list[RhoTable]:
         RhoTable(
             f"{setting}, windows of width {width}",
             datasets,
-            [(model, [_rho(found.get((model, dataset)), setting, width) for dataset in datasets]) for model in models],
+            [
+                (
+                    model,
+                    [
+                        _rho(found.get((model, dataset)), setting, width)._replace(
+                            published=_published(told, model, dataset)
+                        )
+                        for dataset in datasets
+                    ],
+                )
+                for model in models
+            ],
             _together(list(found.values()), setting, width),
+            " ".join(
+                text
+                for text in (
+                    effect_sentence(list(found.values()), setting, width),
+                    published_sentence(list(found.values()), setting, width, told),
+                )
+                if text
+            ),
         )
-        for setting, width in asked
+        for (setting, width), told in zip(asked, [published or {}, *[{}] * len(asked)], strict=False)
     ]
+
+
+def _published(published: Published, model: str, dataset: str) -> str:
+    rho = published.get(model, {}).get(dataset)
+    return "" if rho is None else number(rho, 3)
 
 
 def _together(cells: Sequence[Cell], setting: Setting, width: int) -> str:

@@ -41,6 +41,8 @@ def provenance(
         config_yaml=folder.config.read_text(encoding="utf-8"),
         sets=_set_names(graph),
         accuracy=accuracy_records(compare(about.get("estimate"), latest)),
+        published_attack=about.get("published_attack", {}),
+        published_rho=about.get("published_rho", {}),
     )
 
 

@@ -48,6 +48,18 @@ COLUMNS: dict[str, tuple[str, ...]] = {
         *("model", "dataset", "of", "layer", "components", "mode", "mean", "position", "measure"),
         *("value", "ci_low", "ci_high", "reason"),
     ),
+    "training": ("model", "dataset", "study", "arm", "layers", "seed", "step", "split", "loss"),
+    "adaptation": (
+        *("model", "dataset", "arm", "versus", "measure", "seeds", "steps", "value", "ci_low", "ci_high", "reason"),
+    ),
+    "attack": (
+        *("model", "dataset", "arm", "layers", "seed", "trigger", "prompts", "judge", "examples", "rate", "ci_low"),
+        *("ci_high", "harm_mean", "harm_5_share", "clean_loss", "reason"),
+    ),
+    "answers": (
+        *("model", "dataset", "arm", "seed", "prompts", "example_id", "prompt", "text", "judge", "success", "score"),
+        "reason",
+    ),
     "generation": ("model", "dataset", "example_id", "intervention", "prompt", "reference", "text"),
 }
 

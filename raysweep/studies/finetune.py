@@ -7,10 +7,8 @@ several processes each calls `finetune` alike; what is written, and the tuned mo
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -22,6 +20,7 @@ from raysweep.studies import sharding
 from raysweep.studies.choosing import check_layers, choose
 from raysweep.studies.frozen import compare, digests, own_tensors
 from raysweep.studies.trainer_arguments import make_arguments, named_arguments, training_steps
+from raysweep.studies.trainer_surroundings import offline, quiet
 from raysweep.studies.training import Progress, Recipe
 from raysweep.studies.training_checkpoints import start_from, step_of
 
@@ -93,7 +92,7 @@ def finetune(
     folder.mkdir(parents=True, exist_ok=True)
     training = _identity(base, train, recipe, processes, strategy)
     start = sharding.first_decides(lambda: start_from(folder, training))
-    with _quiet(), _offline(recipe.arguments.get("report_to"), folder):
+    with quiet(), offline(recipe.arguments.get("report_to"), folder):
         trainer, before = _prepare(
             base, tokenizer, train, test, recipe, folder, device, strategy, tell, training, start
         )
@@ -261,43 +260,3 @@ def _identity(base: Checkpoint, train: Sequence[Example], recipe: Recipe, proces
     told.pop("keep")
     shared = processes if processes == 1 else [processes, strategy]
     return fingerprint({"base": base.fingerprint, "train": digest.hexdigest(), "recipe": told, "processes": shared})
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """What transformers has to say below errors is left unsaid: progress is told by raysweep."""
-    from transformers.utils import logging
-
-    before, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)
-        if bars:
-            logging.enable_progress_bar()
-
-
-@contextmanager
-def _offline(trackers: object, folder: Path) -> Iterator[None]:
-    """Of the asked trackers each writes below `folder`, and nowhere else unless the environment says so."""
-    places = {
-        "wandb": {"WANDB_MODE": "offline", "WANDB_DIR": str(folder)},
-        "mlflow": {"MLFLOW_TRACKING_URI": f"sqlite:///{folder.resolve() / 'mlflow.db'}"},
-        "tensorboard": {"TENSORBOARD_LOGGING_DIR": str(folder / "tensorboard")},
-    }
-    asked = [trackers] if isinstance(trackers, str) else trackers
-    ours = {
-        name: value
-        for tracker, settings in places.items()
-        if isinstance(asked, (list, tuple)) and tracker in asked
-        for name, value in settings.items()
-    }
-    added = [name for name in ours if name not in os.environ]
-    os.environ.update({name: ours[name] for name in added})
-    try:
-        yield
-    finally:
-        for name in added:
-            os.environ.pop(name, None)

@@ -21,7 +21,7 @@ from raysweep.errors import InputError, nearest
 from raysweep.numerics.dynamics import local_dynamics
 from raysweep.studies.correlation import correlate_curves, untold
 
-_PRUNE = re.compile(r"prune_(\d+(?:\.5)?)\.jsonl")
+PRUNE = re.compile(r"prune_(\d+(?:\.5)?)\.jsonl")
 _AVERAGE = re.compile(r"Average loss:\s*(\S+)")
 
 
@@ -71,14 +71,16 @@ class Correlated:
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
 
 
-def read_dynamics(path: str | Path, neighbourhood: int = 3) -> Curve:
-    """δ by layer: a table with `layer` and `delta`, or an L × L matrix (`.pt`), whose δ is taken here.
+def read_dynamics(path: str | Path, neighbourhood: int = 3, *, diagonal: bool = True) -> Curve:
+    """δ by layer: a table with `layer` and `delta`, or an L × L matrix (`.pt`), whose δ is taken here, with or without `diagonal`.
 
-    Raises InputError naming the file for anything else.
+    Raises InputError naming the file for anything else, and for a table whose δ is to be without the diagonal.
     """
     path = Path(path).expanduser()
     if path.suffix == ".pt":
-        return _matrix_dynamics(path, neighbourhood)
+        return _matrix_dynamics(path, neighbourhood, diagonal)
+    if not diagonal:
+        raise InputError(f"'{path}' has δ as it was taken; --no-diagonal is for an L × L matrix (.pt)")
     return _read_curve(path, "layer", "delta")
 
 
@@ -92,11 +94,13 @@ def read_losses(path: str | Path) -> Curve:
     return _prune_losses(path) if path.is_dir() else _read_curve(path, "centre", "loss")
 
 
-def correlate_measured(dynamics: Curve, losses: Curve) -> Correlated:
+def correlate_measured(dynamics: Curve, losses: Curve, *, drop_ends: int = 0) -> Correlated:
     """Align by index and correlate. A centre at x.5 takes the mean δ of the two layers beside it.
 
-    Raises InputError where fewer than three centres are on both sides.
+    `drop_ends` of the losses' centres are left out at each end, as in a run's own correlation. Raises InputError where fewer
+    than three centres are left, or are on both sides.
     """
+    losses = _without_ends(losses, drop_ends)
     delta = dict(zip(dynamics.at.tolist(), dynamics.values.tolist(), strict=True))
     loss = dict(zip(losses.at.tolist(), losses.values.tolist(), strict=True))
 
@@ -123,11 +127,24 @@ def correlate_measured(dynamics: Curve, losses: Curve) -> Correlated:
     )
 
 
+def _without_ends(losses: Curve, drop_ends: int) -> Curve:
+    if not drop_ends:
+        return losses
+    n = len(losses.at)
+    if n - 2 * drop_ends < 3:
+        raise InputError(
+            f"--drop-ends {drop_ends} leaves {max(0, n - 2 * drop_ends)} of {n} centres; three at least are needed: drop fewer"
+        )
+    gone = ", ".join(f"{at:g}" for at in (*losses.at[:drop_ends], *losses.at[n - drop_ends :]))
+    kept = slice(drop_ends, n - drop_ends)
+    return Curve(losses.at[kept], losses.values[kept], (*losses.notes, f"centres left out at the ends: {gone}"))
+
+
 def _span(values: dict[float, float]) -> str:
     return f"{min(values):g} to {max(values):g}" if values else "none"
 
 
-def _matrix_dynamics(path: Path, neighbourhood: int) -> Curve:
+def _matrix_dynamics(path: Path, neighbourhood: int, diagonal: bool) -> Curve:
     import torch
 
     if not path.is_file():
@@ -141,7 +158,7 @@ def _matrix_dynamics(path: Path, neighbourhood: int) -> Curve:
     if not isinstance(matrix, torch.Tensor) or matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
         found = list(matrix.shape) if isinstance(matrix, torch.Tensor) else type(matrix).__name__
         raise InputError(f"'{path}' holds {found}, where an L × L similarity matrix is expected")
-    delta = local_dynamics(matrix.detach().double().numpy(), neighbourhood)
+    delta = local_dynamics(matrix.detach().double().numpy(), neighbourhood, diagonal)
     return _finite(np.arange(len(delta), dtype=float), delta, f"{path}: layers")
 
 
@@ -182,7 +199,7 @@ def _finite(at: np.ndarray, values: np.ndarray, what: str) -> Curve:
 
 
 def _prune_losses(folder: Path) -> Curve:
-    files = sorted((float(m[1]), path) for path in folder.iterdir() if (m := _PRUNE.fullmatch(path.name)))
+    files = sorted((float(m[1]), path) for path in folder.iterdir() if (m := PRUNE.fullmatch(path.name)))
     if not files:
         raise InputError(f"folder '{folder}' has no files prune_<centre>.jsonl")
     means, notes = [], []

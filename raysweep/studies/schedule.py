@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 from raysweep.models.same import NOTHING, Same
 from raysweep.studies.interventions import Change, signature
@@ -57,6 +58,11 @@ class Schedule:
 
 def schedule(n_layers: int, changes: Iterable[Change], same: Same = NOTHING) -> Schedule:
     """The pass for these changes, whose rows are their places in the order given. `same` layers have one version."""
+    return _schedule(n_layers, tuple(changes), same)
+
+
+@lru_cache(maxsize=64)  # the cells of a run mostly ask for the same, and a plan asks again and again
+def _schedule(n_layers: int, changes: tuple[Change, ...], same: Same) -> Schedule:
     signatures = [signature(change, n_layers, same) for change in changes]
     roots = dict(enumerate(dict.fromkeys(s[0] for s in signatures)))
     numbers = {in_base: number for number, in_base in roots.items()}

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
+
+import numpy as np
+
+from raysweep.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -55,3 +59,25 @@ class Progress:
     split: str
     loss: float
     seconds: float
+
+
+def layers_words(layers: str | tuple[int, ...]) -> str:
+    """A choice of layers as tables name it: a word as it is, `8-12` for a run, `3,5,9` for others."""
+    if isinstance(layers, str) or not layers:
+        return layers if isinstance(layers, str) else ""
+    run = tuple(range(layers[0], layers[-1] + 1))
+    if layers == run:
+        return str(layers[0]) if len(layers) == 1 else f"{layers[0]}-{layers[-1]}"
+    return ",".join(map(str, layers))
+
+
+def drawn_beside(chosen: Sequence[int], n_layers: int, seed: int) -> tuple[int, ...]:
+    """As many other layers of `n_layers` as are chosen, drawn at random. Raises InputError where there are fewer others."""
+    others = [layer for layer in range(n_layers) if layer not in chosen]
+    if len(others) < len(chosen):
+        raise InputError(
+            f"{len(chosen)} of {n_layers} layers are critical, and {len(others)} others are fewer than that: set top to "
+            f"{n_layers // 2} or less"
+        )
+    drawn = np.random.default_rng(seed).choice(others, len(chosen), replace=False)
+    return tuple(sorted(int(layer) for layer in drawn))

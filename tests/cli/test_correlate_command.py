@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pandas as pd
 import pytest
+import torch
 from command_line import Result, ended, started
 from scipy import stats
 
@@ -52,3 +54,50 @@ def test_correlate_in_words(measured, raysweep):
 def test_correlate_refuses(measured, raysweep, change, told):
     arguments = dict(enumerate(measured)) | change
     assert raysweep("correlate", *arguments.values()) == Result(2, "", f"{told}\n")
+
+
+@pytest.fixture
+def cells(tmp_path):
+    """Two cells in the paper's form; the losses of a third are torn."""
+    root, random = tmp_path / "cells", np.random.default_rng(0)
+    for dataset in ("x", "y", "z"):
+        folder = root / "m" / dataset
+        folder.mkdir(parents=True)
+        torch.save(torch.from_numpy(np.corrcoef(random.normal(size=(9, 20)))), root / "m" / f"{dataset}_linear_cka.pt")
+        for centre in range(1, 8):
+            (folder / f"prune_{centre}.jsonl").write_text(json.dumps({"loss": random.uniform()}) + "\n")
+    (root / "m" / "z" / "prune_3.jsonl").write_text('{"loss": \n')
+    return root
+
+
+@pytest.mark.parametrize("options", [[], ["--drop-ends", 1, "--no-diagonal", "--neighbourhood", 5]])
+def test_many_cells_have_the_numbers_of_each_alone(cells, raysweep, options):
+    told = raysweep("correlate", "--dynamics", cells, "--losses", cells, "--json", *options)
+    assert (told.code, told.err) == (1, ""), "one cell failed"
+    found = json.loads(told.out)
+    assert [cell["dataset"] for cell in found["cells"]] == ["x", "y", "z"]
+    for cell in found["cells"][:2]:
+        alone = raysweep("correlate", "--dynamics", cell["dynamics"], "--losses", cell["losses"], "--json", *options)
+        assert json.loads(alone.out) == cell["correlated"]
+        assert len(cell["correlated"]["centres"]) == (5 if options else 7)
+    assert "prune_3.jsonl, line 1 is torn" in found["cells"][2]["reason"]
+    assert raysweep("correlate", "--cells", cells, "--json", *options) == told
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--cells", "a", "--losses", "b"], "error: --cells has both sides; leave --dynamics and --losses out"),
+        (
+            ["--dynamics", "a.csv"],
+            "error: give --dynamics and --losses, or --cells for a folder with both of many cells",
+        ),
+        (["--cells", "gone"], "error: folder 'gone' does not exist"),
+        (
+            ["--cells", "x", "--no-diagonal", "--neighbourhood", "1"],
+            "error: --neighbourhood 1 has no layer but its own; without the diagonal give 3 or more",
+        ),
+    ],
+)
+def test_correlate_many_refuses(raysweep, arguments, told):
+    assert raysweep("correlate", *arguments) == Result(2, "", f"{told}\n")

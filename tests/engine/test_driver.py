@@ -24,6 +24,7 @@ from raysweep.engine.driver import drive
 from raysweep.engine.events import EventLog
 from raysweep.engine.executor import LocalBackend, LocalExecutor
 from raysweep.engine.folder import RunFolder
+from raysweep.engine.training_work import untold
 from raysweep.engine.work import Worker
 from raysweep.errors import InputError
 
@@ -88,7 +89,7 @@ class On(LocalBackend):
     def __init__(self, make):
         self.make, self.made = make, []
 
-    def open(self, folder, n_calls):
+    def open(self, folder, n_calls, tell=untold):
         self.made.append(self.make(folder))
         return self.made[-1]
 

@@ -15,6 +15,7 @@ from raysweep.engine.pending import model_calls
 from raysweep.engine.plan import plan
 from raysweep.engine.rates import Rates
 from raysweep.engine.splitting import cut, is_divisible, shares
+from raysweep.engine.training_work import untold
 from raysweep.engine.work import Worker
 from raysweep.studies.interventions import check_changes
 from raysweep.studies.schedule import layer_applications
@@ -29,7 +30,7 @@ class Three(LocalExecutor):
 
 
 class OnThree(LocalBackend):
-    def open(self, folder, n_calls):
+    def open(self, folder, n_calls, tell=untold):
         return Three(Worker(folder))
 
 

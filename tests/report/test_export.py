@@ -157,8 +157,8 @@ def test_what_the_files_do_not_say_is_told(tmp_path):
     del tables["similarity"]
     assert export_paper(tables, tmp_path / "out").notes == (
         "tiny on sums, windows of 3 consecutive layers: some have 4 records, others 7; the run is not finished",
-        "tiny on sums, windows of 3 consecutive layers: the run's own correlation leaves out centres at both ends "
-        "(drop_ends: 1); move their files away to correlate the same",
+        "tiny on sums, windows of 3 consecutive layers: the run's own correlation leaves out centres at both ends; "
+        "correlate with --drop-ends 1 to have the same",
         "the run has no CKA: no *_cka.pt are written",
     )
 

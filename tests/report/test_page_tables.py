@@ -100,7 +100,7 @@ class TestRho:
         values = correlation[correlation["width"] == 1].set_index(["model", "dataset"])["spearman"]
         shown = {(model, d): rho.value for model, row in narrow.rows for d, rho in zip("xy", row, strict=True)}
         assert shown == {key: f"{value:.2f}".replace("-", "−") for key, value in values.items()}
-        assert wide.rows[1][1][1] == ("n/a", "", "(not measured)", None)
+        assert wide.rows[1][1][1] == ("n/a", "", "(not measured)", None, "")
 
     def test_none_for_a_single_cell(self):
         assert page_tables.rho_tables(cells_of(make_tables(datasets=("x",), n_layers=8, n_examples=8), ())) == []

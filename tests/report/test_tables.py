@@ -30,6 +30,11 @@ PROMISED = {
     "correlation": "model, dataset, metric, width, neighbourhood, n_layers, spearman, ci_low, ci_high, p_shift, "
     "partial_depth, kendall, precision_at_k, p_value, effective_layers, p_permutation, precision_chance, p_precision, reason",
     "removal": "model, dataset, of, layer, components, mode, mean, position, measure, value, ci_low, ci_high, reason",
+    "attack": (
+        "model, dataset, arm, layers, seed, trigger, prompts, judge, examples, rate, ci_low, ci_high, "
+        "harm_mean, harm_5_share, clean_loss, reason"
+    ),
+    "answers": "model, dataset, arm, seed, prompts, example_id, prompt, text, judge, success, score, reason",
     "generation": "model, dataset, example_id, intervention, prompt, reference, text",
 }
 NONE, FIRST, LAST = Window(0, 0), Window(0, 2), Window(1, 3)

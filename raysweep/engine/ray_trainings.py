@@ -1,0 +1,89 @@
+"""Trainings of several processes each, as many at once as the cluster has room for, as outcomes of their calls."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ray
+
+from raysweep.engine.calls import BackdoorCall, Commit, Outcome, TrainCall
+from raysweep.engine.dispatch import room_for
+from raysweep.engine.folder import RunFolder
+from raysweep.engine.ray_executor import Share, living_nodes
+from raysweep.engine.ray_training import train_on_ray
+from raysweep.engine.training_work import Tell, answered, last_test_loss, recipe_for, telling, trained_commits
+from raysweep.errors import InputError
+from raysweep.models.checkpoint import describe, load_model, load_tokenizer
+from raysweep.studies.training import Recipe
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from raysweep.store.places import Location
+
+
+def run_trainings(
+    folder: Location, calls: Sequence[TrainCall], share: Share, device: str, tell: Tell
+) -> Iterator[Outcome]:
+    """Run the calls, and give what comes of each as it ends."""
+    gpus = 1 if device.startswith("cuda") else 0
+    room = room_for(living_nodes(), share.cpus, gpus)
+    at_once = max(1, room // max(call.processes for call in calls))
+    with ThreadPoolExecutor(at_once, thread_name_prefix="raysweep training") as pool:
+        started = [pool.submit(_attempt, folder, call, share.cpus, device, tell) for call in calls]
+        try:
+            for ended in as_completed(started):
+                yield ended.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _answer(device: str, cpus: int) -> Any:
+    """What answers with a model that was trained, on a device of the cluster."""
+
+    def answer(call: BackdoorCall, recipe: Recipe, rows: pd.DataFrame, final: Path) -> list[Commit]:
+        model = load_model(describe(str(final)), dtype=recipe.dtype, device=call.loading.device)
+        return [answered(call, recipe, rows, model, last_test_loss(rows))]
+
+    return ray.remote(num_cpus=cpus, num_gpus=1 if device.startswith("cuda") else 0, max_retries=0)(answer)
+
+
+def _attempt(folder: Location, call: TrainCall, cpus: int, device: str, tell: Tell) -> Outcome:
+    """Run one; whatever it raises becomes an outcome with the traceback."""
+    run, began = RunFolder(folder), time.monotonic()
+    try:
+        recipe = recipe_for(call, run)
+        trained = train_on_ray(
+            call.base,
+            load_tokenizer(call.base),
+            call.examples,
+            call.test,
+            recipe,
+            run.training(call.key),
+            processes=call.processes,
+            strategy=call.strategy,
+            device=device,
+            cpus=cpus,
+            tell=telling(call, run, tell),
+        )
+        if isinstance(call, BackdoorCall):
+            commits = ray.get(_answer(device, cpus).remote(call, recipe, trained.rows, trained.final))
+        else:
+            commits = trained_commits(call, run, recipe, trained.rows)
+    except Exception as error:
+        refused = isinstance(error, InputError)  # the death of a process is none, and is tried again
+        return Outcome(
+            call,
+            error=str(error) if refused else f"{type(error).__name__}: {error}",
+            traceback=traceback.format_exc(),
+            failure="refused" if refused else "raised",
+        )
+    seconds = round(time.monotonic() - began, 4)
+    measured = {"steps": trained.steps, "resumed_from": trained.resumed_from or 0, "seconds": seconds}
+    return Outcome(call, tuple(commits), measured)

@@ -1,0 +1,140 @@
+"""Reading a model's records at inspection: as they are, as a plan expects them, or with a backdoor's trigger in them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from raysweep.config import DatasetConfig, ModelConfig
+from raysweep.config_backdoor import BackdoorConfig
+from raysweep.config_exclude import ExcludeConfig
+from raysweep.data.examples import Example, Loaded, Room, load_examples
+from raysweep.data.exclusion import Exclude
+from raysweep.data.poison import Trigger, evaluation_prompts, poisoned_examples
+from raysweep.engine.assumed import examples_on_paper
+from raysweep.models.checkpoint import Checkpoint, limits, load_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class Reader:
+    """Reads data sets for models, by name: each one's base, and its tuned checkpoints by data set.
+
+    `predicts` tells which of them predict tokens; of the others prompts alone are read. With `may_assume`, what is not here is
+    as the config expects it. Everything raises InputError for what cannot be read or used.
+    """
+
+    def __init__(
+        self,
+        models: Mapping[str, tuple[Checkpoint, Mapping[str, Checkpoint]]],
+        predicts: Mapping[str, bool],
+        *,
+        may_assume: bool = False,
+    ) -> None:
+        self._models, self._predicts, self._may_assume = models, predicts, may_assume
+        self._tokenizers: dict[tuple[str, str], PreTrainedTokenizerBase] = {}
+
+    def read(self, model: ModelConfig, dataset: DatasetConfig) -> tuple[Loaded, bool]:
+        """A data set's examples for a model, and whether they are as expected only."""
+        paper = self._expected(model, dataset, prompts_only=not self._predicts[model.name])
+        if paper:
+            return paper, True
+        options = self._options(model, dataset)
+        prompts_only = not self._predicts[model.name]
+        tokenizer = self.tokenizer(model)
+        return load_examples(dataset.path, dataset.format, tokenizer, prompts_only=prompts_only, **options), False
+
+    def poisoned(self, model: ModelConfig, dataset: DatasetConfig, asked: BackdoorConfig, seed: int) -> Loaded:
+        """The examples with a backdoor in a share of them, which the seed draws."""
+        if paper := self._expected(model, dataset, prompts_only=False):
+            return paper
+        return poisoned_examples(
+            dataset.path,
+            dataset.format,
+            self.tokenizer(model),
+            trigger=Trigger(asked.trigger, asked.position),
+            target=asked.target,
+            rate=asked.rate,
+            seed=seed,
+            **self._options(model, dataset),
+        ).loaded
+
+    def prompts(
+        self, model: ModelConfig, dataset: DatasetConfig, asked: BackdoorConfig
+    ) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
+        """The prompts that are answered, clean and with the trigger."""
+        dataset = dataset.model_copy(update={"limit": min(dataset.limit or asked.examples, asked.examples)})
+        if paper := self._expected(model, dataset, prompts_only=True):
+            return tuple(paper.examples), tuple(paper.examples)
+        options = {key: value for key, value in self._options(model, dataset).items() if key != "too_long"}
+        found = evaluation_prompts(
+            dataset.path,
+            dataset.format,
+            self.tokenizer(model),
+            trigger=Trigger(asked.trigger, asked.position),
+            new_tokens=asked.tokens,
+            **options,
+        )
+        return tuple(found.clean), tuple(found.triggered)
+
+    def tokenizer(self, model: ModelConfig) -> PreTrainedTokenizerBase:
+        """The base's tokenizer; for chat, where it has no template, the first tuned one's that has (one vocabulary all the same)."""
+        key = (model.name, model.wording)
+        if key not in self._tokenizers:
+            self._tokenizers[key] = _tokenizer(*self._models[model.name], model.wording)
+        return self._tokenizers[key]
+
+    def room(self, model: str, dataset: str) -> Room:
+        """What the base and, where there is one, the checkpoint tuned on the data set both have room for."""
+        base, tuned = self._models[model]
+        pair = [base, tuned.get(dataset)]
+        found = [limits(checkpoint) for checkpoint in pair if checkpoint and not checkpoint.adapter]
+        context, vocabulary = (min((n for n in ns if n is not None), default=None) for ns in zip(*found, strict=True))
+        return Room(model, context, vocabulary)
+
+    def _expected(self, model: ModelConfig, dataset: DatasetConfig, *, prompts_only: bool) -> Loaded | None:
+        if not self._may_assume:
+            return None
+        return examples_on_paper(
+            model,
+            self._models[model.name][0],
+            dataset.name,
+            dataset,
+            self.room(model.name, dataset.name),
+            record_format=dataset.format,
+            prompts_only=prompts_only,
+        )
+
+    def _options(self, model: ModelConfig, dataset: DatasetConfig) -> dict[str, Any]:
+        """load_examples' own options."""
+        return {
+            "wording": model.wording,
+            "split": dataset.split,
+            "limit": dataset.limit,
+            "max_tokens": dataset.max_tokens,
+            "room": self.room(model.name, dataset.name),
+            "too_long": dataset.too_long,
+            "prompt": dataset.prompt,
+            "response": dataset.response,
+            "exclude": _exclude(dataset.exclude),
+            "last": dataset.last,
+            "all_but_last": dataset.all_but_last,
+        }
+
+
+def _tokenizer(base: Checkpoint, tuned: Mapping[str, Checkpoint], wording: str) -> PreTrainedTokenizerBase:
+    tokenizer = load_tokenizer(base)
+    if wording == "chat" and not tokenizer.chat_template:
+        for checkpoint in tuned.values():
+            if (checkpoint.folder / "tokenizer_config.json").exists():
+                other = load_tokenizer(checkpoint)
+                if other.chat_template and len(other) == len(tokenizer):
+                    return other
+    return tokenizer
+
+
+def _exclude(asked: ExcludeConfig | None) -> Exclude | None:
+    if asked is None:
+        return None
+    return Exclude(tuple(asked.phrases), asked.pattern, asked.column, tuple(asked.values))

@@ -1,0 +1,111 @@
+"""What inspection finds for trainings: the records, and whether what is asked for can be done. Bad input is refused here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from raysweep.config import Config, DatasetConfig, ModelConfig
+from raysweep.config_training import FinetuneConfig, Training, TrainSource
+from raysweep.engine.arms import arms_of
+from raysweep.engine.reader import Reader
+from raysweep.engine.steps import StepModel
+from raysweep.engine.training_plan import Trainings
+from raysweep.errors import InputError
+from raysweep.models.checkpoint import Checkpoint, resolve_dtype
+from raysweep.studies.trainer_arguments import check_arguments
+
+if TYPE_CHECKING:
+    from raysweep.data.examples import Example
+
+
+def trained_on(config: Config, model: ModelConfig) -> list[str]:
+    """The data sets that the model will be fine-tuned on, for the checkpoints that studies.finetune makes."""
+    if not config.studies.finetune:
+        return []
+    return [dataset.name for dataset in config.datasets if dataset.train and dataset.name not in model.tuned]
+
+
+def training_source(dataset: DatasetConfig) -> DatasetConfig:
+    """The records that models are trained on, as a data set: its format and texts are those of the test unless given."""
+    assert dataset.train is not None
+    return source_of(dataset, dataset.train)
+
+
+def source_of(dataset: DatasetConfig, source: TrainSource) -> DatasetConfig:
+    """A source of other records as a data set of the same name, with its format and texts unless it has its own."""
+    values: dict[str, Any] = source.model_dump(exclude_none=True)
+    for key in ("format", "prompt", "response"):
+        values.setdefault(key, getattr(dataset, key))
+    if source.format not in (None, dataset.format) and source.prompt is None:
+        values |= {"prompt": None, "response": None}
+    return DatasetConfig.model_validate({"name": dataset.name, **values})
+
+
+def find_trainings(
+    config: Config, bases: Mapping[str, Checkpoint], predicts: Mapping[str, bool], device: str, reader: Reader
+) -> Trainings:
+    """Read the records of all trainings and check what each of them is told; nothing where no study trains.
+
+    `bases` and `predicts` are by model. Raises InputError.
+    """
+    asked_for = config.studies.trainings
+    if not asked_for:
+        return Trainings()
+    examples: dict[tuple[str, str], tuple[Example, ...]] = {}
+    excluded: dict[tuple[str, str], int] = {}
+    poisoned: dict[tuple[tuple[str, str], int], tuple[Example, ...]] = {}
+    prompts: dict[tuple[str, str], tuple[tuple[Example, ...], tuple[Example, ...]]] = {}
+    for model in config.models:
+        if isinstance(model, StepModel):
+            continue
+        base = bases[model.name]
+        if not predicts[model.name]:
+            raise InputError(
+                f"model '{model.name}': checkpoint '{base.source}' does not predict the next token (it is an encoder, or lacks "
+                f"its head), and {', '.join(asked_for)} trains on the loss of a response's tokens; leave the model out"
+            )
+        for name, asked in asked_for.items():
+            _check_layers(config, name, asked, model.name, base)
+        for dataset in config.datasets:
+            if not dataset.train:
+                continue
+            source, cell = training_source(dataset), (model.name, dataset.name)
+            found, _ = reader.read(model, source)
+            examples[cell] = tuple(found.examples)
+            excluded[cell] = found.n_excluded
+            if backdoor := config.studies.backdoor:
+                for seed in backdoor.seeds:
+                    poisoned[cell, seed] = tuple(reader.poisoned(model, source, backdoor, seed).examples)
+                own = source_of(dataset, backdoor.prompts) if backdoor.prompts else dataset
+                prompts[cell] = reader.prompts(model, own, backdoor)
+    arguments = {name: check_arguments(asked.trainer, f"studies.{name}.trainer") for name, asked in asked_for.items()}
+    dtypes = {
+        (name, model.name): resolve_dtype(asked.dtype, bases[model.name].dtype, device)
+        for name, asked in asked_for.items()
+        for model in config.models
+    }
+    return Trainings(examples, arguments, dtypes, excluded, poisoned, prompts)
+
+
+def _check_layers(config: Config, name: str, asked: Training, model: str, base: Checkpoint) -> None:
+    """Refuse layers that the model has not, and numbers of critical ones that leave none beside them."""
+    for section, arm in arms_of(config.studies):
+        if section is not asked:
+            continue
+        far = [layer for layer in arm.trained.layers if layer >= base.n_layers]
+        if far:
+            key = "freeze" if isinstance(asked, FinetuneConfig) and asked.freeze is not None else "layers"
+            raise InputError(
+                f"studies.{name}.{key} has layer {far[0]}, which is not among the {base.n_layers} decoder layers of model "
+                f"'{model}'; layers count from 0"
+            )
+        if arm.trained.mode == "freeze" and len(arm.trained.layers) == base.n_layers:
+            raise InputError(
+                f"studies.{name}.freeze has all {base.n_layers} decoder layers of model '{model}'; leave one out"
+            )
+    if asked.top is not None and 2 * asked.top > base.n_layers and asked.found:
+        raise InputError(
+            f"studies.{name}.top asks for {asked.top} critical layers and as many others, and model '{model}' has "
+            f"{base.n_layers} in all; set top to {base.n_layers // 2} or less"
+        )

@@ -1,0 +1,243 @@
+"""Running a training: the study with explicit inputs, its rows, and the checkpoint that is kept, as commits."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from raysweep.engine.calls import BackdoorCall, Commit, JudgeCall, TrainCall, commit_name
+from raysweep.errors import InputError
+from raysweep.models.checkpoint import load_tokenizer
+from raysweep.numerics.dynamics import change_points
+from raysweep.store.artifacts import FileEntry, publish_json, sha256_file
+from raysweep.studies.answers import generate_answers
+from raysweep.studies.attack import Run, answers_table, attack_table
+from raysweep.studies.endpoint import EndpointJudge, judge_by_endpoint
+from raysweep.studies.judging import judge_by_rule
+from raysweep.studies.substitution import Pair, sweep_losses
+from raysweep.studies.training import Progress, Recipe, drawn_beside, layers_words
+from raysweep.studies.windows import Window
+
+if TYPE_CHECKING:
+    from raysweep.engine.folder import RunFolder
+    from raysweep.models.adapter import Adapter
+
+PROGRESS = "progress.json"
+
+Tell = Callable[[str, Mapping[str, Any]], None]
+
+
+def untold(call: str, told: Mapping[str, Any]) -> None:
+    """Where nobody wants to know how far a call has come."""
+
+
+def recipe_for(call: TrainCall, folder: RunFolder) -> Recipe:
+    """The call's recipe with its layers, which a similarity task may have found. Raises InputError where it found too few."""
+    if call.found is None:
+        return call.recipe
+    rows = folder.chunks.read_parts([call.found.dynamics]).to_pandas()
+    delta_L = rows[rows["metric"] == call.found.metric].sort_values("layer")["delta"].to_numpy(dtype=float)
+    layers = tuple(int(layer) for layer in change_points(delta_L, call.found.top))
+    if len(layers) < call.found.top:
+        raise InputError(
+            f"{call.found.top} layers are to be critical, and {len(layers)} of {len(delta_L)} have a δ in {call.found.metric}: "
+            "look at the similarity's reasons, or choose another metric"
+        )
+    if not call.found.critical:
+        layers = drawn_beside(layers, call.base.n_layers, call.recipe.seed)
+    return replace(call.recipe, trained=replace(call.recipe.trained, layers=layers))
+
+
+def train(call: TrainCall, folder: RunFolder, tell: Tell) -> tuple[list[Commit], dict[str, Any]]:
+    """Train in this process, going on where an earlier attempt ended."""
+    from raysweep.studies.finetune import finetune, save_tuned
+
+    recipe, work = recipe_for(call, folder), folder.training(call.key)
+    tokenizer = load_tokenizer(call.base)
+    tuned = finetune(
+        call.base,
+        tokenizer,
+        call.examples,
+        call.test,
+        recipe,
+        work,
+        device=call.loading.device,
+        tell=telling(call, folder, tell),
+    )
+    if call.kept is not None:
+        save_tuned(tuned, tokenizer, work / "final")
+    measured = {"steps": tuned.steps, "resumed_from": tuned.resumed_from or 0}
+    return trained_commits(call, folder, recipe, tuned.rows), measured
+
+
+def attack(
+    call: BackdoorCall, folder: RunFolder, tell: Tell, base: Callable[[], Adapter]
+) -> tuple[list[Commit], dict[str, Any]]:
+    """Train on poisoned records in this process, or take the `base` as it is, and answer."""
+    from raysweep.studies.finetune import finetune
+
+    if not call.trains:
+        untrained = base()
+        losses = sweep_losses(
+            Pair(untrained, untrained), call.test, (Window(0, 0),), batch_tokens=call.loading.batch_tokens
+        )
+        return [answered(call, None, None, untrained.model, float(np.nanmean(losses)))], {}
+    recipe, work = recipe_for(call, folder), folder.training(call.key)
+    tuned = finetune(
+        call.base,
+        load_tokenizer(call.base),
+        call.examples,
+        call.test,
+        recipe,
+        work,
+        device=call.loading.device,
+        tell=telling(call, folder, tell),
+    )
+    commit = answered(call, recipe, tuned.rows, tuned.model, last_test_loss(tuned.rows))
+    return [commit], {"steps": tuned.steps, "resumed_from": tuned.resumed_from or 0}
+
+
+def last_test_loss(rows: pd.DataFrame) -> float:
+    """The test loss after the last step."""
+    return float(rows[rows["split"] == "test"].sort_values("step")["loss"].iloc[-1])
+
+
+def answered(
+    call: BackdoorCall, recipe: Recipe | None, rows: pd.DataFrame | None, model: Any, clean_loss: float
+) -> Commit:
+    """The answers of a model, with its curve where it was trained, in one commit: both are there, or none."""
+    tokenizer = load_tokenizer(call.base)
+    layers = "" if recipe is None else layers_words(_trained_layers(call, recipe))
+    tables = [] if recipe is None or rows is None else [_labelled(call, recipe, rows)]
+    for prompts, examples in (("triggered", call.triggered), ("clean", call.clean)):
+        texts = generate_answers(
+            model,
+            tokenizer,
+            examples,
+            new_tokens=call.tokens,
+            temperature=call.temperature,
+            top_p=call.top_p,
+            seed=call.recipe.seed,
+            batch_tokens=call.loading.batch_tokens,
+        )
+        told = pd.DataFrame(
+            {
+                "arm": call.arm,
+                "layers": layers,
+                "seed": pd.array([call.recipe.seed if call.trains else None] * len(examples), dtype="Int64"),
+                "prompts": prompts,
+                "example_id": [example.id for example in examples],
+                "prompt": [example.prompt for example in examples],
+                "text": texts,
+                "clean_loss": clean_loss,
+                "part": call.results["texts"],
+            }
+        )
+        tables.append(pa.Table.from_pandas(told, preserve_index=False))
+    keys = tuple(call.results.values())
+    table = pa.concat_tables(tables, promote_options="default")
+    return Commit(commit_name(call.study, call.model, call.dataset, keys), keys, table)
+
+
+def judged(call: JudgeCall, folder: RunFolder) -> list[Commit]:
+    """The verdicts on a cell's answers, and how often the attack succeeds."""
+    texts = folder.chunks.read_parts(call.parts).to_pandas()
+    texts["seed"] = texts["seed"].astype("Int64")
+    if isinstance(call.judge, EndpointJudge):
+        asked = list(zip(texts["prompt"], texts["text"], strict=True))
+        verdicts, name = judge_by_endpoint(call.judge, asked, folder.root / "judged"), "endpoint"
+    else:
+        verdicts, name = judge_by_rule(call.judge, list(texts["text"])), call.judge.name
+    answers = answers_table(texts, name, verdicts)
+    runs = [
+        Run(
+            str(arm),
+            None if pd.isna(seed) else int(seed),
+            str(rows["layers"].iloc[0]),
+            float(rows["clean_loss"].iloc[0]),
+        )
+        for (arm, seed), rows in texts.groupby(["arm", "seed"], sort=False, dropna=False)
+    ]
+    tables = {"answers": answers, "attack": attack_table(answers, runs, call.trigger)}
+    return [
+        Commit(
+            commit_name(name, call.model, call.dataset, (key,)),
+            (key,),
+            pa.Table.from_pandas(tables[name].assign(part=key), preserve_index=False),
+        )
+        for name, key in call.results.items()
+    ]
+
+
+def telling(call: TrainCall, folder: RunFolder, tell: Tell) -> Callable[[Progress], None]:
+    """What tells how far the call has come, and leaves it in the training's folder for `raysweep status`."""
+
+    def told(progress: Progress) -> None:
+        publish_json(folder.training(call.key) / PROGRESS, {"call": call.name, **asdict(progress)})
+        tell(call.name, asdict(progress))
+
+    return told
+
+
+def trained_commits(call: TrainCall, folder: RunFolder, recipe: Recipe, rows: pd.DataFrame) -> list[Commit]:
+    """The commit of a training whose weights lie in its folder under `final` and `step-N`, as far as they are kept."""
+    table = _labelled(call, recipe, rows)
+    keys: tuple[str, ...] = (call.results["training"],)
+    files: list[FileEntry] = []
+    extra: dict[str, Any] = {}
+    if call.kept is not None:
+        keys = (call.key, *call.steps.values(), *keys)
+        top, _, name = call.kept.rpartition("/")
+        work = folder.training(call.key)
+        moves = {work / "final": call.key, **{work / f"step-{step}": key for step, key in call.steps.items()}}
+        for source, key in moves.items():
+            files += _kept(source, work.parent.parent / top, f"{name.removesuffix(call.key[:16])}{key[:16]}")
+        extra = {"folder": top, "steps": int(rows["step"].max())}
+    return [Commit(commit_name(call.study, call.model, call.dataset, keys), keys, table, tuple(files), extra)]
+
+
+def evaluated(call: TrainCall, folder: RunFolder, tuned: Adapter) -> Commit:
+    """The rows of a checkpoint that is there, on other test examples: its last step's alone."""
+    steps = folder.committed()[call.key].extra["steps"]
+    losses = sweep_losses(Pair(tuned, tuned), call.test, (Window(0, 0),), batch_tokens=call.loading.batch_tokens)
+    rows = pd.DataFrame({"step": [steps], "split": ["test"], "loss": [float(np.nanmean(losses))]})
+    told = _labelled(call, call.recipe if call.found is None else recipe_for(call, folder), rows)
+    keys = (call.results["training"],)
+    return Commit(commit_name(call.study, call.model, call.dataset, keys), keys, told)
+
+
+def _trained_layers(call: TrainCall, recipe: Recipe) -> tuple[int, ...]:
+    return tuple(layer for layer in range(call.base.n_layers) if recipe.trained.trains(layer))
+
+
+def _labelled(call: TrainCall, recipe: Recipe, rows: pd.DataFrame) -> pa.Table:
+    """The rows of a training with what was trained in it."""
+    layers = _trained_layers(call, recipe)
+    labelled = rows[["step", "split", "loss"]].assign(
+        study=call.study,
+        arm=call.arm,
+        layers=layers_words(layers),
+        seed=recipe.seed,
+        part=call.results["training"],
+    )
+    return pa.Table.from_pandas(labelled, preserve_index=False)
+
+
+def _kept(source: Path, top: Path, name: str) -> list[FileEntry]:
+    """Move a checkpoint to where it is kept, replacing what a broken commit left there; its files."""
+    to = top / name
+    shutil.rmtree(to, ignore_errors=True)
+    top.mkdir(parents=True, exist_ok=True)
+    source.rename(to)
+    return [
+        FileEntry(f"{name}/{path.relative_to(to).as_posix()}", 0, path.stat().st_size, sha256_file(path))
+        for path in sorted(to.rglob("*"))
+        if path.is_file()
+    ]

@@ -1,0 +1,50 @@
+"""What a run takes by kind of work, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from raysweep.engine.by_kind import KindCost
+
+TRAININGS = ("finetune", "adapt", "backdoor")
+
+
+def kind_lines(kinds: Sequence[KindCost]) -> list[str]:
+    """A line for each kind of work, for a terminal; none where nothing is left."""
+    if not kinds:
+        return []
+    lines = [f"{'by kind':<12} {'tasks':>6} {'calls':>6} {'hours':>9}  of     {'read':>8} {'memory of a worker':>19}"]
+    for each in kinds:
+        tasks = str(each.tasks) if each.tasks else "—"
+        lines.append(
+            f"  {each.kind:<10} {tasks:>6} {each.calls:>6} {_hours(each.seconds):>9}  {each.on:<6} {_size(each.bytes_read):>8} "
+            f"{_size(each.memory):>19}{f'  ({each.note})' if each.note else ''}"
+        )
+    return lines
+
+
+def training_line(kinds: Sequence[KindCost], workers: int) -> list[str]:
+    """What a simulation on so many workers leaves out: trainings, which take at least so long more."""
+    trained = [each for each in kinds if each.kind in TRAININGS]
+    if not trained:
+        return []
+    known = [each.seconds for each in trained if each.seconds is not None]
+    least = f", {sum(known) / workers / 3600:.2f} h or more on them" if len(known) == len(trained) else ""
+    return [f"  trainings  are not in it: {sum(each.calls for each in trained)}{least}"]
+
+
+def _hours(seconds: float | None) -> str:
+    if seconds is None:
+        return "not known"
+    hours = seconds / 3600
+    return f"{hours:.3f}" if hours < 10 else f"{hours:,.1f}"
+
+
+def _size(n: float) -> str:
+    if not n:
+        return "—"
+    for unit in ("B", "kB", "MB", "GB"):
+        if n < 1000:
+            return f"{n:.3g} {unit}"
+        n /= 1000
+    return f"{n:,.3g} TB"
