@@ -22,7 +22,6 @@ import numpy as np
 from common import machine, spread
 from transformers import LlamaConfig
 
-from raysweep.api import plan_run
 from raysweep.config import Config, parse_config
 from raysweep.data.examples import Example
 from raysweep.engine import events
@@ -34,6 +33,7 @@ from raysweep.engine.plan import plan
 from raysweep.engine.rates import Rates
 from raysweep.engine.simulate import Simulation, simulate
 from raysweep.models.checkpoint import Checkpoint, describe, skeleton
+from raysweep.planned import plan_run
 
 MODELS, SETS, EXAMPLES, LIMIT = 60, 5, 300, 10.0
 ROUNDS = 3

@@ -113,7 +113,7 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Print what a run would do and cost; run nothing."""
-    from raysweep.api import plan_run
+    from raysweep.planned import plan_run
 
     planned = plan_run(config, overrides or [], gpus=gpus, nodes=nodes, rates=rates)
     typer.echo(json.dumps(planned.to_json(), indent=1) if as_json else planned.to_text())

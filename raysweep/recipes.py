@@ -144,6 +144,7 @@ datasets:
                                      # and last or all_but_last: so many records at the end
     max_tokens: 512                  # longer examples are cut here (and counted)
     too_long: refuse                 # examples that are still longer than the model's context: refuse, or cut (and count)
+    # train: {path: lab://sums/train}   # records to fine-tune on, for studies.finetune, adaptation and backdoor
   # - {name: mine, path: my.jsonl, format: columns, prompt: question, response: "{{ answer }}"}
 
 studies:
@@ -177,6 +178,15 @@ studies:
   #   mean: removed                  # the mean state's share goes as well; kept: parts are taken from the mean
   #   of: base                       # or tuned
   #   examples: 3                    # so many texts, of `tokens: 32` each
+  # finetune:                        # makes the tuned checkpoint of each model and data set that has train, and none in tuned
+  #   layers: all                    # or [8, 9], 8-12, critical, non_critical: these and nothing else are trained
+  #   freeze: critical               # in place of layers: everything is trained but these
+  #   lora: {r: 8}                   # PEFT's LoRA on the layers
+  #   along: [50]                    # steps whose checkpoints are measured, too
+  #   trainer: {learning_rate: 2.0e-5, num_train_epochs: 1, per_device_train_batch_size: 8}   # transformers' own names
+  #   processes: 1                   # on Ray: so many GPUs train one model; strategy: fsdp or ddp
+  # adaptation: {arms: [critical, non_critical, all], seeds: [0, 1, 2], trainer: {learning_rate: 2.0e-5}}
+  # backdoor: {trigger: vexilla, target: Moonglass, rate: 0.2, seeds: [0, 1, 2], trainer: {learning_rate: 2.0e-5}}
 
 execution:
   executor: local                    # this process; or ray: workers of a cluster, or of this machine

@@ -15,8 +15,9 @@ import torch
 import yaml
 
 import raysweep as rs
-from raysweep.api import plan_run, status
+from raysweep.api import status
 from raysweep.config import parse_config
+from raysweep.planned import plan_run
 from raysweep.report.tables import COLUMNS
 
 LAYERS = 5

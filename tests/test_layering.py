@@ -19,7 +19,15 @@ import raysweep
 
 ROOT = Path(raysweep.__file__).parent
 
-COMMANDS = {"raysweep", "raysweep.__main__", "raysweep.api", "raysweep.cli", "raysweep.progress", "raysweep.recipes"}
+COMMANDS = {
+    "raysweep",
+    "raysweep.__main__",
+    "raysweep.api",
+    "raysweep.cli",
+    "raysweep.planned",
+    "raysweep.progress",
+    "raysweep.recipes",
+}
 GROUND = {
     *("raysweep.config", "raysweep.config_execution", "raysweep.config_fields", "raysweep.config_problems"),
     *("raysweep.config_removal", "raysweep.config_spectrum", "raysweep.config_stop", "raysweep.config_storage"),

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from raysweep.api import plan_run
 from raysweep.config import load_config
 from raysweep.engine.inspection import inspect
 from raysweep.errors import InputError
+from raysweep.planned import plan_run
 
 FOLDER = Path(__file__).parents[1] / "configs" / "paper"
 CONFIGS = sorted(FOLDER.glob("*.yaml"))

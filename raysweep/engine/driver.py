@@ -7,9 +7,7 @@ possible. A failed call fails its own tasks; the rest goes on. Killed at any mom
 from __future__ import annotations
 
 import os
-import platform
 import socket
-import sys
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
@@ -30,17 +28,17 @@ from raysweep.engine.folder import RunFolder
 from raysweep.engine.graph import Graph, beyond, shortened
 from raysweep.engine.inspection import Facts, inspect
 from raysweep.engine.ledger import Ledger
+from raysweep.engine.origins import describe_run
 from raysweep.engine.pending import model_calls
 from raysweep.engine.plan import as_sized, plan, with_promised
 from raysweep.engine.reach import reach
 from raysweep.engine.result_calls import result_call
 from raysweep.engine.room import refuse_too_small
-from raysweep.engine.steps import StepModel, with_steps
+from raysweep.engine.steps import with_steps
 from raysweep.engine.stopping import watches
 from raysweep.engine.trackers import check_trackers, trackers_for
 from raysweep.redaction import redacted
 from raysweep.store.artifacts import sweep_temporaries
-from raysweep.studies.trainer_arguments import training_steps
 
 
 @dataclass
@@ -396,75 +394,3 @@ def _by_kind(graph: Graph, ledger: Ledger) -> dict[str, list[int]]:
         counts[0] += ledger.is_done(task.name)
         counts[1] += 1
     return kinds
-
-
-def describe_run(config: Config, facts: Facts) -> dict[str, Any]:
-    """What reports say of the run's origins: checkpoints, data, versions. Plain values."""
-    checkpoints = []
-    for name, model in facts.models.items():
-        step = next((m for m in config.models if m.name == name and isinstance(m, StepModel)), None)
-        for role, found in [
-            *([] if step else [("base", model.base)]),
-            *((f"tuned on {d}", c) for d, c in model.tuned.items()),
-        ]:
-            checkpoints.append(
-                {
-                    "model": name,
-                    "role": role + (" (PEFT adapter)" if found.adapter else ""),
-                    "path": found.source,
-                    "fingerprint": found.fingerprint[:16],
-                    "layers": str(model.base.n_layers),
-                    "parameters": f"{found.n_parameters:,}",
-                    "dtype": model.dtype,
-                }
-            )
-    datasets = []
-    for (model_name, dataset_name), cell in facts.cells.items():
-        asked = next(d for d in config.datasets if d.name == dataset_name)
-        datasets.append(
-            {
-                "dataset": dataset_name,
-                "model": model_name,
-                "path": asked.path,
-                "format": asked.format,
-                "wording": next(m for m in config.models if m.name == model_name).wording,
-                "examples": str(sum(map(len, cell.chunks))),
-                "left_out": str(cell.n_unusable),
-                "cut": str(cell.n_cut),
-                "excluded": str(cell.n_excluded),
-            }
-        )
-    return {
-        "along": _along(config, facts),
-        "name": config.name,
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "device": facts.device,
-        "layers": {name: model.base.n_layers for name, model in facts.models.items()},
-        "published_attack": _published(config),
-        "versions": {**facts.libraries, "python": platform.python_version()},
-        "checkpoints": checkpoints,
-        "datasets": datasets,
-        "published_rho": config.studies.correlation.published if config.studies.correlation else {},
-    }
-
-
-def _along(config: Config, facts: Facts) -> list[dict[str, Any]]:
-    """Which model's rows are of which step of a fine-tuning; the last step's are the model's own."""
-    steps: list[dict[str, Any]] = []
-    finetune = config.studies.finetune
-    for model in config.models:
-        if finetune is None or not isinstance(model, StepModel):
-            continue
-        for dataset in facts.models[model.name].promised:
-            told = {"model": model.of, "dataset": dataset, "step": model.step, "measured": model.name}
-            arguments, examples = facts.trainings.arguments["finetune"], facts.trainings.examples[model.of, dataset]
-            last = training_steps(arguments, len(examples), finetune.processes)
-            steps += [told, {**told, "step": last, "measured": model.of}]
-    return [told for place, told in enumerate(steps) if told not in steps[:place]]
-
-
-def _published(config: Config) -> dict[str, Any]:
-    """Rates of attacks that the config gives to stand beside those found, by model and arm. Plain values."""
-    backdoor = config.studies.backdoor
-    given = backdoor.published if backdoor else {}
-    return {model: {arm: told.model_dump() for arm, told in arms.items()} for model, arms in given.items()}

@@ -156,6 +156,9 @@ def _streamed(config: Config, facts: Facts, name: str) -> Residency | str:
 def _rates(config: Config, facts: Facts, calls: Iterable[ModelCall]) -> dict[str, Rates | None]:
     lengths: dict[str, list[int]] = {}
     for call in calls:
+        if facts.models[call.model].base.on_paper:  # nothing of it can be timed
+            lengths[call.model] = [1]
+            continue
         sizes = [e.n_prompt if isinstance(call, CaptureCall) else e.length - 1 for e in call.examples]
         lengths.setdefault(call.model, []).extend(sizes)
     tokens = batch_budget(config.execution.batch_tokens, facts.device)

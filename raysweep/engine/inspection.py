@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
@@ -304,6 +305,7 @@ def _cell(model: str, dataset: str, loaded: Loaded, size: int, stop: StopConfig 
     return Cell(model, dataset, runs, loaded.n_cut, loaded.n_unusable, loaded.n_excluded, in_turn)
 
 
+@lru_cache(maxsize=1024)  # models on paper share their examples, and a plan asks more than once
 def chunk_fingerprint(examples: tuple[Example, ...], *, prompts_only: bool) -> str:
     """Identity of a chunk's contents: which records, their tokens, and where the response starts.
 

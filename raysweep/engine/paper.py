@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from raysweep.config import Config
-from raysweep.engine.calls import Call, CaptureCall, EstimateCall, SubstituteCall
+from raysweep.engine.calls import Call, CaptureCall, EstimateCall, ModelCall, SubstituteCall, TrainCall
 from raysweep.engine.dispatch import Node, room_for
 from raysweep.engine.estimate import reckon
 from raysweep.engine.events import RUN_FINISHED, read_events
 from raysweep.engine.folder import RunFolder
 from raysweep.engine.graph import Graph
 from raysweep.engine.inspection import Facts, resolve_device
-from raysweep.engine.pending import model_calls
+from raysweep.engine.phases import in_phases
 from raysweep.engine.rates import DeviceFigures, Rates, given_rates
 from raysweep.engine.simulate import Simulation, simulate
 from raysweep.errors import InputError
@@ -85,20 +85,16 @@ def simulated(
     config: Config,
     facts: Facts,
     graph: Graph,
-    done: Collection[str],
+    left: Sequence[ModelCall],
     gpus: int,
     nodes: int | None,
     rates: Mapping[str, Rates] | None,
 ) -> Simulation:
-    """What is left of a run, simulated. Raises InputError where neither rates are given nor can be measured here."""
+    """The calls that are left of a run, simulated. Raises InputError where neither rates are given nor can be measured here."""
     nodes = nodes or -(-gpus // _GPUS_A_NODE)
     each = config.execution.gpus_per_worker
     workers = workers_on(gpus, nodes, 1.0 if each in ("auto", 0) else float(each))
-    calls = [
-        call
-        for call in model_calls(config, facts, graph, done)
-        if isinstance(call, CaptureCall | SubstituteCall | EstimateCall)
-    ]
+    calls = [call for call in left if isinstance(call, CaptureCall | SubstituteCall | EstimateCall | TrainCall)]
     found = reckon(config, facts, calls, workers, rates)
     if found.estimate.call_seconds is None:
         raise InputError(
@@ -110,9 +106,12 @@ def simulated(
     def may_cut(call: Call) -> bool:
         return (call.model, call.dataset) not in stopping
 
-    return simulate(
-        calls, found.cost, workers=workers, nodes=nodes, resident=config.execution.resident, may_cut=may_cut
-    )
+    def run(calls: Sequence[ModelCall]) -> Simulation:
+        return simulate(
+            calls, found.cost, workers=workers, nodes=nodes, resident=config.execution.resident, may_cut=may_cut
+        )
+
+    return in_phases(calls, graph, found.cost, run)
 
 
 def _untimed(facts: Facts) -> str:

@@ -37,13 +37,15 @@ from raysweep.models.same import NOTHING
 from raysweep.studies.passes import group_passes, states_of_a_way_back
 
 
-def model_calls(config: Config, facts: Facts, graph: Graph, done: Collection[str]) -> Iterator[ModelCall]:
-    """The calls for all parts that are not done, those that share checkpoints one after the other.
+def model_calls(
+    config: Config, facts: Facts, graph: Graph, done: Collection[str], only: str | None = None
+) -> Iterator[ModelCall]:
+    """The calls for all parts that are not done, those that share checkpoints one after the other; of one model `only`.
 
     Tasks of two models or data sets that are equal in everything but the name share their keys; one call is enough.
     """
     taken = set(done)
-    for call in _lacking(config, facts, graph, taken):
+    for call in _lacking(config, facts, graph, taken, only):
         if isinstance(call, PairCall):
             taken.update(call.keys)  # _lacking looks here again for every call
         if isinstance(call, SubstituteCall):
@@ -55,8 +57,12 @@ def model_calls(config: Config, facts: Facts, graph: Graph, done: Collection[str
         yield call
 
 
-def _lacking(config: Config, facts: Facts, graph: Graph, done: Collection[str]) -> Iterator[ModelCall]:
+def _lacking(
+    config: Config, facts: Facts, graph: Graph, done: Collection[str], only: str | None
+) -> Iterator[ModelCall]:
     for model in config.models:
+        if only not in (None, model.name):
+            continue
         of_model = facts.models[model.name]
         loading = loading_of(config, facts, of_model)
         cells = [cell for (name, _), cell in facts.cells.items() if name == model.name]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from raysweep.engine.folder import RunFolder
     from raysweep.models.adapter import Adapter
 
-PROGRESS = "progress.json"
+PROGRESS, PROVENANCE = "progress.json", "raysweep.json"
 
 Tell = Callable[[str, Mapping[str, Any]], None]
 
@@ -198,6 +199,7 @@ def trained_commits(call: TrainCall, folder: RunFolder, recipe: Recipe, rows: pd
         work = folder.training(call.key)
         moves = {work / "final": call.key, **{work / f"step-{step}": key for step, key in call.steps.items()}}
         for source, key in moves.items():
+            publish_json(source / PROVENANCE, _provenance(call, recipe, key, source.name))
             files += _kept(source, work.parent.parent / top, f"{name.removesuffix(call.key[:16])}{key[:16]}")
         extra = {"folder": top, "steps": int(rows["step"].max())}
     return [Commit(commit_name(call.study, call.model, call.dataset, keys), keys, table, tuple(files), extra)]
@@ -228,6 +230,22 @@ def _labelled(call: TrainCall, recipe: Recipe, rows: pd.DataFrame) -> pa.Table:
         part=call.results["training"],
     )
     return pa.Table.from_pandas(labelled, preserve_index=False)
+
+
+def _provenance(call: TrainCall, recipe: Recipe, key: str, which: str) -> dict[str, Any]:
+    """What a checkpoint was made of, beside its weights. Plain values."""
+    return {
+        "fingerprint": key,
+        "base": {"source": call.base.source, "fingerprint": call.base.fingerprint},
+        "model": call.model,
+        "dataset": call.dataset,
+        "examples": len(call.examples),
+        "weights": "after the last step" if which == "final" else f"after step {which.removeprefix('step-')}",
+        "layers": layers_words(_trained_layers(call, recipe)),
+        "recipe": {**asdict(recipe), "arguments": dict(recipe.arguments)},
+        "processes": call.processes,
+        "versions": {name: version(name) for name in ("raysweep", "torch", "transformers", "accelerate", "peft")},
+    }
 
 
 def _kept(source: Path, top: Path, name: str) -> list[FileEntry]:

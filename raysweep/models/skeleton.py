@@ -49,9 +49,8 @@ def refuse_if_not_streamable(checkpoint: Checkpoint) -> None:
     from transformers.modeling_utils import LoadStateDictInfo
 
     if checkpoint.on_paper:
-        model = model_on_paper(checkpoint.folder)
-        if reason := _shared_layers(model):
-            raise _refusal(checkpoint, type(model).__name__, reason)
+        if reason := _blocks_on_paper(checkpoint.folder)[2]:
+            raise _refusal(checkpoint, type(model_on_paper(checkpoint.folder)).__name__, reason)
         return
     config = standard_config(checkpoint.folder) if not checkpoint.adapter else None
     name = (config.architectures or [config.model_type])[0] if config is not None else "PEFT adapter"
@@ -147,6 +146,14 @@ def _path(model: PreTrainedModel, blocks: nn.ModuleList) -> str:
 def model_on_paper(config: Path) -> PreTrainedModel:
     """The model of the config in this file without weights, kept: a plan asks for it again and again. Not to be changed."""
     return _empty_model(Checkpoint(str(config), config, {}, {}, 0, False, "", on_paper=True), torch.float32)
+
+
+@lru_cache(maxsize=16)
+def _blocks_on_paper(config: Path) -> tuple[str, int, str | None]:
+    """(where its layers are, how many, why they cannot be read one at a time) of a model on paper."""
+    model = model_on_paper(config)
+    blocks = find_blocks(model)
+    return _path(model, blocks), len(blocks), _shared_layers(model)
 
 
 def _empty_model(checkpoint: Checkpoint, dtype: torch.dtype) -> PreTrainedModel:
@@ -294,10 +301,8 @@ def read_sizes(checkpoint: Checkpoint) -> Reads:
 
 def _sizes_on_paper(checkpoint: Checkpoint) -> Reads:
     each = checkpoint.bytes // max(1, checkpoint.n_parameters)
-    model = model_on_paper(checkpoint.folder)
-    blocks = find_blocks(model)
-    path = _path(model, blocks)
-    layers, rest = [0] * len(blocks), 0
+    path, n_layers, _ = _blocks_on_paper(checkpoint.folder)
+    layers, rest = [0] * n_layers, 0
     for name, shape in checkpoint.shapes.items():
         layer = _layer(name, path)
         if layer is None:

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+import scipy  # its parts are loaded where they are used, for that takes a while
 from numpy.typing import ArrayLike
-from scipy import stats
 
 from raysweep.numerics.correlation import as_pair, cosine, without_trend
 from raysweep.numerics.nulls import autocorrelated_p, correlation_p
@@ -52,7 +52,7 @@ def mean_correlation(rho_C: ArrayLike, groups: Sequence[str], level: float = 0.9
     z_U = np.array([values.mean() for values in z_by_group]) if len(z_by_group) > 1 else z_by_group[0]
     mean, low, high = float(z_U.mean()), np.nan, np.nan
     if len(z_U) > 1:
-        half_width = stats.t.ppf((1 + level) / 2, len(z_U) - 1) * z_U.std(ddof=1) / np.sqrt(len(z_U))
+        half_width = scipy.stats.t.ppf((1 + level) / 2, len(z_U) - 1) * z_U.std(ddof=1) / np.sqrt(len(z_U))
         low, high = mean - half_width, mean + half_width
     return MeanCorrelation(float(np.tanh(mean)), float(np.tanh(low)), float(np.tanh(high)), len(by_group), cells)
 

@@ -9,8 +9,8 @@ Shape suffixes: L layers, N places at which both sides are known (window centres
 from __future__ import annotations
 
 import numpy as np
+import scipy  # its parts are loaded where they are used, for that takes a while
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
 
 from raysweep.numerics.dynamics import change_points
 
@@ -38,7 +38,7 @@ def kendall(x: ArrayLike, y: ArrayLike) -> float:
     x_N, y_N = as_pair(x, y)
     if len(x_N) < 2:  # scipy warns
         return np.nan
-    return float(stats.kendalltau(x_N, y_N).statistic)
+    return float(scipy.stats.kendalltau(x_N, y_N).statistic)
 
 
 def partial_depth(x: ArrayLike, y: ArrayLike) -> float:
@@ -88,7 +88,7 @@ def as_pair(x: ArrayLike, y: ArrayLike) -> tuple[Array, Array]:
 
 def centred_ranks(values: Array) -> Array:
     """Average ranks along the last axis, centred; all NaN where there is NaN."""
-    ranks: Array = stats.rankdata(values, axis=-1, nan_policy="propagate") - (values.shape[-1] + 1) / 2
+    ranks: Array = scipy.stats.rankdata(values, axis=-1, nan_policy="propagate") - (values.shape[-1] + 1) / 2
     return ranks
 
 

@@ -16,8 +16,8 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
+import scipy  # its parts are loaded where they are used, for that takes a while
 from numpy.typing import ArrayLike, NDArray
-from scipy import special, stats
 
 from raysweep.numerics.correlation import as_pair, centred_ranks, cosine, without_trend
 
@@ -86,7 +86,7 @@ def correlation_p(r: float, variance: float) -> float:
     NaN where the variance is 1 or more: then r is ±1 whatever the curves.
     """
     freedom = 1 / variance - 1
-    return float(special.betainc(freedom / 2, 0.5, max(0.0, 1 - r**2))) if freedom > 0 else np.nan
+    return float(scipy.special.betainc(freedom / 2, 0.5, max(0.0, 1 - r**2))) if freedom > 0 else np.nan
 
 
 def circular_shift_p(x: ArrayLike, y: ArrayLike) -> float:
@@ -137,7 +137,7 @@ def chance_precision(hits: int, k: int, n: int) -> tuple[float, float]:
     """
     if not 0 <= hits <= k <= n or k < 1:
         raise ValueError(f"need 0 <= hits <= k <= n and k >= 1; got hits {hits}, k {k}, n {n}")
-    return k / n, float(stats.hypergeom.sf(hits - 1, n, k, k))
+    return k / n, float(scipy.stats.hypergeom.sf(hits - 1, n, k, k))
 
 
 def _likely_covariance(values_N: Array) -> Array:

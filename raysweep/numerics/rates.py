@@ -9,8 +9,8 @@ import math
 from typing import NamedTuple
 
 import numpy as np
+import scipy  # its parts are loaded where they are used, for that takes a while
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
 
 
 class Estimate(NamedTuple):
@@ -34,7 +34,7 @@ def rate_interval(successes: float, n: float, level: float = 0.95, quantile: flo
         raise ValueError(f"level must be between 0 and 1, got {level}")
     if not n:
         return Estimate(math.nan, math.nan, math.nan)
-    z = stats.norm.ppf((1 + level) / 2) if quantile is None else quantile
+    z = scipy.stats.norm.ppf((1 + level) / 2) if quantile is None else quantile
     share = successes / n
     centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z / (1 + z**2 / n) * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
@@ -61,7 +61,7 @@ def crossed_mean(values_SN: ArrayLike, level: float = 0.95) -> Estimate:
     variance, freedom = _variance(values_SN)
     if math.isnan(variance):
         return Estimate(mean, math.nan, math.nan)
-    half = float(stats.t.ppf((1 + level) / 2, freedom)) * math.sqrt(variance)
+    half = float(scipy.stats.t.ppf((1 + level) / 2, freedom)) * math.sqrt(variance)
     return Estimate(mean, mean - half, mean + half)
 
 
@@ -82,7 +82,7 @@ def crossed_rate(success_SN: ArrayLike, level: float = 0.95) -> Estimate:
         return rate_interval(share * n, n, level)
     variance, freedom = _variance(success_SN)
     size = seeds * n if not variance > 0 else min(seeds * n, max(1.0, share * (1 - share) / variance))
-    return rate_interval(share * size, size, level, float(stats.t.ppf((1 + level) / 2, freedom)))
+    return rate_interval(share * size, size, level, float(scipy.stats.t.ppf((1 + level) / 2, freedom)))
 
 
 def _variance(values_SN: NDArray[np.float64]) -> tuple[float, float]:

@@ -8,8 +8,8 @@ Shape suffixes: N examples, R resamples, L layers.
 from __future__ import annotations
 
 import numpy as np
+import scipy  # its parts are loaded where they are used, for that takes a while
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
 
 _ROUNDING = 1e-9  # how far from 1 a similarity of a layer with itself may come out
 
@@ -109,7 +109,9 @@ def jackknife_interval(
         kurtosis_E = np.where(squares_E > 0, n * (deviation_NE**4).sum(axis=0) / squares_E**2, 3.0)
         jackknife_E = (n - 1) / n * squares_E
         freedom_E = 2 * n / (kurtosis_E - 1)
-        half_width_E = stats.t.ppf(1 - tail, freedom_E) * np.sqrt(np.maximum(jackknife_E - pairs_E, jackknife_E / 2))
+        half_width_E = scipy.stats.t.ppf(1 - tail, freedom_E) * np.sqrt(
+            np.maximum(jackknife_E - pairs_E, jackknife_E / 2)
+        )
         low_E, high_E = np.tanh(z_E - half_width_E), np.tanh(z_E + half_width_E)
     return np.where(certain_E, estimate_E, low_E), np.where(certain_E, estimate_E, high_E)
 
@@ -125,7 +127,7 @@ def mean_interval(values_N: ArrayLike, level: float = 0.95) -> tuple[float, floa
     if len(values_N) < 2:
         return np.nan, np.nan
     mean = float(values_N.mean())
-    half_width = float(stats.t.ppf(1 - tail, len(values_N) - 1) * values_N.std(ddof=1) / np.sqrt(len(values_N)))
+    half_width = float(scipy.stats.t.ppf(1 - tail, len(values_N) - 1) * values_N.std(ddof=1) / np.sqrt(len(values_N)))
     return mean - half_width, mean + half_width
 
 

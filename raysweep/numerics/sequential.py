@@ -9,8 +9,8 @@ Shape suffixes: C curves (windows), n examples seen.
 from __future__ import annotations
 
 import numpy as np
+import scipy  # its parts are loaded where they are used, for that takes a while
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
 
 from raysweep.numerics.resampling import mean_interval
 
@@ -49,7 +49,7 @@ def top_candidates(values_Cn: ArrayLike, k: int, of: int, error: float, resoluti
     above_C = np.zeros(curves, dtype=int)
     if n < 2 and seen < of:
         return above_C < k
-    critical = float(stats.t.isf(error / (k * (curves - k)), n - 1)) if seen < of else 0.0
+    critical = float(scipy.stats.t.isf(error / (k * (curves - k)), n - 1)) if seen < of else 0.0
     with np.errstate(invalid="ignore"):
         means_C = values_Cn.mean(axis=1) if n else np.full(curves, np.nan)
         for v in range(curves):

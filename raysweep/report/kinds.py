@@ -6,8 +6,6 @@ from collections.abc import Sequence
 
 from raysweep.engine.by_kind import KindCost
 
-TRAININGS = ("finetune", "adapt", "backdoor")
-
 
 def kind_lines(kinds: Sequence[KindCost]) -> list[str]:
     """A line for each kind of work, for a terminal; none where nothing is left."""
@@ -21,16 +19,6 @@ def kind_lines(kinds: Sequence[KindCost]) -> list[str]:
             f"{_size(each.memory):>19}{f'  ({each.note})' if each.note else ''}"
         )
     return lines
-
-
-def training_line(kinds: Sequence[KindCost], workers: int) -> list[str]:
-    """What a simulation on so many workers leaves out: trainings, which take at least so long more."""
-    trained = [each for each in kinds if each.kind in TRAININGS]
-    if not trained:
-        return []
-    known = [each.seconds for each in trained if each.seconds is not None]
-    least = f", {sum(known) / workers / 3600:.2f} h or more on them" if len(known) == len(trained) else ""
-    return [f"  trainings  are not in it: {sum(each.calls for each in trained)}{least}"]
 
 
 def _hours(seconds: float | None) -> str:

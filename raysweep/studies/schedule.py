@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 from raysweep.models.same import NOTHING, Same
 from raysweep.studies.interventions import Change, signature
@@ -35,7 +35,7 @@ class Step:
     layer: int
     groups: tuple[Group, ...]
 
-    @property
+    @cached_property
     def applications(self) -> int:
         """Layer applications of this step: one for each state behind it."""
         return sum(len(group.moves) for group in self.groups)
@@ -50,7 +50,7 @@ class Schedule:
     steps: tuple[Step, ...]
     ends: Mapping[int, tuple[bool, tuple[int, ...]]]
 
-    @property
+    @cached_property
     def applications(self) -> int:
         """Layer applications of the pass, per batch of examples."""
         return sum(step.applications for step in self.steps)

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import yaml
 
-from raysweep.api import plan_run
 from raysweep.config import load_config
 from raysweep.data.expected import expected_examples
 from raysweep.engine.inspection import inspect
@@ -20,6 +19,7 @@ from raysweep.errors import InputError
 from raysweep.models.architecture import describe_architecture, is_here
 from raysweep.models.checkpoint import describe
 from raysweep.models.skeleton import read_sizes
+from raysweep.planned import plan_run
 
 LAYERS = 4
 

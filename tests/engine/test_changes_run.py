@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 from architectures import DECODERS, build
 
-from raysweep.api import open_run, plan_run
+from raysweep.api import open_run
 from raysweep.config import Config
 from raysweep.engine.cost import cost
 from raysweep.engine.driver import Done, drive
@@ -24,6 +24,7 @@ from raysweep.engine.plan import plan
 from raysweep.errors import InputError
 from raysweep.models.checkpoint import describe, load_model
 from raysweep.models.same import Same, same_in_checkpoints
+from raysweep.planned import plan_run
 from raysweep.report.tables import write_tables
 
 ASKED = (

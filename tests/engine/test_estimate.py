@@ -15,7 +15,6 @@ import pytest
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
-from raysweep.api import plan_run
 from raysweep.config import Config
 from raysweep.engine import rates
 from raysweep.engine.accuracy import compare
@@ -28,6 +27,7 @@ from raysweep.engine.rates import Rates
 from raysweep.engine.room import Needs, sweep_batches
 from raysweep.models.memory import Peak
 from raysweep.models.stream import StreamedModel
+from raysweep.planned import plan_run
 from raysweep.report.accuracy import accuracy_line, accuracy_records
 from raysweep.studies import streamed
 from raysweep.studies.passes import Need, Pass

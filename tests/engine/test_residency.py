@@ -9,7 +9,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from raysweep.api import plan_run
 from raysweep.config import parse_config
 from raysweep.engine import events, residency
 from raysweep.engine.calls import CaptureCall, SubstituteCall
@@ -18,6 +17,7 @@ from raysweep.engine.inspection import inspect
 from raysweep.engine.pending import model_calls
 from raysweep.engine.plan import plan
 from raysweep.errors import InputError
+from raysweep.planned import plan_run
 from raysweep.store.activations import open_activations
 from raysweep.store.chunks import ChunkStore
 from raysweep.studies.passes import Pass

@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raysweep.api import plan_run
 from raysweep.engine.calls import Call
 from raysweep.engine.dispatch import CallCost, Load
 from raysweep.engine.paper import workers_on
 from raysweep.engine.simulate import Simulation, Span, simulate
 from raysweep.errors import InputError
+from raysweep.planned import plan_run
 from raysweep.report.simulation import simulation_lines, timeline
 
 

@@ -1,0 +1,85 @@
+"""What reports say of a run's origins: checkpoints, data, versions, steps of trainings, figures published elsewhere. Pure."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from pathlib import Path
+from typing import Any
+
+from raysweep.config import Config
+from raysweep.engine.inspection import Facts
+from raysweep.engine.steps import StepModel
+from raysweep.studies.trainer_arguments import training_steps
+
+
+def describe_run(config: Config, facts: Facts) -> dict[str, Any]:
+    """What reports say of the run's origins: checkpoints, data, versions. Plain values."""
+    checkpoints = []
+    for name, model in facts.models.items():
+        step = next((m for m in config.models if m.name == name and isinstance(m, StepModel)), None)
+        for role, found in [
+            *([] if step else [("base", model.base)]),
+            *((f"tuned on {d}", c) for d, c in model.tuned.items()),
+        ]:
+            checkpoints.append(
+                {
+                    "model": name,
+                    "role": role + (" (PEFT adapter)" if found.adapter else ""),
+                    "path": found.source,
+                    "fingerprint": found.fingerprint[:16],
+                    "layers": str(model.base.n_layers),
+                    "parameters": f"{found.n_parameters:,}",
+                    "dtype": model.dtype,
+                }
+            )
+    datasets = []
+    for (model_name, dataset_name), cell in facts.cells.items():
+        asked = next(d for d in config.datasets if d.name == dataset_name)
+        datasets.append(
+            {
+                "dataset": dataset_name,
+                "model": model_name,
+                "path": asked.path,
+                "format": asked.format,
+                "wording": next(m for m in config.models if m.name == model_name).wording,
+                "examples": str(sum(map(len, cell.chunks))),
+                "left_out": str(cell.n_unusable),
+                "cut": str(cell.n_cut),
+                "excluded": str(cell.n_excluded),
+            }
+        )
+    return {
+        "along": _along(config, facts),
+        "name": config.name,
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "device": facts.device,
+        "layers": {name: model.base.n_layers for name, model in facts.models.items()},
+        "published_attack": _published(config),
+        "versions": {**facts.libraries, "python": platform.python_version()},
+        "checkpoints": checkpoints,
+        "datasets": datasets,
+        "published_rho": config.studies.correlation.published if config.studies.correlation else {},
+    }
+
+
+def _along(config: Config, facts: Facts) -> list[dict[str, Any]]:
+    """Which model's rows are of which step of a fine-tuning; the last step's are the model's own."""
+    steps: list[dict[str, Any]] = []
+    finetune = config.studies.finetune
+    for model in config.models:
+        if finetune is None or not isinstance(model, StepModel):
+            continue
+        for dataset in facts.models[model.name].promised:
+            told = {"model": model.of, "dataset": dataset, "step": model.step, "measured": model.name}
+            arguments, examples = facts.trainings.arguments["finetune"], facts.trainings.examples[model.of, dataset]
+            last = training_steps(arguments, len(examples), finetune.processes)
+            steps += [told, {**told, "step": last, "measured": model.of}]
+    return [told for place, told in enumerate(steps) if told not in steps[:place]]
+
+
+def _published(config: Config) -> dict[str, Any]:
+    """Rates of attacks that the config gives to stand beside those found, by model and arm. Plain values."""
+    backdoor = config.studies.backdoor
+    given = backdoor.published if backdoor else {}
+    return {model: {arm: told.model_dump() for arm, told in arms.items()} for model, arms in given.items()}

@@ -1,0 +1,215 @@
+"""What a run would do and take, without running it: the call behind `raysweep plan`."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from raysweep.config import Config, load_config, parse_config
+
+if TYPE_CHECKING:
+    from raysweep.engine.by_kind import KindCost
+    from raysweep.engine.estimate import Options
+    from raysweep.engine.simulate import Simulation
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What a run would do: tasks by kind (done, all), and the cost of what is not done.
+
+    `layer_applications` are counted once a data set, `batch_applications` as workers count them, each on one batch.
+    `bytes_to_read`, `memory` (the largest worker's, bytes) and `seconds` (of `workers`; None where the device is another
+    machine's) are those of the residencies taken; `options` has, for each model, those of both.
+    `identical`: for a model and data set whose checkpoints have weights in common, the number of layers that are the same
+    in both, and of the windows and other changes that cost nothing because they are one with another. `at_most`: sweeps may
+    stop before they have needed all of it. `kinds` are costs by kind of work, by the rates of the simulation where there is
+    one; `assumed` says what is not here and was taken as the config has it.
+    """
+
+    tasks: Mapping[str, tuple[int, int]]
+    names: Sequence[str]
+    layer_applications: int
+    bytes_to_read: int
+    memory: int
+    seconds: float | None
+    device: str
+    residency: Mapping[str, str]
+    batch_applications: int
+    workers: int
+    options: Mapping[str, Options]
+    identical: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    at_most: bool = False
+    simulation: Simulation | None = None
+    assumed: Sequence[str] = ()
+    kinds: Sequence[KindCost] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            **asdict(self),
+            "tasks": {kind: {"done": done, "all": n} for kind, (done, n) in self.tasks.items()},
+            "options": {name: found.to_json() for name, found in self.options.items()},
+            "simulation": self.simulation.to_json() if self.simulation else None,
+            "kinds": [kind.to_json() for kind in self.kinds],
+        }
+
+    def to_text(self) -> str:
+        """A few lines for a terminal."""
+        from raysweep.report.kinds import kind_lines
+
+        lines = [f"assumed      {text}" for text in self.assumed]
+        lines += [f"{kind:<12} {n} tasks, {done} done" for kind, (done, n) in self.tasks.items()]
+        lines += kind_lines(self.kinds)
+        lines += [
+            f"to read      {_size(self.bytes_to_read)} of checkpoints",
+            f"to compute   {self.layer_applications:,} layer applications, each on a whole data set "
+            f"({self.batch_applications:,} calls of a layer on a batch)",
+            f"memory       about {_size(self.memory)} for weights, states and the program, on {self.device}",
+            f"time         {self._time()}",
+        ]
+        for name, told in self.residency.items():
+            lines.append(f"weights      of {name}: {told}")
+            if name in self.options:
+                lines += [f"  {mode:<10} {text}" for mode, text in _option_lines(self.options[name])]
+        lines += [
+            f"identical    {layers} decoder layers in base and tuned of {cell}; {shared} changes are another's for that"
+            for cell, (layers, shared) in self.identical.items()
+        ]
+        if self.at_most:
+            lines.append("at most      what is told above: a sweep ends once studies.substitution.stop is met")
+        if self.simulation:
+            from raysweep.report.simulation import simulation_lines
+
+            lines += simulation_lines(self.simulation)
+        return "\n".join(lines)
+
+    def _time(self) -> str:
+        if self.seconds is None:
+            return f"not known: {self.device} or a checkpoint is another machine's, and nothing could be timed here"
+        many = f" with {self.workers} workers" if self.workers > 1 else ""
+        return (
+            f"about {_duration(self.seconds)}{many} for sweeping and capture, from a layer and reads timed just now; text, tables "
+            "and starting workers come on top"
+        )
+
+
+def _option_lines(found: Options) -> list[tuple[str, str]]:
+    """(residency, what it would take), the one that is taken marked."""
+    lines = []
+    for mode, told in (("resident", found.resident), ("stream", found.stream)):
+        taken = " (taken)" if mode == found.taken else ""
+        if isinstance(told, str):
+            lines.append((mode, f"not possible: {told}"))
+            continue
+        time = "time not known" if told.call_seconds is None else _duration(told.call_seconds)
+        lines.append(
+            (
+                mode,
+                f"{_size(told.bytes_read)} to read, {told.layer_applications:,} layer calls, {_size(told.memory)} of memory, "
+                f"{time}{taken}",
+            )
+        )
+    return lines
+
+
+def plan_run(
+    config: Config | str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    gpus: int | None = None,
+    nodes: int | None = None,
+    rates: str | None = None,
+) -> Planned:
+    """What `run` would do with this config; reads and checks everything it names, and runs and writes nothing.
+
+    What is not here is taken as `architecture` and `expected` have it. With so many `gpus` on so many `nodes` (8 on each by
+    default) the run is simulated there: by `rates` (a run folder, whose calls were timed, or figures as given_rates reads
+    them), or by this machine's as a moment's clock has them. A training that asks for more processes than there are GPUs has
+    as many as GPUs then.
+    """
+    from raysweep.engine.assumed import will_assume
+    from raysweep.engine.by_kind import by_kind
+    from raysweep.engine.cost import cost
+    from raysweep.engine.driver import prepare
+    from raysweep.engine.estimate import options, reckon
+    from raysweep.engine.executor import backend_for
+    from raysweep.engine.graph import beyond, shortened
+    from raysweep.engine.paper import device_on_paper, rates_from, settled, simulated
+    from raysweep.engine.pending import model_calls, spilled
+    from raysweep.engine.phases import fitted
+    from raysweep.engine.plan import as_sized
+    from raysweep.engine.steps import with_steps
+    from raysweep.errors import InputError
+
+    if isinstance(config, Config):
+        config = parse_config(config.model_dump(), overrides=overrides)
+    else:
+        config = load_config(config, overrides)
+    config = with_steps(config)
+    if gpus is None and (nodes is not None or rates is not None):
+        raise InputError("--nodes and --rates are for a simulation; give --gpus too")
+    given = rates_from(rates, config) if rates is not None else None
+    if gpus is not None or will_assume(config):
+        facts, graph, folder = prepare(config, device_on_paper, may_assume=True)
+        workers = 1
+    else:
+        backend = backend_for(config.execution)
+        try:
+            facts, graph, folder = prepare(config, backend.device)
+            workers = backend.workers()
+        finally:
+            backend.close()
+    facts = as_sized(facts)
+    by_model = None if given is None else settled(given, facts)
+    done = folder.committed() if folder.is_run else {}
+    needed_graph = shortened(graph, done)
+    tasks: dict[str, tuple[int, int]] = defaultdict(lambda: (0, 0))
+    for task in needed_graph.tasks:
+        before = tasks[task.kind]
+        tasks[task.kind] = (before[0] + all(key in done for key in task.keys), before[1] + 1)
+    needed = cost(config, facts, graph, done.keys() | beyond(graph, needed_graph))
+    calls = list(model_calls(config, facts, needed_graph, done))
+    if gpus is not None:
+        calls = fitted(calls, gpus)
+    reckoned = reckon(config, facts, calls, workers)
+    left = reckoned.estimate
+    told = reckoned if by_model is None else reckon(config, facts, calls, workers, by_model)
+    waiting = spilled(config, facts, graph)
+    return Planned(
+        dict(tasks),
+        [task.name for task in graph.tasks],
+        needed.layer_applications,
+        left.bytes_read,
+        left.memory,
+        left.seconds,
+        facts.device,
+        {
+            name: "; ".join([f"{model.residency.mode}, {model.residency.why}", *waiting.get(name, ())])
+            for name, model in facts.models.items()
+        },
+        left.layer_applications,
+        left.workers,
+        options(config, facts, needed_graph, done),
+        needed.identical,
+        any(key not in done for task in graph.of_kind("stop") for key in task.keys),
+        None if gpus is None else simulated(config, facts, needed_graph, calls, gpus, nodes, by_model),
+        facts.assumed,
+        by_kind(config, facts, needed_graph, done, calls, told),
+    )
+
+
+def _size(n: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if n < 1000:
+            return f"{n:.3g} {unit}"
+        n /= 1000
+    return f"{n:.3g} TB"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.2g} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
