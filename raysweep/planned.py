@@ -88,7 +88,8 @@ class Planned:
 
     def _time(self) -> str:
         if self.seconds is None:
-            return f"not known: {self.device} or a checkpoint is another machine's, and nothing could be timed here"
+            whose = "what is assumed" if self.assumed else self.device
+            return f"not known: {whose} is another machine's, and nothing could be timed here"
         many = f" with {self.workers} workers" if self.workers > 1 else ""
         return (
             f"about {_duration(self.seconds)}{many} for sweeping and capture, from a layer and reads timed just now; text, tables "

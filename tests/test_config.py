@@ -95,6 +95,7 @@ def test_defaults():
         "residency": "auto",
         "memory": "auto",
         "spill": None,
+        "report_to": [],
     }
 
 

@@ -16,14 +16,13 @@ from typing import TYPE_CHECKING, Any, Literal
 from raysweep.errors import InputError
 from raysweep.fingerprint import fingerprint
 from raysweep.models.checkpoint import load_model, predicts_tokens
-from raysweep.models.shards import OPTIMIZER, WEIGHTS, check_plain
 from raysweep.studies import sharding
 from raysweep.studies.choosing import check_layers, choose
 from raysweep.studies.frozen import compare, digests, own_tensors
 from raysweep.studies.trainer_arguments import make_arguments, named_arguments, training_steps
 from raysweep.studies.trainer_surroundings import offline, quiet
 from raysweep.studies.training import Progress, Recipe
-from raysweep.studies.training_checkpoints import last_whole, remove_torn, step_of
+from raysweep.studies.training_checkpoints import start_from, step_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -88,11 +87,11 @@ def finetune(
     where a frozen tensor is not what it was.
     """
     recipe = replace(recipe, arguments=named_arguments(recipe.arguments, "trainer"))
-    processes = _processes()
+    processes = sharding.processes()
     steps = _check(base, train, test, recipe, processes)
     folder.mkdir(parents=True, exist_ok=True)
     training = _identity(base, train, recipe, processes, strategy)
-    start = sharding.first_decides(lambda: _start(folder, training))
+    start = sharding.first_decides(lambda: start_from(folder, training))
     with quiet(), offline(recipe.arguments.get("report_to"), folder):
         trainer, before = _prepare(
             base, tokenizer, train, test, recipe, folder, device, strategy, tell, training, start
@@ -102,7 +101,7 @@ def finetune(
         trainer.train(resume_from_checkpoint=None if start is None else str(start))
         tuned = _finished(trainer, lambda: _chosen(base, recipe))
     resumed_from, rows = None if start is None else step_of(start), loss_rows(trainer.state.log_history)
-    if _rank() != 0:
+    if sharding.rank() != 0:
         return Tuned(tuned.eval(), rows, steps, resumed_from, 0, 0)
     names = _names(tuned)
     trained = {names[name] for name, parameter in tuned.named_parameters() if parameter.requires_grad}
@@ -171,16 +170,27 @@ def _prepare(
     from raysweep.studies.trainer import StudyTrainer, Watch
 
     arguments = make_arguments(
-        recipe, folder, len(train), device=device, strategy=strategy, processes=_processes(), resumed=start is not None
+        recipe,
+        folder,
+        len(train),
+        device=device,
+        strategy=strategy,
+        processes=sharding.processes(),
+        resumed=start is not None,
     )
     set_seed(recipe.seed)
     model: Any = _chosen(base, recipe)
     names = _names(model)
-    before = {names[name]: value for name, value in digests(own_tensors(model)).items()} if _rank() == 0 else {}
+    before = {names[name]: value for name, value in digests(own_tensors(model)).items()} if sharding.rank() == 0 else {}
     uses_cache = model.config.use_cache
 
     def keep_step(step: int) -> None:
-        _write_step(_whole(trainer, lambda: _chosen(base, recipe)), tokenizer, folder / f"step-{step}", uses_cache)
+        _write_step(
+            sharding.whole(_unwrapped(trainer), lambda: _chosen(base, recipe)),
+            tokenizer,
+            folder / f"step-{step}",
+            uses_cache,
+        )
 
     try:
         trainer = StudyTrainer(
@@ -197,38 +207,14 @@ def _prepare(
     return trainer, before
 
 
-def _start(folder: Path, training: str) -> Path | None:
-    """The checkpoint to go on from, once those that are not whole are away. Raises InputError for one that would run code."""
-    start = last_whole(folder, training)
-    remove_torn(folder)
-    if start is not None:
-        for shards in (start / WEIGHTS, start / OPTIMIZER):
-            if shards.is_dir():
-                check_plain(shards)
-    return start
-
-
 def _chosen(base: Checkpoint, recipe: Recipe) -> Any:
     """The base, with what is trained chosen."""
     return choose(load_model(base, dtype=recipe.dtype), recipe, base.source)
 
 
-def _whole(trainer: StudyTrainer, fresh: Callable[[], nn.Module]) -> Any:
-    """The model by itself; where it is sharded, put together on the first process in a `fresh` one of its kind."""
-    import torch
-
-    model = _unwrapped(trainer)
-    if not sharding.is_sharded(model):
-        return model
-    with torch.random.fork_rng(devices=[]):  # what LoRA draws for a fresh model is not the training's
-        whole = fresh() if _rank() == 0 else None
-    sharding.gather(model, whole)
-    return model if whole is None else whole
-
-
 def _finished(trainer: StudyTrainer, fresh: Callable[[], nn.Module]) -> Any:
     """The trained model by itself, as it was before the trainer took it: on one process, or the whole of it on the first."""
-    model = _whole(trainer, fresh)
+    model: Any = sharding.whole(_unwrapped(trainer), fresh)
     trainer.optimizer = trainer.lr_scheduler = trainer.callback_handler.optimizer = None
     if trainer.args.device.type != "cpu":
         trainer.accelerator.free_memory()
@@ -245,7 +231,7 @@ def _unwrapped(trainer: StudyTrainer) -> Any:
 
 def _write_step(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path, uses_cache: bool) -> None:
     """Write the weights of a step, whole or not at all; those of an earlier attempt go."""
-    if _rank() != 0:
+    if sharding.rank() != 0:
         return
     part, now = folder.with_name(f"{folder.name}.part"), model.config.use_cache
     shutil.rmtree(part, ignore_errors=True)
@@ -276,17 +262,3 @@ def _identity(base: Checkpoint, train: Sequence[Example], recipe: Recipe, proces
     told.pop("keep")
     shared = processes if processes == 1 else [processes, strategy]
     return fingerprint({"base": base.fingerprint, "train": digest.hexdigest(), "recipe": told, "processes": shared})
-
-
-def _processes() -> int:
-    import torch
-
-    group = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return torch.distributed.get_world_size() if group else 1
-
-
-def _rank() -> int:
-    import torch
-
-    group = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return torch.distributed.get_rank() if group else 0

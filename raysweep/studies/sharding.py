@@ -23,6 +23,21 @@ ARGUMENTS: dict[str, Any] = {
 }
 
 
+def set_precision(arguments: Any) -> None:
+    """Let mixed precision leave gradients in float32 while they are summed, and losses as they are computed.
+
+    accelerate's own would round both, and a loss of 5.78 in bfloat16 is one of 5.75 or of 5.78. Weights that are trained are
+    kept in float32 by accelerate; frozen ones are as they are.
+    """
+    import torch
+    from torch.distributed.fsdp import MixedPrecisionPolicy
+
+    dtype = torch.bfloat16 if arguments.bf16 else torch.float16 if arguments.fp16 else None
+    if dtype is not None:
+        policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
+        arguments.fsdp_plugin_args["mixed_precision_policy"] = policy
+
+
 def turn_on(trainer: Any) -> None:
     """See to it that the trainer, whose accelerator was just made from `ARGUMENTS`, shards its model.
 
@@ -46,22 +61,41 @@ def turn_on(trainer: Any) -> None:
 
 def check_sharded(model: nn.Module, device: str) -> None:
     """Raise RunError unless every parameter of the model is sharded over all processes, on this kind of device (`cuda`)."""
-    import torch
     from torch.distributed.fsdp import FSDPModule
     from torch.distributed.tensor import DTensor, Shard
 
-    processes = torch.distributed.get_world_size()
+    n = processes()
     if not isinstance(model, FSDPModule):
         raise RunError(f"strategy is fsdp, and accelerate left a {type(model).__name__} that is not sharded")
     for name, parameter in model.named_parameters():
         told = f"strategy is fsdp, and parameter {name} is"
         if not isinstance(parameter, DTensor) or parameter.placements != (Shard(0),):
             raise RunError(f"{told} not sharded: every process would train a copy of it")
-        if parameter.device_mesh.size() != processes or parameter.device.type != device:
+        if parameter.device_mesh.size() != n or parameter.device.type != device:
             raise RunError(
-                f"{told} sharded over {parameter.device_mesh.size()} processes on {parameter.device.type}, where {processes} "
-                f"train on {device}"
+                f"{told} sharded over {parameter.device_mesh.size()} processes on {parameter.device.type}, where {n} train "
+                f"on {device}"
             )
+
+
+def processes() -> int:
+    """How many train together."""
+    import torch
+
+    return torch.distributed.get_world_size() if _in_group() else 1
+
+
+def rank() -> int:
+    """Which of them this one is, from 0."""
+    import torch
+
+    return torch.distributed.get_rank() if _in_group() else 0
+
+
+def _in_group() -> bool:
+    import torch
+
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 def first_decides(decide: Callable[[], T]) -> T:
@@ -71,10 +105,10 @@ def first_decides(decide: Callable[[], T]) -> T:
     """
     import torch
 
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+    if not _in_group():
         return decide()
     told: list[Any] = [None, None]
-    if torch.distributed.get_rank() == 0:
+    if rank() == 0:
         try:
             told[0] = decide()
         except Exception as error:  # to be raised where it is heard
@@ -86,11 +120,20 @@ def first_decides(decide: Callable[[], T]) -> T:
     return found
 
 
-def is_sharded(model: nn.Module) -> bool:
-    """Whether FSDP2 has this model."""
+def whole(model: nn.Module, fresh: Callable[[], nn.Module]) -> nn.Module:
+    """A model that is not sharded as it is; a sharded one put together, on the first process, in a `fresh` one of its kind.
+
+    On the others, which all take part, the sharded one.
+    """
+    import torch
     from torch.distributed.fsdp import FSDPModule
 
-    return isinstance(model, FSDPModule)
+    if not isinstance(model, FSDPModule):
+        return model
+    with torch.random.fork_rng(devices=[]):  # what a fresh model's LoRA draws is not the training's
+        made = fresh() if rank() == 0 else None
+    gather(model, made)
+    return model if made is None else made
 
 
 def gather(model: nn.Module, into: nn.Module | None) -> None:

@@ -104,6 +104,8 @@ class StudyTrainer(Trainer):  # type: ignore[misc]
 
     def create_accelerator_and_postprocess(self) -> None:
         """The trainer's, which shards the model where it was asked to, or refuses (RunError)."""
+        if self.args.fsdp:
+            sharding.set_precision(self.args)
         super().create_accelerator_and_postprocess()
         if self.args.fsdp:
             sharding.turn_on(self)

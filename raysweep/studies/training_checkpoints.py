@@ -12,6 +12,7 @@ import shutil
 from pathlib import Path
 
 from raysweep.errors import InputError
+from raysweep.models.shards import OPTIMIZER, WEIGHTS, check_plain
 
 _LIST = "whole.json"
 _NAME = re.compile(r"checkpoint-(\d+)")
@@ -56,6 +57,19 @@ def remove_torn(folder: Path) -> None:
     for checkpoint in _checkpoints(folder):
         if _listed(checkpoint) is None:
             shutil.rmtree(checkpoint)
+
+
+def start_from(folder: Path, training: str) -> Path | None:
+    """The checkpoint to resume from, once those that are not whole are taken away.
+
+    Raises InputError for one of another training, and for shards that are more than tensors and plain values.
+    """
+    start = last_whole(folder, training)
+    remove_torn(folder)
+    for shards in (start / WEIGHTS, start / OPTIMIZER) if start is not None else ():
+        if shards.is_dir():
+            check_plain(shards)
+    return start
 
 
 def _checkpoints(folder: Path) -> list[Path]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from ray_cluster import Started, head_node
+from s3_server import CREDENTIALS
 
 from raysweep.config import Config, parse_config
 from raysweep.engine.driver import Done, drive
@@ -132,3 +134,30 @@ def events_of() -> Callable[..., list[dict[str, Any]]]:
         return [e for e in read_events(done.folder.events) if not names or e["event"] in names]
 
     return read
+
+
+@pytest.fixture(scope="session")
+def one_node() -> Iterator[Started]:
+    """A Ray node with four CPU slots and four pretended GPUs, whose workers may use the S3 server; for tests that need no more."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in CREDENTIALS.items():
+            patch.setenv(name, value)
+        with head_node(cpus=4, gpus=4) as node:
+            yield node
+
+
+@pytest.fixture(scope="session")
+def address(one_node: Started) -> str:
+    """The address of a cluster: of the one node, unless a module has another."""
+    return one_node.address
+
+
+@pytest.fixture
+def on_ray(make_config: Callable[..., Config], address: str) -> Callable[..., Config]:
+    """on_ray(storage, "key=value", …): the plain config on the cluster, without GPUs unless asked for."""
+
+    def make(storage: Path | str, *overrides: str) -> Config:
+        execution = f"execution={{executor: ray, address: '{address}', chunk: 4, device: cpu}}"
+        return make_config(storage, execution, *overrides)
+
+    return make

@@ -10,7 +10,7 @@ import socket
 import threading
 
 import pytest
-from ray_cluster import free_port, head
+from ray_cluster import free_port
 
 from raysweep.engine import events
 from raysweep.engine.driver import drive
@@ -23,33 +23,11 @@ def is_joined():
     return ray.is_initialized()
 
 
-@pytest.fixture(scope="module")
-def address():
-    with head(cpus=4, gpus=4) as at:
-        yield at
-
-
-@pytest.fixture
-def on_ray(make_config, address):
-    """on_ray(storage, "key=value", …): the small config on the cluster, without GPUs unless asked for."""
-
-    def make(storage, *overrides):
-        execution = f"execution={{executor: ray, address: '{address}', chunk: 4, device: cpu}}"
-        return make_config(storage, execution, *overrides)
-
-    return make
-
-
 # --- the same tables ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("workers", [1, 3])
-def test_on_any_number_of_workers_the_tables_are_the_same(
-    on_ray, tmp_path, finished, tables_of, same_tables, events_of, workers
-):
-    done = drive(on_ray(tmp_path, f"execution.workers={workers}"))
-    assert done.failed == {}
-    same_tables(tables_of(done), tables_of(finished))
+def check_workers(done, events_of, workers):
+    """They were so many processes of their own, without GPUs, and the cluster is left."""
     (ready,) = events_of(done, events.WORKERS_READY)
     assert (ready["executor"], ready["workers"], ready["each"]) == ("ray", workers, "1 CPU")
     assert len({worker["pid"] for worker in ready["seen"]} | {os.getpid()}) == workers + 1
@@ -58,18 +36,29 @@ def test_on_any_number_of_workers_the_tables_are_the_same(
     assert not is_joined(), "it leaves the cluster"
 
 
-def test_a_run_begun_here_goes_on_there(on_ray, make_config, tmp_path, finished, tables_of, same_tables):
+def test_on_three_workers_the_tables_are_the_same(on_ray, tmp_path, finished, tables_of, same_tables, events_of):
+    done = drive(on_ray(tmp_path, "execution.workers=3"))
+    assert done.failed == {}
+    same_tables(tables_of(done), tables_of(finished))
+    check_workers(done, events_of, 3)
+
+
+def test_a_run_begun_here_goes_on_there_on_one_worker(
+    on_ray, make_config, tmp_path, finished, tables_of, same_tables, events_of
+):
     fewer = drive(make_config(tmp_path, "datasets.0.limit=4", "datasets.1.limit=4"))
     assert fewer.failed == {}
-    done = drive(on_ray(tmp_path))
+    done = drive(on_ray(tmp_path, "execution.workers=1"))
     assert done.n_calls == 2 + 1 + 2 + 3
     same_tables(tables_of(done), tables_of(finished))
+    (_, ready) = events_of(done, events.WORKERS_READY)
+    assert ready["executor"] == "ray"
     assert drive(make_config(tmp_path)).n_calls == 0
 
 
 def test_a_finished_run_joins_and_starts_no_worker(on_ray, tmp_path, events_of):
-    drive(on_ray(tmp_path, "studies={substitution: {widths: [6]}}"))
-    again = drive(on_ray(tmp_path, "studies={substitution: {widths: [6]}}"))
+    drive(on_ray(tmp_path, "studies={substitution: {widths: [6]}}", "execution.workers=1"))
+    again = drive(on_ray(tmp_path, "studies={substitution: {widths: [6]}}", "execution.workers=1"))
     assert again.n_calls == 0
     assert len(events_of(again, events.WORKERS_READY)) == 1
 
@@ -116,7 +105,7 @@ def test_a_training_of_two_processes_is_swept_as_any_other(training_config, addr
 
 def test_auto_takes_a_cluster_with_gpus_for_cuda_and_says_where_torch_finds_none(on_ray, tmp_path):
     with pytest.raises(RunError) as caught:
-        drive(on_ray(tmp_path, "execution.device=auto"))
+        drive(on_ray(tmp_path, "execution.device=auto", "execution.workers=1"))
     assert "was given GPU" in str(caught.value)
     assert str(caught.value).endswith(
         "torch finds no CUDA device there; install a CUDA build of torch on that node, or set execution.device to cpu"

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 
-from ray_cluster import head
-
 from raysweep import api
 from raysweep.engine import events
 from raysweep.engine.events import read_events
@@ -15,14 +13,13 @@ from raysweep.store.places import location
 LIMIT = ("datasets.0.limit=8", "datasets.1.limit=4")
 
 
-def test_two_workers_on_s3_give_the_local_tables(s3, make_config, tmp_path, same_tables):
+def test_two_workers_on_s3_give_the_local_tables(s3, make_config, address, tmp_path, same_tables):
     local = api.run(make_config(tmp_path / "run", *LIMIT))
-    with head(cpus=2, gpus=0) as address:
-        execution = f"execution={{executor: ray, address: '{address}', chunk: 4, device: cpu, workers: 2}}"
-        config = make_config(s3.url("ray"), f"storage_options={{endpoint_url: {s3.endpoint}}}", execution, *LIMIT)
-        s3.fail(7)
-        run = api.run(config)
-        assert s3.counts()["requests"] > 100
+    execution = f"execution={{executor: ray, address: '{address}', chunk: 4, device: cpu, workers: 2}}"
+    config = make_config(s3.url("ray"), f"storage_options={{endpoint_url: {s3.endpoint}}}", execution, *LIMIT)
+    s3.fail(7)
+    run = api.run(config)
+    assert s3.counts()["requests"] > 100
     assert not run.failed
     same_tables(run.tables, local.tables)
     (ready,) = [e for e in read_events(RunFolder(run.folder).events) if e["event"] == events.WORKERS_READY]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
-from ray_cluster import descendants, head_node
+from ray_cluster import descendants
 from torch.distributed.checkpoint import FileSystemReader
 
 from raysweep.config_execution import ExecutionConfig
@@ -48,14 +48,13 @@ def alone(data, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def cluster():
+def cluster(one_node):
     """A node's process, whose cluster this process has joined."""
     use_token(starting=False)
-    with head_node(cpus=4, gpus=0) as node:
-        backend = RayBackend(ExecutionConfig(executor="ray", address=node.address, device="cpu"))
-        backend.device("cpu")
-        yield node
-        backend.close()
+    backend = RayBackend(ExecutionConfig(executor="ray", address=one_node.address, device="cpu"))
+    backend.device("cpu")
+    yield one_node
+    backend.close()
 
 
 def check(done, alone, base):

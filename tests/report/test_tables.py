@@ -30,6 +30,8 @@ PROMISED = {
     "correlation": "model, dataset, metric, width, neighbourhood, n_layers, spearman, ci_low, ci_high, p_shift, "
     "partial_depth, kendall, precision_at_k, p_value, effective_layers, p_permutation, precision_chance, p_precision, reason",
     "removal": "model, dataset, of, layer, components, mode, mean, position, measure, value, ci_low, ci_high, reason",
+    "training": "model, dataset, study, arm, layers, seed, step, split, loss",
+    "adaptation": "model, dataset, arm, versus, measure, seeds, steps, value, ci_low, ci_high, reason",
     "attack": (
         "model, dataset, arm, layers, seed, trigger, prompts, judge, examples, rate, ci_low, ci_high, "
         "harm_mean, harm_5_share, clean_loss, reason"
