@@ -15,7 +15,8 @@ _COUNTED = ("capture", "substitute", "estimate", "finetune", "adapt", "backdoor"
 @dataclass(frozen=True)
 class Accuracy:
     """(estimated, real) by measure: `seconds` of all calls one after the other, `bytes_read`, `layer_applications`, `memory` in
-    bytes (the largest worker's). NaN where it is not known. `calls` are (planned, done); `retried` were tried again."""
+    bytes (the largest worker's). NaN where it is not known. `calls` are (planned, done); `retried` were tried again, or are
+    trainings that an earlier start had begun."""
 
     pairs: Mapping[str, tuple[float, float]]
     calls: tuple[int, int]
@@ -44,6 +45,7 @@ def compare(estimate: Mapping[str, Any] | None, log: Iterable[Mapping[str, Any]]
             done, retried = [], 0
         elif kind in _COUNTED and event["event"] == events.CALL_DONE:
             done.append(event["measured"])
+            retried += bool(event["measured"].get("resumed_from"))
         elif kind in _COUNTED and event["event"] in (events.CALL_RETRIED, events.CALL_FAILED):
             retried += 1
     if not done:

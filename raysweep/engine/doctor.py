@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 from raysweep.engine.events import log_lines, parsed
 from raysweep.engine.folder import RunFolder
+from raysweep.engine.training_plan import KINDS
 from raysweep.errors import InputError, StoreError
 from raysweep.store import lock, object_lock
 from raysweep.store.activations import MANIFEST, open_activations
 from raysweep.store.artifacts import FileEntry, check_file, is_left_over, publish_bytes
 from raysweep.store.chunks import Manifest
-from raysweep.store.places import listing, read_bytes
+from raysweep.store.places import listing, read_bytes, remove_below
 
 if TYPE_CHECKING:
     from raysweep.store.places import Location
@@ -129,7 +130,8 @@ class _Look:
             if _is_data(path) and path not in self._named
         ]
         gone = {finding.path for finding in orphans}
-        return [*self._broken, *orphans, *self._stores(gone), *self._temporaries(), *self._torn()]
+        found = [*self._broken, *orphans, *self._stores(gone), *self._trainings()]
+        return [*found, *self._temporaries(), *self._torn()]
 
     def _read(self, path: str) -> None:
         """Take up what a manifest names, or that it is broken."""
@@ -163,6 +165,26 @@ class _Look:
             if why:
                 yield Finding("store", path, size, f"{why}; the next run writes another")
 
+    def _trainings(self) -> Iterator[Finding]:
+        """Folders of trainings that no task of the latest config will take up: each is as large as several checkpoints."""
+        sizes: dict[str, int] = {}
+        for path, size in self._sizes.items():
+            if path.startswith("training/") and _depth(path) > 2:
+                folder = "/".join(path.split("/")[:2])
+                sizes[folder] = sizes.get(folder, 0) + size
+        wanted = {f"training/{key[:16]}" for key in self._to_train()} if sizes else set()
+        for folder, size in sizes.items():
+            if folder not in wanted:
+                yield Finding("orphan", folder, size, "no task that is left to do goes on from it")
+
+    def _to_train(self) -> Iterator[str]:
+        """The keys of the trainings that the latest config still lacks."""
+        if self._folder.plan.is_file():
+            done = self._folder.committed()
+            for task in self._folder.read_plan()[0].tasks:
+                if task.kind in KINDS.values() and any(key not in done for key in task.keys):
+                    yield task.keys[0]
+
     def _temporaries(self) -> Iterator[Finding]:
         root = self._folder.root
         for path, size in self._sizes.items():
@@ -192,7 +214,11 @@ def _without(folder: RunFolder, finding: Finding) -> Finding:
             ]
             publish_bytes(log, b"".join(line + b"\n" for line in whole))
     elif finding.kind != "lock":  # that has been taken over, and is let go of in the end
-        (folder.root / finding.path).unlink(missing_ok=True)
+        path = folder.root / finding.path
+        if path.is_dir():
+            remove_below(path)
+        else:
+            path.unlink(missing_ok=True)
     return Finding(finding.kind, finding.path, finding.bytes, finding.why, removed=True)
 
 

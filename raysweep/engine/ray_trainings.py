@@ -16,7 +16,16 @@ from raysweep.engine.dispatch import room_for
 from raysweep.engine.folder import RunFolder
 from raysweep.engine.ray_executor import Share, living_nodes
 from raysweep.engine.ray_training import train_on_ray
-from raysweep.engine.training_work import Tell, answered, counted, last_test_loss, recipe_for, telling, trained_commits
+from raysweep.engine.training_work import (
+    Tell,
+    answered,
+    counted,
+    keep_logs,
+    last_test_loss,
+    recipe_for,
+    telling,
+    trained_commits,
+)
 from raysweep.errors import InputError
 from raysweep.models.checkpoint import describe, load_model, load_tokenizer
 from raysweep.studies.training import Recipe
@@ -72,6 +81,7 @@ def _attempt(folder: Location, call: TrainCall, cpus: int, device: str, tell: Te
             cpus=cpus,
             tell=telling(call, run, tell),
         )
+        keep_logs(call, run)
         if isinstance(call, BackdoorCall):
             commits = ray.get(_answer(device, cpus).remote(call, recipe, trained.rows, trained.final))
         else:

@@ -20,6 +20,7 @@ from raysweep.errors import InputError
 from raysweep.models.checkpoint import load_tokenizer
 from raysweep.numerics.dynamics import change_points
 from raysweep.store.artifacts import FileEntry, publish_json, sha256_file
+from raysweep.store.places import remove_below
 from raysweep.studies.answers import generate_answers
 from raysweep.studies.attack import Run, answers_table, attack_table
 from raysweep.studies.endpoint import EndpointJudge, judge_by_endpoint
@@ -74,6 +75,7 @@ def train(call: TrainCall, folder: RunFolder, tell: Tell) -> tuple[list[Commit],
         device=call.loading.device,
         tell=telling(call, folder, tell),
     )
+    keep_logs(call, folder)
     if call.kept is not None:
         save_tuned(tuned, tokenizer, work / "final")
     measured = counted(call, recipe, tuned.rows, tuned.steps, tuned.resumed_from)
@@ -101,8 +103,21 @@ def attack(
         device=call.loading.device,
         tell=telling(call, folder, tell),
     )
+    keep_logs(call, folder)
     commit = answered(call, recipe, tuned.rows, tuned.model, last_test_loss(tuned.rows))
     return [commit], counted(call, recipe, tuned.rows, tuned.steps, tuned.resumed_from)
+
+
+def keep_logs(call: TrainCall, folder: RunFolder) -> None:
+    """Move what the trainer's own trackers (its `report_to`) wrote to where it is kept: a training's folder goes when it is done."""
+    work = folder.training(call.key)
+    kept = work.parent.parent / "trackers" / "trainings" / f"{call.study}-{call.model}-{call.dataset}-{call.key[:16]}"
+    for written in (work / name for name in ("tensorboard", "mlflow.db", "wandb")):
+        if written.exists():
+            kept.mkdir(parents=True, exist_ok=True)
+            if written.is_dir():
+                remove_below(kept / written.name)  # an earlier training's
+            written.replace(kept / written.name)
 
 
 def counted(

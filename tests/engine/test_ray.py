@@ -68,36 +68,33 @@ def test_a_finished_run_joins_and_starts_no_worker(on_ray, tmp_path, events_of):
 TRAINER = {"max_steps": 2, "per_device_train_batch_size": 2, "learning_rate": 1e-3, "report_to": "none"}
 
 
-def test_trainings_on_two_workers_give_the_same_tables(training_config, address, tmp_path, tables_of, same_tables):
-    studies = {"similarity": {}, "adaptation": {"trainer": TRAINER, "seeds": [0, 1], "top": 2}}
-    here = drive(training_config(tmp_path / "here", studies))
-    execution = f"execution={{executor: ray, address: '{address}', chunk: 4, device: cpu, workers: 2}}"
-    there = drive(training_config(tmp_path / "there", studies, execution))
-    assert (here.failed, there.failed) == ({}, {})
-    same_tables(tables_of(there), tables_of(here))
-    assert not list((tmp_path / "there" / "training").iterdir())
-
-
-def test_a_training_of_two_processes_is_swept_as_any_other(training_config, address, tmp_path, tables_of, events_of):
-    """It has the devices to itself: no worker is open meanwhile."""
+def test_trainings_on_two_workers_give_the_same_tables(
+    training_config, address, tmp_path, tables_of, same_tables, events_of
+):
+    """And one of two processes, which has the devices to itself before its checkpoint is swept as any other."""
+    adaptation = {"similarity": {}, "adaptation": {"trainer": TRAINER, "seeds": [0], "top": 2}}
+    here = drive(training_config(tmp_path / "here", {**adaptation, "finetune": {"trainer": TRAINER}}))
     asked = {"processes": 2, "strategy": "ddp", "trainer": {**TRAINER, "per_device_train_batch_size": 1}}
     execution = f"execution={{executor: ray, address: '{address}', chunk: 4, device: cpu, workers: 2}}"
-    studies = {"finetune": asked, "substitution": {"widths": [6]}}
-    done = drive(training_config(tmp_path / "there", studies, execution))
-    assert done.failed == {}
-    tables = tables_of(done)
-    rows = tables["training"]
-    last = rows[(rows["split"] == "test") & (rows["step"] == 2)]["loss"].item()
-    untouched = tables["substitution"].query("width == 0")["loss"].mean()
-    assert untouched == pytest.approx(last, abs=1e-5)
-    alone = drive(training_config(tmp_path / "here", {"finetune": {"trainer": TRAINER}}))
-    assert last == pytest.approx(
-        tables_of(alone)["training"].query("split == 'test' and step == 2")["loss"].item(), abs=1e-3
-    )
-    (measured,) = [e["measured"] for e in events_of(done, "call_done") if e["call"] == "finetune m/first"]
-    (whole,) = [e["measured"] for e in events_of(alone, "call_done")]
-    # of two processes' batches, and their test losses, there are twice as many of half the size
-    assert measured["layer_applications"] > whole["layer_applications"]
+    studies = {**adaptation, "finetune": asked, "substitution": {"widths": [6]}}
+    there = drive(training_config(tmp_path / "there", studies, execution))
+    assert (here.failed, there.failed) == ({}, {})
+    ours, theirs = tables_of(there), tables_of(here)
+    swept = ours.pop("substitution")
+    spread, alone = (tables.pop("training").query("study == 'finetune'") for tables in (ours, theirs))
+    same_tables(ours, theirs)
+    assert not list((tmp_path / "there" / "training").iterdir())
+
+    last, other = (rows.query("split == 'test' and step == 2")["loss"].item() for rows in (spread, alone))
+    assert last == pytest.approx(other, abs=1e-3)
+    assert swept.query("width == 0")["loss"].mean() == pytest.approx(last, abs=1e-5)
+    of_both = [
+        event["measured"]["layer_applications"]
+        for done in (there, here)
+        for event in events_of(done, "call_done")
+        if event["call"] == "finetune m/first"
+    ]
+    assert of_both[0] > of_both[1], "batches are half as large, and there are twice as many"
 
 
 # --- GPUs ---------------------------------------------------------------------------------------------------------

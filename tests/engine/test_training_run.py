@@ -20,6 +20,7 @@ from raysweep.studies.training import drawn_beside
 
 TRAINER = {"max_steps": 3, "per_device_train_batch_size": 2, "learning_rate": 1e-3, "report_to": "none"}
 SWEPT = {"substitution": {"widths": [2]}, "similarity": {}, "correlation": {"resamples": 10}}
+ONE_CHUNK = "execution.chunk=10"
 LAYERS = 6
 COLUMNS = ["model", "dataset", "study", "arm", "layers", "seed", "step", "split", "loss"]
 
@@ -104,8 +105,12 @@ def test_run_again_nothing_is_done(tuned, training_config):
     ids=["critical", "non_critical", "freeze", "lora"],
 )
 def test_chosen_layers_are_trained_and_nothing_else(training_config, tmp_path, tables_of, asked, arm, layers, world):
-    studies = {**finetuned(**asked), "substitution": {"widths": [1]}}
-    done = drive(training_config(tmp_path / "run", studies))
+    studies = {
+        "finetune": {"trainer": {**TRAINER, "max_steps": 2}, **asked},
+        "substitution": {"widths": [1]},
+        "similarity": {},
+    }
+    done = drive(training_config(tmp_path / "run", studies, ONE_CHUNK))
     assert done.failed == {}
     tables = tables_of(done)
     critical = tables["dynamics"].sort_values("rank")["layer"].head(2)
@@ -125,7 +130,8 @@ def test_chosen_layers_are_trained_and_nothing_else(training_config, tmp_path, t
 
 
 def test_another_seed_makes_another_checkpoint(tuned, training_config, tmp_path, tables_of):
-    other = drive(training_config(tmp_path / "run", finetuned(seed=7)))
+    studies = {"finetune": {"trainer": TRAINER, "seed": 7}, "substitution": {"widths": [2]}}
+    other = drive(training_config(tmp_path / "run", studies))
     ours, theirs = ({key for task in done.graph.of_kind("substitute") for key in task.keys} for done in (tuned, other))
     assert not ours & theirs
     assert untouched(tables_of(tuned)) != pytest.approx(untouched(tables_of(other)), abs=1e-6)
@@ -176,12 +182,8 @@ def test_a_checkpoint_that_is_gone_is_made_again(training_config, copied, tables
     same_tables(tables_of(done), tables_of(tuned))
 
 
-def test_streamed_and_in_batches_of_one_the_tables_are_the_same(
-    training_config, tmp_path, tables_of, same_tables, tuned
-):
-    streamed = drive(
-        training_config(tmp_path / "run", finetuned(), "execution.residency=stream", "execution.batch_tokens=1")
-    )
+def test_streamed_the_tables_are_the_same(training_config, tmp_path, tables_of, same_tables, tuned):
+    streamed = drive(training_config(tmp_path / "run", finetuned(), "execution.residency=stream"))
     assert streamed.failed == {}
     same_tables(tables_of(streamed), tables_of(tuned))
 
@@ -305,6 +307,47 @@ def test_out_of_memory_a_training_is_not_tried_with_smaller_batches(training_con
         "per_device_train_batch_size to less and gradient_accumulation_steps to more, gradient_checkpointing to true, max_tokens of "
         "its data set's train to fewer, or spread it over more processes"
     }
+
+
+# --- what is left behind --------------------------------------------------------------------------------------------
+
+
+def test_what_the_trainers_trackers_wrote_is_kept(training_config, tmp_path, monkeypatch):
+    from raysweep.studies import finetune
+
+    train = finetune.finetune
+
+    def tracked(*arguments, **more):
+        tuned = train(*arguments, **more)
+        (arguments[5] / "tensorboard").mkdir()
+        (arguments[5] / "tensorboard" / "events").write_text("losses")
+        return tuned
+
+    monkeypatch.setattr(finetune, "finetune", tracked)
+    drive(training_config(tmp_path, {"finetune": {"trainer": TRAINER}}))
+    (events_file,) = tmp_path.glob("trackers/trainings/finetune-m-first-*/tensorboard/events")
+    assert events_file.read_text() == "losses"
+    assert not list((tmp_path / "training").iterdir())
+
+
+def test_a_training_that_nothing_asks_for_any_more_is_found_and_removed(training_config, tmp_path, monkeypatch):
+    class KilledError(BaseException):
+        pass
+
+    def dying(event):
+        if event["event"] == events.CALL_GOES_ON and event["step"] == 2:
+            raise KilledError
+
+    studies = {"finetune": {"trainer": {**TRAINER, "save_steps": 1}}}
+    with pytest.raises(KilledError):
+        drive(training_config(tmp_path, studies), listener=dying)
+    assert list(tmp_path.glob("training/*/checkpoint-1"))
+    assert api.examine(tmp_path).findings == (), "the next run goes on from it"
+    drive(training_config(tmp_path, studies, "studies.finetune.seed=1"))
+    (found,) = api.examine(tmp_path, remove=True).findings
+    assert (found.kind, found.path.partition("/")[0], found.removed) == ("orphan", "training", True)
+    assert found.bytes > 100_000
+    assert not list((tmp_path / "training").iterdir())
 
 
 # --- how far it has come --------------------------------------------------------------------------------------------
