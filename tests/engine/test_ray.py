@@ -71,23 +71,20 @@ TRAINER = {"max_steps": 2, "per_device_train_batch_size": 2, "learning_rate": 1e
 def test_trainings_on_two_workers_give_the_same_tables(
     training_config, address, tmp_path, tables_of, same_tables, events_of
 ):
-    """And one of two processes, which has the devices to itself before its checkpoint is swept as any other."""
+    """And one of two processes, which has the devices to itself once the others are done."""
     adaptation = {"similarity": {}, "adaptation": {"trainer": TRAINER, "seeds": [0], "top": 2}}
     here = drive(training_config(tmp_path / "here", {**adaptation, "finetune": {"trainer": TRAINER}}))
     asked = {"processes": 2, "strategy": "ddp", "trainer": {**TRAINER, "per_device_train_batch_size": 1}}
     execution = f"execution={{executor: ray, address: '{address}', chunk: 4, device: cpu, workers: 2}}"
-    studies = {**adaptation, "finetune": asked, "substitution": {"widths": [6]}}
-    there = drive(training_config(tmp_path / "there", studies, execution))
+    there = drive(training_config(tmp_path / "there", {**adaptation, "finetune": asked}, execution))
     assert (here.failed, there.failed) == ({}, {})
     ours, theirs = tables_of(there), tables_of(here)
-    swept = ours.pop("substitution")
     spread, alone = (tables.pop("training").query("study == 'finetune'") for tables in (ours, theirs))
     same_tables(ours, theirs)
     assert not list((tmp_path / "there" / "training").iterdir())
 
     last, other = (rows.query("split == 'test' and step == 2")["loss"].item() for rows in (spread, alone))
     assert last == pytest.approx(other, abs=1e-3)
-    assert swept.query("width == 0")["loss"].mean() == pytest.approx(last, abs=1e-5)
     of_both = [
         event["measured"]["layer_applications"]
         for done in (there, here)
