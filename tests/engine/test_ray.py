@@ -28,7 +28,7 @@ def is_joined():
 
 def check_workers(done, events_of, workers):
     """They were so many processes of their own, without GPUs, and the cluster is left."""
-    (ready,) = events_of(done, events.WORKERS_READY)
+    ready = events_of(done, events.WORKERS_READY)[-1]
     assert (ready["executor"], ready["workers"], ready["each"]) == ("ray", workers, "1 CPU")
     assert len({worker["pid"] for worker in ready["seen"]} | {os.getpid()}) == workers + 1
     assert all(worker["visible"] == "" for worker in ready["seen"]), "no worker without GPUs sees one"
@@ -51,8 +51,7 @@ def test_a_run_begun_here_goes_on_there_on_one_worker(
     done = drive(on_ray(tmp_path, "execution.workers=1"))
     assert done.n_calls == 2 + 1 + 2 + 3
     same_tables(tables_of(done), tables_of(finished))
-    (_, ready) = events_of(done, events.WORKERS_READY)
-    assert ready["executor"] == "ray"
+    check_workers(done, events_of, 1)
     assert drive(make_config(tmp_path)).n_calls == 0
 
 
