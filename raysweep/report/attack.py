@@ -55,6 +55,23 @@ def attack_views(tables: Mapping[str, pd.DataFrame], published: Published, drawi
     return views
 
 
+def attack_sentences(tables: Mapping[str, pd.DataFrame]) -> list[Markup]:
+    """What all seeds together say of each data set, model and judge."""
+    if "attack" not in tables:
+        return []
+    said = []
+    for (model, dataset), rows in tables["attack"].groupby(["model", "dataset"], sort=False):
+        answers = tables.get("answers")
+        if answers is not None:
+            answers = answers[(answers["model"] == model) & (answers["dataset"] == dataset)]
+        together, seeds = rows[rows["seed"].isna()], int(rows["seed"].nunique())
+        for judge in JUDGES:
+            chosen = together[together["judge"] == judge]
+            if len(chosen):
+                said.append(conclusion(chosen, answers, str(model), str(dataset), seeds))
+    return said
+
+
 def _view(
     dataset: str, rows: pd.DataFrame, answers: pd.DataFrame | None, published: Published, drawings: Drawings
 ) -> AttackView:

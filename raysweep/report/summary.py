@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from raysweep.report.along import without_steps
 from raysweep.report.cells import Cell, cells_of
 from raysweep.report.changes import verification_lines
 from raysweep.report.estimates import estimate_lines
 from raysweep.report.stopping import stopping_lines
 from raysweep.report.summaries import Window, windows_of
+from raysweep.report.training_summary import training_lines
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -21,13 +23,17 @@ if TYPE_CHECKING:
 def summary_lines(tables: Mapping[str, pd.DataFrame]) -> list[str]:
     """ρ of every cell, or the costliest window of each where nothing was correlated; losses left out are told with both.
 
-    Then how good estimates are, where sweeps stopped early, and what came of losses that were taken again.
+    Then what came of trainings, how good estimates are, where sweeps stopped early, and what came of losses that were taken
+    again.
     """
-    return [*_answers(tables), *estimate_lines(tables), *stopping_lines(tables), *verification_lines(tables)]
+    tables = without_steps(tables)
+    of_cells = {name: rows for name, rows in tables.items() if len(rows) and name not in ("attack", "answers")}
+    cells = cells_of(of_cells, [])
+    lines = [*_answers(tables, cells), *training_lines(tables, cells)]
+    return [*lines, *estimate_lines(tables), *stopping_lines(tables), *verification_lines(tables)]
 
 
-def _answers(tables: Mapping[str, pd.DataFrame]) -> list[str]:
-    cells = cells_of({name: rows for name, rows in tables.items() if len(rows)}, [])
+def _answers(tables: Mapping[str, pd.DataFrame], cells: Sequence[Cell]) -> list[str]:
     if len(tables.get("correlation", ())):
         return [
             f"{cell.model} on {cell.dataset}: Spearman {row.spearman:+.3f} [{row.ci_low:+.3f}, {row.ci_high:+.3f}] between "

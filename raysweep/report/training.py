@@ -73,6 +73,14 @@ def tuned_view(cell: Cell, drawings: Drawings) -> Tuned | None:
     )
 
 
+def tuned_sentences(cell: Cell) -> list[Markup]:
+    """What came of each fine-tuning of a cell."""
+    training = _rows(cell, "finetune")
+    if training is None:
+        return []
+    return [_tuned_sentence(rows) for _, rows in training.groupby(["arm", "seed"], sort=False)]
+
+
 def adapted_sentences(cell: Cell) -> list[Markup]:
     """For each pair of arms, which of them has the lower test loss on its way; nothing where they were not compared."""
     if "adaptation" not in cell.tables:
