@@ -37,7 +37,7 @@ def effect_sentence(cells: Sequence[Cell], setting: Setting, width: int) -> str:
     elif mean.low > 0:
         said = "These models show the opposite of the effect: ρ is positive"
     else:
-        said = "These models do not show the effect: the interval of ρ together includes 0"
+        said = "Whether these models show the effect is undecided: the interval of ρ together includes 0"
     without = (
         f" In {idle} of the cells no window has a cost that is told from 0, so that ρ ranks nothing there."
         if idle
