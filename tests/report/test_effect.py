@@ -44,7 +44,10 @@ def cells(*rhos, half=0.1):
             "These models lean towards the effect, but ρ is not strongly negative throughout;",
         ),
         ((0.6, 0.5, 0.55, 0.62), "These models show the opposite of the effect: ρ is positive;"),
-        ((-0.6, -0.5, 0.5, 0.6), "Whether these models show the effect is undecided: the interval of ρ together includes 0;"),
+        (
+            (-0.6, -0.5, 0.5, 0.6),
+            "Whether these models show the effect is undecided: the interval of ρ together includes 0;",
+        ),
     ],
 )
 def test_what_is_said_follows_from_the_numbers(rhos, said):
