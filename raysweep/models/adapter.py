@@ -307,10 +307,11 @@ class Adapter:
             raise self._refusal(f"replaying its blocks fails ({type(error).__name__}: {told})") from error
         scale = max(1.0, float(expected.abs().max()))
         apart = float((ours.to(expected.device) - expected).abs().max())
-        loose = 1.0 if expected.dtype == torch.float32 else 2**-7 / _PROBE_TOLERANCE
+        computed = self._computed_in(expected)
+        loose = 1.0 if computed == torch.float32 else 2**-7 / _PROBE_TOLERANCE
         if not apart <= _PROBE_TOLERANCE * loose * scale:
             raise self._refusal(f"replaying its blocks gives {what} that are {apart:.2g} apart from its own forward's")
-        if expected.dtype == torch.float32:
+        if computed == torch.float32:
             alone = self._forward(tokens[1:, :_PROBE_CUT])
             apart = float((alone[0] - expected[1, :_PROBE_CUT]).abs().max())
             if not apart <= _LEAK_TOLERANCE * scale:
@@ -337,6 +338,11 @@ class Adapter:
                 raise self._refusal(f"its {type(block).__name__} overwrites the states that enter it")
             states = out
         return self.logits(states.flatten(-3, -2)) if self.predicts else self._finish(states, tokens, lengths)
+
+    def _computed_in(self, out: torch.Tensor) -> torch.dtype:
+        """The dtype of the arithmetic: that of the weights where it is a shorter one than the output's, which some widen."""
+        weights = {parameter.dtype for parameter in self.model.parameters() if parameter.is_floating_point()}
+        return next((dtype for dtype in weights if dtype.itemsize < out.dtype.itemsize), out.dtype)
 
     def _refusal(self, reason: str) -> InputError:
         return InputError(f"{type(self.model).__name__} cannot be swept layer by layer: {reason}")

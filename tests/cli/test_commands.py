@@ -87,6 +87,7 @@ def test_status_as_json(swept):
         "parts": {"done": 11 * 3 + 3 + 4 + 1, "all": 41},
         "failures": {},
         "unfinished": [],
+        "trainings": {},
     }
 
 
@@ -108,13 +109,14 @@ def test_plan_tells_and_writes_nothing(config, raysweep):
     assert content(config.parent) == before
     lines = told.out.splitlines()
     assert lines[:3] == ["substitute   6 tasks, 0 done", "similarity   1 tasks, 0 done", "correlate    1 tasks, 0 done"]
-    words = ["to", "to", "memory", "time", "weights", "resident", "stream"]
+    kinds = ["by", "capture", "substitute", "similarity", "correlate"]
+    words = [*kinds, "to", "to", "memory", "time", "weights", "resident", "stream"]
     assert [line.split()[0] for line in lines[3:]] == words
-    assert re.fullmatch(r"  resident   \S+ kB to read, \d+ layer calls, \d+ MB of memory, \S+ s \(taken\)", lines[8])
-    assert re.fullmatch(r"  stream     \S+ kB to read, \d+ layer calls, \d+ MB of memory, \S+ s", lines[9])
+    assert re.fullmatch(r"  resident   \S+ kB to read, \d+ layer calls, \d+ MB of memory, \S+ s \(taken\)", lines[13])
+    assert re.fullmatch(r"  stream     \S+ kB to read, \d+ layer calls, \d+ MB of memory, \S+ s", lines[14])
     # trunk 5; branches 5 + 3 × 2; tails 3 + 2 + 1; the base model's own layers 5
     # three chunks of one batch, and a capture call each
-    assert lines[4] == "to compute   27 layer applications, each on a whole data set (81 calls of a layer on a batch)"
+    assert lines[9] == "to compute   27 layer applications, each on a whole data set (81 calls of a layer on a batch)"
 
 
 def test_plan_as_json_before_and_after_a_run(config, raysweep):

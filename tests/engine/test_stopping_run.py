@@ -17,6 +17,7 @@ from raysweep.engine.driver import drive
 from raysweep.engine.events import EventLog, read_events
 from raysweep.engine.inspection import inspect
 from raysweep.errors import InputError
+from raysweep.planned import plan_run
 from raysweep.progress import Tally
 from raysweep.studies.passes import Pass
 from raysweep.studies.stopping import Rule, first_decision, in_random_order
@@ -103,7 +104,7 @@ def test_nothing_is_missing_afterwards(stopped, stopping):
     assert (standing.state, standing.unfinished) == ("finished", [])
     assert standing.tasks == {"substitute": (7, 7), "stop": (1, 1)}
     assert standing.parts[0] == standing.parts[1]
-    planned = api.plan_run(stopping(stopped.folder.root, TOP))
+    planned = plan_run(stopping(stopped.folder.root, TOP))
     assert (planned.layer_applications, planned.at_most) == (0, False)
     assert planned.tasks == standing.tasks
     again = drive(stopping(stopped.folder.root, TOP))
@@ -111,9 +112,9 @@ def test_nothing_is_missing_afterwards(stopped, stopping):
 
 
 def test_the_plan_is_the_most_that_may_be_needed(stopping, tmp_path):
-    planned = api.plan_run(stopping(tmp_path / "run", TOP))
+    planned = plan_run(stopping(tmp_path / "run", TOP))
     assert planned.at_most
-    assert planned.layer_applications == api.plan_run(stopping(tmp_path / "run")).layer_applications > 0
+    assert planned.layer_applications == plan_run(stopping(tmp_path / "run")).layer_applications > 0
     assert "at most      what is told above: a sweep ends once studies.substitution.stop is met" in planned.to_text()
 
 

@@ -34,6 +34,7 @@ def scalars_in(folder):
 
 
 def test_a_run_is_read_back_from_tensorboard(make_config, tmp_path, tables_of, events_of):
+    PartialState._reset_state()  # a training in an earlier test has left its own
     done = drive(make_config(tmp_path / "run", "execution.report_to=[tensorboard]"))
     assert not done.failed
     assert not PartialState._shared_state, "a training in this process would find it"
