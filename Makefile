@@ -13,15 +13,16 @@ demo: $(VENV)/.run  ## the whole study on the embedded laboratory; ends by namin
 	$(BIN)/raysweep demo --fresh
 
 test: $(VENV)/.test  ## the tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "($(if $(CHROMIUM),browser or )not browser) and ($(if $(PROMETHEUS),prometheus or )not prometheus)" tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not soak and ($(if $(CHROMIUM),browser or )not browser) and ($(if $(PROMETHEUS),prometheus or )not prometheus)" tests
 	@$(if $(CHROMIUM),,echo "no Chromium here: the browser tests of the report page were left out")
 	@$(if $(PROMETHEUS),,echo "no Prometheus here (Debian's package prometheus): tests of the dashboards' queries and alerts were left out")
 
 fuzz: $(VENV)/.test  ## random configs, records and checkpoints for a minute, others each time
 	OMP_NUM_THREADS=1 RAYSWEEP_FUZZ_SECONDS=60 RAYSWEEP_FUZZ_SEED=$${RAYSWEEP_FUZZ_SEED:-$$(date +%s)} $(BIN)/python -m pytest -q tests/test_fuzz.py
 
-soak: $(VENV)/.test  ## twenty rounds of kill -9 to a worker, a raylet or the driver of a run on two Ray nodes and S3
+soak: $(VENV)/.test  ## twenty rounds of kill -9 to a worker, a raylet or the driver of a run on two Ray nodes and S3; long tests
 	OMP_NUM_THREADS=1 RAYSWEEP_KILLS=20 $(BIN)/python -m pytest -q tests/engine/test_ray_kill.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m soak tests/engine
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

@@ -67,6 +67,7 @@ def test_a_finished_run_joins_and_starts_no_worker(on_ray, tmp_path, events_of):
 TRAINER = {"max_steps": 2, "per_device_train_batch_size": 2, "learning_rate": 1e-3, "report_to": "none"}
 
 
+@pytest.mark.soak
 def test_trainings_on_two_workers_give_the_same_tables(
     training_config, address, tmp_path, tables_of, same_tables, events_of
 ):

@@ -55,6 +55,7 @@ def test_each_worker_sees_its_own_gpu_on_either_node_and_tables_none(
     same_tables(tables_of(done), tables_of(finished))
 
 
+@pytest.mark.soak
 def test_a_share_of_a_gpu_is_of_one_and_no_more_than_fit(on_ray, tmp_path, events_of):
     shared = ("execution.gpus_per_worker=0.5", "execution.workers=5", "execution.fuse=false")
     done = drive(on_ray(tmp_path, *shared))
@@ -68,6 +69,7 @@ def test_a_share_of_a_gpu_is_of_one_and_no_more_than_fit(on_ray, tmp_path, event
     assert tables == {""}
 
 
+@pytest.mark.soak
 def test_a_worker_of_two_gpus_has_both_of_its_node(on_ray, tmp_path, events_of):
     done = drive(on_ray(tmp_path, "execution.gpus_per_worker=2", "execution.fuse=false"))
     assert done.failed == {}
@@ -100,6 +102,7 @@ def many_models(tiny_pair, tokenizer, tmp_path_factory):
     return folder
 
 
+@pytest.mark.soak
 def test_six_models_by_five_sets_on_four_workers_are_loaded_as_seldom_as_can_be(
     many_models, address, tmp_path, events_of
 ):
