@@ -114,6 +114,7 @@ def submit(cluster, config, *arguments, **environment):
 # --- the same tables ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.soak
 def test_a_script_submitted_by_ray_makes_the_tables(cluster, write_config, tmp_path, finished, tables_of, same_tables):
     write_config(tmp_path)
     shutil.copytree(JOBS, tmp_path / "jobs", ignore=shutil.ignore_patterns("__pycache__"))
@@ -213,6 +214,7 @@ def test_a_report_is_drawn_by_a_job(cluster, finished, tmp_path):
 # --- Ctrl-C -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("stop", [False, True])
 def test_after_ctrl_c_the_job_goes_on_unless_it_is_to_stop(cluster, write_config, tmp_path, stop):
     config = write_config(tmp_path, "studies.substitution.generate={examples: 10, tokens: 100, changes: all}")
