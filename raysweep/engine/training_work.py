@@ -32,6 +32,7 @@ from raysweep.studies.windows import Window
 if TYPE_CHECKING:
     from raysweep.engine.folder import RunFolder
     from raysweep.models.adapter import Adapter
+    from raysweep.studies.finetune import Tuned
 
 PROVENANCE = "raysweep.json"
 
@@ -61,23 +62,11 @@ def recipe_for(call: TrainCall, folder: RunFolder) -> Recipe:
 
 def train(call: TrainCall, folder: RunFolder, tell: Tell) -> tuple[list[Commit], dict[str, Any]]:
     """Train in this process, going on where an earlier attempt ended."""
-    from raysweep.studies.finetune import finetune, save_tuned
+    from raysweep.studies.finetune import save_tuned
 
-    recipe, work = recipe_for(call, folder), folder.training(call.key)
-    tokenizer = load_tokenizer(call.base)
-    tuned = finetune(
-        call.base,
-        tokenizer,
-        call.examples,
-        call.test,
-        recipe,
-        work,
-        device=call.loading.device,
-        tell=telling(call, folder, tell),
-    )
-    keep_logs(call, folder)
+    recipe, tuned = _tuned(call, folder, tell)
     if call.kept is not None:
-        save_tuned(tuned, tokenizer, work / "final")
+        save_tuned(tuned, load_tokenizer(call.base), folder.training(call.key) / "final")
     measured = counted(call, recipe, tuned.rows, tuned.steps, tuned.resumed_from)
     return trained_commits(call, folder, recipe, tuned.rows), measured
 
@@ -86,26 +75,32 @@ def attack(
     call: BackdoorCall, folder: RunFolder, tell: Tell, base: Callable[[], Adapter]
 ) -> tuple[list[Commit], dict[str, Any]]:
     """Train on poisoned records in this process, or take the `base` as it is, and answer."""
-    from raysweep.studies.finetune import finetune
-
     if not call.trains:
         untrained = base()
         loss, did = _test_loss(call, untrained)
         return [answered(call, None, None, untrained.model, loss)], did
-    recipe, work = recipe_for(call, folder), folder.training(call.key)
+    recipe, tuned = _tuned(call, folder, tell)
+    commit = answered(call, recipe, tuned.rows, tuned.model, last_test_loss(tuned.rows))
+    return [commit], counted(call, recipe, tuned.rows, tuned.steps, tuned.resumed_from)
+
+
+def _tuned(call: TrainCall, folder: RunFolder, tell: Tell) -> tuple[Recipe, Tuned]:
+    """The call's recipe with its layers, and the model that it makes."""
+    from raysweep.studies.finetune import finetune
+
+    recipe = recipe_for(call, folder)
     tuned = finetune(
         call.base,
         load_tokenizer(call.base),
         call.examples,
         call.test,
         recipe,
-        work,
+        folder.training(call.key),
         device=call.loading.device,
         tell=telling(call, folder, tell),
     )
     keep_logs(call, folder)
-    commit = answered(call, recipe, tuned.rows, tuned.model, last_test_loss(tuned.rows))
-    return [commit], counted(call, recipe, tuned.rows, tuned.steps, tuned.resumed_from)
+    return recipe, tuned
 
 
 def keep_logs(call: TrainCall, folder: RunFolder) -> None:
