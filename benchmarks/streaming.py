@@ -1,7 +1,7 @@
 """Streamed sweeps: bytes read per pass, time against the resident sweep, states on disk, memory over depth, a pair larger than its budget.
 
 `--only bytes|time|spill|memory|large` runs one part; all of them need 9 GB of disk for checkpoints, which are removed again, and
-11 GB of memory for the resident sweep of the large pair. Memory is private memory (/proc/self/smaps_rollup, private dirty
+11 GB of memory for the resident sweep of the large pair. Memory is private memory (/proc/self/status, anonymous
 pages: mapped and cached files do not count), sampled fifty times a second in a process of its own.
 """
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from raysweep.collector import collection_paused
 from raysweep.config import Config, load_config, parse_config
 
 if TYPE_CHECKING:
@@ -70,7 +71,9 @@ def run(
     where the run folder cannot be written to any more.
     """
     from raysweep.engine.disk import failures_told
-    from raysweep.engine.driver import drive
+
+    with collection_paused():
+        from raysweep.engine.driver import drive
     from raysweep.store.places import location
 
     if isinstance(config, (str, Path)):

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from raysweep.collector import collection_paused
 from raysweep.config import Config, load_config, parse_config
 
 if TYPE_CHECKING:
@@ -116,6 +117,7 @@ def _option_lines(found: Options) -> list[tuple[str, str]]:
     return lines
 
 
+@collection_paused()
 def plan_run(
     config: Config | str | Path,
     overrides: Sequence[str] = (),

@@ -6,6 +6,7 @@ Weights are drawn wide, so that putting a layer back moves a loss by far more th
 from __future__ import annotations
 
 import copy
+import gc
 import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -53,6 +54,14 @@ def _config(kind: str, layers: int, width: int, **changes: Any) -> Any:
     if kind == "falcon":
         return hf.FalconConfig(**(shared | rotary | changes))
     raise KeyError(kind)
+
+
+def pytest_collection_finish() -> None:
+    """What imports have made is there to stay: no collection, of which tests make many, is to go over it again."""
+    import transformers.modeling_utils  # noqa: F401
+
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,14 @@ TRIES = 8  # the fastest counts: the others measure what else the machine does
 
 IMPORT = "import raysweep"
 HELP = "import sys; sys.argv = ['raysweep', '--help']; from raysweep.cli import main; main()"
+STATUS = """
+from raysweep.api import status
+from raysweep.errors import InputError
+try:
+    status('nowhere')
+except InputError:
+    pass
+"""
 LOADED = f"import atexit, sys; atexit.register(lambda: print(*sorted({HEAVY!r} & set(sys.modules)), file=sys.stderr))"
 
 
@@ -48,6 +56,11 @@ def test_loads_nothing_heavy(code):
     done = python(f"{LOADED}; {code}")
     assert done.returncode == 0, done.stderr
     assert done.stderr.strip() == ""
+
+
+def test_a_runs_status_loads_nothing_that_models_need():
+    done = python(f"{LOADED}; exec({STATUS!r})")
+    assert (done.returncode, done.stderr.strip()) == (0, "pyarrow")
 
 
 def test_the_check_sees_what_is_loaded():

@@ -13,14 +13,12 @@ from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from raysweep.engine.graph import Graph
-from raysweep.engine.inspection import Facts
-from raysweep.engine.plan import hidden_size
-from raysweep.engine.training_estimate import written
 from raysweep.errors import InputError, RunError
 
 if TYPE_CHECKING:
     from raysweep.engine.calls import TrainCall
+    from raysweep.engine.graph import Graph
+    from raysweep.engine.inspection import Facts
     from raysweep.store.places import Location
 
 # After these no call can be committed: the run ends, and does not try the others.
@@ -73,6 +71,9 @@ def bytes_to_write(
 ) -> int:
     """About how many bytes a run needs: the states that are not captured yet, what `trainings` that are to be done write, and a
     little for everything else. What a training needs to go on is taken away as it ends, so that `at_once` of them count."""
+    from raysweep.engine.plan import hidden_size
+    from raysweep.engine.training_estimate import written
+
     to_train = [written(call) for call in trainings if call.made is None]
     total = sum(kept for kept, _ in to_train) + sum(
         sorted((while_on for _, while_on in to_train), reverse=True)[:at_once]

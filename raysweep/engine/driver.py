@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from raysweep.collector import collection_paused
 from raysweep.config import Config
 from raysweep.engine import events
 from raysweep.engine.calls import Call, Commit, ModelCall, Outcome, SubstituteCall, TrainCall
@@ -52,6 +53,7 @@ class Done:
     seconds: float = 0.0
 
 
+@collection_paused()
 def prepare(
     config: Config,
     find_device: Callable[[str], str],

@@ -135,7 +135,7 @@ def options(config: Config, facts: Facts, graph: Graph, done: Collection[str]) -
                 by_mode[mode] = at
                 continue
             other = replace(facts, models={**facts.models, name: replace(model, residency=at)})
-            all_calls = calls if at is taken else model_calls(config, other, graph, done)
+            all_calls = calls if at is taken else model_calls(config, other, graph, done, only=name)
             own = [call for call in all_calls if call.model == name]
             try:
                 by_mode[mode] = _Reckoning(config, other, rates).of(own)

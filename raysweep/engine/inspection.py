@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import cache, lru_cache
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
@@ -126,8 +126,9 @@ def stop_rule(asked: SubstitutionConfig) -> Rule | None:
     return Rule(stop.half_width, stop.top, stop.confidence, width) if stop else None
 
 
-def libraries() -> dict[str, str]:
-    """Versions of the libraries that decide figures."""
+@cache
+def libraries() -> Mapping[str, str]:
+    """Versions of the libraries that decide figures. Not to be changed."""
     return {name: version(name) for name in ("raysweep", "torch", "transformers", "tokenizers", "numpy", "scipy")}
 
 

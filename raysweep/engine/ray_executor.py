@@ -144,7 +144,9 @@ class RayExecutor:
             max_task_retries=0,
             scheduling_strategy="SPREAD",
         )
-        place.actor = kind.remote(self._folder, max(1, place.share.cpus), place.share.gpus > 0, self._resident)
+        place.actor = kind.remote(
+            self._folder, max(1, place.share.cpus), place.share.gpus > 0, self._resident, place.slot.models
+        )
 
     def _retire(self, index: int, call: Call, error: RunError) -> None:
         place = self._places[index]

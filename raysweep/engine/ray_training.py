@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import ray
 
+from raysweep.collector import collection_paused
 from raysweep.engine.dispatch import room_for
 from raysweep.engine.ray_executor import living_nodes
 from raysweep.errors import RaysweepError, RunError, shortened
@@ -201,7 +202,10 @@ def _work(config: Mapping[str, Any]) -> None:
         from ray.train.torch import get_device
 
         torch.cuda.set_device(get_device())
-    from raysweep.studies.finetune import finetune, save_tuned
+    with collection_paused():
+        import transformers.trainer  # noqa: F401
+
+        from raysweep.studies.finetune import finetune, save_tuned
 
     folder, first = given["folder"], torch.distributed.get_rank() == 0
     progress = folder / _PROGRESS

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 
+from raysweep.collector import collection_paused
+
 if TYPE_CHECKING:
     from raysweep.engine.calls import Call, Commit, Failure
     from raysweep.store.places import Location
@@ -18,19 +20,22 @@ Result = tuple[tuple["Commit", ...], Mapping[str, Any], str | None, str | None, 
 
 
 class RayWorker:
-    """Runs calls one after the other, with the checkpoints it used last resident."""
+    """Runs calls one after the other, with the checkpoints it used last resident; without `models`, calls that load none."""
 
-    def __init__(self, folder: Location, cpus: int, sees_gpus: bool, resident: int = 2) -> None:
+    def __init__(self, folder: Location, cpus: int, sees_gpus: bool, resident: int = 2, models: bool = True) -> None:
         if not sees_gpus:  # a worker without GPUs would inherit all of its node's
             os.environ["CUDA_VISIBLE_DEVICES"] = ""
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-        import torch
-        import transformers.modeling_utils  # two seconds, which the first call would take
-        import transformers.models.auto.modeling_auto  # noqa: F401 - as above
+        with collection_paused():
+            import torch
 
-        from raysweep.engine.work import Worker
+            if models:  # seconds, which the first call would take
+                import transformers.modeling_utils
+                import transformers.models.auto.modeling_auto  # noqa: F401
+
+            from raysweep.engine.work import Worker
 
         torch.set_num_threads(cpus)
         self._worker = Worker(folder, resident)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raysweep.config import DatasetConfig, ModelConfig
@@ -34,6 +35,7 @@ class Reader:
     ) -> None:
         self._models, self._predicts, self._may_assume = models, predicts, may_assume
         self._tokenizers: dict[tuple[str, str], PreTrainedTokenizerBase] = {}
+        self._limits: dict[Path, tuple[int | None, int | None]] = {}
 
     def read(self, model: ModelConfig, dataset: DatasetConfig) -> tuple[Loaded, bool]:
         """A data set's examples for a model, and whether they are as expected only."""
@@ -89,9 +91,14 @@ class Reader:
         """What the base and, where there is one, the checkpoint tuned on the data set both have room for."""
         base, tuned = self._models[model]
         pair = [base, tuned.get(dataset)]
-        found = [limits(checkpoint) for checkpoint in pair if checkpoint and not checkpoint.adapter]
+        found = [self._limits_of(checkpoint) for checkpoint in pair if checkpoint and not checkpoint.adapter]
         context, vocabulary = (min((n for n in ns if n is not None), default=None) for ns in zip(*found, strict=True))
         return Room(model, context, vocabulary)
+
+    def _limits_of(self, checkpoint: Checkpoint) -> tuple[int | None, int | None]:
+        if checkpoint.folder not in self._limits:
+            self._limits[checkpoint.folder] = limits(checkpoint)
+        return self._limits[checkpoint.folder]
 
     def _expected(self, model: ModelConfig, dataset: DatasetConfig, *, prompts_only: bool) -> Loaded | None:
         if not self._may_assume:

@@ -12,15 +12,11 @@ _SHARE_OF_FREE = 0.8  # what other processes and allocators' slack may take mean
 
 
 def private_bytes() -> int:
-    """Memory that this process shares with no other: it counts against a budget. Files that are only mapped do not.
+    """Memory that this process has for itself (anonymous pages): it counts against a budget. Files that are only mapped do not.
 
     Where the system does not tell (it is Linux's), an estimate for an interpreter with torch and transformers.
     """
-    try:
-        lines = Path("/proc/self/smaps_rollup").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return 512 * 2**20
-    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(("Private_Dirty:", "Private_Hugetlb:")))
+    return _anonymous_bytes() or 512 * 2**20
 
 
 class Peak:

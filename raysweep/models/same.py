@@ -10,9 +10,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
-
 if TYPE_CHECKING:
+    import torch
+
     from raysweep.models.adapter import Adapter
     from raysweep.models.checkpoint import Checkpoint
 
@@ -66,7 +66,6 @@ def _by_layer(digests: Mapping[str, str]) -> dict[int | None, dict[str, str]]:
     return found
 
 
-@torch.no_grad()
 def same_in_models(base: Adapter, tuned: Adapter) -> Same:
     """What two loaded models have in common, by value: parameters and buffers. NaN is like nothing, itself included."""
     layers = frozenset(
@@ -81,6 +80,8 @@ def same_in_models(base: Adapter, tuned: Adapter) -> Same:
 
 def _equal(ours: Mapping[str, torch.Tensor], theirs: Mapping[str, torch.Tensor], names: Iterable[str]) -> bool:
     """Whether the named tensors are in both and equal; what is offloaded (meta) cannot be looked at, and is not."""
+    import torch
+
     for name in names:
         one, other = ours.get(name), theirs.get(name)
         if one is None or other is None or one.shape != other.shape or one.dtype != other.dtype:

@@ -7,10 +7,10 @@ The statistics are numerics/correlation.py's. Shapes: L layers, N examples, R re
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-import torch
 
 from raysweep.numerics.correlation import (
     delta_at,
@@ -33,6 +33,9 @@ from raysweep.numerics.nulls import (
 from raysweep.numerics.resampling import half_samples, halfway_interval
 from raysweep.studies.health import finite_examples
 from raysweep.studies.similarity import FEWEST_TO_RESAMPLE, dynamics_halves, similarity_matrix
+
+if TYPE_CHECKING:
+    import torch
 
 _LEVEL = 0.05  # a p that can never be as low tells nothing
 
@@ -116,6 +119,8 @@ def correlate_cell(
     """
     finite_N = finite_examples(states).all(axis=0)
     if not finite_N.all():
+        import torch
+
         states, example_ids = states[:, torch.from_numpy(finite_N).to(states.device)], example_ids[finite_N]
     place = pd.Index(example_ids)
 

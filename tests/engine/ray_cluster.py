@@ -31,7 +31,12 @@ def free_port() -> int:
 
 
 # A node that is gone is noticed in seconds.
-_NOTICED = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 1000, "health_check_failure_threshold": 5}
+_NOTICED = {
+    "prestart_worker_first_driver": False,
+    "health_check_initial_delay_ms": 0,
+    "health_check_period_ms": 1000,
+    "health_check_failure_threshold": 5,
+}
 
 
 @dataclass(frozen=True)
@@ -124,17 +129,6 @@ def _running(
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def start(arguments: Sequence[str], **environment: str) -> subprocess.Popen[str]:
-    """`raysweep …` as a process of its own, its output kept."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "raysweep", *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-    )
 
 
 def descendants(pid: int) -> dict[int, str]:

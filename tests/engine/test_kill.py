@@ -5,15 +5,13 @@ The small stand-ins for a kill (at every rename, between a commit and its event)
 
 from __future__ import annotations
 
-import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 
 import pytest
+from command_line import started
 
 from raysweep.config import parse_config
 from raysweep.engine.driver import drive
@@ -43,12 +41,6 @@ def lines(path):
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
-def start(config):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "raysweep", "run", str(config)]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment)
-
-
 def test_killed_at_random_moments_a_run_still_computes_every_chunk_once(
     tmp_path, uninterrupted, tables_of, same_tables
 ):
@@ -57,14 +49,14 @@ def test_killed_at_random_moments_a_run_still_computes_every_chunk_once(
     chance = random.Random(SEED)
     for _ in range(KILLS):
         until = lines(events) + chance.randint(2, 16)
-        process = start(config)
+        process = started("run", config)
         while lines(events) < until and process.poll() is None:
             time.sleep(0.005)
         time.sleep(chance.uniform(0, 0.05))
         process.send_signal(signal.SIGKILL)
         _, said = process.communicate(timeout=60)
         assert process.returncode == -signal.SIGKILL, said
-    last = start(config)
+    last = started("run", config)
     _, said = last.communicate(timeout=120)
     assert last.returncode == 0, said
 

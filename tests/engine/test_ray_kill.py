@@ -1,7 +1,8 @@
 """Real kills on a real Ray: SIGKILL to a worker, to a raylet or to the driver, at random moments, and run again at most once.
 
-One round here; RAYSWEEP_KILLS=20 (`make soak`) makes it twenty. They run on a cluster of two nodes, with the whole run
-folder on an S3 server. Ctrl-C, and a raylet that takes the driver's only node with it, are on a Ray that the run starts.
+Here one run takes all three, one after the other; RAYSWEEP_KILLS=20 (`make soak`) is as many runs with one each. They run on
+a cluster of two nodes, with the whole run folder on an S3 server. Ctrl-C, and a raylet that takes the driver's only node with
+it, are on a Ray that the run starts.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ import time
 from collections import Counter
 
 import pytest
+from command_line import started
 from ray_cluster import head_node, node, raylet_below, workers_below
-from ray_cluster import start as start_process
 from s3_server import CREDENTIALS
 
 from raysweep import api
@@ -27,7 +28,8 @@ from raysweep.engine.folder import RunFolder
 from raysweep.report.tables import collect_tables
 from raysweep.store.places import listing, location
 
-ROUNDS = int(os.environ.get("RAYSWEEP_KILLS", "1"))
+VICTIMS = ("worker", "raylet", "driver")
+ROUNDS = [(VICTIMS[number % 3],) for number in range(int(os.environ.get("RAYSWEEP_KILLS", "0")))] or [VICTIMS]
 SEED = 23
 SETTINGS = {
     "name": "kill",
@@ -56,14 +58,14 @@ def uninterrupted(tmp_path_factory):
 @pytest.fixture
 def start():
     """Starts `raysweep …`; what a failed test leaves running is killed."""
-    started = []
+    processes = []
 
-    def begin(arguments):
-        started.append(start_process(arguments))
-        return started[-1]
+    def begin(*arguments):
+        processes.append(started(*arguments))
+        return processes[-1]
 
     yield begin
-    for process in started:
+    for process in processes:
         process.kill()
         process.communicate()
 
@@ -102,13 +104,12 @@ def cluster(s3_process):
         yield TwoNodes(stack)
 
 
-@pytest.mark.parametrize("number", range(ROUNDS))
+@pytest.mark.parametrize(("number", "victims"), list(enumerate(ROUNDS)))
 def test_a_killed_run_completes_after_at_most_one_more_start(
-    tmp_path, uninterrupted, tables_of, same_tables, start, cluster, s3, number
+    tmp_path, uninterrupted, tables_of, same_tables, start, cluster, s3, number, victims
 ):
     cluster.mend()
     chance = random.Random(SEED + number)
-    what = ("worker", "raylet", "driver")[number % 3]
     storage = (f"storage_options={{endpoint_url: {s3.endpoint}}}", "execution.workers=auto")
     asked = laboratory(s3.url(f"kill-{number}"), "ray", *storage, f"execution.address='{cluster.address}'")
     config, root = tmp_path / "config.yaml", location(asked.storage, asked.storage_options)
@@ -117,22 +118,23 @@ def test_a_killed_run_completes_after_at_most_one_more_start(
     def committed():
         return sum(re.fullmatch(r"chunks/[^/]*\.json", name) is not None for name in listing(root))
 
-    process = start(["run", str(config)])
-    until = chance.randint(0, 8)
-    while committed() < until and process.poll() is None:
-        time.sleep(0.02)
-    time.sleep(chance.uniform(0, 0.5))
-    while (target := cluster.victim(what, process.pid, chance)) is None and process.poll() is None:
-        time.sleep(0.05)
-    assert process.poll() is None, f"it ended before the {what} could be killed: {process.communicate()}"
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(target, signal.SIGKILL)
+    process = start("run", config)
+    moments = sorted(chance.sample(range(9), len(victims)))  # so many chunks committed
+    for what, until in zip(victims, moments, strict=True):
+        while committed() < until and process.poll() is None:
+            time.sleep(0.1)  # each look costs the store as much as a chunk
+        time.sleep(chance.uniform(0, 0.5))
+        while (target := cluster.victim(what, process.pid, chance)) is None and process.poll() is None:
+            time.sleep(0.05)
+        assert process.poll() is None, f"it ended before the {what} could be killed: {process.communicate()}"
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(target, signal.SIGKILL)
     _, said = process.communicate(timeout=240)
     assert "Traceback" not in said
-    if what == "driver":
+    if "driver" in victims:
         assert process.returncode == -signal.SIGKILL, said
         cluster.mend()
-        again = start(["run", str(config)])
+        again = start("run", config)
         _, said = again.communicate(timeout=240)
         assert again.returncode == 0, said
     else:
@@ -141,7 +143,7 @@ def test_a_killed_run_completes_after_at_most_one_more_start(
     folder = RunFolder(root)
     log = list(read_events(folder.events))
     computed_once(log, uninterrupted.graph)
-    assert not computed_again(log), f"{what} killed after {until} commits"
+    assert not computed_again(log), f"{victims} killed after {moments} commits"
     examined = api.examine(root, remove=True, checksums=True)
     assert {finding.kind for finding in examined.findings} <= {"orphan"}, "files of chunks that were being written"
     assert api.examine(root, checksums=True).findings == ()
@@ -168,8 +170,8 @@ def test_a_run_whose_only_raylet_is_killed_ends_in_words_and_is_resumed(
     tmp_path, uninterrupted, tables_of, same_tables, start
 ):
     config, events = tmp_path / "config.yaml", tmp_path / "run" / "events.jsonl"
-    config.write_text(laboratory(tmp_path / "run", "ray").to_yaml())
-    process = start(["run", str(config)])
+    config.write_text(laboratory(tmp_path / "run", "ray", "execution.workers=1").to_yaml())
+    process = start("run", config)
     while lines(events) < 8:
         assert process.poll() is None, process.communicate()
         time.sleep(0.01)
@@ -188,8 +190,8 @@ def test_a_run_whose_only_raylet_is_killed_ends_in_words_and_is_resumed(
 
 def test_ctrl_c_ends_cleanly_and_what_is_committed_is_kept(tmp_path, start):
     config, events = tmp_path / "config.yaml", tmp_path / "run" / "events.jsonl"
-    config.write_text(laboratory(tmp_path / "run", "ray").to_yaml())
-    process = start(["run", str(config)])
+    config.write_text(laboratory(tmp_path / "run", "ray", "execution.workers=1").to_yaml())
+    process = start("run", config)
     while not any(event["event"] == "chunk_committed" for event in read_events(events)):
         assert process.poll() is None, process.communicate()
         time.sleep(0.05)
@@ -215,17 +217,17 @@ def test_ctrl_c_ends_cleanly_and_what_is_committed_is_kept(tmp_path, start):
 def test_a_second_run_in_the_folder_is_refused_while_the_first_works(tmp_path, start):
     config, events = tmp_path / "config.yaml", tmp_path / "run" / "events.jsonl"
     config.write_text(laboratory(tmp_path / "run", "local").to_yaml())
-    first = start(["run", str(config)])
+    first = start("run", config)
     while lines(events) < 3:
         assert first.poll() is None, first.communicate()
         time.sleep(0.01)
     first.send_signal(signal.SIGSTOP)  # so that it cannot end before the other asks
-    second = start(["run", str(config), "--executor", "local"])
+    second = start("run", config, "--executor", "local")
     _, said = second.communicate(timeout=60)
     assert (second.returncode, said.count("\n")) == (2, 1), said
     assert f"is in use by another raysweep (process {first.pid} on " in said
     first.send_signal(signal.SIGKILL)
     first.communicate()
-    third = start(["run", str(config)])
+    third = start("run", config)
     _, said = third.communicate(timeout=120)
     assert third.returncode == 0, said

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from ray_cluster import head, node, start
+from command_line import started
+from ray_cluster import head, node
 
 from raysweep.config import parse_config
 from raysweep.engine import events
@@ -138,8 +139,8 @@ def test_six_models_by_five_sets_on_four_workers_are_loaded_as_seldom_as_can_be(
 
 def test_ctrl_c_stops_cleanly_and_leaves_the_cluster_as_it_was(on_ray, tmp_path, address):
     config, log = tmp_path / "config.yaml", tmp_path / "run" / "events.jsonl"
-    config.write_text(on_ray(tmp_path / "run", "execution.chunk=1", "execution.workers=2").to_yaml())
-    process = start(["run", str(config)], RAY_AUTH_MODE="token")
+    config.write_text(on_ray(tmp_path / "run", "execution.chunk=1", "execution.workers=1").to_yaml())
+    process = started("run", config, RAY_AUTH_MODE="token")
     while not any(event["event"] == "chunk_committed" for event in read_events(log)):
         assert process.poll() is None, process.communicate()
         time.sleep(0.02)
@@ -155,7 +156,7 @@ def test_ctrl_c_stops_cleanly_and_leaves_the_cluster_as_it_was(on_ray, tmp_path,
         while Path(f"/proc/{worker['pid']}").exists():
             assert time.monotonic() < until, "its workers end with it"
             time.sleep(0.1)
-    assert drive(on_ray(tmp_path / "run", "execution.chunk=1", "execution.workers=2")).failed == {}
+    assert drive(on_ray(tmp_path / "run", "execution.chunk=1", "execution.workers=1")).failed == {}
 
 
 def test_the_work_of_a_node_that_dies_moves(on_ray, address, tmp_path, make_config, tables_of, same_tables, events_of):

@@ -20,7 +20,8 @@ from pathlib import Path
 
 import pytest
 import requests
-from ray_cluster import free_port, head, node, start
+from command_line import Process, started
+from ray_cluster import free_port, head, node
 
 import raysweep
 from raysweep.engine import events
@@ -105,8 +106,8 @@ def tables(folder):
 def submit(cluster, config, *arguments, **environment):
     """`raysweep submit` in a process of its own: exit code, standard output and error, and seconds."""
     began = time.monotonic()
-    command = ["submit", str(config), "--address", cluster.url, "--python", sys.executable, *arguments]
-    process = start(command, **environment)
+    command = ["submit", config, "--address", cluster.url, "--python", sys.executable, *arguments]
+    process = started(*command, **environment)
     out, err = process.communicate(timeout=120)
     return process.returncode, out, err, time.monotonic() - began
 
@@ -218,12 +219,12 @@ def test_a_report_is_drawn_by_a_job(cluster, finished, tmp_path):
 @pytest.mark.parametrize("stop", [False, True])
 def test_after_ctrl_c_the_job_goes_on_unless_it_is_to_stop(cluster, write_config, tmp_path, stop):
     config = write_config(tmp_path, "studies.substitution.generate={examples: 10, tokens: 100, changes: all}")
-    arguments = ["submit", str(config), "--address", cluster.url, "--python", sys.executable]
-    process = start([*arguments, *(["--stop"] if stop else [])])
+    arguments = ["submit", config, "--address", cluster.url, "--python", sys.executable]
+    process = started(*arguments, *(["--stop"] if stop else []))
     try:
-        for line in process.stdout:
-            if "cluster checked" in line:
-                break
+        while "cluster checked" not in process.said():
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.05)
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=60)
     finally:
@@ -283,11 +284,16 @@ def test_nodes_with_another_raysweep_than_the_driver(cluster, write_config, tmp_
     (other / "METADATA").write_text("Metadata-Version: 2.1\nName: raysweep\nVersion: 99.0\n")
     began = time.monotonic()
     path = os.pathsep.join([str(other.parent), str(JOBS.parent)])
-    process = start(
-        ["run", str(write_config(tmp_path)), "--address", cluster.address], PYTHONPATH=path, PYTHONSAFEPATH="1"
+    ended = subprocess.run(
+        [sys.executable, "-m", "raysweep", "run", str(write_config(tmp_path)), "--address", cluster.address],
+        env={**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 2
+    err = ended.stderr
+    assert ended.returncode == 2
     assert err.startswith(
         "error: the nodes of the cluster have not the releases of this process: raysweep is 0.1.0 on "
     )
@@ -335,12 +341,12 @@ def test_a_token_that_is_not_the_clusters(cluster, write_config, tmp_path, comma
     address = cluster.address if command == "run" else cluster.url
     began = time.monotonic()
     clean = {"RAY_AUTH_MODE": "", **environment}
-    command_line = [sys.executable, "-m", "raysweep", command, str(write_config(tmp_path)), "--address", address]
     inherited = {name: value for name, value in {**os.environ, **clean}.items() if value}
-    ended = subprocess.run(command_line, env=inherited, capture_output=True, text=True, timeout=60, check=False)
-    assert ended.returncode == 2
-    assert f"asks for a token, and {told}; give its token in RAY_AUTH_TOKEN, or in the file" in ended.stderr
-    assert len(ended.stderr.splitlines()) == 1, "one line, and none of Ray's"
+    process = Process([command, str(write_config(tmp_path)), "--address", address], inherited)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert f"asks for a token, and {told}; give its token in RAY_AUTH_TOKEN, or in the file" in err
+    assert len(err.splitlines()) == 1, "one line, and none of Ray's"
     assert time.monotonic() - began <= soon()
     assert not (tmp_path / "run").exists()
 

@@ -141,7 +141,7 @@ def test_killed_on_s3_a_run_goes_on_and_computes_every_chunk_once(s3, make_confi
         until = n_commits() + chance.randint(1, 3)
         process = started("run", config)
         while n_commits() < until and process.poll() is None:
-            time.sleep(0.05)
+            time.sleep(0.1)  # each look costs the store as much as a chunk
         time.sleep(chance.uniform(0, 0.2))
         process.send_signal(signal.SIGKILL)
         _, said = process.communicate(timeout=60)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
+from command_line import started
 
 from raysweep import api
 from raysweep.engine.driver import drive
@@ -37,14 +35,7 @@ def killed(training_config, tmp_path):
     """The folder of a run that was killed while it trained, after its first checkpoint."""
     config, root = tmp_path / "config.yaml", tmp_path / "run"
     config.write_text(training_config(root, STUDIES).to_yaml())
-    command = [sys.executable, "-m", "raysweep", "run", str(config)]
-    process = subprocess.Popen(
-        command,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    process = started("run", config)
     while process.poll() is None and not list(root.glob("training/*/checkpoint-*/whole.json")):
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
