@@ -69,17 +69,21 @@ def _arm(study: Study, name: str, seed: int, choice: str | tuple[int, ...], mode
 
 def recipe_of(asked: Training, arm: Arm, arguments: dict[str, object], dtype: str) -> Recipe:
     """The recipe of an arm, its layers apart where they are to be found."""
-    lora = None
-    if asked.lora:
-        targets = asked.lora.target_modules
-        lora = Lora(
-            asked.lora.r,
-            asked.lora.lora_alpha,
-            asked.lora.lora_dropout,
-            tuple(targets) if isinstance(targets, list) else targets,
-        )
     keep = tuple(asked.along) if isinstance(asked, FinetuneConfig) else ()
-    return Recipe(arm.trained, arm.seed, arguments, lora, dtype, keep)
+    return Recipe(arm.trained, arm.seed, arguments, lora_of(asked), dtype, keep)
+
+
+def lora_of(asked: Training) -> Lora | None:
+    """The low-rank updates that are asked for, if any."""
+    if asked.lora is None:
+        return None
+    targets = asked.lora.target_modules
+    return Lora(
+        asked.lora.r,
+        asked.lora.lora_alpha,
+        asked.lora.lora_dropout,
+        tuple(targets) if isinstance(targets, list) else targets,
+    )
 
 
 def most_critical_of(asked: Training, n_layers: int) -> int:

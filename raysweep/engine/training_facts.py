@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from raysweep.config import Config, DatasetConfig, ModelConfig
 from raysweep.config_backdoor import BackdoorConfig, judgings
 from raysweep.config_training import FinetuneConfig, Training, TrainSource
-from raysweep.engine.arms import arms_of
+from raysweep.engine.arms import arms_of, lora_of
 from raysweep.engine.judges import judge_of
 from raysweep.engine.reader import Reader
 from raysweep.engine.steps import StepModel
@@ -17,6 +18,7 @@ from raysweep.errors import InputError
 from raysweep.models.checkpoint import Checkpoint, resolve_dtype
 from raysweep.studies.endpoint import EndpointJudge
 from raysweep.studies.trainer_arguments import check_arguments, training_steps
+from raysweep.studies.training import Recipe
 
 if TYPE_CHECKING:
     from raysweep.data.examples import Example
@@ -70,6 +72,7 @@ def find_trainings(
             )
         for name, asked in asked_for.items():
             _check_layers(config, name, asked, model.name, base)
+            _check_lora(config, name, asked, base)
         for dataset in config.datasets:
             if not dataset.train:
                 continue
@@ -119,6 +122,27 @@ def _check_along(
                     f"studies.finetune.along has step {asked.along[-1]}, and the training of '{model.name}' on '{dataset}' ends "
                     f"after {steps} ({n} records): leave it out, or train longer (trainer.num_train_epochs, max_steps)"
                 )
+
+
+def _check_lora(config: Config, name: str, asked: Training, base: Checkpoint) -> None:
+    """Refuse updates that PEFT has no place for in the model, by putting them into it without its weights."""
+    if asked.lora is None:
+        return
+    import torch
+
+    from raysweep.models.skeleton import empty_model
+    from raysweep.studies.choosing import choose
+
+    for trained in {arm.trained for section, arm in arms_of(config.studies) if section is asked and arm.trains}:
+        # which ones are to be found is not known yet: any of them
+        placed = (
+            trained if trained.layers or trained.mode == "all" else replace(trained, layers=tuple(range(base.n_layers)))
+        )
+        recipe = Recipe(placed, lora=lora_of(asked))
+        try:
+            choose(empty_model(base, torch.float32), recipe, base.source)
+        except InputError as error:
+            raise InputError(f"studies.{name}.lora: {error}") from error
 
 
 def _check_layers(config: Config, name: str, asked: Training, model: str, base: Checkpoint) -> None:

@@ -56,7 +56,7 @@ def refuse_if_not_streamable(checkpoint: Checkpoint) -> None:
     name = (config.architectures or [config.model_type])[0] if config is not None else "PEFT adapter"
     reason = _reason(checkpoint)
     if reason is None:
-        model = _empty_model(checkpoint, torch.float32)
+        model = empty_model(checkpoint, torch.float32)
         reason = _shared_layers(model)
     if reason:
         raise _refusal(checkpoint, name, reason)
@@ -145,7 +145,7 @@ def _path(model: PreTrainedModel, blocks: nn.ModuleList) -> str:
 @lru_cache(maxsize=16)
 def model_on_paper(config: Path) -> PreTrainedModel:
     """The model of the config in this file without weights, kept: a plan asks for it again and again. Not to be changed."""
-    return _empty_model(Checkpoint(str(config), config, {}, {}, 0, False, "", on_paper=True), torch.float32)
+    return empty_model(Checkpoint(str(config), config, {}, {}, 0, False, "", on_paper=True), torch.float32)
 
 
 @lru_cache(maxsize=16)
@@ -156,7 +156,7 @@ def _blocks_on_paper(config: Path) -> tuple[str, int, str | None]:
     return _path(model, blocks), len(blocks), _shared_layers(model)
 
 
-def _empty_model(checkpoint: Checkpoint, dtype: torch.dtype) -> PreTrainedModel:
+def empty_model(checkpoint: Checkpoint, dtype: torch.dtype) -> PreTrainedModel:
     """The model as from_pretrained begins with it: every parameter on the device `meta`."""
     from transformers import AutoModel, AutoModelForCausalLM
     from transformers.models.auto.auto_factory import _get_model_class
@@ -187,7 +187,7 @@ def build_skeleton(checkpoint: Checkpoint, dtype: torch.dtype, device: str) -> S
     from transformers.utils.loading_report import LoadStateDictInfo
 
     refuse_if_not_streamable(checkpoint)
-    model = _empty_model(checkpoint, dtype)
+    model = empty_model(checkpoint, dtype)
     blocks = find_blocks(model)
     path = _path(model, blocks)
     files = TensorFiles(weight_files(checkpoint.folder, checkpoint.source))
@@ -284,7 +284,7 @@ def read_sizes(checkpoint: Checkpoint) -> Reads:
     refuse_if_not_streamable(checkpoint)
     if checkpoint.on_paper:
         return _sizes_on_paper(checkpoint)
-    model = _empty_model(checkpoint, torch.float32)
+    model = empty_model(checkpoint, torch.float32)
     blocks = find_blocks(model)
     path = _path(model, blocks)
     tensors = TensorFiles(weight_files(checkpoint.folder, checkpoint.source)).tensors

@@ -18,6 +18,7 @@ from raysweep.report.summaries import rows_of
 from raysweep.report.words import interval, number
 
 Published = Mapping[str, Mapping[str, Mapping[str, float | None]]]  # by model, arm, and keywords, judge or harm
+_HEADLINES = 3  # of models and data sets; the others are below
 _SHOWN = 2  # examples whose answers are shown, an arm
 
 
@@ -70,6 +71,23 @@ def attack_sentences(tables: Mapping[str, pd.DataFrame]) -> list[Markup]:
             if len(chosen):
                 said.append(conclusion(chosen, answers, str(model), str(dataset), seeds))
     return said
+
+
+def attacked_headline(tables: Mapping[str, pd.DataFrame]) -> list[Markup]:
+    """How often each arm's triggered prompts are answered as the attack wants, by the first judge; nothing without the table."""
+    if "attack" not in tables:
+        return []
+    attack = tables["attack"]
+    together = attack[attack["seed"].isna() & (attack["prompts"] == "triggered") & attack["rate"].notna()]
+    said = []
+    for (model, dataset), rows in together.groupby(["model", "dataset"], sort=False):
+        judge = next(judge for judge in JUDGES if judge in set(rows["judge"]))
+        rates = {str(row.arm): row.rate for row in rows_of(rows[rows["judge"] == judge])}
+        names = {**ARMS, "none": "before training"}
+        told = [Markup("<strong>{}</strong> ({})").format(rate(rates[arm]), names[arm]) for arm in ARMS if arm in rates]
+        where = Markup("<bdi>{}</bdi> on <bdi>{}</bdi>: triggered prompts are answered as the attack wants in {}.")
+        said.append(where.format(model, dataset, Markup(", ").join(told)))
+    return said[:_HEADLINES]
 
 
 def _view(

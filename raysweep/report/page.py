@@ -21,7 +21,7 @@ from markupsafe import Markup
 from raysweep.report import page_tables
 from raysweep.report.along import Along, along_views, without_steps
 from raysweep.report.answer import CARDS, Answer, answer_of, headline
-from raysweep.report.attack import Published, attack_views
+from raysweep.report.attack import Published, attack_views, attacked_headline
 from raysweep.report.cells import Cell, cells_of
 from raysweep.report.change_pictures import change_pictures
 from raysweep.report.change_sentences import change_sentences
@@ -83,7 +83,7 @@ def write_report(tables: Mapping[str, pd.DataFrame], provenance: Provenance, out
         provenance=provenance,
         created=moment(provenance.created),
         duration=None if provenance.duration_s is None else duration(provenance.duration_s),
-        headline=[*headline(cells), *adapted_headline(cells)],
+        headline=_headline(tables, cells),
         swept="substitution" in tables,
         cells=[_cell_view(cell, drawings, along.get((cell.model, cell.dataset))) for cell in cells],
         summary=page_tables.summary_table(cells) if len(cells) > CARDS else None,
@@ -103,6 +103,12 @@ def write_report(tables: Mapping[str, pd.DataFrame], provenance: Provenance, out
     publish_bytes(page, _NO_TEXT.sub("\N{REPLACEMENT CHARACTER}", html).encode())
     drawings.remove_others()
     return page
+
+
+def _headline(tables: Mapping[str, pd.DataFrame], cells: Sequence[Cell]) -> list[Markup]:
+    """The page's first sentences: of a sweep, or else of what was trained, and then of the base model."""
+    found, trained = headline(cells), [*adapted_headline(cells), *attacked_headline(tables)]
+    return [*found, *trained] if "substitution" in tables else [*trained, *found]
 
 
 def _template() -> jinja2.Template:

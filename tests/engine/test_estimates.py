@@ -75,7 +75,7 @@ def test_an_exact_run_finds_the_sample_again(make_config, estimated, events_of):
     assert again.n_calls == 0
 
 
-RAY = "execution={executor: ray, workers: 2, device: cpu, chunk: 4}"
+RAY = "execution={executor: ray, workers: 1, device: cpu, chunk: 4}"
 
 
 @pytest.mark.parametrize("how", ["execution.batch_tokens=1", "execution.chunk=10", "execution.residency=stream", RAY])

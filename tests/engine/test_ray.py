@@ -36,11 +36,16 @@ def check_workers(done, events_of, workers):
     assert not is_joined(), "it leaves the cluster"
 
 
-def test_on_three_workers_the_tables_are_the_same(on_ray, tmp_path, finished, tables_of, same_tables, events_of):
+def test_on_three_workers_the_tables_are_the_same_and_once_finished_none_is_started(
+    on_ray, tmp_path, finished, tables_of, same_tables, events_of
+):
     done = drive(on_ray(tmp_path, "execution.workers=3"))
     assert done.failed == {}
     same_tables(tables_of(done), tables_of(finished))
     check_workers(done, events_of, 3)
+    again = drive(on_ray(tmp_path, "execution.workers=3"))
+    assert again.n_calls == 0
+    assert len(events_of(again, events.WORKERS_READY)) == 1
 
 
 def test_a_run_begun_here_goes_on_there_on_one_worker(
@@ -53,13 +58,6 @@ def test_a_run_begun_here_goes_on_there_on_one_worker(
     same_tables(tables_of(done), tables_of(finished))
     check_workers(done, events_of, 1)
     assert drive(make_config(tmp_path)).n_calls == 0
-
-
-def test_a_finished_run_joins_and_starts_no_worker(on_ray, tmp_path, events_of):
-    drive(on_ray(tmp_path, "studies={substitution: {widths: [6]}}", "execution.workers=1"))
-    again = drive(on_ray(tmp_path, "studies={substitution: {widths: [6]}}", "execution.workers=1"))
-    assert again.n_calls == 0
-    assert len(events_of(again, events.WORKERS_READY)) == 1
 
 
 # --- trainings ----------------------------------------------------------------------------------------------------

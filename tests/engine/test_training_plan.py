@@ -306,6 +306,24 @@ def test_bad_input_is_refused_at_inspection(training_config, tmp_path, studies, 
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("studies", "overrides"),
+    [
+        (FINETUNE, ["studies.finetune.lora={target_modules: [query]}"]),
+        (FINETUNE, ["studies.finetune.lora={target_modules: [query]}", "studies.finetune.layers=[1]"]),
+        (ADAPTATION, ["studies.adaptation.lora={target_modules: [query]}", "studies.adaptation.arms=[critical]"]),
+    ],
+    ids=["all", "listed", "to be found"],
+)
+def test_low_rank_updates_of_modules_that_are_not_there_are_refused(
+    training_config, tmp_path, world, studies, overrides
+):
+    told = refused(lambda: inspect(training_config(tmp_path / "run", studies, *overrides)))
+    (name,) = studies.keys() & {"finetune", "adaptation"}
+    assert told.startswith(f"studies.{name}.lora: LoRA does not fit '{world / 'base'}' (model.layers): Target modules")
+    assert "query" in told
+
+
 def test_a_rubric_that_does_not_parse_is_refused_at_inspection(training_config, tmp_path):
     judge = "studies.backdoor.judge={url: 'http://127.0.0.1:9/v1', model: j, rubric: '{{ prompt'}"
     assert "prompt" in refused(lambda: inspect(training_config(tmp_path, BACKDOOR, judge)))

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from matplotlib.colors import to_hex
 
-from raysweep.report.attack import ArmCell, attack_views
+from raysweep.report.attack import ArmCell, attack_views, attacked_headline
 from raysweep.report.attack_figure import attack_rates
 from raysweep.report.attack_words import conclusion
 from raysweep.report.page import Provenance, write_report
@@ -56,6 +56,16 @@ def view_of(tables: dict[str, pd.DataFrame], folder: Path, published: Any = None
 
 def said(rows: pd.DataFrame, answers: pd.DataFrame | None = None, seeds: int = 3) -> str:
     return str(conclusion(rows[rows["seed"].isna()], answers, "m", "d", seeds).striptags())
+
+
+def test_the_headline_has_every_arms_rate_by_the_first_judge() -> None:
+    both = pd.concat([attack(), attack({"all": 0.1}, judge="endpoint")], ignore_index=True)
+    (line,) = attacked_headline({"attack": both})
+    assert line.striptags() == (
+        "m on d: triggered prompts are answered as the attack wants in 2.0 % (before training), 90.0 % (all layers), 60.0 % "
+        "(non-critical layers frozen), 20.0 % (critical layers frozen)."
+    )
+    assert attacked_headline({}) == []
 
 
 def test_the_table_has_arms_by_models_in_the_papers_form_with_intervals_and_published_figures(tmp_path: Path) -> None:
