@@ -6,6 +6,8 @@ Progress goes to standard error, results to standard output.
 
 from __future__ import annotations
 
+import atexit
+import gc
 import io
 import json
 import os
@@ -380,6 +382,7 @@ def main() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    atexit.register(gc.freeze)  # or the interpreter's last collection goes over all that libraries have made
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a name that the terminal cannot show ends no command
             stream.reconfigure(errors="backslashreplace")

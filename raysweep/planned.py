@@ -137,7 +137,7 @@ def plan_run(
     from raysweep.engine.by_kind import by_kind
     from raysweep.engine.cost import cost
     from raysweep.engine.driver import prepare
-    from raysweep.engine.estimate import options, reckon
+    from raysweep.engine.estimate import options, rates_here, reckon
     from raysweep.engine.executor import backend_for
     from raysweep.engine.graph import beyond, shortened
     from raysweep.engine.paper import device_on_paper, rates_from, settled, simulated
@@ -175,11 +175,15 @@ def plan_run(
         tasks[task.kind] = (before[0] + all(key in done for key in task.keys), before[1] + 1)
     needed = cost(config, facts, graph, done.keys() | beyond(graph, needed_graph))
     calls = list(model_calls(config, facts, needed_graph, done))
+    as_asked = calls
     if gpus is not None:
         calls = fitted(calls, gpus)
-    reckoned = reckon(config, facts, calls, workers)
-    left = reckoned.estimate
-    told = reckoned if by_model is None else reckon(config, facts, calls, workers, by_model)
+    told = reckon(config, facts, calls, workers, by_model)
+    left = told.estimate
+    if by_model is not None:
+        here = rates_here(config, facts, calls)
+        timed = any(rates is not None for rates in here.values())
+        left = reckon(config, facts, calls, workers, here).estimate if timed else left.untimed()
     waiting = spilled(config, facts, graph)
     return Planned(
         dict(tasks),
@@ -195,7 +199,7 @@ def plan_run(
         },
         left.layer_applications,
         left.workers,
-        options(config, facts, needed_graph, done),
+        options(config, facts, needed_graph, done, as_asked),
         needed.identical,
         any(key not in done for task in graph.of_kind("stop") for key in task.keys),
         None if gpus is None else simulated(config, facts, needed_graph, calls, gpus, nodes, by_model),

@@ -70,6 +70,10 @@ class Estimate:
     seconds: float | None
     workers: int = 1
 
+    def untimed(self) -> Estimate:
+        """The same without seconds."""
+        return replace(self, call_seconds=None, seconds=None)
+
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
         return asdict(self)
@@ -113,18 +117,19 @@ def reckon(
     facts: Facts,
     calls: Sequence[ModelCall],
     workers: int = 1,
-    rates: Mapping[str, Rates] | None = None,
+    rates: Mapping[str, Rates | None] | None = None,
 ) -> Reckoned:
     """Reckon these calls, by each model's `rates` where given, else by those measured here."""
-    found: dict[str, Rates | None] = _rates(config, facts, calls) if rates is None else {**rates}
+    found: dict[str, Rates | None] = rates_here(config, facts, calls) if rates is None else {**rates}
     reckoning = _Reckoning(config, facts, found)
     return Reckoned(reckoning.of(calls, workers), reckoning.cost, found, reckoning.kinds)
 
 
-def options(config: Config, facts: Facts, graph: Graph, done: Collection[str]) -> dict[str, Options]:
-    """For each model both residencies; by the model's name."""
-    calls = list(model_calls(config, facts, graph, done))
-    rates = _rates(config, facts, calls)
+def options(
+    config: Config, facts: Facts, graph: Graph, done: Collection[str], calls: Sequence[ModelCall]
+) -> dict[str, Options]:
+    """For each model both residencies, by the model's name; `calls` are those that the graph needs."""
+    rates = rates_here(config, facts, calls)
     found = {}
     for name, model in facts.models.items():
         taken = model.residency
@@ -155,7 +160,8 @@ def _streamed(config: Config, facts: Facts, name: str) -> Residency | str:
         return str(error)
 
 
-def _rates(config: Config, facts: Facts, calls: Iterable[ModelCall]) -> dict[str, Rates | None]:
+def rates_here(config: Config, facts: Facts, calls: Iterable[ModelCall]) -> dict[str, Rates | None]:
+    """Each model's rates on this machine; None where the device, or the checkpoint, is another machine's."""
     lengths: dict[str, list[int]] = {}
     for call in calls:
         if facts.models[call.model].base.on_paper:  # nothing of it can be timed

@@ -22,6 +22,7 @@ from raysweep.engine.driver import Done, drive
 from raysweep.engine.estimate import Estimate, estimate, options
 from raysweep.engine.events import read_events
 from raysweep.engine.inspection import Facts
+from raysweep.engine.pending import model_calls
 from raysweep.engine.plan import plan
 from raysweep.engine.rates import Rates
 from raysweep.engine.room import Needs, sweep_batches
@@ -209,7 +210,7 @@ def test_time_is_rates_times_counts(
     for layer_seconds in (2.0, 0.0):
         one = Rates(layer_seconds=layer_seconds, **fixed)
         monkeypatch.setattr("raysweep.engine.estimate.measured_rates", lambda *args, one=one: one)
-        stream = options(config, facts, graph, set())["m"].stream
+        stream = options(config, facts, graph, set(), list(model_calls(config, facts, graph, set())))["m"].stream
         assert isinstance(stream, Estimate)
         decoder = sum(4 * 2 * math.prod(s) for n, s in facts.models["m"].base.shapes.items() if ".layers." in n)
         rest = stream.bytes_read - decoder

@@ -78,7 +78,15 @@ def test_an_exact_run_finds_the_sample_again(make_config, estimated, events_of):
 RAY = "execution={executor: ray, workers: 1, device: cpu, chunk: 4}"
 
 
-@pytest.mark.parametrize("how", ["execution.batch_tokens=1", "execution.chunk=10", "execution.residency=stream", RAY])
+@pytest.mark.parametrize(
+    "how",
+    [
+        "execution.batch_tokens=1",
+        "execution.chunk=10",
+        "execution.residency=stream",
+        pytest.param(RAY, marks=pytest.mark.soak),
+    ],
+)
 def test_the_tables_do_not_depend_on_how_it_is_run(how, make_config, estimated, tmp_path, tables_of, same_tables):
     done = drive(make_config(tmp_path / "run", GRADIENT, how))
     assert not done.failed

@@ -166,6 +166,7 @@ def computed_again(log):
     ]
 
 
+@pytest.mark.soak
 def test_a_run_whose_only_raylet_is_killed_ends_in_words_and_is_resumed(
     tmp_path, uninterrupted, tables_of, same_tables, start
 ):

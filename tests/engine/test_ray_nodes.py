@@ -137,6 +137,7 @@ def test_six_models_by_five_sets_on_four_workers_are_loaded_as_seldom_as_can_be(
 # --- ends ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.soak
 def test_ctrl_c_stops_cleanly_and_leaves_the_cluster_as_it_was(on_ray, tmp_path, address):
     config, log = tmp_path / "config.yaml", tmp_path / "run" / "events.jsonl"
     config.write_text(on_ray(tmp_path / "run", "execution.chunk=1", "execution.workers=1").to_yaml())

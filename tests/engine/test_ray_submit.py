@@ -184,6 +184,7 @@ def test_an_interpreter_that_is_not_there(cluster, write_config, tmp_path):
     assert "error: interpreter '/no/python' is not there on the head of the cluster" in err
 
 
+@pytest.mark.soak
 def test_critical_layers_are_found_by_a_worker_as_in_this_process(cluster, world, raysweep):
     asked = [
         str(world / "base"),
@@ -203,6 +204,7 @@ def test_critical_layers_are_found_by_a_worker_as_in_this_process(cluster, world
     assert theirs["layers"] == ours["layers"]
 
 
+@pytest.mark.soak
 def test_a_report_is_drawn_by_a_job(cluster, finished, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(finished.folder.root, run)

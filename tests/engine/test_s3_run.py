@@ -127,6 +127,7 @@ def test_an_object_where_the_folder_should_be_and_a_foreign_folder_are_refused(s
     assert list(listing(root)) == ["notes.txt"]
 
 
+@pytest.mark.soak
 def test_killed_on_s3_a_run_goes_on_and_computes_every_chunk_once(s3, make_config, local, tmp_path, same_tables):
     asked = on(s3, make_config, "killed")
     config, root = tmp_path / "config.yaml", location(asked.storage, asked.storage_options)
