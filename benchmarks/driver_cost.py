@@ -85,7 +85,7 @@ class Backend(LocalBackend):
         if self.metrics:
             self.emitter.close()
 
-    def open(self, folder: Path, n_calls: int) -> NoWork:
+    def open(self, folder: Path, n_calls: int, tell: object = None) -> NoWork:
         self.executor = NoWork()
         return self.executor
 

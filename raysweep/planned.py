@@ -136,14 +136,13 @@ def plan_run(
     from raysweep.engine.assumed import will_assume
     from raysweep.engine.by_kind import by_kind
     from raysweep.engine.cost import cost
-    from raysweep.engine.driver import prepare
     from raysweep.engine.estimate import options, rates_here, reckon
-    from raysweep.engine.executor import backend_for
     from raysweep.engine.graph import beyond, shortened
     from raysweep.engine.paper import device_on_paper, rates_from, settled, simulated
     from raysweep.engine.pending import model_calls, spilled
     from raysweep.engine.phases import fitted
     from raysweep.engine.plan import as_sized
+    from raysweep.engine.preparation import prepare
     from raysweep.engine.steps import with_steps
     from raysweep.errors import InputError
 
@@ -159,6 +158,8 @@ def plan_run(
         facts, graph, folder = prepare(config, device_on_paper, may_assume=True)
         workers = 1
     else:
+        from raysweep.engine.executor import backend_for
+
         backend = backend_for(config.execution)
         try:
             facts, graph, folder = prepare(config, backend.device)

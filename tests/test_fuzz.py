@@ -25,9 +25,9 @@ from raysweep.config import load_config, parse_config
 from raysweep.data.examples import Room, load_examples
 from raysweep.data.formats import FORMATS
 from raysweep.engine.cost import cost
-from raysweep.engine.driver import prepare
 from raysweep.engine.events import read_events
 from raysweep.engine.inspection import resolve_device
+from raysweep.engine.preparation import prepare
 from raysweep.errors import RaysweepError
 from raysweep.models.checkpoint import check_pair, describe, limits, load_tokenizer
 

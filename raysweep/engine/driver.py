@@ -10,16 +10,14 @@ import os
 import socket
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from raysweep.collector import collection_paused
 from raysweep.config import Config
 from raysweep.engine import events
 from raysweep.engine.calls import Call, Commit, ModelCall, Outcome, SubstituteCall, TrainCall
-from raysweep.engine.disk import bytes_to_write, check_room, check_writable
 from raysweep.engine.dispatch import is_final
 from raysweep.engine.dispatcher import Dispatcher
 from raysweep.engine.estimate import Reckoned, reckon
@@ -27,17 +25,16 @@ from raysweep.engine.events import EventLog, Listener
 from raysweep.engine.executor import Backend, Executor, backend_for
 from raysweep.engine.folder import RunFolder
 from raysweep.engine.graph import Graph, beyond, shortened
-from raysweep.engine.inspection import Facts, inspect
+from raysweep.engine.inspection import Facts
 from raysweep.engine.ledger import Ledger
 from raysweep.engine.origins import describe_run
 from raysweep.engine.pending import model_calls
-from raysweep.engine.plan import as_sized, plan, with_promised
-from raysweep.engine.reach import reach
+from raysweep.engine.plan import as_sized
+from raysweep.engine.preparation import prepare
 from raysweep.engine.result_calls import result_call
-from raysweep.engine.room import refuse_too_small
 from raysweep.engine.steps import with_steps
 from raysweep.engine.stopping import watches
-from raysweep.engine.trackers import check_trackers, trackers_for
+from raysweep.engine.trackers import trackers_for
 from raysweep.redaction import redacted
 from raysweep.store.artifacts import sweep_temporaries
 
@@ -51,47 +48,6 @@ class Done:
     failed: dict[str, str] = field(default_factory=dict)
     n_calls: int = 0
     seconds: float = 0.0
-
-
-@collection_paused()
-def prepare(
-    config: Config,
-    find_device: Callable[[str], str],
-    check: Callable[[], None] = lambda: None,
-    *,
-    may_assume: bool = False,
-) -> tuple[Facts, Graph, RunFolder]:
-    """Inspect and plan: everything that can be refused is refused here (InputError), and nothing is written.
-
-    Only in an object store a small object is written, read and removed at once, to see that it can be.
-
-    `find_device` is told `execution.device` and says which device that means where the work will be done. `check` is called
-    once this process can use the storage, and refuses what others cannot. With `may_assume`, for plans, what is not here is
-    taken as the config has it; then room on a disk here is not asked for.
-    """
-    folder = RunFolder(reach(config.storage, config.storage_options, write=True).absolute())
-    folder.check_usable()
-    check_trackers(config.execution.report_to, folder.root)
-    check_writable(folder.root)
-    check()
-    facts = inspect(config, find_device, may_assume=may_assume)
-    spill = config.execution.spill_folder
-    if spill is not None and config.execution.executor == "local":  # a worker elsewhere has a disk of its own
-        check_writable(spill, "execution.spill")
-    if isinstance(folder.root, Path):
-        facts = with_promised(config, facts, folder.root)
-    graph = plan(config, facts)
-    done = folder.committed() if folder.is_run else {}
-    sized = as_sized(facts)
-    if any(model.residency.memory for model in facts.models.values()):
-        refuse_too_small(sized, model_calls(config, sized, graph, done))
-    if not facts.assumed:
-        short = shortened(graph, done)
-        calls = model_calls(config, sized, short, done) if config.studies.trainings else ()
-        trainings = [call for call in calls if isinstance(call, TrainCall)]
-        at_once = 1 if config.execution.executor == "local" else len(trainings)  # a worker each, at most
-        check_room(folder.root, bytes_to_write(facts, short, done, trainings, at_once))
-    return facts, graph, folder
 
 
 def drive(

@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 import torch
 
 from raysweep.data.batches import labelled_positions, make_batches, pad
@@ -33,6 +32,7 @@ from raysweep.studies.generation import greedy_text
 from raysweep.studies.substitution import LOGIT_BYTES
 
 if TYPE_CHECKING:
+    import pandas as pd
     from transformers import PreTrainedTokenizerBase
 
 TEXT_COLUMNS = ["example_id", "intervention", "prompt", "reference", "text"]
@@ -278,6 +278,8 @@ def removal_texts(
     `stored_ND` are the examples' states that `paper` takes. Rows are without model and dataset; a removal of components
     that are not there has none.
     """
+    import pandas as pd
+
     told: list[dict[str, object]] = []
 
     def tell(example: Example, words: str) -> None:
@@ -342,6 +344,8 @@ def removal_table(effects: Effects, removals: Sequence[Removal], texts: pd.DataF
 
 
 def _rows(rows: list[dict[str, object]]) -> pd.DataFrame:
+    import pandas as pd
+
     columns = ["layer", "components", "mode", "mean", "position", "measure", "value", "ci_low", "ci_high", "reason"]
     return pd.DataFrame(rows, columns=columns).astype({"layer": "Int64", "reason": "string"})
 
@@ -383,6 +387,8 @@ def remove_at_layer(
 
 def nowhere_to_remove(removals: Sequence[Removal], reason: str) -> dict[str, pd.DataFrame]:
     """The same tables where there is no layer to remove them at, for this reason."""
+    import pandas as pd
+
     figures = {"layer": None, "measure": "loss_change", "value": np.nan, "ci_low": np.nan, "ci_high": np.nan}
     rows: list[dict[str, object]] = [{**figures, **removal.labels, "reason": reason} for removal in removals]
     return {

@@ -72,7 +72,7 @@ def test_an_interrupt_anywhere_gives_exit_code_130(config, raysweep, monkeypatch
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("raysweep.engine.driver.inspect", interrupted)
+    monkeypatch.setattr("raysweep.engine.preparation.inspect", interrupted)
     for command in ("run", "plan"):
         assert raysweep(command, config).code == 130
 

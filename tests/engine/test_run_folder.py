@@ -7,10 +7,10 @@ import shutil
 
 import pytest
 
-from raysweep.engine.driver import prepare
 from raysweep.engine.folder import RunFolder
 from raysweep.engine.inspection import resolve_device
 from raysweep.engine.plan import plan
+from raysweep.engine.preparation import prepare
 from raysweep.errors import InputError
 
 

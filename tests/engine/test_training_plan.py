@@ -11,9 +11,9 @@ import yaml
 from raysweep.config import parse_config
 from raysweep.engine.calls import BackdoorCall, TrainCall
 from raysweep.engine.disk import bytes_to_write
-from raysweep.engine.driver import prepare
 from raysweep.engine.inspection import inspect, resolve_device
 from raysweep.engine.pending import model_calls
+from raysweep.engine.preparation import prepare
 from raysweep.engine.training_estimate import training_of, written
 from raysweep.errors import InputError
 from raysweep.planned import plan_run
@@ -215,7 +215,7 @@ def test_the_disk_has_room_for_one_training_at_a_time(training_config, tmp_path,
     assert two - small == 2 * kept + while_on
     assert bytes_to_write(facts, graph, (), [call, call], 2) - small == 2 * (kept + while_on)
     asked = []
-    monkeypatch.setattr("raysweep.engine.driver.check_room", lambda root, needed: asked.append(needed))
+    monkeypatch.setattr("raysweep.engine.preparation.check_room", lambda root, needed: asked.append(needed))
     prepare(config, resolve_device)
     assert asked == [one]
 
