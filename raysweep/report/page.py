@@ -40,6 +40,13 @@ _NO_TEXT = re.compile("[\x00-\x08\x0b\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufde
 _SAMPLES = 8  # examples whose generated texts are shown, a cell
 _TEXTS = 30  # different texts that are shown of an example
 _ARMS = ("attack", "answers")  # tables of trained arms, which no cell of a model and a data set shows
+# The question that a page answers, by the first of these tables that it has.
+_TITLES = {
+    "substitution": "Which layers does fine-tuning lean on?",
+    "adaptation": "Which layers are worth training alone?",
+    "attack": "Which layers does a backdoor need?",
+}
+_TITLE = "Where do the layers' representations change?"
 _NAMED = 12  # changes that are named beside a text they share
 
 
@@ -83,6 +90,7 @@ def write_report(tables: Mapping[str, pd.DataFrame], provenance: Provenance, out
         provenance=provenance,
         created=moment(provenance.created),
         duration=None if provenance.duration_s is None else duration(provenance.duration_s),
+        title=next((title for name, title in _TITLES.items() if name in tables), _TITLE),
         headline=_headline(tables, cells),
         swept="substitution" in tables,
         cells=[_cell_view(cell, drawings, along.get((cell.model, cell.dataset))) for cell in cells],

@@ -58,6 +58,13 @@ def said(rows: pd.DataFrame, answers: pd.DataFrame | None = None, seeds: int = 3
     return str(conclusion(rows[rows["seed"].isna()], answers, "m", "d", seeds).striptags())
 
 
+def test_the_page_of_a_backdoor_alone_asks_about_it(tmp_path: Path) -> None:
+    provenance = Provenance("b", "2026-01-01T00:00:00+00:00", None, None, {}, [], [], [], [], [], "")
+    page = write_report({"attack": attack()}, provenance, tmp_path).read_text()
+    assert "<h1>Which layers does a backdoor need?</h1>" in page
+    assert page.index("triggered prompts are answered as the attack wants in") < page.index("Do frozen layers keep")
+
+
 def test_the_headline_has_every_arms_rate_by_the_first_judge() -> None:
     both = pd.concat([attack(), attack({"all": 0.1}, judge="endpoint")], ignore_index=True)
     (line,) = attacked_headline({"attack": both})
