@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 BLOCK = re.compile(r"^```(sh|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -27,7 +28,9 @@ def main() -> None:
             print(f"--- {kind}\n{text}", flush=True)
             where = root if "make " in text else scratch
             command = ["bash", "-euo", "pipefail", "-c", text] if kind == "sh" else [sys.executable, "-c", text]
+            began = time.monotonic()
             subprocess.run(command, cwd=where, env=environment, check=True)
+            print(f"--- {time.monotonic() - began:.0f} s\n", flush=True)
 
 
 if __name__ == "__main__":
