@@ -28,7 +28,11 @@ if TYPE_CHECKING:
 
 PACKAGES = {"tensorboard": "tensorboard", "mlflow": "mlflow", "wandb": "wandb"}
 _REMOTE = {"mlflow": "MLFLOW_TRACKING_URI", "wandb": "WANDB_MODE"}  # where these are set the user says where to log
-_QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "WANDB_ERROR_REPORTING": "false"}  # what they send of their own accord
+_QUIET = {  # what they send, and what MLflow prints when it makes a database
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "WANDB_ERROR_REPORTING": "false",
+}
 FOLDER = "trackers"
 
 

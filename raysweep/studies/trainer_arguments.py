@@ -181,7 +181,7 @@ def _trackers(asked: Any, place: str) -> list[str]:
                 f"{nearest(name, (*_TRACKERS, 'none'))}"
             )
         if not installed(name):
-            raise InputError(f"{place} names {name}, whose package is not installed: pip install {name}")
+            raise InputError(f"{place} names {name}, whose package is not installed: pip install 'raysweep[trackers]'")
     return names
 
 

@@ -54,7 +54,8 @@ def test_what_the_trainer_or_raysweep_refuses_is_told(arguments: dict[str, Any],
 def test_a_tracker_without_its_package_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trainer_arguments, "installed", lambda name: False)
     with pytest.raises(
-        InputError, match=r"here\.report_to names mlflow, whose package is not installed: pip install mlflow"
+        InputError,
+        match=r"here\.report_to names mlflow, whose package is not installed: pip install 'raysweep\[trackers\]'",
     ):
         check_arguments({"report_to": ["mlflow"]}, "here")
     monkeypatch.setattr(trainer_arguments, "installed", lambda name: True)
