@@ -98,6 +98,20 @@ def test_a_config_with_its_defaults_spelled_out_asks_for_the_same(training_confi
     assert [task.keys for task in graphs[0].tasks] == [task.keys for task in graphs[1].tasks]
 
 
+def test_a_model_that_is_there_is_tested_in_one_process(training_config, tmp_path):
+    """Of a fine-tune over several processes, whose test records alone are others now: it is not trained again."""
+    ray = "execution={executor: ray, device: cpu, chunk: 4}"
+    config = training_config(tmp_path, FINETUNE, ray, "studies.finetune.processes=2")
+    facts, graph, _ = prepare(config, resolve_device)
+    (task,) = graph.of_kind("finetune")
+    (trained,), (tested,) = (
+        [call for call in model_calls(config, facts, graph, done) if isinstance(call, TrainCall)]
+        for done in (set(), set(task.parts))
+    )
+    assert (trained.made, trained.processes) == (None, 2)
+    assert (tested.made.fingerprint, tested.processes) == (trained.key, 1)
+
+
 def test_critical_layers_are_as_the_similarity_that_finds_them(training_config, tmp_path):
     studies = {"similarity": {}, "finetune": {"trainer": TRAINER, "layers": "critical"}}
 
