@@ -11,9 +11,11 @@ import yaml
 from raysweep.config import parse_config
 from raysweep.engine.calls import BackdoorCall, TrainCall
 from raysweep.engine.disk import bytes_to_write
+from raysweep.engine.estimate import reckon
 from raysweep.engine.inspection import inspect, resolve_device
 from raysweep.engine.pending import model_calls
 from raysweep.engine.preparation import prepare
+from raysweep.engine.rates import Rates
 from raysweep.engine.training_estimate import training_of, written
 from raysweep.errors import InputError
 from raysweep.planned import plan_run
@@ -217,6 +219,22 @@ def _tensors(folder):
     from safetensors.torch import load_file
 
     return load_file(folder / "model.safetensors")
+
+
+def test_a_training_of_several_processes_has_the_devices_to_itself(training_config, tmp_path):
+    """Its seconds are of all of its processes together; those of the calls beside it are divided among workers."""
+    ray = "execution={executor: ray, device: cpu, chunk: 4}"
+    studies = {**FINETUNE, "similarity": {}}
+    config = training_config(tmp_path, studies, ray, "studies.finetune.processes=2")
+    facts, graph, _ = prepare(config, resolve_device)
+    calls = list(model_calls(config, facts, graph, set()))
+    trains = [call for call in calls if isinstance(call, TrainCall)]
+    others = [call for call in calls if not isinstance(call, TrainCall)]
+    rates = {"m": Rates(1e-3, 0.0, 1e12, "")}
+    one, some, all_of_them = (reckon(config, facts, of, 2, rates).estimate for of in (trains, others, calls))
+    assert one.seconds == one.call_seconds
+    assert some.seconds == pytest.approx(some.call_seconds / 2)
+    assert all_of_them.seconds == pytest.approx(one.seconds + some.seconds)
 
 
 def test_the_disk_has_room_for_one_training_at_a_time(training_config, tmp_path, monkeypatch):
