@@ -279,6 +279,34 @@ def test_a_failed_call_fails_its_own_tasks_only(make_config, tmp_path, finished,
     assert api.status(tmp_path).failures == {}
 
 
+def test_a_failed_piece_fails_the_tasks_of_its_windows_only(make_config, tmp_path, monkeypatch):
+    class Pieces(Failing):
+        slots = (Slot(),) * 3
+
+        def collect(self):
+            self.names = tuple(call.name for call in self._calls if "piece 1 of 2" in call.name)
+            return super().collect()
+
+    monkeypatch.setattr("raysweep.engine.dispatcher.choose_pieces", lambda *how: 0 if how[-1] else -1)
+    config = make_config(tmp_path, "studies={substitution: {widths: [2]}}")
+    backend = On(lambda folder: Pieces(folder, failure="refused"))
+    done = drive(config, backend=backend)
+    committed = done.folder.committed()
+    unfinished = [task.name for task in done.graph.tasks if any(key not in committed for key in task.keys)]
+    assert 0 < len(unfinished) < 7
+    assert sorted(done.failed) == sorted(unfinished)
+    standing = api.status(tmp_path)
+    assert sorted(standing.failures) == sorted(standing.unfinished) == sorted(unfinished)
+
+
+def test_what_twins_share_fails_for_both(make_config, tmp_path):
+    config = make_config(tmp_path, "studies={substitution: {widths: [3]}}")
+    twins = [{**config.models[0].model_dump(), "name": name} for name in ("m", "n")]
+    config = config.model_copy(update={"models": [type(config.models[0])(**twin) for twin in twins]})
+    done = drive(config, backend=On(lambda folder: Failing(folder, "substitute m/first", failure="refused")))
+    assert set(done.failed) == {task.name for task in done.graph.tasks}
+
+
 def test_a_call_that_fails_is_tried_again_and_then_set_aside(make_config, tmp_path, events_of):
     config = make_config(tmp_path, "execution.attempts=3")
     name = "capture m/first chunk 1"
