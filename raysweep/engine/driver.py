@@ -80,7 +80,8 @@ def drive(
             sweep_temporaries(folder.root)
             folder.forget_broken()
             sized = as_sized(facts)
-            calls = list(model_calls(config, sized, graph, folder.committed()))
+            done = folder.committed()
+            calls = list(model_calls(config, sized, shortened(graph, done), done))
             reckoned = reckon(config, sized, calls, backend.workers())
             left = reckoned.estimate
             folder.write_plan(
