@@ -69,7 +69,7 @@ def drive(
             listener({"event": events.CLUSTER_CHECKED, **found})
 
     try:
-        facts, graph, folder = prepare(config, backend.device, check)
+        facts, graph, folder = prepare(config, backend.device, check, fresh=fresh)
         folder.make()
         tracked = trackers_for(config.execution.report_to, config.name, folder, listener)
         listener = _both(listener, backend.listener(config.name, folder.root), tracked)
