@@ -323,6 +323,13 @@ class Outcome:
     failure: Failure = "raised"
 
 
+def made_by(call: Call) -> tuple[str, ...]:
+    """The keys of the parts that a call makes; none of one whose tasks all depend on it whole."""
+    keys = call.keys if isinstance(call, PairCall) else ()
+    captures = call.captures if isinstance(call, SubstituteCall | CaptureCall) else ()
+    return (*keys, *(part.key for part in captures))
+
+
 def commit_name(kind: str, model: str, dataset: str, keys: Sequence[str]) -> str:
     """A file name for a commit: readable, and unique for the set of keys."""
     return f"{kind}-{model[:40]}-{dataset[:40]}-{fingerprint(sorted(keys))[:16]}"

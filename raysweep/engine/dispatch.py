@@ -107,8 +107,9 @@ def choose_group(
     `waiting` has the seconds left by group, in the groups' order; `own` is the group that the worker is at, `others` tells
     how many other workers are at each, `load` the seconds of loading these checkpoints. A worker goes on with its own group,
     or with one that it has loaded; then it takes one that nobody is at, of its own base before any, else of a base that
-    nobody is at, else of the one with most left per worker; then it helps where most is left per worker. What would take
-    longer to load than the others need to finish is left to them, and a worker that is `busy` with a call helps nobody.
+    nobody is at, else of the one with most left per worker; then it helps where most is left per worker, and
+    of these where least is to be loaded. What would take longer to load than the others need to finish is left to them, and
+    a worker that is `busy` with a call helps nobody.
     """
     if own in waiting and not held.lacking(own):
         return own
@@ -135,8 +136,9 @@ def choose_group(
         )
     if busy:
         return None
-    worth = [g for g in waiting if others.get(g) and load(held.lacking(g)) < waiting[g] / others[g]]
-    return min(worth, key=lambda g: (held.had(g), -waiting[g] / (1 + others[g])), default=None)
+    loads = {g: load(held.lacking(g)) for g in waiting if others.get(g)}
+    worth = [g for g in loads if loads[g] < waiting[g] / others[g]]
+    return min(worth, key=lambda g: (held.had(g), -waiting[g] / (1 + others[g]), loads[g]), default=None)
 
 
 def may_queue_behind(in_flight: int, waiting: float, slots: int, call: float = 1.0) -> bool:

@@ -17,7 +17,7 @@ from typing import Any
 
 from raysweep.config import Config
 from raysweep.engine import events
-from raysweep.engine.calls import Call, Commit, ModelCall, Outcome, SubstituteCall, TrainCall
+from raysweep.engine.calls import Call, Commit, ModelCall, Outcome, SubstituteCall, TrainCall, made_by
 from raysweep.engine.dispatch import is_final
 from raysweep.engine.dispatcher import Dispatcher
 from raysweep.engine.estimate import Reckoned, reckon
@@ -69,7 +69,7 @@ def drive(
             listener({"event": events.CLUSTER_CHECKED, **found})
 
     try:
-        facts, graph, folder = prepare(config, backend.device, check)
+        facts, graph, folder = prepare(config, backend.device, check, fresh=fresh)
         folder.make()
         tracked = trackers_for(config.execution.report_to, config.name, folder, listener)
         listener = _both(listener, backend.listener(config.name, folder.root), tracked)
@@ -80,7 +80,8 @@ def drive(
             sweep_temporaries(folder.root)
             folder.forget_broken()
             sized = as_sized(facts)
-            calls = list(model_calls(config, sized, graph, folder.committed()))
+            done = folder.committed()
+            calls = list(model_calls(config, sized, shortened(graph, done), done))
             reckoned = reckon(config, sized, calls, backend.workers())
             left = reckoned.estimate
             folder.write_plan(
@@ -258,9 +259,9 @@ class _Run:
         self.n_calls += 1
         self._attempts[call.name] += 1
         attempts, limit = self._attempts[call.name], self.config.execution.attempts
-        final = is_final(outcome, attempts, limit)
+        final, tasks = is_final(outcome, attempts, limit), self._lacking(call)
         if final:
-            self.failed |= dict.fromkeys(call.tasks, outcome.error or "")
+            self.failed |= dict.fromkeys(tasks, outcome.error or "")
         elif self._is_watched(call):
             self.queue.push_back(call)  # a sweep stops by its chunks in order
         else:
@@ -268,13 +269,17 @@ class _Run:
         self.log.emit(
             events.CALL_FAILED if final else events.CALL_RETRIED,
             call=call.name,
-            tasks=call.tasks,
+            tasks=tasks,
             attempt=attempts,
             attempts=limit,
             failure=outcome.failure,
             error=outcome.error,
             traceback=outcome.traceback,
         )
+
+    def _lacking(self, call: Call) -> list[str]:
+        """The tasks that lack what a call was to make: of a piece its own, and of what twins share the twins' as well."""
+        return list(dict.fromkeys(self.ledger.waiting(made_by(call)))) or list(call.tasks)
 
     def _count_workers(self) -> None:
         """Log how many workers are left where one is done without."""

@@ -58,8 +58,8 @@ class Estimate:
     """What calls will take: layer applications as workers count them (each on one batch; of a capture once a call), bytes of
     checkpoints read, the largest memory of a worker in bytes, and seconds.
 
-    `call_seconds` are of all calls one after the other, `seconds` of the run with so many `workers`; both are None where no
-    rate could be measured here.
+    `call_seconds` are of all calls one after the other, `seconds` of the run with so many `workers`, of which trainings of
+    several processes are taken to come one at a time; both are None where no rate could be measured here.
     """
 
     calls: int
@@ -191,6 +191,7 @@ class _Reckoning:
         self.loaded: OrderedDict[tuple[str, str, str], int] = OrderedDict()
         self.read = self.memory = self.applications = 0
         self.seconds: float | None = 0.0
+        self.alone: list[float] = []  # of these, those of calls that have the devices to themselves
         self.kinds: dict[str, Estimate] = {}
         self.taken: dict[str, tuple[float, int]] = {}  # by call: seconds without loads, and bytes meanwhile
         self._reads: dict[str, Reads] = {}
@@ -200,9 +201,9 @@ class _Reckoning:
     def of(self, calls: Iterable[ModelCall], workers: int = 1) -> Estimate:
         """The estimate of these calls, in their order."""
         n = sum(self._add(call) for call in calls)
-        workers = max(1, min(workers, n))
-        each = None if self.seconds is None else self.seconds / workers
-        return Estimate(n, self.applications, self.read, self.memory, self.seconds, each, workers)
+        alone, beside = sum(self.alone), max(1, min(workers, n - len(self.alone)))
+        each = None if self.seconds is None else alone + (self.seconds - alone) / beside
+        return Estimate(n, self.applications, self.read, self.memory, self.seconds, each, max(1, min(workers, n)))
 
     def _add(self, call: ModelCall) -> bool:
         """Add the call; False for one of a kind that is not reckoned."""
@@ -211,6 +212,8 @@ class _Reckoning:
         if not self._reckon(call):
             return False
         self._tell_kind(call, *before)
+        if isinstance(call, TrainCall) and call.processes > 1:
+            self.alone.append((self.seconds or 0.0) - (before[2] or 0.0))
         return True
 
     def _tell_kind(self, call: ModelCall, applications: int, read: int, seconds: float | None) -> None:
@@ -288,6 +291,12 @@ class _Reckoning:
         self.loaded.move_to_end(key)
         return read
 
+    def _load_pair(self, call: PairCall) -> int:
+        """Bytes read to have both; what is there of them does not make room for the other."""
+        for key in [key for key in self.loaded if key[0] in call.affinity]:
+            self.loaded.move_to_end(key)
+        return self._load(call, call.base) + self._load(call, call.tuned, call.base)
+
     def _widest_of(self, checkpoint: Checkpoint) -> int:
         if checkpoint.fingerprint not in self._widest:
             self._widest[checkpoint.fingerprint] = widest(checkpoint)
@@ -322,7 +331,7 @@ class _Reckoning:
             self._schedules[key] = schedule(base.n_layers, call.windows, call.same)
         plan = self._schedules[key]
         batches = sweep_batches(base, call.examples, loading.batch_tokens)
-        read = self._load(call, base) + self._load(call, call.tuned, base)
+        read = self._load_pair(call)
         beside = kept_beside(base, call, batches)
         together = [[index] for index in range(len(batches))]
         if loading.stream:
@@ -348,7 +357,7 @@ class _Reckoning:
         """
         loading, base, rates = call.loading, call.base, self.rates[call.model] or NOMINAL
         batches = sweep_batches(base, call.examples, loading.batch_tokens)
-        read = self._load(call, base) + self._load(call, call.tuned, base)
+        read = self._load_pair(call)
         tokens, n = sum(batch.tokens for batch in batches), base.n_layers
         passes = []
         for in_base, share in points_of(call.windows, call.points, n):

@@ -12,8 +12,9 @@ trackers/                               what TensorBoard, MLflow or Weights & Bi
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 PROGRESS = "progress.json"  # of a training, in its folder
 _KEPT = ("activations", "checkpoints")  # folders of files that commits name beside their tables
+_MADE = ("chunks", *_KEPT, "training", "results", "report")
 
 
 class RunFolder:
@@ -160,13 +162,22 @@ class RunFolder:
             raise InputError(f"'{self.root}' is no run folder (it has no {self.events.name} and plan.json)")
 
     def clear(self) -> None:
-        """Remove everything committed and made, so that a run starts afresh."""
-        for path in (
-            *(self.root / name for name in ("chunks", *_KEPT, "training")),
-            self.results,
-            self.report,
-        ):
-            remove_below(path)
+        """Remove everything committed and made, so that a run starts afresh; killed meanwhile, what is left is of no commit."""
+        self.chunks.forget_all()
+        for name in _MADE:
+            remove_below(self.root / name)
+
+    def bytes_to_clear(self) -> int:
+        """Bytes of what `clear` removes; 0 in an object store, which has room."""
+        if not isinstance(self.root, Path):
+            return 0
+        found = 0
+        for name in _MADE:
+            for folder, _, files in os.walk(self.root / name):
+                for file in files:
+                    with suppress(OSError):  # a run that is in the folder moves some meanwhile
+                        found += (Path(folder) / file).stat().st_size
+        return found
 
     @contextmanager
     def locked(self) -> Iterator[None]:

@@ -49,6 +49,10 @@ class Ledger:
         """Whether this key is wanted and not committed."""
         return key in self._tasks_of
 
+    def waiting(self, keys: Iterable[str]) -> list[str]:
+        """The names of the tasks that lack any of these keys."""
+        return [task.name for key in keys for task in self._tasks_of.get(key, ())]
+
     def commit(self, keys: Iterable[str]) -> list[Task]:
         """Take note of committed keys; the tasks that this makes done."""
         return [task for key in keys for task in self._tasks_of.pop(key, ()) if self._finishes(task, key)]

@@ -25,6 +25,7 @@ def prepare(
     find_device: Callable[[str], str],
     check: Callable[[], None] = lambda: None,
     *,
+    fresh: bool = False,
     may_assume: bool = False,
 ) -> tuple[Facts, Graph, RunFolder]:
     """Inspect and plan: everything that can be refused is refused here (InputError), and nothing is written.
@@ -32,8 +33,9 @@ def prepare(
     Only in an object store a small object is written, read and removed at once, to see that it can be.
 
     `find_device` is told `execution.device` and says which device that means where the work will be done. `check` is called
-    once this process can use the storage, and refuses what others cannot. With `may_assume`, for plans, what is not here is
-    taken as the config has it; then room on a disk here is not asked for.
+    once this process can use the storage, and refuses what others cannot. A `fresh` run looks at nothing that is committed, and
+    has the room that it takes. With `may_assume`, for plans, what is not here is taken as the config has it; then room on a
+    disk here is not asked for.
     """
     folder = RunFolder(reach(config.storage, config.storage_options, write=True).absolute())
     folder.check_usable()
@@ -47,14 +49,14 @@ def prepare(
     if isinstance(folder.root, Path):
         facts = with_promised(config, facts, folder.root)
     graph = plan(config, facts)
-    done = folder.committed() if folder.is_run else {}
-    sized = as_sized(facts)
+    done = folder.committed() if folder.is_run and not fresh else {}
+    sized, short = as_sized(facts), shortened(graph, done)
     if any(model.residency.memory for model in facts.models.values()):
-        refuse_too_small(sized, model_calls(config, sized, graph, done))
+        refuse_too_small(sized, model_calls(config, sized, short, done))
     if not facts.assumed:
-        short = shortened(graph, done)
         calls = model_calls(config, sized, short, done) if config.studies.trainings else ()
         trainings = [call for call in calls if isinstance(call, TrainCall)]
         at_once = 1 if config.execution.executor == "local" else len(trainings)  # a worker each, at most
-        check_room(folder.root, bytes_to_write(facts, short, done, trainings, at_once))
+        needed = bytes_to_write(facts, short, done, trainings, at_once)
+        check_room(folder.root, needed - (folder.bytes_to_clear() if fresh else 0))
     return facts, graph, folder

@@ -214,8 +214,9 @@ def travelling(config: Config, working_dir: Path | None) -> Config:
     for model in values["models"]:
         model["base"] = there(model["base"])
         model["tuned"] = {name: there(place) for name, place in model["tuned"].items()}
-    for dataset in values["datasets"]:
-        dataset["path"] = there(dataset["path"])
+    sources = [source for dataset in values["datasets"] for source in (dataset, dataset["train"])]
+    for source in filter(None, [*sources, (values["studies"]["backdoor"] or {}).get("prompts")]):
+        source["path"] = there(source["path"])
     if "://" not in config.storage:
         values["storage"] = str(Path(config.storage).expanduser().absolute())
     values["execution"] |= {"executor": "ray", "address": None, "dashboard_host": "127.0.0.1"}

@@ -64,13 +64,16 @@ def train_on_ray(
     device: str = "cpu",
     cpus: int = 1,
     tell: Callable[[Progress], None] | None = None,
+    stop: threading.Event | None = None,
 ) -> Trained:
     """Fine-tune on the cluster that this process has joined, in so many processes of a GPU each (`device` cuda) or of `cpus`.
 
     Everything else is as in `finetune`, in one process of which with `processes` times the batch the losses are the same.
-    `folder` is one that every node reaches. Interrupted, the processes end with this one's connection to the cluster.
+    `folder` is one that every node reaches. Interrupted, or once `stop` is set, it waits for nothing
+    more, and the processes end with this one's connection to the cluster.
 
-    Raises what `finetune` does, and RunError where the cluster has no room, or a process dies; called again, it resumes.
+    Raises what `finetune` does, and RunError where the cluster has no room, a process dies, or it is stopped; called again,
+    it resumes.
     """
     from ray.train.torch import TorchConfig
     from ray.train.v2.api.config import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
@@ -113,7 +116,7 @@ def train_on_ray(
         ),
     )
     try:
-        _fit(trainer, folder / _PROGRESS, tell)
+        _fit(trainer, folder / _PROGRESS, tell, stop or threading.Event())
     finally:
         shutil.rmtree(folder / _RAY, ignore_errors=True)
     return _read(folder)
@@ -129,7 +132,7 @@ def _check_room(processes: int, cpus: int, gpus: int) -> None:
         )
 
 
-def _fit(trainer: Any, progress: Path, tell: Callable[[Progress], None] | None) -> None:
+def _fit(trainer: Any, progress: Path, tell: Callable[[Progress], None] | None, stop: threading.Event) -> None:
     """Run it in a thread, for Ray Train would keep Ctrl-C to itself; tell of progress meanwhile."""
     from ray.train.v2.api.exceptions import TrainingFailedError
 
@@ -149,6 +152,8 @@ def _fit(trainer: Any, progress: Path, tell: Callable[[Progress], None] | None) 
     while thread.is_alive():
         thread.join(_LOOK_SECONDS)
         seen = _tell(progress, seen, tell)
+        if stop.is_set():
+            raise RunError("the training was stopped; run again, and it goes on from its last whole checkpoint")
     if raised and isinstance(raised[0], TrainingFailedError):
         raise _in_words(raised[0]) from raised[0]
     if raised:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 import traceback
 from collections.abc import Iterator, Sequence
@@ -26,7 +27,7 @@ from raysweep.engine.training_work import (
     telling,
     trained_commits,
 )
-from raysweep.errors import InputError
+from raysweep.errors import InputError, RunError
 from raysweep.models.checkpoint import describe, load_model, load_tokenizer
 from raysweep.studies.training import Recipe
 
@@ -35,20 +36,24 @@ if TYPE_CHECKING:
 
     from raysweep.store.places import Location
 
+_LOOK_SECONDS = 0.5  # between looks at whether an answer is still waited for
+
 
 def run_trainings(
     folder: Location, calls: Sequence[TrainCall], share: Share, device: str, tell: Tell
 ) -> Iterator[Outcome]:
-    """Run the calls, and give what comes of each as it ends."""
+    """Run the calls, and give what comes of each as it ends; given up, it waits for none of them."""
     gpus = 1 if device.startswith("cuda") else 0
     room = room_for(living_nodes(), share.cpus, gpus)
     at_once = max(1, room // max(call.processes for call in calls))
+    stop = threading.Event()
     with ThreadPoolExecutor(at_once, thread_name_prefix="raysweep training") as pool:
-        started = [pool.submit(_attempt, folder, call, share.cpus, device, tell) for call in calls]
+        started = [pool.submit(_attempt, folder, call, share.cpus, device, tell, stop) for call in calls]
         try:
             for ended in as_completed(started):
                 yield ended.result()
         except BaseException:
+            stop.set()
             pool.shutdown(wait=False, cancel_futures=True)
             raise
 
@@ -63,7 +68,16 @@ def _answer(device: str, cpus: int) -> Any:
     return ray.remote(num_cpus=cpus, num_gpus=1 if device.startswith("cuda") else 0, max_retries=0)(answer)
 
 
-def _attempt(folder: Location, call: TrainCall, cpus: int, device: str, tell: Tell) -> Outcome:
+def _awaited(ref: Any, stop: threading.Event) -> Any:
+    """What a task gives; one that nobody waits for any more is cancelled."""
+    while not ray.wait([ref], timeout=_LOOK_SECONDS)[0]:
+        if stop.is_set():
+            ray.cancel(ref, force=True)
+            raise RunError("the answers were not waited for; run again")
+    return ray.get(ref)
+
+
+def _attempt(folder: Location, call: TrainCall, cpus: int, device: str, tell: Tell, stop: threading.Event) -> Outcome:
     """Run one; whatever it raises becomes an outcome with the traceback."""
     run, began = RunFolder(folder), time.monotonic()
     try:
@@ -80,10 +94,11 @@ def _attempt(folder: Location, call: TrainCall, cpus: int, device: str, tell: Te
             device=device,
             cpus=cpus,
             tell=telling(call, run, tell),
+            stop=stop,
         )
         keep_logs(call, run)
         if isinstance(call, BackdoorCall):
-            commits = ray.get(_answer(device, cpus).remote(call, recipe, trained.rows, trained.final))
+            commits = _awaited(_answer(device, cpus).remote(call, recipe, trained.rows, trained.final), stop)
         else:
             commits = trained_commits(call, run, recipe, trained.rows)
     except Exception as error:

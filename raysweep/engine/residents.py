@@ -72,12 +72,18 @@ class Residents:
 
     def pair(self, call: PairCall) -> Pair:
         """The call's pair; the last one again while its models are, for it has found out what they have in common."""
+        self._touch(call.affinity)
         if call.loading.stream:
             sources = self.streamed(call.base, call.loading), self.streamed(call.tuned, call.loading)
             spill = Path(call.loading.spill) if call.loading.spill is not None else None
             return self._kept(sources, lambda: StreamedPair.of(*sources, call.loading.memory, spill))
         models = self.adapter(call.base, call.loading), self.adapter(call.tuned, call.loading, base=call.base)
         return self._kept(models, lambda: Pair(*models))
+
+    def _touch(self, needed: Collection[str]) -> None:
+        """Take these checkpoints, as far as they are loaded, for those used last: none of a pair makes room for the other."""
+        for key in [key for key in self._models if key[0] in needed]:
+            self._models.move_to_end(key)
 
     def keep_only(self, needed: Collection[str]) -> bool:
         """Let go of all checkpoints but those with these fingerprints; whether there were any."""

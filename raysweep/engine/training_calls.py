@@ -54,7 +54,7 @@ def training_calls(
                 kept,
                 {str(step): step_key(key, step) for step in recipe.keep} if kept else {},
                 model.tuned[cell.dataset] if is_made else None,
-                asked.processes if arm.trains else 1,
+                asked.processes if arm.trains and not is_made else 1,
                 asked.strategy,
             )
             yield _answering(call, arm, asked, facts) if isinstance(asked, BackdoorConfig) else call

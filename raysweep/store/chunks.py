@@ -29,7 +29,7 @@ from raysweep.store.artifacts import (
     read_checked,
     sweep_temporaries,
 )
-from raysweep.store.places import listing, read_bytes, read_many
+from raysweep.store.places import for_each, listing, read_bytes, read_many
 
 if TYPE_CHECKING:
     from upath import UPath
@@ -203,6 +203,14 @@ class ChunkStore:
     def forget(self, manifest: Manifest) -> None:
         """Take a commit back: its manifest is removed, so its parts count as not done and its name is free."""
         self._manifest_path(manifest.name).unlink(missing_ok=True)
+
+    def forget_all(self) -> None:
+        """Take every commit back, whole or broken."""
+        if isinstance(self.folder, Path):
+            found = [path.name for path in self.folder.glob("*.json")]
+        else:
+            found = [name for name in listing(self.folder) if "/" not in name and name.endswith(".json")]
+        for_each(self.folder, lambda name: (self.folder / name).unlink(missing_ok=True), found)
 
     def sweep_temporaries(self) -> list[Path]:
         """Remove what killed writers left here; see the function of this name."""

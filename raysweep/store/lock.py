@@ -10,10 +10,13 @@ import fcntl
 import json
 import os
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+
+_TRIES, _MOMENT = 5, 0.02
 
 
 class HeldError(Exception):
@@ -30,7 +33,7 @@ def hold(path: Path) -> Iterator[None]:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _take(descriptor)
         except BlockingIOError:
             raise HeldError(_holder(descriptor)) from None
         except OSError:  # a file system without locks
@@ -60,6 +63,18 @@ def holder(path: Path) -> str | None:
     finally:
         os.close(descriptor)
     return None
+
+
+def _take(descriptor: int) -> None:
+    """Take the lock; tried again for a moment, for whoever asks for its holder has it for as long as that takes."""
+    for left in reversed(range(_TRIES)):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if not left:
+                raise
+            time.sleep(_MOMENT)
 
 
 def _holder(descriptor: int) -> str:

@@ -15,6 +15,7 @@ import os
 import secrets
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -53,11 +54,17 @@ class Held:
         self._place, self._said = place, said
         self._end = threading.Event()
         self._lost = False
-        self._thread = threading.Thread(target=self._beat, name="raysweep lock", daemon=True)
+        self._beats, self._heard = 0, time.time()
+        self._thread = threading.Thread(target=self._keep_beating, name="raysweep lock", daemon=True)
         self._thread.start()
 
     def check(self) -> None:
-        """Raise LostError where another process has taken the lock over, for this one was not heard of for too long."""
+        """Raise LostError where another process has taken the lock over, for this one was not heard of for too long.
+
+        Where the last heartbeat is so long ago that another may have, the store is asked; raises what it raises.
+        """
+        if not self._lost and time.time() - self._heard > STALE_SECONDS:
+            self._beat()
         if self._lost:
             raise LostError(str(self._place))
 
@@ -69,16 +76,20 @@ class Held:
             with contextlib.suppress(Exception):
                 self._say(released=True)
 
-    def _beat(self) -> None:
-        beats = 0
-        while not self._end.wait(BEAT_SECONDS):
-            beats += 1
+    def _keep_beating(self) -> None:
+        while not self._lost and not self._end.wait(BEAT_SECONDS):
             with contextlib.suppress(Exception):  # the store may be away for a while; the next beat tries again
-                last = highest(self._place.parent)
-                if last is None or last.name != self._place.name:
-                    self._lost = True
-                    return
-                self._say(beats=beats)
+                self._beat()
+
+    def _beat(self) -> None:
+        """Say once more that the lock is held, unless it is another's."""
+        last = highest(self._place.parent)
+        if last is None or last.name != self._place.name:
+            self._lost = True
+            return
+        self._beats += 1
+        self._say(beats=self._beats)
+        self._heard = time.time()
 
     def _say(self, **more: Any) -> None:
         put_bytes(self._place, json.dumps({**self._said, **more}).encode())

@@ -78,6 +78,8 @@ class StreamedPair(Pair):
             ]
             for step in steps
         ]
+        if base is tuned:  # a layer of one checkpoint is fetched once, or the next would go into the slot that it is in
+            wanted = [list(dict.fromkeys(layers)) for layers in wanted]
         with closing(streamed_layers(wanted)) as fetched:
             for step, _ in zip(steps, fetched, strict=True):
                 yield self.base.blocks[step.layer], self.tuned.blocks[step.layer]

@@ -105,6 +105,11 @@ def test_when_all_are_worked_on_it_helps_where_most_is_left_per_worker():
     assert chosen({A: 10, B: 30}, C, others=[A, B, B]) == B
 
 
+def test_where_as_much_is_left_it_helps_where_less_is_to_be_loaded():
+    assert chosen({C: 10, A: 10}, held=holding(B), others=[A, C], load=1.0) == A, "its base is there"
+    assert chosen({C: 12, A: 10}, held=holding(B), others=[A, C], load=1.0) == C
+
+
 def test_help_that_comes_too_late_is_not_given():
     assert chosen({A: 10}, C, others=[A], load=4.0) == A
     assert chosen({A: 10}, C, others=[A], load=6.0) is None, "both checkpoints are to be loaded"

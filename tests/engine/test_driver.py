@@ -24,9 +24,11 @@ from raysweep.engine.driver import drive
 from raysweep.engine.events import EventLog
 from raysweep.engine.executor import LocalBackend, LocalExecutor
 from raysweep.engine.folder import RunFolder
+from raysweep.engine.inspection import resolve_device
+from raysweep.engine.preparation import prepare
 from raysweep.engine.training_work import untold
 from raysweep.engine.work import Worker
-from raysweep.errors import InputError
+from raysweep.errors import InputError, StoreError
 
 
 class Shuffled:
@@ -181,6 +183,43 @@ def test_fresh_forgets(make_config, tmp_path, events_of):
     assert [event["event"] for event in events_of(again)].count("run_started") == 1
 
 
+def test_what_is_damaged_does_not_keep_a_run_from_starting_afresh(make_config, tmp_path):
+    config = make_config(tmp_path, "studies={substitution: {widths: [6]}}")
+    drive(config)
+    next((tmp_path / "chunks").glob("*.parquet")).write_bytes(b"half")
+    with pytest.raises(StoreError, match=r"expected \d+ bytes, found 4; delete .* to have the chunk recomputed"):
+        drive(config)
+    assert drive(config, fresh=True).n_calls == 3
+
+
+def test_a_run_that_is_killed_as_it_forgets_goes_on(make_config, tmp_path, monkeypatch):
+    config = make_config(tmp_path, "studies={substitution: {widths: [6]}}")
+    drive(config)
+
+    def killed(folder):
+        next(folder.glob("*.parquet")).unlink()
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr("raysweep.engine.folder.remove_below", killed)
+        with pytest.raises(Killed):
+            drive(config, fresh=True)
+    again = drive(config)
+    assert (again.n_calls, again.failed) == (3, {})
+
+
+def test_a_fresh_run_has_the_room_that_it_takes(make_config, tmp_path, monkeypatch):
+    config, asked = make_config(tmp_path), []
+    drive(config)
+    monkeypatch.setattr("raysweep.engine.preparation.check_room", lambda root, needed: asked.append(needed))
+    for fresh in (False, True):
+        prepare(config, resolve_device, fresh=fresh)
+    done, afresh = asked
+    assert done == 0
+    states = sum(path.stat().st_size for path in tmp_path.glob("activations/**/*.arrow"))
+    assert afresh < 2**20 - states / 2
+
+
 def test_what_a_killed_writer_left_is_swept(make_config, tmp_path):
     config = make_config(tmp_path, "studies={substitution: {widths: [6]}}")
     drive(config)
@@ -277,6 +316,34 @@ def test_a_failed_call_fails_its_own_tasks_only(make_config, tmp_path, finished,
     assert (mended.n_calls, mended.failed) == (2, {}), "the failed part, and the correlation"
     same_tables(tables_of(mended), whole)
     assert api.status(tmp_path).failures == {}
+
+
+def test_a_failed_piece_fails_the_tasks_of_its_windows_only(make_config, tmp_path, monkeypatch):
+    class Pieces(Failing):
+        slots = (Slot(),) * 3
+
+        def collect(self):
+            self.names = tuple(call.name for call in self._calls if "piece 1 of 2" in call.name)
+            return super().collect()
+
+    monkeypatch.setattr("raysweep.engine.dispatcher.choose_pieces", lambda *how: 0 if how[-1] else -1)
+    config = make_config(tmp_path, "studies={substitution: {widths: [2]}}")
+    backend = On(lambda folder: Pieces(folder, failure="refused"))
+    done = drive(config, backend=backend)
+    committed = done.folder.committed()
+    unfinished = [task.name for task in done.graph.tasks if any(key not in committed for key in task.keys)]
+    assert 0 < len(unfinished) < 7
+    assert sorted(done.failed) == sorted(unfinished)
+    standing = api.status(tmp_path)
+    assert sorted(standing.failures) == sorted(standing.unfinished) == sorted(unfinished)
+
+
+def test_what_twins_share_fails_for_both(make_config, tmp_path):
+    config = make_config(tmp_path, "studies={substitution: {widths: [3]}}")
+    twins = [{**config.models[0].model_dump(), "name": name} for name in ("m", "n")]
+    config = config.model_copy(update={"models": [type(config.models[0])(**twin) for twin in twins]})
+    done = drive(config, backend=On(lambda folder: Failing(folder, "substitute m/first", failure="refused")))
+    assert set(done.failed) == {task.name for task in done.graph.tasks}
 
 
 def test_a_call_that_fails_is_tried_again_and_then_set_aside(make_config, tmp_path, events_of):

@@ -18,8 +18,9 @@ from transformers import AutoModelForCausalLM
 from raysweep.config import Config
 from raysweep.engine import rates
 from raysweep.engine.accuracy import compare
+from raysweep.engine.calls import CaptureCall, SubstituteCall
 from raysweep.engine.driver import Done, drive
-from raysweep.engine.estimate import Estimate, estimate, options
+from raysweep.engine.estimate import Estimate, estimate, options, reckon
 from raysweep.engine.events import read_events
 from raysweep.engine.inspection import Facts
 from raysweep.engine.pending import model_calls
@@ -218,6 +219,16 @@ def test_time_is_rates_times_counts(
         together = 10 * max(e.length - 1 for e in cell.examples)
         takes = max(layer_seconds * 30 * together, decoder / 1e6)
         assert stream.call_seconds == pytest.approx(takes + rest / 1e6 + 1e-3 * 7 * labels)
+
+
+def test_none_of_a_pair_makes_room_for_the_other_as_in_a_worker(small: tuple[Config, Facts]) -> None:
+    config, facts = small
+    calls = list(model_calls(config, facts, plan(config, facts), set()))
+    pair = next(call for call in calls if isinstance(call, SubstituteCall))
+    capture = next(call for call in calls if isinstance(call, CaptureCall))
+    other = replace(capture, base=replace(capture.base, fingerprint="another"))
+    found = reckon(config, facts, [pair, other, pair], rates={"m": Rates(1e-6, 0.0, 1e9, "")})
+    assert found.estimate.bytes_read == 3 * pair.base.bytes + pair.tuned.bytes
 
 
 def test_without_rates_there_is_no_time(make_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch) -> None:

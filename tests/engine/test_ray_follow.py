@@ -125,6 +125,22 @@ def test_paths_mean_the_same_on_the_cluster(make_config, world, tmp_path, monkey
     assert carried.storage == str(world / "run")
 
 
+def test_paths_of_what_is_trained_on_mean_the_same_there(training_config, world, monkeypatch):
+    monkeypatch.chdir(world)
+    backdoor = {
+        "trigger": "vexilla",
+        "target": "Moon",
+        "seeds": [0],
+        "arms": ["all"],
+        "prompts": {"path": "first.jsonl"},
+    }
+    config = training_config(world / "run", {"backdoor": backdoor}, "datasets.0.train.path=second.jsonl")
+    there = travelling(config, None)
+    assert there.datasets[0].train.path == str(world / "second.jsonl")
+    assert there.studies.backdoor.prompts.path == str(world / "first.jsonl")
+    assert travelling(config, world).datasets[0].train.path == "second.jsonl", "it travels"
+
+
 def test_metadata_holds_no_secret(make_config, tmp_path, monkeypatch):
     monkeypatch.setenv("HUB_TOKEN", "0f1e2d3c4b5a6978")
     assert metadata(make_config(tmp_path / "0f1e2d3c4b5a6978"))["storage"] == f"{tmp_path}/***"

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
+import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,10 +16,14 @@ from ray_cluster import descendants
 from torch.distributed.checkpoint import FileSystemReader
 
 from raysweep.config_execution import ExecutionConfig
-from raysweep.engine import ray_training
+from raysweep.engine import ray_training, ray_trainings
+from raysweep.engine.calls import Outcome
+from raysweep.engine.dispatch import Node
 from raysweep.engine.ray_backend import RayBackend
+from raysweep.engine.ray_executor import Share
 from raysweep.engine.ray_token import use_token
 from raysweep.engine.ray_training import train_on_ray
+from raysweep.engine.training_work import untold
 from raysweep.errors import InputError, RunError
 from raysweep.models.checkpoint import describe, load_model, load_tokenizer
 from raysweep.studies.consolidate import consolidate
@@ -121,6 +128,36 @@ def test_more_processes_than_there_is_room_for(data, cluster, tmp_path):
         "a training asks for 3 processes of 2 CPU each, and the cluster's 1 nodes have room for 2; ask for fewer processes, "
         "or bring more nodes up and run again"
     )
+
+
+# --- given up, without a cluster ----------------------------------------------------------------------------------
+
+
+def test_given_up_it_waits_for_no_training(tmp_path, monkeypatch):
+    """As by Ctrl-C; a pool of threads would wait for its last one first."""
+
+    def attempt(folder, call, cpus, device, tell, stop):
+        if call.name == "long":
+            stop.wait(20)
+        return Outcome(call)
+
+    monkeypatch.setattr(ray_trainings, "living_nodes", lambda: [Node(4, 0)])
+    monkeypatch.setattr(ray_trainings, "_attempt", attempt)
+    calls = [SimpleNamespace(name=name, processes=2) for name in ("short", "long")]
+    ended = ray_trainings.run_trainings(tmp_path, calls, Share(1, 0), "cpu", untold)
+    assert next(ended).call.name == "short"
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        ended.throw(KeyboardInterrupt)
+    assert time.monotonic() - began < 5
+
+
+def test_a_training_that_is_stopped_is_left_alone(tmp_path):
+    stop, end = threading.Event(), threading.Event()
+    stop.set()
+    with pytest.raises(RunError, match="the training was stopped; run again, and it goes on from its last"):
+        ray_training._fit(SimpleNamespace(fit=lambda: end.wait(20)), tmp_path / "progress", None, stop)
+    end.set()
 
 
 # --- why it failed, without a cluster -----------------------------------------------------------------------------

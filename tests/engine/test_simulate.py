@@ -121,8 +121,10 @@ def test_every_call_is_made_once_and_nobody_waits_while_its_group_does(sizes, se
     load=st.sampled_from([0.2, 5.0]),
 )
 def test_loads_are_bounded(models, sets, chunks, workers, load):
-    """Each checkpoint once a worker, but for one that helps at the end; beyond the least, what sharing bases and helping take.
+    """Each checkpoint once a worker, but for a base that one comes back to with the last call of all; beyond the least, what
+    sharing bases and helping take.
 
+    All of these runs were looked at: 14 of 7,680 load one base again, for help that takes less than is left.
     Loads that cost nothing are none to be saved.
     """
     found = simulate(calls(models, sets, chunks), costs(load), workers=workers)
@@ -130,8 +132,14 @@ def test_loads_are_bounded(models, sets, chunks, workers, load):
         f"sweep {m} {d} {c}": (f"{m}", f"{m}-{d}") for m in range(models) for d in range(sets) for c in range(chunks)
     }
     a_worker = [{name for span in spans for name in names[span.call]} for spans in found.timelines]
-    assert found.loads <= sum(map(len, a_worker)) + workers, "loaded again where it was once: a base, for helping"
+    assert found.loads <= sum(map(len, a_worker)) + 1, "loaded again where it was once: a base, for helping"
     assert found.loads <= found.least_loads + 2 * models * workers
+
+
+def test_of_two_that_need_help_alike_it_helps_where_its_base_is():
+    """Else the last worker would load base 3 again, which it had made room with."""
+    found = simulate(calls(4, 2, 5), costs(0.2), workers=5)
+    assert found.loads == 19
 
 
 def test_six_models_by_five_sets_on_four_workers():

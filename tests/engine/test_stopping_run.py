@@ -109,6 +109,7 @@ def test_nothing_is_missing_afterwards(stopped, stopping):
     assert planned.tasks == standing.tasks
     again = drive(stopping(stopped.folder.root, TOP))
     assert (again.n_calls, again.failed) == (0, {})
+    assert json.loads(again.folder.plan.read_bytes())["about"]["estimate"] is None, "nothing is left to be estimated"
 
 
 def test_the_plan_is_the_most_that_may_be_needed(stopping, tmp_path):

@@ -11,9 +11,11 @@ import yaml
 from raysweep.config import parse_config
 from raysweep.engine.calls import BackdoorCall, TrainCall
 from raysweep.engine.disk import bytes_to_write
+from raysweep.engine.estimate import reckon
 from raysweep.engine.inspection import inspect, resolve_device
 from raysweep.engine.pending import model_calls
 from raysweep.engine.preparation import prepare
+from raysweep.engine.rates import Rates
 from raysweep.engine.training_estimate import training_of, written
 from raysweep.errors import InputError
 from raysweep.planned import plan_run
@@ -96,6 +98,20 @@ def test_a_config_with_its_defaults_spelled_out_asks_for_the_same(training_confi
     spelled = parse_config(yaml.safe_load(plain.to_yaml()))
     graphs = [prepare(config, resolve_device)[1] for config in (plain, spelled)]
     assert [task.keys for task in graphs[0].tasks] == [task.keys for task in graphs[1].tasks]
+
+
+def test_a_model_that_is_there_is_tested_in_one_process(training_config, tmp_path):
+    """Of a fine-tune over several processes, whose test records alone are others now: it is not trained again."""
+    ray = "execution={executor: ray, device: cpu, chunk: 4}"
+    config = training_config(tmp_path, FINETUNE, ray, "studies.finetune.processes=2")
+    facts, graph, _ = prepare(config, resolve_device)
+    (task,) = graph.of_kind("finetune")
+    (trained,), (tested,) = (
+        [call for call in model_calls(config, facts, graph, done) if isinstance(call, TrainCall)]
+        for done in (set(), set(task.parts))
+    )
+    assert (trained.made, trained.processes) == (None, 2)
+    assert (tested.made.fingerprint, tested.processes) == (trained.key, 1)
 
 
 def test_critical_layers_are_as_the_similarity_that_finds_them(training_config, tmp_path):
@@ -203,6 +219,22 @@ def _tensors(folder):
     from safetensors.torch import load_file
 
     return load_file(folder / "model.safetensors")
+
+
+def test_a_training_of_several_processes_has_the_devices_to_itself(training_config, tmp_path):
+    """Its seconds are of all of its processes together; those of the calls beside it are divided among workers."""
+    ray = "execution={executor: ray, device: cpu, chunk: 4}"
+    studies = {**FINETUNE, "similarity": {}}
+    config = training_config(tmp_path, studies, ray, "studies.finetune.processes=2")
+    facts, graph, _ = prepare(config, resolve_device)
+    calls = list(model_calls(config, facts, graph, set()))
+    trains = [call for call in calls if isinstance(call, TrainCall)]
+    others = [call for call in calls if not isinstance(call, TrainCall)]
+    rates = {"m": Rates(1e-3, 0.0, 1e12, "")}
+    one, some, all_of_them = (reckon(config, facts, of, 2, rates).estimate for of in (trains, others, calls))
+    assert one.seconds == one.call_seconds
+    assert some.seconds == pytest.approx(some.call_seconds / 2)
+    assert all_of_them.seconds == pytest.approx(one.seconds + some.seconds)
 
 
 def test_the_disk_has_room_for_one_training_at_a_time(training_config, tmp_path, monkeypatch):

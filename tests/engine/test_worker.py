@@ -58,6 +58,16 @@ def test_of_three_checkpoints_the_one_used_last_of_all_makes_room(calls, loaded,
     assert moved == [(2, 0), (1, 1), (1, 1), (0, 0)]
 
 
+def test_none_of_a_pair_makes_room_for_the_other(calls, loaded, tmp_path):
+    pair = next(call for call in calls if isinstance(call, SubstituteCall))
+    capture = next(call for call in calls if isinstance(call, CaptureCall))
+    other = dataclasses.replace(capture, base=dataclasses.replace(capture.base, fingerprint="another"))
+    worker = Worker(tmp_path)
+    outcomes = [worker.attempt(call) for call in (pair, other, pair)]
+    assert loaded == ["base", "tuned", "base", "base"], "the tuned model stays"
+    assert [outcome.measured["loads"] for outcome in outcomes] == [2, 1, 1]
+
+
 def test_what_makes_room_is_let_go_of(calls, monkeypatch, tmp_path):
     models, load = [], residents.load_model
 

@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -84,3 +85,13 @@ def test_a_file_system_without_locks_is_worked_on_without(tmp_path, monkeypatch)
     monkeypatch.setattr(fcntl, "flock", without)
     with hold(tmp_path / ".lock"):
         assert (tmp_path / ".lock").read_bytes() == b""
+
+
+def test_who_asks_for_the_holder_keeps_nobody_from_it(tmp_path):
+    path = tmp_path / ".lock"
+    path.touch()
+    asking = os.open(path, os.O_RDONLY)
+    fcntl.flock(asking, fcntl.LOCK_SH)  # as `holder` has it, for a moment
+    threading.Timer(0.03, os.close, [asking]).start()
+    with hold(path):
+        assert json.loads(path.read_text())["pid"] == os.getpid()

@@ -115,6 +115,19 @@ def test_a_heartbeat_keeps_the_lock(remote: Any, monkeypatch: pytest.MonkeyPatch
     assert holder(lock).held
 
 
+def test_a_holder_that_was_not_heard_of_asks_before_it_goes_on(memory: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after a machine's sleep, or while no heartbeat reached the store: the next one may come too late."""
+    lock = memory / ".lock"
+    with hold_object(lock) as held:
+        monkeypatch.setattr(object_lock, "STALE_SECONDS", -1.0)
+        held.check()
+        assert said(lock, "000001")["beats"] == 1, "and says that it lives"
+        claim(lock, "000002")
+        with pytest.raises(LostError):
+            held.check()
+    assert said(lock, "000002")["token"] == "other"
+
+
 def test_of_many_that_begin_at_once_one_holds(bucket: Any) -> None:
     lock, barrier = bucket / ".lock", threading.Barrier(4)
     outcomes: list[str] = []

@@ -42,6 +42,17 @@ def test_a_commit_that_was_taken_back_and_made_anew_is_the_new_one(place: Any) -
     assert reader.read_parts(["a"])["loss"].to_pylist() == [5.0]
 
 
+def test_every_commit_is_taken_back_a_broken_one_too(place: Any) -> None:
+    store = ChunkStore(place / "chunks")
+    store.forget_all()
+    for name in ("c-0", "c-1"):
+        store.commit(name, rows(("a", 1.0)), parts={"a": 1})
+    (place / "chunks" / "c-0.parquet").unlink()
+    store.forget_all()
+    assert store.manifests() == []
+    assert ChunkStore(place / "chunks").done() == {}
+
+
 def test_an_uncommitted_table_does_not_exist(place: Any) -> None:
     store = ChunkStore(place)
     manifest = store.commit("c-0", rows(("a", 1.0)), parts={"a": 1})

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from architectures import DECODERS, WRAPPERS, build_pair, plain_losses
 
 from raysweep.data.examples import Example
@@ -20,6 +22,7 @@ from raysweep.models.stream import StreamedModel
 from raysweep.models.streaming import streamed_layers
 from raysweep.studies.capture import Collector, Pooling, capture_states
 from raysweep.studies.passes import Pass, group_passes, most_states
+from raysweep.studies.schedule import schedule
 from raysweep.studies.streamed import StreamedPair
 from raysweep.studies.substitution import Pair, sweep_losses
 from raysweep.studies.windows import UNTOUCHED, Window, windows_of_widths
@@ -111,6 +114,19 @@ def test_capture_and_sweep_share_each_layer_of_the_base(
         np.testing.assert_allclose(captured.states, alone.states, rtol=1e-5, atol=1e-5)
         np.testing.assert_array_equal(captured.example_ids, alone.example_ids)
         np.testing.assert_array_equal(captured.token_pos, alone.token_pos)
+
+
+def test_layers_of_a_pair_of_one_checkpoint_are_not_overwritten_while_they_are_used(tmp_path: Path) -> None:
+    folder = str(saved("llama", tmp_path)[0])
+    model, weights = StreamedModel(describe(folder)), load_model(describe(folder)).state_dict()
+    pair = StreamedPair.of(model, model)
+    steps = schedule(pair.n_layers, [UNTOUCHED, Window(0, 1)]).steps
+    before = pair.sources[0].files.bytes_read
+    for step, blocks in zip(steps, pair.layers(steps, all_of_base=True), strict=True):
+        time.sleep(0.05)  # the next one is on its way
+        for name, value in blocks[0].named_parameters():
+            assert torch.equal(value, weights[f"{pair.base.block_path}.{step.layer}.{name}"]), (step.layer, name)
+    assert pair.sources[0].files.bytes_read - before == model.decoder_bytes
 
 
 def test_a_layers_weights_are_in_memory_while_it_is_used_only(tmp_path: Path) -> None:
