@@ -88,10 +88,10 @@ def cka_matrix(
     single precision, are centred and multiplied in single precision and the products summed up in float64, which moves a
     value by about 1e-8 (all in float64 again where that would leave the debiased value too few digits); states on one
     CUDA device are multiplied there, in float64. Whichever way is cheaper is taken: products of examples over tiles of
-    the N × N matrices, or, where examples outnumber all dimensions, products of dimensions. Arrays of `memory` bytes at
-    most are made beside the states (for the RBF's median, two of one layer's N² more), to which BLAS and the allocator
-    add some 40 MB; `tile` asks for tiles of that many examples squared instead. Neither changes the result but for its
-    rounding.
+    the N × N matrices, or, where examples outnumber all dimensions, products of dimensions, in float64 throughout. Arrays
+    of `memory` bytes at most are made beside the states (for the RBF's median, two of one layer's N² more), to which BLAS
+    and the allocator add some 40 MB; `tile` asks for tiles of that many examples squared instead. Neither changes the
+    result but for its rounding.
 
     A layer whose states are all the same (see `constant_layers`) has NaN in its row and column, diagonal included; so
     has, debiased, one whose states are all equally far apart: either way it is 0/0. Raises ValueError for shapes that
