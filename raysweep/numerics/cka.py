@@ -34,7 +34,6 @@ Kernel = Literal["linear", "rbf"]
 
 MEMORY = 2**26  # bytes to work in beside the states, unless said otherwise; greater tiles are no faster
 _RBF_TILE = 256  # of examples squared; greater ones are no faster
-_EPS = float(np.finfo(np.float64).eps)
 
 
 @overload
@@ -224,7 +223,9 @@ def _products(
 def _rbf_products(grams: Sequence[LinearGram], constant_L: NDArray[np.bool_], tile: int) -> Products:
     examples = grams[0].examples
     blocks = row_blocks(examples, tile)
-    accumulator = Accumulator(len(grams), examples, _EPS)
+    rounding = max(gram.rounding for gram in grams)
+    # The kernels have no rows to centre off their diagonals, so that a debiased norm is rounded as its entries are, squared.
+    accumulator = Accumulator(len(grams), examples, rounding**2)
     for place, rows in enumerate(blocks):
         for cols in blocks[place:]:
             K_LAB = np.zeros((len(grams), rows.stop - rows.start, cols.stop - cols.start))
