@@ -215,19 +215,18 @@ def status(folder: str | Location, storage_options: Mapping[str, Any] | None = N
         if not whole:
             unfinished.append(task.name)
     keys = {key for task in graph.tasks for key in task.keys}
-    failures: dict[str, str] = {}
+    log = list(events.read_events(found.events))
     state = "running, or killed"
-    for event in events.read_events(found.events):
+    for event in log:
         if event["event"] == events.RUN_STARTED:
-            failures, state = {}, "running, or killed"
-        elif event["event"] == events.CALL_FAILED:
-            failures |= dict.fromkeys(event["tasks"], event["error"])
+            state = "running, or killed"
         elif event["event"] == events.RUN_FINISHED:
             state = "finished"
         elif event["event"] == events.RUN_INTERRUPTED:
             state = "interrupted"
     lacking = set(unfinished)
     trainings = {task: told for task, told in found.trainings().items() if task in lacking}
+    failures = events.latest_failures(log)
     return Standing(dict(tasks), (len(keys & done.keys()), len(keys)), failures, state, unfinished, trainings)
 
 

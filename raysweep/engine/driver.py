@@ -192,7 +192,9 @@ class _Run:
             for task in self.graph.tasks:
                 cause = next((name for name in (task.name, *task.needs) if name in self.failed), None)
                 if cause is not None:
-                    self.failed.setdefault(task.name, f"not made, for '{cause}' failed")
+                    in_part = task.kind == "adaptation" and any(map(self.ledger.is_done, task.needs))
+                    what = "compared in part only" if in_part else "not made"
+                    self.failed.setdefault(task.name, f"{what}, for '{cause}' failed")
 
     def _run_queue(self, backend: Backend) -> None:
         n_calls = len(self.queue) + len(self._held) + sum(self.ledger.to_make().values())

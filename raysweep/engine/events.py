@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -100,6 +100,17 @@ def read_events(path: Location) -> Iterator[dict[str, Any]]:
     for line in log_lines(path):
         if (event := parsed(line)) is not None:
             yield event
+
+
+def latest_failures(log: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """By task, why its calls failed for good since the latest start."""
+    failed: dict[str, str] = {}
+    for event in log:
+        if event["event"] == RUN_STARTED:
+            failed = {}
+        elif event["event"] == CALL_FAILED:
+            failed |= dict.fromkeys(event["tasks"], event["error"])
+    return failed
 
 
 def log_lines(path: Location) -> Iterator[str]:

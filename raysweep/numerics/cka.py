@@ -34,7 +34,6 @@ Kernel = Literal["linear", "rbf"]
 
 MEMORY = 2**26  # bytes to work in beside the states, unless said otherwise; greater tiles are no faster
 _RBF_TILE = 256  # of examples squared; greater ones are no faster
-_EPS = float(np.finfo(np.float64).eps)
 
 
 @overload
@@ -88,10 +87,10 @@ def cka_matrix(
     single precision, are centred and multiplied in single precision and the products summed up in float64, which moves a
     value by about 1e-8 (all in float64 again where that would leave the debiased value too few digits); states on one
     CUDA device are multiplied there, in float64. Whichever way is cheaper is taken: products of examples over tiles of
-    the N × N matrices, or, where examples outnumber all dimensions, products of dimensions. Arrays of `memory` bytes at
-    most are made beside the states (for the RBF's median, two of one layer's N² more), to which BLAS and the allocator
-    add some 40 MB; `tile` asks for tiles of that many examples squared instead. Neither changes the result but for its
-    rounding.
+    the N × N matrices, or, where examples outnumber all dimensions, products of dimensions, in float64 throughout. Arrays
+    of `memory` bytes at most are made beside the states (for the RBF's median, two of one layer's N² more), to which BLAS
+    and the allocator add some 40 MB; `tile` asks for tiles of that many examples squared instead. Neither changes the
+    result but for its rounding.
 
     A layer whose states are all the same (see `constant_layers`) has NaN in its row and column, diagonal included; so
     has, debiased, one whose states are all equally far apart: either way it is 0/0. Raises ValueError for shapes that
@@ -224,7 +223,9 @@ def _products(
 def _rbf_products(grams: Sequence[LinearGram], constant_L: NDArray[np.bool_], tile: int) -> Products:
     examples = grams[0].examples
     blocks = row_blocks(examples, tile)
-    accumulator = Accumulator(len(grams), examples, _EPS)
+    rounding = max(gram.rounding for gram in grams)
+    # The kernels have no rows to centre off their diagonals, so that a debiased norm is rounded as its entries are, squared.
+    accumulator = Accumulator(len(grams), examples, rounding**2)
     for place, rows in enumerate(blocks):
         for cols in blocks[place:]:
             K_LAB = np.zeros((len(grams), rows.stop - rows.start, cols.stop - cols.start))

@@ -106,7 +106,7 @@ def without_trend(values_N: Array) -> Array:
 
 def cosine(x: Array, y: Array) -> Array:
     """Cosine along the last axis; NaN where a side is zero."""
-    norms = np.asarray(np.linalg.norm(x, axis=-1) * np.linalg.norm(y, axis=-1))
-    products = np.asarray(np.einsum("...n,...n->...", x, y))
-    cosines: Array = np.divide(products, norms, out=np.full(norms.shape, np.nan), where=norms > 0)
+    xx, yy, xy = (np.asarray(np.einsum("...n,...n->...", *pair)) for pair in ((x, x), (y, y), (x, y)))
+    norms = np.asarray(np.sqrt(xx * yy))  # √(s·s) is s, so that ranks in one order have exactly 1; √s·√s may not be
+    cosines: Array = np.divide(xy, norms, out=np.full(norms.shape, np.nan), where=norms > 0)
     return cosines

@@ -56,6 +56,7 @@ def cross_products(layers: Sequence[States], groups: Sequence[slice], dtype: Wor
             for i, rows in zip(range(first.start, first.stop), _columns(sources[first]), strict=True):
                 for j, cols in zip(range(second.start, second.stop), _columns(sources[second]), strict=True):
                     F_LL[i, j] = F_LL[j, i] = np.square(C_WW[rows, cols]).sum()
+    F_LL -= diagonal_LN @ diagonal_LN.T
     return Products(F_LL, np.zeros_like(diagonal_LN), diagonal_LN, float(np.finfo(dtype).eps))
 
 

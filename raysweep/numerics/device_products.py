@@ -50,11 +50,12 @@ def device_products(layers: Sequence[Any], tile: int) -> Products:
                 X_AD = states_ND[rows].detach().double() - mean_D
                 X_BD = X_AD if rows == cols else states_ND[cols].detach().double() - mean_D
                 K_LAB[layer] = X_AD @ X_BD.T
-            V_LT = K_LAB.view(len(layers), -1)
-            F_LL += (1 if rows == cols else 2) * (V_LT @ V_LT.T)
             sums_LN[:, rows] += K_LAB.sum(2)
             if rows == cols:
                 diagonal_LN[:, rows] = K_LAB.diagonal(dim1=1, dim2=2)
+                K_LAB.diagonal(dim1=1, dim2=2).zero_()
             else:
                 sums_LN[:, cols] += K_LAB.sum(1)
+            V_LT = K_LAB.view(len(layers), -1)
+            F_LL += (1 if rows == cols else 2) * (V_LT @ V_LT.T)
     return Products(as_float64(F_LL), as_float64(sums_LN), as_float64(diagonal_LN), float(np.finfo(np.float64).eps))

@@ -139,7 +139,9 @@ class RBFGram(LinearGram):
     """K = exp(−d² / (2 · bandwidth² · median)) − 1 of the squared distances d² between states.
 
     The 1 is taken off because what follows centres K, to which a constant makes no difference, and because so a wide
-    bandwidth loses no digits. A squared distance at the rounding level of float64 counts as zero. `median` is taken of
+    bandwidth loses no digits. So is s_a + s_b off each entry, which makes no difference either: with s as in the unbiased
+    HSIC's centring (Song et al., 2012) the rows' sums off the diagonal are then 0, and what is left of few examples, or of
+    examples nearly as far from one another, keeps its digits. A squared distance at the rounding level of float64 counts as zero. `median` is taken of
 
     - `lower_nonzero`: the entries of the N × N matrix that are not zero, and of the middle two the lower;
     - `off_diagonal`: the entries off the diagonal, zero where two examples have the same state;
@@ -154,10 +156,14 @@ class RBFGram(LinearGram):
         if self.constant:
             return
         everything = slice(0, self.examples)
-        self.median = _median(self.squared_distances(everything, everything), median)
+        distances_NN = self.squared_distances(everything, everything)
+        self.median = _median(distances_NN, median)
         self.scale = 2 * bandwidth**2 * self.median
         if self.median == 0:
             raise ValueError(f"the median of the squared distances is 0 by the rule '{median}'; use 'lower_nonzero'")
+        n = self.examples
+        sum_N = np.expm1(-distances_NN / self.scale).sum(axis=1)  # the diagonal is 0
+        self._shift_N = (sum_N - sum_N.sum() / (2 * (n - 1))) / (n - 2) if n > 2 else np.zeros(n)
 
     def squared_distances(self, rows: slice, cols: slice) -> Array:
         """Squared Euclidean distances between scaled states [A, B]."""
@@ -169,7 +175,10 @@ class RBFGram(LinearGram):
 
     def kernel(self, rows: slice, cols: slice) -> Array:
         """Tile of the kernel matrix [A, B], not centred."""
-        return np.expm1(-self.squared_distances(rows, cols) / self.scale)
+        K_AB: Array = np.expm1(-self.squared_distances(rows, cols) / self.scale)
+        K_AB -= self._shift_N[rows, None]
+        K_AB -= self._shift_N[cols]
+        return K_AB
 
     def tile(self, rows: slice, cols: slice) -> Array:
         """Tile of the centred kernel matrix H K H [A, B]."""

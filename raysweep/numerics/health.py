@@ -78,7 +78,12 @@ def outliers_anywhere(grams: Sequence[LinearGram]) -> list[NDArray[np.bool_]]:
 
     The same for all layers, so that two of them differ in no dimension that one has an inch above the limit and one below.
     """
-    own = [outlier_dimensions(gram.centred(slice(0, gram.examples))) for gram in grams]
+    own = [
+        np.zeros(gram.width, dtype=bool)
+        if gram.constant  # what is left of it is rounding, which grows with a dimension's magnitude
+        else outlier_dimensions(gram.centred(slice(0, gram.examples)))
+        for gram in grams
+    ]
     if len({gram.width for gram in grams}) > 1:
         return own
     return [np.asarray(np.any(own, axis=0))] * len(own)

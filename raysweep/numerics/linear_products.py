@@ -21,6 +21,7 @@ from raysweep.numerics.products import Products
 # A squared norm within these bounds, and its products with others, are far from what the dtype can hold.
 _SAFE_NORMS = {4: (1e-28, 1e34), 8: (1e-100, 1e100)}
 _FLOAT64_COST = 4.0  # of a product of kernels, which is float64, in products of states in the working dtype
+_DOUBLE = np.dtype(np.float64)
 _SINGLE_EPS = 2.0**-23
 _NEAR_ROUNDING = 2.0**10  # units in the last place: below, whether a layer varies is looked at exactly
 
@@ -62,11 +63,11 @@ def cheaper_by_dimensions(layers: Sequence[States]) -> bool:
     """Whether products of dimensions cost less than those of examples, by the multiplications that each way takes.
 
     Products of examples: N²/2 for each dimension of each layer, and N²/2 for every two layers, in float64; products of
-    dimensions: N/2 for every two dimensions of all layers.
+    dimensions: N/2 for every two dimensions of all layers, each as much as two in single precision.
     """
     examples, dimensions = layers[0].shape[0], sum(states_ND.shape[1] for states_ND in layers)
     by_examples = examples**2 / 2 * (dimensions + _FLOAT64_COST * len(layers) ** 2 / 2)
-    return examples * dimensions**2 / 2 < by_examples
+    return examples * dimensions**2 / 2 * (8 / working_dtype(layers).itemsize) < by_examples
 
 
 def _cheapest(layers: Sequence[States], tile: int | None, memory: int) -> Products:
@@ -74,7 +75,9 @@ def _cheapest(layers: Sequence[States], tile: int | None, memory: int) -> Produc
         return device_products(layers, tile or device_tile(memory, layers))
     dtype = working_dtype(layers)
     if tile is None and cheaper_by_dimensions(layers):
-        return cross_products(layers, groups_for(memory, layers, dtype), dtype)
+        # In float64: what single precision rounds in ‖XᵀY‖² it does not in ‖XᵀX‖², and of layers that are alike CKA came out
+        # above 1. Kernels of examples are rounded once for all their products.
+        return cross_products(layers, groups_for(memory, layers, _DOUBLE), _DOUBLE)
     return tile_products(layers, tile or tile_for(memory, layers, dtype), dtype)
 
 

@@ -24,14 +24,14 @@ _CHUNK_NUMBERS = 2**18
 class Products:
     """⟨K_i, K_j⟩ of L symmetric kernel matrices [N, N], which need not be centred, and what it takes to centre them.
 
-    With every K an outer product of states that were centred but for rounding, what is left to centre is small and
-    takes no digits away.
+    With every K centred but for rounding, what is left to centre is small and takes no digits away. The diagonals are kept
+    apart, for beside large ones the products of what is off them would lose digits.
     """
 
-    inner: Array  # ⟨K_i, K_j⟩ [L, L]
-    row_sums: Array  # [L, N]
+    inner: Array  # ⟨K_i, K_j⟩ off the diagonal [L, L]
+    row_sums: Array  # [L, N], of whole rows
     diagonals: Array  # [L, N]
-    eps: float  # relative rounding of an entry of K
+    eps: float  # N times this share of a biased norm is what rounding may leave of a debiased one
 
     @cached_property
     def biased(self) -> Array:
@@ -39,7 +39,12 @@ class Products:
         sums_LN = self.row_sums
         n = sums_LN.shape[1]
         total_L = sums_LN.sum(axis=1)
-        F_LL: Array = self.inner - 2 / n * (sums_LN @ sums_LN.T) + np.outer(total_L, total_L) / n**2
+        F_LL: Array = (
+            self.inner
+            + self.diagonals @ self.diagonals.T
+            - 2 / n * (sums_LN @ sums_LN.T)
+            + np.outer(total_L, total_L) / n**2
+        )
         return F_LL
 
     @cached_property
@@ -51,7 +56,7 @@ class Products:
         off_LN = self.row_sums - self.diagonals
         n = off_LN.shape[1]
         total_L = off_LN.sum(axis=1)
-        U_LL: Array = self.inner - self.diagonals @ self.diagonals.T - 2 / (n - 2) * (off_LN @ off_LN.T)
+        U_LL: Array = self.inner - 2 / (n - 2) * (off_LN @ off_LN.T)
         U_LL += np.outer(total_L, total_L) / ((n - 1) * (n - 2))
         norm_L = U_LL.diagonal()
         rounding_L = n * self.eps * self.biased.diagonal()
@@ -79,11 +84,13 @@ class Accumulator:
         """Note what centring one layer's tile takes: to be called once for each tile, while it lies in a core's cache.
 
         Sums are taken in the tile's own dtype: of centred states they are so small that their rounding does not count.
+        The diagonal of K is zero afterwards.
         """
         height, width = K_AB.shape
         self._products.row_sums[layer, rows] += K_AB @ np.ones(width, K_AB.dtype)
         if rows == cols:
             self._products.diagonals[layer, rows] = K_AB.diagonal()
+            np.fill_diagonal(K_AB, 0)
         else:
             self._products.row_sums[layer, cols] += np.ones(height, K_AB.dtype) @ K_AB
 

@@ -53,13 +53,14 @@ def halfway_interval(estimate: float, values_R: ArrayLike, level: float = 0.95) 
 
     For rank correlations: noise in the curves draws them towards 0, on half the examples more than on all, so that the
     resamples' own percentiles lie too near 0; but the estimate strays farther than the resamples' mean does, so that an
-    interval around it misses more often. Halfway covers best (benchmarks/calibration.py). NaN and errors as in
-    `percentile_interval`.
+    interval around it misses more often. Halfway covers best (benchmarks/calibration.py). The ends are cut at −1 and 1, beyond
+    which there is no correlation. NaN and errors as in `percentile_interval`.
     """
     values_R = _vector(values_R)
     low, high = percentile_interval(values_R, level)
     shift = (estimate - float(values_R.mean())) / 2
-    return low + shift, high + shift
+    low, high = np.clip([low + shift, high + shift], -1, 1)
+    return float(low), float(high)
 
 
 def jackknife_interval(

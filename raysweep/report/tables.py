@@ -13,6 +13,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from raysweep.report.arms_in_part import with_arms_in_part
 from raysweep.store.artifacts import publish
 from raysweep.studies.interventions import relabelled
 
@@ -72,7 +73,10 @@ def keys_of(graph: Graph, table: str) -> list[tuple[str, Task]]:
 
 
 def collect_tables(folder: RunFolder, graph: Graph) -> dict[str, pd.DataFrame]:
-    """Every table of which something is committed; rows in the order of the graph, whatever the order of computation."""
+    """Every table of which something is committed; rows in the order of the graph, whatever the order of computation.
+
+    Of adaptation also the cells that are trained in part, where it is not committed.
+    """
     done = folder.committed()
     tables = {}
     for name in COLUMNS:
@@ -86,7 +90,10 @@ def collect_tables(folder: RunFolder, graph: Graph) -> dict[str, pd.DataFrame]:
             else:
                 joined = owners.merge(rows, on="part")
             tables[name] = joined[list(COLUMNS[name])]
-    return tables
+    arms = with_arms_in_part(tables.get("adaptation"), folder, graph, done)
+    if arms is not None:
+        tables["adaptation"] = arms[list(COLUMNS["adaptation"])]
+    return {name: tables[name] for name in COLUMNS if name in tables}
 
 
 def write_tables(folder: RunFolder, tables: dict[str, pd.DataFrame]) -> None:

@@ -6,7 +6,7 @@ the order of the data, the same for every arm, so that this cancels in the diffe
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 
 import numpy as np
 import pandas as pd
@@ -19,14 +19,17 @@ COLUMNS = ("arm", "versus", "measure", "seeds", "steps", "value", "ci_low", "ci_
 _NAMED = 4  # steps that a reason names
 
 
-def adaptation_table(training: pd.DataFrame, arms: Sequence[str], level: float = 0.95) -> pd.DataFrame:
+def adaptation_table(
+    training: pd.DataFrame, arms: Sequence[str], level: float = 0.95, lacking: Mapping[tuple[str, int], str] = {}
+) -> pd.DataFrame:
     """Every arm against another of `arms`, from the `training` rows of one model and data set, as the `adaptation` table.
 
     `training` has arm, seed, step, split and loss; the test losses are used, those of seeds that both arms have. Two rows a pair of
     arms, both arm − versus in nats, so that negative says that `arm` has the lower loss: `area`, the mean difference over the
     steps (numerics/curves.py), and `final`, the difference at the last step. `seeds` and `steps` are how many seeds and what
     last step they come from; the interval is over seeds. Without test losses at the same steps in all of a pair's curves
-    nothing is compared: the value is NaN, and `reason` says why; it also names seeds that only one of the arms has. Raises ValueError where a curve has two losses at a step.
+    nothing is compared: the value is NaN, and `reason` says why; it also names seeds that only one of the arms has, and what `lacking`
+    says of a pair's arms and seeds: why they have no curve. Raises ValueError where a curve has two losses at a step.
     """
     test = training[training["split"] == "test"]
     twice = test[test.duplicated(["arm", "seed", "step"])]
@@ -34,7 +37,10 @@ def adaptation_table(training: pd.DataFrame, arms: Sequence[str], level: float =
         arm, seed, step = twice[["arm", "seed", "step"]].iloc[0]
         raise ValueError(f"arm {arm} with seed {seed} has two test losses at step {step}")
     rows = [
-        row for arm, versus in PAIRS if {arm, versus} <= set(arms) for row in _compared(test, arm, versus, level=level)
+        row
+        for arm, versus in PAIRS
+        if {arm, versus} <= set(arms)
+        for row in _compared(test, arm, versus, level, _why({arm, versus}, lacking))
     ]
     table = pd.DataFrame(rows, columns=list(COLUMNS))
     return table.astype({"seeds": "int64", "steps": "int64", "reason": "string"})
@@ -46,8 +52,8 @@ def loss_curves(training: pd.DataFrame, arm: str) -> pd.DataFrame:
     return rows.pivot(index="seed", columns="step", values="loss").astype(float).sort_index().sort_index(axis="columns")
 
 
-def _compared(test: pd.DataFrame, arm: str, versus: str, level: float) -> list[tuple[object, ...]]:
-    """The rows of one pair."""
+def _compared(test: pd.DataFrame, arm: str, versus: str, level: float, why: str) -> list[tuple[object, ...]]:
+    """The rows of one pair; `why` ends their reasons."""
     a, b = _measured(test, arm), _measured(test, versus)
     seeds = sorted(a.keys() & b.keys())
     steps: list[int] = []
@@ -66,7 +72,17 @@ def _compared(test: pd.DataFrame, arm: str, versus: str, level: float) -> list[t
         found = {"area": area, "final": final}
     last, alone = steps[-1] if steps else 0, _alone(arm, versus, a.keys() ^ b.keys()) if seeds else ""
     return [
-        (arm, versus, measure, len(seeds), last, value, low, high, "; ".join(filter(None, (reason, alone))) or None)
+        (
+            arm,
+            versus,
+            measure,
+            len(seeds),
+            last,
+            value,
+            low,
+            high,
+            "; ".join(filter(None, (reason, alone, why))) or None,
+        )
         for measure in MEASURES
         for value, low, high, reason in [found[measure]]
     ]
@@ -76,6 +92,15 @@ def _alone(arm: str, versus: str, seeds: Set[int]) -> str:
     """Which seeds could not be paired, in words: a training that failed may well be one that diverged."""
     named = ", ".join(map(str, sorted(seeds)))
     return f"left out, for only one of {arm} and {versus} has test losses: seed {named}" if seeds else ""
+
+
+def _why(arms: Set[str], lacking: Mapping[tuple[str, int], str]) -> str:
+    """Why these arms lack curves, in words; seeds that lack them for the same cause together."""
+    seeds: dict[tuple[str, str], list[int]] = {}
+    for (arm, seed), why in lacking.items():
+        if arm in arms:
+            seeds.setdefault((arm, why), []).append(seed)
+    return "; ".join(f"{arm} with seed {', '.join(map(str, of))}: {why}" for (arm, why), of in seeds.items())
 
 
 def _measured(test: pd.DataFrame, arm: str) -> dict[int, pd.Series[float]]:

@@ -161,7 +161,7 @@ def _pool(states: torch.Tensor, lengths: torch.Tensor, pooling: Pooling) -> torc
     if pooling == "last":
         return states[torch.arange(len(states), device=states.device), lengths - 1]
     real = torch.arange(states.shape[1], device=states.device)[None] < lengths[:, None]
-    return (states.float() * real[..., None]).sum(1) / lengths[:, None]
+    return states.float().masked_fill(~real[..., None], 0).sum(1) / lengths[:, None]
 
 
 def capture(

@@ -16,6 +16,7 @@ from raysweep.engine.accuracy import compare
 from raysweep.engine.driver import Done, drive
 from raysweep.engine.events import read_events
 from raysweep.engine.folder import RunFolder
+from raysweep.errors import RunError
 from raysweep.studies.training import drawn_beside
 
 TRAINER = {"max_steps": 3, "per_device_train_batch_size": 2, "learning_rate": 1e-3, "report_to": "none"}
@@ -260,6 +261,64 @@ def test_one_seed_more_trains_only_that(adapted, training_config, tmp_path, even
         "adapt m/first critical seed 2",
         "adaptation m/first",
     ]
+
+
+@pytest.fixture
+def failing(monkeypatch):
+    """failing(wrong) lets trainings fail whose recipe is `wrong`, until it is called again."""
+    from raysweep.studies import finetune
+
+    train, chosen = finetune.finetune, []
+
+    def may_fail(*arguments, **more):
+        if chosen[-1](arguments[4]):
+            raise RunError("the test loss is nan at step 1")
+        return train(*arguments, **more)
+
+    monkeypatch.setattr(finetune, "finetune", may_fail)
+    return chosen.append
+
+
+def test_arms_that_are_trained_are_compared_where_another_failed(
+    training_config, tmp_path, tables_of, same_tables, adapted, failing
+):
+    failing(lambda recipe: recipe.trained.mode == "all" and recipe.seed == 1)
+    done = drive(training_config(tmp_path / "run", ADAPTATION))
+    assert done.failed == {
+        "adapt m/first all seed 1": "the test loss is nan at step 1",
+        "adaptation m/first": "compared in part only, for 'adapt m/first all seed 1' failed",
+    }
+    whole, part = tables_of(adapted)["adaptation"], tables_of(done)["adaptation"]
+    same_tables({"adaptation": part[:2]}, {"adaptation": whole[:2]})
+    assert part["seeds"].tolist() == [2, 2, 1, 1, 1, 1]
+    assert part["value"].notna().all()
+    assert part["reason"].tolist()[2] == (
+        "one seed: no interval; left out, for only one of critical and all has test losses: seed 1; "
+        "all with seed 1: training failed (the test loss is nan at step 1)"
+    )
+    failing(lambda recipe: False)
+    again = drive(training_config(tmp_path / "run", ADAPTATION))
+    assert (again.n_calls, again.failed) == (2, {}), "the training and the comparison"
+    same_tables(tables_of(again), tables_of(adapted))
+
+
+def test_an_arm_that_failed_has_its_reason_on_the_page(training_config, tmp_path, failing):
+    failing(lambda recipe: recipe.trained.mode == "all")
+    run = api.run(training_config(tmp_path / "run", ADAPTATION))
+    assert run.adaptation["value"].notna().tolist() == [True, True, False, False, False, False]
+    told = (
+        "Training critical layers cannot be compared with training all layers: no seed has test losses of both critical and all; "
+        "all with seed 0, 1: training failed (the test loss is nan at step 1)."
+    )
+    assert told in run.report.read_text(encoding="utf-8")
+    assert told in api.open_run(tmp_path / "run").report.read_text(encoding="utf-8")
+
+
+def test_with_no_arm_trained_there_is_nothing_to_compare(training_config, tmp_path, tables_of, failing):
+    failing(lambda recipe: True)
+    done = drive(training_config(tmp_path / "run", ADAPTATION))
+    assert done.failed["adaptation m/first"].startswith("not made, for 'adapt m/first critical seed 0' failed")
+    assert "adaptation" not in tables_of(done)
 
 
 # --- what fails, fails alone ----------------------------------------------------------------------------------------

@@ -1,5 +1,7 @@
 """The RBF kernel's bandwidth: the median's rules and the factor, against the plain kernel."""
 
+from decimal import Decimal, localcontext
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -59,3 +61,41 @@ def test_unknown_rules_and_bandwidths_are_refused():
             cka_matrix(drifting_states(0), "rbf", bandwidth=bandwidth)
     with pytest.raises(ValueError, match="unknown kernel 'poly'; known: linear, rbf"):
         cka_matrix(drifting_states(0), "poly")
+
+
+def exact_debiased(layers):
+    """Debiased RBF CKA of two layers of whole numbers, with the paper's median, in 50 decimal digits."""
+    with localcontext(prec=50):
+        centred = []
+        for X_ND in layers:
+            rows, places = [[Decimal(int(x)) for x in row] for row in X_ND], range(len(X_ND))
+            D = [[sum((a - b) ** 2 for a, b in zip(x, y, strict=True)) for y in rows] for x in rows]
+            positive = sorted(d for row in D for d in row if d)
+            scale, n = 2 * positive[(len(positive) - 1) // 2], len(rows)
+            K = [[(-D[a][b] / scale).exp() if a != b else Decimal(0) for b in places] for a in places]
+            sums = [sum(row) for row in K]
+            both = sum(sums) / ((n - 1) * (n - 2))
+            U = [K[a][b] - (sums[a] + sums[b]) / (n - 2) + both for a in places for b in places if a != b]
+            centred.append(U)
+        x, y = centred
+        xy, xx, yy = (sum(a * b for a, b in zip(*pair, strict=True)) for pair in ((x, y), (x, x), (y, y)))
+        return float(xy / (xx * yy).sqrt())
+
+
+@pytest.mark.parametrize("examples", [4, 5, 9])
+@pytest.mark.parametrize("apart", [1000, 10**5, 10**7])
+def test_examples_that_are_nearly_as_far_from_one_another_keep_their_digits(examples, apart):
+    """Corners of a simplex, moved by one part in `apart`: U-centring leaves so little of their kernels."""
+    rng = np.random.default_rng(examples)
+    layers = [apart * np.eye(examples, dtype=int) + rng.integers(-9, 10, (examples, examples)) for _ in range(2)]
+    found = cka_matrix([layer.astype(float) for layer in layers], "rbf", debiased=True)
+    assert found[0, 1] == pytest.approx(exact_debiased(layers), abs=1e-14 * apart)
+    np.testing.assert_allclose(found.diagonal(), 1, rtol=1e-12)
+
+
+@pytest.mark.parametrize("examples", [4, 7])
+def test_examples_as_far_from_one_another_have_no_debiased_value(examples):
+    turn = np.linalg.qr(np.random.default_rng(0).standard_normal((examples, examples)))[0]
+    biased, debiased = cka_matrix([np.eye(examples) @ turn, 3 * np.eye(examples)], "rbf", debiased="both")
+    np.testing.assert_allclose(biased, 1, rtol=1e-12)
+    assert np.isnan(debiased).all()

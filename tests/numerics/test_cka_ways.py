@@ -40,6 +40,18 @@ def test_many_rows_are_read_block_by_block():
     np.testing.assert_allclose(cka_matrix(layers, tile=600, debiased="both"), oracle(layers), rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("factor", [1.7, 3.0])
+@pytest.mark.parametrize("examples", [300, 2000])
+def test_a_layer_that_multiplies_the_one_before_is_no_more_than_alike(examples, factor):
+    """Products of dimensions are rounded each by itself, and do not keep below one what kernels of examples do."""
+    X_ND = np.random.default_rng(0).standard_normal((examples, 16)).astype(np.float32) + 3
+    layers = np.stack([X_ND, np.float32(factor) * X_ND, X_ND[::-1]])
+    assert cheaper_by_dimensions(layers)
+    S_LL = cka_matrix(layers)
+    assert S_LL.max() <= 1 + 1e-12
+    np.testing.assert_allclose(S_LL, oracle(layers)[0], rtol=0, atol=1e-12)
+
+
 def test_the_cheaper_way_is_the_one_with_fewer_multiplications():
     wide, narrow = np.zeros((2, 100, 400)), np.zeros((2, 100, 10))
     assert not cheaper_by_dimensions(wide)

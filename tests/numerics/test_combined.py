@@ -6,6 +6,7 @@ from scipy import stats
 from test_nulls import ar1
 
 from raysweep.numerics.combined import combined_p, mean_correlation
+from raysweep.numerics.correlation import spearman
 from raysweep.numerics.nulls import autocorrelated_p
 
 
@@ -23,6 +24,7 @@ def test_one_group_has_its_interval_over_cells_and_one_cell_none():
     assert mean_correlation([-0.5, -0.7], "aa")[:2] == pytest.approx((np.tanh(z_U.mean()), np.tanh(low)))
     assert mean_correlation([0.3], ["a"]) == pytest.approx((0.3, np.nan, np.nan, 1, 1), nan_ok=True)
     assert np.isnan(mean_correlation([0.3, 1.0], "ab")[:3]).all()
+    assert np.isnan(mean_correlation([0.3, spearman(range(9), range(9))], "ab")[:3]).all()
     assert mean_correlation([np.nan], ["a"]).cells == 0
     with pytest.raises(ValueError, match=r"got shape \(2,\) and 1 groups"):
         mean_correlation([0.1, 0.2], ["a"])

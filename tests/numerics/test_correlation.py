@@ -117,3 +117,12 @@ def test_delta_at_whole_and_half_centres():
 def test_delta_at_refuses_other_centres(centre):
     with pytest.raises(ValueError, match=f"centre {centre} is no multiple of 0.5 from 0 to 2"):
         delta_at([1.0, 2.0, 4.0], [1, centre])
+
+
+@pytest.mark.parametrize("n", range(3, 40))
+def test_the_same_order_is_exactly_one(n):
+    """So that it is told from a correlation that has a finite z."""
+    order_N = np.random.default_rng(n).permutation(n)
+    for x_N in (order_N, order_N // 2):
+        assert spearman(x_N, 3.0 * x_N) == 1
+        assert spearman(x_N, -3.0 * x_N) == -1

@@ -91,6 +91,18 @@ def test_cka_with_the_next_layer_with_and_without_outlier_dimensions(n, d):
     assert [np.flatnonzero(mask_D).tolist() for mask_D in masks] == [[3, 9]] * 4
 
 
+def test_what_rounding_leaves_of_a_constant_layer_is_no_outlier_anywhere():
+    X_LND = np.random.default_rng(4).standard_normal((2, 20, 6)).astype(np.float32)
+    X_LND[0] = [1, 1, 1, 1, 1, 1000]
+    X_LND[0, ::2] = np.nextafter(
+        X_LND[0, ::2], np.float32(2000)
+    )  # a unit in the last place, the largest in the last dimension
+    grams = read_layers(X_LND)
+    assert [gram.constant for gram in grams] == [True, False]
+    assert not np.any(outliers_anywhere(grams))
+    assert health(X_LND)["outlier_dimensions"].tolist() == [0, 0]
+
+
 def test_layers_of_unlike_width_lose_their_own_outliers():
     rng = np.random.default_rng(3)
     layers = [rng.standard_normal((20, 6)), rng.standard_normal((20, 9))]

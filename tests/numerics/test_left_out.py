@@ -114,6 +114,11 @@ def test_intervals_cover_where_dimensions_outnumber_examples():
 
 
 def test_halfway_between_the_percentiles_and_the_estimate():
-    assert halfway_interval(7.0, np.arange(101.0), 0.9) == pytest.approx((5 - 21.5, 95 - 21.5))
+    assert halfway_interval(0.07, np.arange(101) / 200, 0.9) == pytest.approx((0.025 - 0.09, 0.475 - 0.09))
     assert np.isnan(halfway_interval(1.5, [1.0, np.nan, 2.0])).all()
     assert np.isnan(halfway_interval(np.nan, [1.0, 1.5, 2.0])).all()
+
+
+def test_no_end_of_an_interval_of_a_correlation_is_beyond_one():
+    assert halfway_interval(-1.0, np.linspace(-1, -0.6, 101), 0.9) == pytest.approx((-1, -0.62 - 0.1))
+    assert halfway_interval(1.0, np.linspace(0.6, 1, 101), 0.9) == pytest.approx((0.62 + 0.1, 1))

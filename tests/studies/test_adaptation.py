@@ -105,6 +105,18 @@ def test_an_arm_without_losses_and_one_measurement():
     assert once["value"].tolist()[1] == -1.0
 
 
+def test_why_curves_are_missing_is_told_where_they_are_missed():
+    rows = [curve("critical", seed, [3.0, 1.0]) for seed in (0, 1)] + [curve("all", 0, [3.0, 2.0])]
+    lacking = {("all", 1): "it diverged", ("non_critical", 0): "not trained", ("non_critical", 1): "not trained"}
+    table = adaptation_table(training(*rows), ARMS, lacking=lacking)
+    assert table["value"].notna().tolist() == [False, False, True, True, False, False]
+    assert reasons(table)[::2] == [
+        "no seed has test losses of both critical and non_critical; non_critical with seed 0, 1: not trained",
+        "one seed: no interval; left out, for only one of critical and all has test losses: seed 1; all with seed 1: it diverged",
+        "no seed has test losses of both non_critical and all; all with seed 1: it diverged; non_critical with seed 0, 1: not trained",
+    ]
+
+
 def test_two_losses_at_a_step_are_refused():
     rows = training(curve("critical", 0, [3.0, 1.0], steps=[10, 10]), curve("all", 0, [3.0, 1.0]))
     with pytest.raises(ValueError, match="arm critical with seed 0 has two test losses at step 10"):

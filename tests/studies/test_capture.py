@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from raysweep.data.examples import Example
 from raysweep.errors import InputError
 from raysweep.models.adapter import Adapter
-from raysweep.studies.capture import capture, capture_states
+from raysweep.studies.capture import _pool, capture, capture_states
 
 KINDS = ("llama", "gpt2", "qwen3", "falcon")
 Build = Callable[..., PreTrainedModel]
@@ -98,6 +98,12 @@ def test_padding_does_not_change_a_state(kind: str, pooling: str, tiny: Build, r
     for budget in (64, 65_536):
         padded = capture(adapter, examples, pooling, batch_tokens=budget)
         torch.testing.assert_close(padded, alone, rtol=1e-5, atol=1e-5)
+
+
+def test_what_overflows_at_a_padded_place_is_not_in_the_mean() -> None:
+    states = torch.tensor([[[1.0, 2], [3, 4], [torch.inf, torch.nan]], [[5, 6], [7, 8], [9, 10]]]).half()
+    pooled = _pool(states, torch.tensor([2, 3]), "mean")
+    torch.testing.assert_close(pooled, torch.tensor([[2.0, 3], [7, 8]]))
 
 
 def test_the_response_is_not_seen(tiny: Build, random_examples: Draw) -> None:

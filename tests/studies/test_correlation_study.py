@@ -122,7 +122,7 @@ def plain_interval(
     low, high = np.quantile(rho, [0.025, 0.975])
     delta = at(plain_delta(states[:, examples]), centres_of(width))
     shift = (stats.spearmanr(delta, of_width[:, examples].mean(1)).statistic - np.mean(rho)) / 2
-    return float(low + shift), float(high + shift)
+    return max(-1.0, float(low + shift)), min(1.0, float(high + shift))
 
 
 @pytest.mark.parametrize("width", [1, 4])

@@ -73,6 +73,15 @@ def test_intervals_are_the_jackknifes_and_ranks_those_of_half_samples(metric: st
     np.testing.assert_allclose(dynamics["chosen"], (ranks == 1).mean(axis=0))
 
 
+def test_narrow_layers_that_are_alike_have_their_intervals() -> None:
+    """Enough examples that products are of dimensions; the second layer is the first one, multiplied."""
+    states = walk(layers=3, examples=300).float()
+    states[1] = 1.7 * states[0]
+    similarity = tables(states, ("cka_linear", "cka_linear_debiased"))["similarity"]
+    alike = similarity[(similarity["layer_i"] == 0) & (similarity["layer_j"] == 1)]
+    np.testing.assert_allclose(alike[["value", "ci_low", "ci_high"]], 1, rtol=0, atol=1e-9)
+
+
 def test_seven_examples_are_too_few_for_intervals() -> None:
     made = tables(walk(examples=7))
     assert made["dynamics"]["delta"].notna().all()
