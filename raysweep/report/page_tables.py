@@ -48,8 +48,9 @@ def summary_table(cells: Sequence[Cell]) -> Table:
                 answer_of(cell).label or "—",
             )
         )
+    one_model = all(cell.title == cell.dataset for cell in cells)
     columns = (
-        "",
+        "data set" if one_model else "model · data set",
         "costliest layers",
         "cost (nats)",
         "told apart from the next",
