@@ -97,7 +97,7 @@ class ModelFacts:
 
 @dataclass(frozen=True)
 class Facts:
-    """What inspection found, and what a plan assumes of what is not here, in words."""
+    """What inspection found, what a plan assumes of what is not here, and what may mislead, in words."""
 
     models: Mapping[str, ModelFacts]
     cells: Mapping[tuple[str, str], Cell]
@@ -105,6 +105,7 @@ class Facts:
     libraries: Mapping[str, str]
     trainings: Trainings = field(default_factory=Trainings)
     assumed: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 def asked_changes(asked: SubstitutionConfig, n_layers: int, where: str = "") -> list[Change]:
@@ -239,7 +240,8 @@ def inspect(config: Config, find_device: Callable[[str], str] = resolve_device, 
             cells[model.name, dataset.name] = replace(cell, on_paper=on_paper)
     bases = {name: found.base for name, found in models.items()}
     trainings = find_trainings(config, bases, predicting, device, reader)
-    return Facts(models, cells, device, libraries(), trainings, _assumed(config, models, cells))
+    assumed = _assumed(config, models, cells)
+    return Facts(models, cells, device, libraries(), trainings, assumed, tuple(reader.warnings))
 
 
 def _assumed(
