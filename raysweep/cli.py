@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from raysweep.cli_options import FORMATS, AsJson, Folder, Fresh, Options, Overrides, Version
 from raysweep.errors import RaysweepError, RunError
 from raysweep.redaction import redacted
 
@@ -31,40 +32,9 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        help="Override a key: --set execution.chunk=16; may be given several times, lists count from 0 (datasets.0.limit=9).",
-    ),
-]
-Fresh = Annotated[bool, typer.Option("--fresh", help="Forget what is committed and compute everything again.")]
-Folder = Annotated[str, typer.Argument(help="A run folder, or its URL.")]
-Options = Annotated[
-    list[str] | None,
-    typer.Option("--option", help="Of a URL's store, as in storage_options: --option endpoint_url=http://…"),
-]
-_FORMATS = (
-    "dolly, alpaca, gsm8k, boolq, openbookqa, messages, or columns (with --prompt and --response); found from the first record by "
-    "default."
-)
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-
-
-def _print_version(asked: bool) -> None:
-    if asked:
-        from importlib.metadata import version
-
-        typer.echo(f"raysweep {version('raysweep')}")
-        raise typer.Exit
-
 
 @app.callback()
-def program(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
-    ] = False,
-) -> None:
+def program(version: Version = False) -> None:
     """Find a language model's critical layers, and prove it."""
 
 
@@ -83,7 +53,7 @@ def sweep(
     base: Annotated[str, typer.Argument(help="Base checkpoint: folder, hub id or lab:// name.")],
     tuned: Annotated[str, typer.Argument(help="The checkpoint fine-tuned from it, or a PEFT adapter.")],
     data: Annotated[str, typer.Argument(help="Test records: file, folder, hub id or lab:// name.")],
-    format: Annotated[str | None, typer.Option(help=_FORMATS)] = None,
+    format: Annotated[str | None, typer.Option(help=FORMATS)] = None,
     wording: Annotated[str, typer.Option(help="Prompt wording: chat, plain, llama2, llama3 or phi3.")] = "chat",
     width: Annotated[
         list[int] | None, typer.Option(help="Window width, 5 by default; may be given several times.")
@@ -295,7 +265,7 @@ def critical(
     pooling: Annotated[str, typer.Option(help="Which state stands for an example: last, first or mean.")] = "last",
     neighbourhood: Annotated[int, typer.Option(help="Layers that δ is the mean over; odd.")] = 3,
     diagonal: Annotated[bool, typer.Option(help="Count a layer's similarity to itself in its δ.")] = True,
-    format: Annotated[str | None, typer.Option(help=_FORMATS)] = None,
+    format: Annotated[str | None, typer.Option(help=FORMATS)] = None,
     wording: Annotated[str, typer.Option(help="Prompt wording: chat, plain, llama2, llama3 or phi3.")] = "chat",
     limit: Annotated[int | None, typer.Option(help="Use the first so many records of each.")] = None,
     split: Annotated[str | None, typer.Option(help="Split of a hub data set.")] = None,

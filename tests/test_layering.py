@@ -24,6 +24,7 @@ COMMANDS = {
     "raysweep.__main__",
     "raysweep.api",
     "raysweep.cli",
+    "raysweep.cli_options",
     "raysweep.planned",
     "raysweep.progress",
     "raysweep.recipes",

@@ -61,6 +61,7 @@ class Cell:
     n_excluded: int
     drawn: tuple[tuple[Example, ...], ...] = ()
     on_paper: bool = False
+    n_blank: int = 0
 
     @property
     def swept(self) -> tuple[tuple[Example, ...], ...]:
@@ -305,7 +306,9 @@ def _cell(model: str, dataset: str, loaded: Loaded, size: int, stop: StopConfig 
     runs = tuple(tuple(chunks[i]) for i in sorted(chunks))
     drawn: list[Example] = in_random_order(loaded.examples, stop.seed) if stop else []
     in_turn = tuple(tuple(drawn[i : i + size]) for i in range(0, len(drawn), size))
-    return Cell(model, dataset, runs, loaded.n_cut, loaded.n_unusable, loaded.n_excluded, in_turn)
+    return Cell(
+        model, dataset, runs, loaded.n_cut, loaded.n_unusable, loaded.n_excluded, in_turn, n_blank=loaded.n_blank
+    )
 
 
 @lru_cache(maxsize=1024)  # models on paper share their examples, and a plan asks more than once

@@ -65,6 +65,7 @@ def dataset_records(config: Config, facts: Facts) -> list[dict[str, str]]:
                 "left_out": str(cell.n_unusable),
                 "cut": str(cell.n_cut),
                 "excluded": str(cell.n_excluded),
+                "blank_responses": str(cell.n_blank),
             }
         )
     return datasets

@@ -17,4 +17,8 @@ def records_warnings(datasets: Sequence[Mapping[str, str]], others: Sequence[str
             )
         if row["cut"] != "0":
             lines.append(f"{where}: {row['cut']} of {n} examples cut to max_tokens or the model's context")
+        if (blank := row.get("blank_responses", "0")) != "0":  # earlier runs have not counted them
+            lines.append(
+                f"{where}: {blank} of {n} examples have a blank response: only tokens of the wording carry their loss"
+            )
     return lines

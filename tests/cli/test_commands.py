@@ -209,3 +209,9 @@ def test_records_that_are_cut_or_left_out_are_told_where_they_are_counted(world,
     assert planned[:2] == [f"warning      {line}" for line in told]
     lines = raysweep("run", config, *cut).err.splitlines()
     assert [line.removeprefix("warning: ") for line in lines if line.startswith("warning: ")] == told
+
+
+def test_the_version(raysweep):
+    told = raysweep("--version")
+    assert (told.code, told.err) == (0, "")
+    assert re.fullmatch(r"raysweep \d+\.\d+\.\d+\n", told.out)

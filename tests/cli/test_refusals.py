@@ -186,7 +186,7 @@ def test_sweep_refuses_too(world, tmp_path, raysweep, monkeypatch):
     refused = raysweep("sweep", world / "base", world / "tuned", "odd.jsonl")
     assert refused.code == 2
     assert refused.err.startswith(
-        "error: the first record, with the fields text, fits no known format; name the format:"
+        "error: odd.jsonl: the first record, with the fields text, fits no known format; name the format:"
     )
     assert content(tmp_path) == ["odd.jsonl"]
 
