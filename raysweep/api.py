@@ -35,6 +35,7 @@ class Run:
 
     Of a run in an object store, `folder` and `report` are paths of universal-pathlib, which have pathlib's words.
     `accuracy` tells how far the estimate of its latest start was off; None where that had nothing to sweep or capture.
+    `warnings` tell of records that were left out, cut, or worded in another way than a checkpoint was tuned on.
     """
 
     folder: Location
@@ -42,6 +43,7 @@ class Run:
     report: Location
     failed: Mapping[str, str] = field(default_factory=dict)
     accuracy: Accuracy | None = None
+    warnings: Sequence[str] = ()
 
     def __getattr__(self, name: str) -> pd.DataFrame:
         if name.startswith("__"):  # copy and pickle look for their methods before there are tables
@@ -104,6 +106,7 @@ def _reported(folder: RunFolder, failed: Mapping[str, str]) -> Run:
     from raysweep.engine.accuracy import compare
     from raysweep.engine.events import read_events
     from raysweep.report.provenance import provenance
+    from raysweep.report.records_words import records_warnings
     from raysweep.report.stored import write_stored_report
     from raysweep.report.tables import collect_tables, write_tables
 
@@ -113,7 +116,9 @@ def _reported(folder: RunFolder, failed: Mapping[str, str]) -> Run:
     if about.get("along"):
         tables["along"] = pd.DataFrame(about["along"])
     page = write_stored_report(tables, provenance(folder, graph, about, tables), folder.report)
-    return Run(folder.root, tables, page, failed, compare(about.get("estimate"), read_events(folder.events)))
+    accuracy = compare(about.get("estimate"), read_events(folder.events))
+    warnings = records_warnings(about["datasets"], about.get("warnings", ()))
+    return Run(folder.root, tables, page, failed, accuracy, warnings)
 
 
 def export_run(

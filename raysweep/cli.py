@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from raysweep.cli_options import FORMATS, AsJson, Folder, Fresh, Options, Overrides, Version
 from raysweep.errors import RaysweepError, RunError
 from raysweep.redaction import redacted
 
@@ -31,14 +32,10 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-Overrides = Annotated[list[str] | None, typer.Option("--set", help="Override a key: --set execution.chunk=16")]
-Fresh = Annotated[bool, typer.Option("--fresh", help="Forget what is committed and compute everything again.")]
-Folder = Annotated[str, typer.Argument(help="A run folder, or its URL.")]
-Options = Annotated[
-    list[str] | None,
-    typer.Option("--option", help="Of a URL's store, as in storage_options: --option endpoint_url=http://…"),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+@app.callback()
+def program(version: Version = False) -> None:
+    """Find a language model's critical layers, and prove it."""
 
 
 @app.command()
@@ -56,14 +53,18 @@ def sweep(
     base: Annotated[str, typer.Argument(help="Base checkpoint: folder, hub id or lab:// name.")],
     tuned: Annotated[str, typer.Argument(help="The checkpoint fine-tuned from it, or a PEFT adapter.")],
     data: Annotated[str, typer.Argument(help="Test records: file, folder, hub id or lab:// name.")],
-    format: Annotated[str | None, typer.Option(help="Record format; found from the first record by default.")] = None,
+    format: Annotated[str | None, typer.Option(help=FORMATS)] = None,
     wording: Annotated[str, typer.Option(help="Prompt wording: chat, plain, llama2, llama3 or phi3.")] = "chat",
-    width: Annotated[list[int] | None, typer.Option(help="Window width; may be given several times.")] = None,
+    width: Annotated[
+        list[int] | None, typer.Option(help="Window width, 5 by default; may be given several times.")
+    ] = None,
     limit: Annotated[int | None, typer.Option(help="Use the first so many records.")] = None,
     split: Annotated[str | None, typer.Option(help="Split of a hub data set.")] = None,
     prompt: Annotated[str | None, typer.Option(help="Prompt column or template (format columns).")] = None,
     response: Annotated[str | None, typer.Option(help="Response column or template (format columns).")] = None,
-    out: Annotated[str | None, typer.Option(help="The run folder, or its URL.")] = None,
+    out: Annotated[
+        str | None, typer.Option(help="The run folder, or its URL; runs/BASE-TUNED-DATA by default.")
+    ] = None,
     overrides: Overrides = None,
     fresh: Fresh = False,
 ) -> None:
@@ -92,11 +93,14 @@ def init(path: Annotated[Path, typer.Argument(help="Where to write it.")] = Path
     from raysweep.errors import InputError
     from raysweep.recipes import TEMPLATE
 
-    if path.exists():
-        raise InputError(f"'{path}' exists already; give another name or delete it")
-    if not path.parent.is_dir():
-        raise InputError(f"folder '{path.parent}' does not exist; make it first")
-    path.write_text(TEMPLATE, encoding="utf-8")
+    try:
+        if path.exists():
+            raise InputError(f"'{path}' exists already; give another name or delete it")
+        if not path.parent.is_dir():
+            raise InputError(f"folder '{path.parent}' does not exist; make it first")
+        path.write_text(TEMPLATE, encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"'{path}' cannot be written: {error.strerror or error}; give another place") from error
     typer.echo(f"wrote {path}; now: raysweep plan {path}")
 
 
@@ -109,7 +113,7 @@ def plan(
     rates: Annotated[
         str | None,
         typer.Option(
-            help="Rates of a run (its folder), or layer=SECONDS,read=BYTES: a layer on a token, bytes a second."
+            help="Rates of a run (its folder); or layer=SECONDS,read=BYTES (a layer on a token, bytes a second), or flops=OPERATIONS,read=BYTES (a device's, a second)."
         ),
     ] = None,
     as_json: AsJson = False,
@@ -261,7 +265,7 @@ def critical(
     pooling: Annotated[str, typer.Option(help="Which state stands for an example: last, first or mean.")] = "last",
     neighbourhood: Annotated[int, typer.Option(help="Layers that δ is the mean over; odd.")] = 3,
     diagonal: Annotated[bool, typer.Option(help="Count a layer's similarity to itself in its δ.")] = True,
-    format: Annotated[str | None, typer.Option(help="Record format; found from the first record by default.")] = None,
+    format: Annotated[str | None, typer.Option(help=FORMATS)] = None,
     wording: Annotated[str, typer.Option(help="Prompt wording: chat, plain, llama2, llama3 or phi3.")] = "chat",
     limit: Annotated[int | None, typer.Option(help="Use the first so many records of each.")] = None,
     split: Annotated[str | None, typer.Option(help="Split of a hub data set.")] = None,
@@ -366,6 +370,8 @@ def _conclude(done: Run) -> None:
     """Print the answer and where the report is; exit 1 where a task failed."""
     for line in done.summary():
         typer.echo(line)
+    for text in done.warnings:
+        typer.echo(f"warning: {text}", err=True)
     for task, error in done.failed.items():
         typer.echo(f"failed: {task}: {redacted(error.splitlines()[0])}", err=True)
     if done.accuracy is not None:

@@ -33,6 +33,7 @@ from raysweep.config_spectrum import SpectrumConfig
 from raysweep.config_stop import StopConfig
 from raysweep.config_storage import checked_options, checked_storage, scheme_of
 from raysweep.config_training import AdaptationConfig, FinetuneConfig, Training, TrainSource
+from raysweep.config_yaml import NO_YAML, read_yaml
 from raysweep.errors import InputError, nearest, shown
 
 Metric = Literal[
@@ -363,10 +364,6 @@ class Config(_Section):
         return yaml.safe_dump(self.model_dump(exclude_none=True), sort_keys=False, allow_unicode=True)
 
 
-# A date of month 13, a number of 5000 digits, a text in another encoding and too deep a nesting have errors of their own.
-_NO_YAML = (yaml.YAMLError, ValueError, OverflowError, RecursionError)
-
-
 def check_published(where: str, published: Mapping[str, Mapping[str, Any]], config: Config) -> None:
     """Raise ValueError where figures found elsewhere are of a model or a data set that the config does not have."""
     models, datasets = {model.name for model in config.models}, {dataset.name for dataset in config.datasets}
@@ -382,13 +379,17 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     Raises InputError naming the file, the key, and the nearest known key for a misspelt one.
     """
     path = Path(path).expanduser()
+    if path.is_dir():
+        kept = path / "config.yaml"
+        file = f"'{kept}', the run's own" if kept.is_file() else "a file"
+        raise InputError(f"config '{path}' is a folder; give {file}")
     if not path.is_file():
         raise InputError(f"config '{path}' does not exist; `raysweep init` writes one to start from")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = read_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"config '{path}' cannot be read: {error.strerror or error}") from error
-    except _NO_YAML as error:
+    except NO_YAML as error:
         raise InputError(f"config '{path}' is not YAML: {' '.join(str(error).split())}") from error
     return parse_config(_beside(path, values), where=str(path), overrides=overrides)
 
@@ -447,8 +448,8 @@ def parse_options(texts: Sequence[str]) -> dict[str, Any]:
         if not equals or not key:
             raise InputError("--option: write it as key=value, for example endpoint_url=http://localhost:9000")
         try:
-            options = _with(options, key.split("."), yaml.safe_load(value), text)
-        except _NO_YAML:
+            options = _with(options, key.split("."), read_yaml(value), text)
+        except NO_YAML:
             raise InputError(f"--option {key}: the value is not YAML") from None
     return options
 
@@ -458,8 +459,8 @@ def _overridden(values: Any, override: str) -> Any:
     if not equals or not key:
         raise InputError(f"--set {override}: write it as key=value, for example execution.chunk=16")
     try:
-        value = yaml.safe_load(text)
-    except _NO_YAML as error:
+        value = read_yaml(text)
+    except NO_YAML as error:
         raise InputError(f"--set {override}: the value is not YAML: {' '.join(str(error).split())}") from error
     return _with(values, key.split("."), value, override)
 

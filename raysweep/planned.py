@@ -27,7 +27,7 @@ class Planned:
     `identical`: for a model and data set whose checkpoints have weights in common, the number of layers that are the same
     in both, and of the windows and other changes that cost nothing because they are one with another. `at_most`: sweeps may
     stop before they have needed all of it. `kinds` are costs by kind of work, by the rates of the simulation where there is
-    one; `assumed` says what is not here and was taken as the config has it.
+    one; `assumed` says what is not here and was taken as the config has it; `warnings` tell of records that are left out or cut.
     """
 
     tasks: Mapping[str, tuple[int, int]]
@@ -46,6 +46,7 @@ class Planned:
     simulation: Simulation | None = None
     assumed: Sequence[str] = ()
     kinds: Sequence[KindCost] = ()
+    warnings: Sequence[str] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -62,6 +63,7 @@ class Planned:
         from raysweep.report.kinds import kind_lines
 
         lines = [f"assumed      {text}" for text in self.assumed]
+        lines += [f"warning      {text}" for text in self.warnings]
         lines += [f"{kind:<12} {n} tasks, {done} done" for kind, (done, n) in self.tasks.items()]
         lines += kind_lines(self.kinds)
         lines += [
@@ -138,6 +140,7 @@ def plan_run(
     from raysweep.engine.cost import cost
     from raysweep.engine.estimate import options, rates_here, reckon
     from raysweep.engine.graph import beyond, shortened
+    from raysweep.engine.origins import dataset_records
     from raysweep.engine.paper import device_on_paper, rates_from, settled, simulated
     from raysweep.engine.pending import model_calls, spilled
     from raysweep.engine.phases import fitted
@@ -145,6 +148,7 @@ def plan_run(
     from raysweep.engine.preparation import prepare
     from raysweep.engine.steps import with_steps
     from raysweep.errors import InputError
+    from raysweep.report.records_words import records_warnings
 
     if isinstance(config, Config):
         config = parse_config(config.model_dump(), overrides=overrides)
@@ -206,6 +210,7 @@ def plan_run(
         None if gpus is None else simulated(config, facts, needed_graph, calls, gpus, nodes, by_model),
         facts.assumed,
         by_kind(config, facts, needed_graph, done, calls, told),
+        records_warnings(dataset_records(config, facts), facts.warnings),
     )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from raysweep.config import Config, parse_config
+from raysweep.errors import InputError
 
 DEMO_SETS = {"sums": "gsm8k", "facts": "boolq", "quiz": "openbookqa", "orders": "dolly"}
 DEMO_EXAMPLES = 64
@@ -51,13 +52,14 @@ def sweep_config(
     """The whole study of one pair on one data set; the format is that of the first record unless given."""
     dataset = _dataset(data, format=format, limit=limit, split=split, prompt=prompt, response=response)
     name = dataset["name"]
+    whole = "-".join(dict.fromkeys(part[:32] for part in (_name(base), _name(tuned), name)))
     return parse_config(
         {
-            "name": f"{_name(base)}-{name}",
+            "name": whole,
             "models": [{"name": _name(base), "base": base, "tuned": {name: tuned}, "wording": wording}],
             "datasets": [dataset],
             "studies": {"substitution": {"widths": widths}, "similarity": {}, "correlation": {}},
-            "storage": storage or f"runs/{_name(base)}-{name}",
+            "storage": storage or f"runs/{whole}",
         }
     )
 
@@ -105,12 +107,17 @@ def _dataset(
     response: str | None,
 ) -> dict[str, Any]:
     """A config's data set; its format is that of the first record unless given."""
+    if format is None and (prompt is not None or response is not None):
+        format = "columns"
     if format is None:
         from raysweep.data.formats import detect_format
         from raysweep.data.records import read_records
 
-        first = read_records(data, split=split, limit=1).records[0]
-        format = "columns" if prompt and response else detect_format(first)
+        found = read_records(data, split=split, limit=1)
+        try:
+            format = detect_format(found.records[0])
+        except InputError as error:
+            raise InputError(f"{found.source}: {error}") from error
     name = _name(data if Path(data).stem not in ("test", "train") else str(Path(data).parent))
     dataset: dict[str, Any] = {"name": name, "path": data, "format": format, "limit": limit, "split": split}
     dataset |= {"prompt": prompt, "response": response}
@@ -118,10 +125,13 @@ def _dataset(
 
 
 def _name(source: str) -> str:
-    """A name made of the last part of a path, hub id or laboratory name."""
-    stem = Path(source.rstrip("/")).stem if "." in Path(source).name[1:] else Path(source.rstrip("/")).name
+    """A name made of the last part of a path, hub id or laboratory name, without the ending of a file of records."""
+    from raysweep.data.records import KINDS
+
+    path = Path(source.rstrip("/"))
+    stem = path.stem if path.suffix.lower() in KINDS else path.name  # Llama-3.1-8B has a dot, and no ending
     clean = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in stem).strip("._-")
-    return (clean or "data")[:48]  # two of them make the run's name
+    return (clean or "data")[:48]
 
 
 TEMPLATE = """\

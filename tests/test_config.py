@@ -380,6 +380,24 @@ def test_a_file_that_is_missing_or_no_yaml(tmp_path):
             load_config(path)
 
 
+def test_a_key_that_is_given_twice_is_not_lost(tmp_path):
+    path = tmp_path / "my.yaml"
+    path.write_text("name: a\ndatasets: []\nmodels:\n  - {tuned: {d: one, d: two}}\n")
+    with pytest.raises(InputError) as caught:
+        load_config(path)
+    assert (
+        str(caught.value)
+        == f"config '{path}' is not YAML: key 'd' is given twice, in line 4 and in line 4; leave one out"
+    )
+    told = (
+        "--set name={a: 1, a: 2}: the value is not YAML: key 'a' is given twice, in line 1 and in line 1; leave one out"
+    )
+    assert refusal("name={a: 1, a: 2}") == told
+    merged = yaml.safe_dump(PLAIN) + "storage_options: {<<: &one {a: 1}, <<: {b: 2}, a: 3}\n"
+    path.write_text(merged.replace("runs/mine", "s3://b/r"))
+    assert load_config(path).storage_options == {"a": 3, "b": 2}, "what is merged may be given again"
+
+
 def test_a_config_cannot_be_changed():
     config = parse_config(PLAIN)
     with pytest.raises(ValueError, match="frozen"):

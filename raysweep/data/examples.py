@@ -74,13 +74,14 @@ class Loaded:
 
     `n_cut` of them lost tokens to `max_tokens` or the model's context; `n_unusable` more were left out, for a cut left no
     response token (where one is needed) or there is no prompt token. `n_excluded` are the records that `exclude` left
-    out of those read.
+    out of those read. `n_blank` of the examples have a blank response, so that only the wording's own tokens carry loss.
     """
 
     examples: list[Example]
     n_cut: int
     n_unusable: int
     n_excluded: int = 0
+    n_blank: int = 0
 
 
 def load_examples(
@@ -129,7 +130,7 @@ def load_examples(
     context = room.context if room and too_long == "cut" else None
     most = min((n for n in (max_tokens, context) if n is not None), default=None)
     examples: list[Example] = []
-    n_cut = 0
+    n_cut = n_blank = 0
     for index, record in zip(records.numbers, records.records, strict=True):
         try:
             example = _example(index, record, record_format, chosen, tokenizer, prompts_only, rewrite)
@@ -139,6 +140,7 @@ def load_examples(
         n_prompt = len(kept) if prompts_only else example.n_prompt
         if 0 < n_prompt < len(kept) + prompts_only:
             n_cut += len(kept) < example.length
+            n_blank += not prompts_only and not record_format.texts(record)[1].strip()
             examples.append(Example(index, kept, n_prompt, example.prompt, example.response))
     n_unusable = len(records.records) - len(examples)
     if not examples:
@@ -153,7 +155,7 @@ def load_examples(
         )
     if room:
         _check_room(room, examples, records, tokenizer)
-    return Loaded(examples, n_cut, n_unusable, records.n_excluded)
+    return Loaded(examples, n_cut, n_unusable, records.n_excluded, n_blank)
 
 
 def _check_room(room: Room, examples: list[Example], records: Records, tokenizer: PreTrainedTokenizerBase) -> None:

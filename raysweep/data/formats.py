@@ -243,11 +243,15 @@ def find_format(name: str, prompt: str | None = None, response: str | None = Non
 
 def detect_format(record: Record) -> str:
     """The one known format that the record fits. Raises InputError where none or several do."""
-    fitting = [form.name for form in FORMATS.values() if form.problem(record) is None]
+    problems = {form.name: form.problem(record) for form in FORMATS.values()}
+    fitting = [name for name, problem in problems.items() if problem is None]
     if len(fitting) != 1:
         found = f"fits {' and '.join(fitting)}" if fitting else "fits no known format"
+        near = [
+            f"; as {n} it {told}" for n, told in problems.items() if told and FORMATS[n].fields.keys() <= record.keys()
+        ]
         raise InputError(
-            f"the first record, with the fields {_names(record)}, {found}; name the format: {', '.join(FORMATS)}, "
-            "or columns with a prompt and a response"
+            f"the first record, with the fields {_names(record)}, {found}{''.join(near)}; name the format: {', '.join(FORMATS)}, "
+            "or columns with a prompt and a response (--prompt, --response)"
         )
     return fitting[0]

@@ -38,6 +38,7 @@ _MARKS = (
     (codecs.BOM_UTF16_BE, "UTF-16"),
 )
 _HUB_NAME = re.compile(r"(?P<name>[\w.-]+(/[\w.-]+)?)(:(?P<config>[\w.-]+))?")
+_LONGEST_FIELD = 2**31 - 1  # of CSV, in place of 128 kB: as much as a C long holds everywhere
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ def read_records(
     where = str(path)
     if path.is_dir():
         numbered = _read_datasets(where, None, split)
-    elif path.suffix in _READERS or path.is_file():
+    elif path.suffix.lower() in KINDS or path.is_file():
         numbered = _read_file(path, split)
     else:
         numbered = _read_datasets(*_hub_name(where), split)
@@ -141,11 +142,11 @@ class _Kept:
 def _read_file(path: Path, split: str | None) -> Numbered:
     if not path.exists():
         raise InputError(f"there is no file {path}: check the path")
-    if path.suffix not in _READERS:
-        raise InputError(f"{path} is of no known kind: give a {', '.join(_READERS)} file, or a folder of `datasets`")
+    if path.suffix.lower() not in KINDS:
+        raise InputError(f"{path} is of no known kind: give a {', '.join(KINDS)} file, or a folder of `datasets`")
     if split is not None:
         raise InputError(f"{path} is one file, without splits: leave out split '{split}'")
-    return _READERS[path.suffix](path)
+    return _READERS[path.suffix.lower()](path)
 
 
 def _text_lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -221,7 +222,7 @@ def _json_kind(value: Any) -> str:
 def _read_csv(path: Path) -> Numbered:
     """Every value is text, as written: CSV has no types."""
     rows = csv.reader((line for _, line in _text_lines(path)), strict=True)
-    line = 1
+    line, limit = 1, csv.field_size_limit(_LONGEST_FIELD)
     try:
         header = next(rows, [])
         if len(set(header)) < len(header):
@@ -235,6 +236,8 @@ def _read_csv(path: Path) -> Numbered:
             line = rows.line_num + 1
     except csv.Error as error:
         raise InputError(f"{path}, line {line} is no CSV ({error}): mend the file, or give JSONL") from error
+    finally:
+        csv.field_size_limit(limit)
 
 
 def _read_parquet(path: Path) -> Numbered:
@@ -256,6 +259,7 @@ _READERS: dict[str, Callable[[Path], Numbered]] = {
     ".csv": _read_csv,
     ".parquet": _read_parquet,
 }
+KINDS = tuple(_READERS)  # endings of files of records
 
 
 def _hub_name(source: str) -> tuple[str, str | None]:

@@ -61,6 +61,7 @@ class Cell:
     n_excluded: int
     drawn: tuple[tuple[Example, ...], ...] = ()
     on_paper: bool = False
+    n_blank: int = 0
 
     @property
     def swept(self) -> tuple[tuple[Example, ...], ...]:
@@ -97,7 +98,7 @@ class ModelFacts:
 
 @dataclass(frozen=True)
 class Facts:
-    """What inspection found, and what a plan assumes of what is not here, in words."""
+    """What inspection found, what a plan assumes of what is not here, and what may mislead, in words."""
 
     models: Mapping[str, ModelFacts]
     cells: Mapping[tuple[str, str], Cell]
@@ -105,6 +106,7 @@ class Facts:
     libraries: Mapping[str, str]
     trainings: Trainings = field(default_factory=Trainings)
     assumed: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 def asked_changes(asked: SubstitutionConfig, n_layers: int, where: str = "") -> list[Change]:
@@ -239,7 +241,8 @@ def inspect(config: Config, find_device: Callable[[str], str] = resolve_device, 
             cells[model.name, dataset.name] = replace(cell, on_paper=on_paper)
     bases = {name: found.base for name, found in models.items()}
     trainings = find_trainings(config, bases, predicting, device, reader)
-    return Facts(models, cells, device, libraries(), trainings, _assumed(config, models, cells))
+    assumed = _assumed(config, models, cells)
+    return Facts(models, cells, device, libraries(), trainings, assumed, tuple(reader.warnings))
 
 
 def _assumed(
@@ -303,7 +306,9 @@ def _cell(model: str, dataset: str, loaded: Loaded, size: int, stop: StopConfig 
     runs = tuple(tuple(chunks[i]) for i in sorted(chunks))
     drawn: list[Example] = in_random_order(loaded.examples, stop.seed) if stop else []
     in_turn = tuple(tuple(drawn[i : i + size]) for i in range(0, len(drawn), size))
-    return Cell(model, dataset, runs, loaded.n_cut, loaded.n_unusable, loaded.n_excluded, in_turn)
+    return Cell(
+        model, dataset, runs, loaded.n_cut, loaded.n_unusable, loaded.n_excluded, in_turn, n_blank=loaded.n_blank
+    )
 
 
 @lru_cache(maxsize=1024)  # models on paper share their examples, and a plan asks more than once

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,23 @@ def describe_run(config: Config, facts: Facts) -> dict[str, Any]:
                     "dtype": model.dtype,
                 }
             )
+    return {
+        "along": _along(config, facts),
+        "name": config.name,
+        "command": _command(),
+        "device": facts.device,
+        "layers": {name: model.base.n_layers for name, model in facts.models.items()},
+        "published_attack": _published(config),
+        "versions": {**facts.libraries, "python": platform.python_version()},
+        "checkpoints": checkpoints,
+        "datasets": dataset_records(config, facts),
+        "warnings": list(facts.warnings),
+        "published_rho": config.studies.correlation.published if config.studies.correlation else {},
+    }
+
+
+def dataset_records(config: Config, facts: Facts) -> list[dict[str, str]]:
+    """What became of the records of each data set for each model. Plain texts."""
     datasets = []
     for (model_name, dataset_name), cell in facts.cells.items():
         asked = next(d for d in config.datasets if d.name == dataset_name)
@@ -47,20 +65,16 @@ def describe_run(config: Config, facts: Facts) -> dict[str, Any]:
                 "left_out": str(cell.n_unusable),
                 "cut": str(cell.n_cut),
                 "excluded": str(cell.n_excluded),
+                "blank_responses": str(cell.n_blank),
             }
         )
-    return {
-        "along": _along(config, facts),
-        "name": config.name,
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "device": facts.device,
-        "layers": {name: model.base.n_layers for name, model in facts.models.items()},
-        "published_attack": _published(config),
-        "versions": {**facts.libraries, "python": platform.python_version()},
-        "checkpoints": checkpoints,
-        "datasets": datasets,
-        "published_rho": config.studies.correlation.published if config.studies.correlation else {},
-    }
+    return datasets
+
+
+def _command() -> str:
+    """This process's command line, as a shell takes it."""
+    program = Path(sys.argv[0])
+    return shlex.join([program.parent.name if program.name == "__main__.py" else program.name, *sys.argv[1:]])
 
 
 def _along(config: Config, facts: Facts) -> list[dict[str, Any]]:

@@ -13,6 +13,7 @@ from raysweep.data.examples import Example, Loaded, Room, load_examples
 from raysweep.data.exclusion import Exclude
 from raysweep.data.poison import Trigger, evaluation_prompts, poisoned_examples
 from raysweep.engine.assumed import examples_on_paper
+from raysweep.engine.tokenizers import check_one_vocabulary, other_tokenizer, same_chat
 from raysweep.models.checkpoint import Checkpoint, limits, load_tokenizer
 
 if TYPE_CHECKING:
@@ -23,7 +24,8 @@ class Reader:
     """Reads data sets for models, by name: each one's base, and its tuned checkpoints by data set.
 
     `predicts` tells which of them predict tokens; of the others prompts alone are read. With `may_assume`, what is not here is
-    as the config expects it. Everything raises InputError for what cannot be read or used.
+    as the config expects it. Everything raises InputError for what cannot be read or used; `warnings` tell of what can, and may
+    mislead.
     """
 
     def __init__(
@@ -36,6 +38,7 @@ class Reader:
         self._models, self._predicts, self._may_assume = models, predicts, may_assume
         self._tokenizers: dict[tuple[str, str], PreTrainedTokenizerBase] = {}
         self._limits: dict[Path, tuple[int | None, int | None]] = {}
+        self.warnings: list[str] = []
 
     def read(self, model: ModelConfig, dataset: DatasetConfig) -> tuple[Loaded, bool]:
         """A data set's examples for a model, and whether they are as expected only."""
@@ -84,8 +87,27 @@ class Reader:
         """The base's tokenizer; for chat, where it has no template, the first tuned one's that has (one vocabulary all the same)."""
         key = (model.name, model.wording)
         if key not in self._tokenizers:
-            self._tokenizers[key] = _tokenizer(*self._models[model.name], model.wording)
+            self._tokenizers[key] = self._tokenizer(model)
         return self._tokenizers[key]
+
+    def _tokenizer(self, model: ModelConfig) -> PreTrainedTokenizerBase:
+        base, tuned = self._models[model.name]
+        tokenizer, source = load_tokenizer(base), base.source
+        for dataset, checkpoint in tuned.items():
+            other = other_tokenizer(base, checkpoint)
+            if other is None:
+                continue
+            check_one_vocabulary(base, tokenizer, checkpoint, other)
+            if model.wording != "chat" or not other.chat_template:
+                continue
+            if not tokenizer.chat_template and len(other) == len(tokenizer):
+                tokenizer, source = other, checkpoint.source
+            elif tokenizer.chat_template and not same_chat(tokenizer, other):
+                self.warnings.append(
+                    f"{dataset} (for {model.name}): '{checkpoint.source}' has another chat template than '{source}', which words the "
+                    "records for both; its losses may be of a wording that it was not tuned on"
+                )
+        return tokenizer
 
     def room(self, model: str, dataset: str) -> Room:
         """What the base and, where there is one, the checkpoint tuned on the data set both have room for."""
@@ -128,17 +150,6 @@ class Reader:
             "last": dataset.last,
             "all_but_last": dataset.all_but_last,
         }
-
-
-def _tokenizer(base: Checkpoint, tuned: Mapping[str, Checkpoint], wording: str) -> PreTrainedTokenizerBase:
-    tokenizer = load_tokenizer(base)
-    if wording == "chat" and not tokenizer.chat_template:
-        for checkpoint in tuned.values():
-            if (checkpoint.folder / "tokenizer_config.json").exists():
-                other = load_tokenizer(checkpoint)
-                if other.chat_template and len(other) == len(tokenizer):
-                    return other
-    return tokenizer
 
 
 def _exclude(asked: ExcludeConfig | None) -> Exclude | None:

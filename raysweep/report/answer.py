@@ -155,7 +155,8 @@ def _rho_sentence(cell: Cell, found: Correlation) -> Markup:
     way = "higher" if found.spearman < 0 else "lower"
     text = "<strong>ρ = {}</strong> {}, {}, over {} window centres: the smaller δ, the {} the loss. {}"
     rho, reading = number(found.spearman), _reading(cell.verdict(found), found)
-    return Markup(text).format(rho, found.limits, found.p, found.n_layers, way, reading)
+    p = found.p if math.isnan(found.p_value) else f"{found.p} with depth taken out"
+    return Markup(text).format(rho, found.limits, p, found.n_layers, way, reading)
 
 
 def _reading(verdict: Verdict, found: Correlation) -> str:

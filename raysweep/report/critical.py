@@ -104,7 +104,7 @@ def _stretches(cell: Cell, setting: Setting) -> str:
         return "n/a (no similarity)"
     wide = cell.similarity(setting.metric).pivot(index="layer_i", columns="layer_j", values="value")
     S_LL = MEASURES[setting.metric].likeness(wide.to_numpy(dtype=float))
-    return runs_text([0, *segment_starts(S_LL).tolist()])
+    return ", ".join(map(str, [0, *segment_starts(S_LL).tolist()]))  # each is a start: no runs
 
 
 @styled

@@ -26,7 +26,7 @@ def critical_lines(found: Critical, title: str) -> list[str]:
     lines += ["", "* chosen; the share is of half-samples of the examples", ""]
     for name, choice in datasets.items():
         lines.append(f"{name}: {runs_text(choice.layers) or 'none'} ({choice.n_examples} examples)")
-        lines.append(f"  stretches of alike layers begin at {runs_text([0, *choice.starts])} (ruptures)")
+        lines.append(f"  stretches of alike layers begin at {', '.join(map(str, [0, *choice.starts]))} (ruptures)")
         if choice.outliers:
             same = "the same" if choice.trimmed == choice.layers else runs_text(choice.trimmed) or "none"
             lines.append(f"  without {choice.outliers} outlier dimensions: {same}")

@@ -1,6 +1,6 @@
 """Whether the models measured show the effect, in one plain sentence: small δ of the base model where putting layers back costs most.
 
-Also how far ρ that were found elsewhere agree with those measured. Numbers in, text out; nothing is estimated here but the mean.
+Also how far ρ that were found elsewhere agree with those measured. Numbers in, text out; nothing is estimated here but the mean and its p.
 """
 
 from __future__ import annotations
@@ -8,13 +8,20 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from raysweep.numerics.combined import mean_correlation
-from raysweep.report.cells import Cell, Setting
+from raysweep.numerics.combined import Combined, combined_p, mean_correlation
+from raysweep.report.cells import SIGNIFICANT, Cell, Setting
 from raysweep.report.words import interval, number
 
 STRONG = -0.5  # a mean ρ below this is called strongly negative, as most of those published are
 
 Published = Mapping[str, Mapping[str, float]]
+
+
+def tested_together(cells: Sequence[Cell], setting: Setting, width: int) -> Combined:
+    """ρ given depth over all cells that have a p, and the p of all of them together."""
+    asked = [(cell, row) for cell in cells if (row := cell.correlation(setting, width)) and not math.isnan(row.p_value)]
+    curves = [(*cell.curves(row), cell.model) for cell, row in asked]
+    return combined_p(*map(list, zip(*curves, strict=True))) if curves else Combined(math.nan, math.nan, 0)
 
 
 def effect_sentence(cells: Sequence[Cell], setting: Setting, width: int) -> str:
@@ -28,16 +35,21 @@ def effect_sentence(cells: Sequence[Cell], setting: Setting, width: int) -> str:
     mean = mean_correlation([row.spearman for _, row in rows], [cell.model for cell, _ in rows])
     counted = f"of {n} cells, ρ is negative in {negative}, with an interval wholly below 0 in {below} (wholly above 0 in {above})"
     together = f"ρ together is {number(mean.mean)} {interval(mean.low, mean.high)}"
+    models, s = ("this model", "s") if mean.groups == 1 else ("these models", "")
     if math.isnan(mean.low):
-        said = "Whether these models show the effect cannot be said: there is no interval over models or data sets"
+        said = f"Whether {models} show{s} the effect cannot be said: there is no interval over models or data sets"
     elif mean.high < 0 and mean.mean <= STRONG and 2 * below > n:
-        said = "These models show the effect: ρ is strongly negative"
+        tested = tested_together(cells, setting, width)
+        said = f"{models.capitalize()} show{s} the effect: ρ is strongly negative"
+        if not tested.p <= SIGNIFICANT:
+            why = f"p = {number(tested.p, 3)} with depth taken out" if tested.cells else "no cell has a p"
+            said = f"{models.capitalize()} point{s} to the effect, ρ being strongly negative, but chance is not ruled out ({why})"
     elif mean.high < 0:
-        said = "These models lean towards the effect, but ρ is not strongly negative throughout"
+        said = f"{models.capitalize()} lean{s} towards the effect, but ρ is not strongly negative throughout"
     elif mean.low > 0:
-        said = "These models show the opposite of the effect: ρ is positive"
+        said = f"{models.capitalize()} show{s} the opposite of the effect: ρ is positive"
     else:
-        said = "Whether these models show the effect is undecided: the interval of ρ together includes 0"
+        said = f"Whether {models} show{s} the effect is undecided: the interval of ρ together includes 0"
     without = (
         f" In {idle} of the cells no window has a cost that is told from 0, so that ρ ranks nothing there."
         if idle

@@ -10,10 +10,10 @@ from typing import NamedTuple
 import pandas as pd
 from markupsafe import Markup
 
-from raysweep.numerics.combined import Combined, combined_p, mean_correlation
+from raysweep.numerics.combined import mean_correlation
 from raysweep.report.answer import answer_of
 from raysweep.report.cells import Cell, Setting, Verdict
-from raysweep.report.effect import Published, effect_sentence, published_sentence
+from raysweep.report.effect import Published, effect_sentence, published_sentence, tested_together
 from raysweep.report.summaries import rows_of, windows_of
 from raysweep.report.words import decimals_for, interval, metric_name, number, number_or_reason, runs_text
 
@@ -48,8 +48,9 @@ def summary_table(cells: Sequence[Cell]) -> Table:
                 answer_of(cell).label or "—",
             )
         )
+    one_model = all(cell.title == cell.dataset for cell in cells)
     columns = (
-        "",
+        "data set" if one_model else "model · data set",
         "costliest layers",
         "cost (nats)",
         "told apart from the next",
@@ -273,8 +274,7 @@ def _together(cells: Sequence[Cell], setting: Setting, width: int) -> str:
     """Mean ρ over all cells with its interval, and the p of all together, with what is assumed."""
     asked = [(cell, row) for cell in cells if (row := cell.correlation(setting, width))]
     mean = mean_correlation([row.spearman for _, row in asked], [cell.model for cell, _ in asked])
-    curves = [(*cell.curves(row), cell.model) for cell, row in asked if not math.isnan(row.p_value)]
-    tested = combined_p(*map(list, zip(*curves, strict=True))) if curves else Combined(math.nan, math.nan, 0)
+    tested = tested_together(cells, setting, width)
     over = f"{mean.groups} models, each the mean of its data sets" if mean.groups > 1 else "the data sets of one model"
     p = f"p = {number(tested.p, 3)}" if tested.cells else "p n/a (no cell has one)"
     return (

@@ -78,7 +78,7 @@ def overview(cells: Sequence[Cell], drawings: Drawings) -> Picture | None:
         figures.overview(curves, drawn[0].settings[0].metric),
         ("overview",),
         f"Small line charts for {len(drawn)} models and data sets: loss after substitution above δ, by layer.",
-        f"Blue: the test loss after {drawn[0].widths[0]} layers around each centre are put back to the base model's; black line: "
+        f"Blue: the test loss with {consecutive(drawn[0].widths[0])} around each centre put back to the base model's; black line: "
         "the tuned model untouched. Green: δ of the base model, low where its representations change fast. Where the base "
         "model tells what fine-tuning leans on, the shaded layers, chosen by δ alone, stand under the hump of the loss.",
     )

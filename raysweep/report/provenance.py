@@ -12,6 +12,7 @@ from raysweep.engine import events
 from raysweep.engine.accuracy import compare
 from raysweep.report.accuracy import accuracy_records
 from raysweep.report.page import Provenance
+from raysweep.report.records_words import records_warnings
 from raysweep.studies.interventions import Intervention
 
 if TYPE_CHECKING:
@@ -81,13 +82,7 @@ def _timings(folder: RunFolder, graph: Graph) -> list[dict[str, str]]:
 
 
 def _warnings(about: Mapping[str, Any], tables: Mapping[str, pd.DataFrame]) -> list[str]:
-    warnings = []
-    for row in about["datasets"]:
-        where = f"{row['dataset']} (for {row['model']})"
-        if row["left_out"] != "0":
-            warnings.append(f"{where}: {row['left_out']} records left out for having no response token")
-        if row["cut"] != "0":
-            warnings.append(f"{where}: {row['cut']} examples cut to max_tokens or the model's context")
+    warnings = records_warnings(about["datasets"], about.get("warnings", ()))
     losses = tables.get("substitution")
     if losses is not None:
         for (model, dataset), rows in losses.groupby(["model", "dataset"], sort=False)["loss"]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from raysweep.report.along import without_steps
-from raysweep.report.cells import Cell, cells_of
+from raysweep.report.cells import Cell, Correlation, cells_of
 from raysweep.report.changes import verification_lines
 from raysweep.report.estimates import estimate_lines
 from raysweep.report.stopping import stopping_lines
@@ -36,13 +36,21 @@ def summary_lines(tables: Mapping[str, pd.DataFrame]) -> list[str]:
 def _answers(tables: Mapping[str, pd.DataFrame], cells: Sequence[Cell]) -> list[str]:
     if len(tables.get("correlation", ())):
         return [
-            f"{cell.model} on {cell.dataset}: Spearman {row.spearman:+.3f} [{row.ci_low:+.3f}, {row.ci_high:+.3f}] between "
+            f"{cell.model} on {cell.dataset}: Spearman {_rho(cell, row)} between "
             f"{row.metric} dynamics and the loss after substitution, over {row.n_layers} windows of width {row.width}"
             f"{_not_finite(cell)}"
             for cell in cells
             for row in cell.correlations
         ]
     return [_costliest_line(cell) for cell in cells if "substitution" in cell.tables]
+
+
+def _rho(cell: Cell, row: Correlation) -> str:
+    """ρ with its interval, or why there is none."""
+    if math.isnan(row.spearman):
+        return f"n/a ({cell.rho_reason(row)})"
+    limits = "n/a" if math.isnan(row.ci_low) else f"{row.ci_low:+.3f}, {row.ci_high:+.3f}"
+    return f"{row.spearman:+.3f} [{limits}]"
 
 
 def _costliest_line(cell: Cell) -> str:

@@ -178,3 +178,40 @@ def test_long_and_foreign_names_make_a_config():
     assert config.storage == f"runs/{config.name}"
     config = recipes.sweep_config("lab://tiny", "lab://tiny/sums", "lab://sums/test", format="gsm8k", wording="chat", widths=[1])  # fmt: skip
     assert (config.name, config.datasets[0].name) == ("tiny-sums", "sums")
+
+
+def test_a_dot_in_a_models_name_is_no_ending():
+    def made(base, tuned, data):
+        return recipes.sweep_config(base, tuned, data, format="dolly", wording="chat", widths=[1])
+
+    one, two = (made(f"meta-llama/Llama-3.{n}B-Instruct", "./tuned", "data/dolly.v2.JSONL") for n in ("1-8", "2-3"))
+    assert one.models[0].name == "Llama-3.1-8B-Instruct"
+    assert (one.name, two.name) == ("Llama-3.1-8B-Instruct-tuned-dolly.v2", "Llama-3.2-3B-Instruct-tuned-dolly.v2")
+    assert made("base", "./other", "dolly.jsonl").storage != made("base", "./tuned", "dolly.jsonl").storage
+
+
+def test_a_prompt_alone_asks_for_columns():
+    config = recipes.critical_config("bert", ["my.jsonl"], format=None, wording="plain", prompt="text", similarity={}, execution={})  # fmt: skip
+    assert (config.datasets[0].format, config.datasets[0].prompt, config.datasets[0].response) == (
+        "columns",
+        "text",
+        None,
+    )
+
+
+def test_records_that_are_cut_or_left_out_are_told_where_they_are_counted(world, config, raysweep):
+    told = [
+        "d (for m): 4 of 12 records left out: they have no response token, or a cut to max_tokens or the model's context leaves none",
+        "d (for m): 6 of 8 examples cut to max_tokens or the model's context",
+    ]
+    cut = ["--set", "datasets.0.max_tokens=22"]
+    planned = raysweep("plan", config, *cut).out.splitlines()
+    assert planned[:2] == [f"warning      {line}" for line in told]
+    lines = raysweep("run", config, *cut).err.splitlines()
+    assert [line.removeprefix("warning: ") for line in lines if line.startswith("warning: ")] == told
+
+
+def test_the_version(raysweep):
+    told = raysweep("--version")
+    assert (told.code, told.err) == (0, "")
+    assert re.fullmatch(r"raysweep \d+\.\d+\.\d+\n", told.out)

@@ -158,6 +158,21 @@ def test_files_and_folders_that_are_missing(tmp_path, raysweep, monkeypatch):
     assert content(tmp_path) == []
 
 
+def test_a_place_that_no_config_can_be_written_to(raysweep):
+    for place, why in (("/proc/my.yaml", "No such file or directory"), ("x" * 300, "File name too long")):
+        told = f"error: '{place}' cannot be written: {why}; give another place\n"
+        assert raysweep("init", place) == Result(2, "", told)
+
+
+def test_a_run_folder_in_place_of_a_config(swept, raysweep):
+    _, folder = swept
+    told = f"error: config '{folder}' is a folder; give '{folder}/config.yaml', the run's own\n"
+    assert raysweep("plan", folder) == Result(2, "", told)
+    assert raysweep("plan", folder.parent) == Result(
+        2, "", f"error: config '{folder.parent}' is a folder; give a file\n"
+    )
+
+
 def test_sweep_refuses_too(world, tmp_path, raysweep, monkeypatch):
     monkeypatch.chdir(tmp_path)
     refused = raysweep("sweep", world / "base", world / "deeper", world / "counts.jsonl", "--width", 2)
@@ -171,7 +186,7 @@ def test_sweep_refuses_too(world, tmp_path, raysweep, monkeypatch):
     refused = raysweep("sweep", world / "base", world / "tuned", "odd.jsonl")
     assert refused.code == 2
     assert refused.err.startswith(
-        "error: the first record, with the fields text, fits no known format; name the format:"
+        "error: odd.jsonl: the first record, with the fields text, fits no known format; name the format:"
     )
     assert content(tmp_path) == ["odd.jsonl"]
 

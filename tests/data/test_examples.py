@@ -222,3 +222,10 @@ def test_only_ids_that_occur_need_an_embedding(jsonl: Write, tokenizer: PreTrain
         "checkpoint was trained with, or leave those records out"
     )
     assert len(load_examples(path, "gsm8k", tokenizer, limit=1, room=Room("m", vocabulary=had)).examples) == 1
+
+
+def test_blank_responses_are_counted(jsonl: Write, tokenizer: PreTrainedTokenizerFast) -> None:
+    records = [{"question": "two and two", "answer": answer} for answer in ("four", "", " \n")]
+    loaded = load_examples(jsonl(*records), "gsm8k", tokenizer)
+    assert (len(loaded.examples), loaded.n_blank, loaded.n_unusable) == (3, 2, 0)
+    assert load_examples(jsonl(*records), "gsm8k", tokenizer, prompts_only=True).n_blank == 0

@@ -1,6 +1,6 @@
 import pytest
 
-from raysweep.data.formats import FORMATS, Format, find_format, render, template
+from raysweep.data.formats import FORMATS, Format, detect_format, find_format, render, template
 from raysweep.errors import InputError
 
 QUIZ = {
@@ -229,3 +229,13 @@ def test_messages_stay_short_whatever_the_record_holds() -> None:
     told = FORMATS["boolq"].problem({"question": "q", "passage": "p", "answer": "x" * 100_000})
     assert told is not None
     assert len(told) < 300
+
+
+def test_a_record_with_all_fields_of_a_format_says_why_it_does_not_fit() -> None:
+    with pytest.raises(InputError) as caught:
+        detect_format({"messages": [{"role": "user", "content": [{"type": "text", "text": "and?"}]}]})
+    assert str(caught.value) == (
+        "the first record, with the fields messages, fits no known format; as messages it has a message 0 (counted from 0) that is "
+        "no {role, content} of two texts; name the format: dolly, alpaca, gsm8k, boolq, openbookqa, messages, or columns with a "
+        "prompt and a response (--prompt, --response)"
+    )

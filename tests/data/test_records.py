@@ -376,5 +376,12 @@ def test_long_fields_come_through(tmp_path: Path) -> None:
     path = tmp_path / "my.jsonl"
     path.write_text(json.dumps({"a": "x" * 100_000}) + "\n", encoding="utf-8")
     assert read_records(str(path)).records == [{"a": "x" * 100_000}]
-    (tmp_path / "my.csv").write_text(f"a\n{'x' * 100_000}\n")
-    assert read_records(str(tmp_path / "my.csv")).records == [{"a": "x" * 100_000}]
+    before = csv.field_size_limit()
+    (tmp_path / "my.csv").write_text(f"a\n{'x' * 200_000}\n")
+    assert read_records(str(tmp_path / "my.csv")).records == [{"a": "x" * 200_000}]
+    assert csv.field_size_limit() == before
+
+
+def test_an_ending_may_be_in_capitals(tmp_path: Path) -> None:
+    (tmp_path / "my.CSV").write_text("a\n007\n")
+    assert read_records(str(tmp_path / "my.CSV")).records == [{"a": "007"}]

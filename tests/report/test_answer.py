@@ -52,7 +52,7 @@ def test_change_point_layers_and_correlation(tables):
     text = said(tables)
     assert f"representations change most at layers {changes[0]}–{changes[-1]} (smallest δ, linear CKA)" in text
     assert (
-        f"ρ = {row.spearman:.2f} [{row.ci_low:.2f}, {row.ci_high:.2f}], p = {row.p_value:.3f}, over 20 window "
+        f"ρ = {row.spearman:.2f} [{row.ci_low:.2f}, {row.ci_high:.2f}], p = {row.p_value:.3f} with depth taken out, over 20 window "
         "centres: the smaller δ, the higher the loss.".replace("-", "−")
         in text
     )

@@ -49,6 +49,13 @@ def test_one_data_set_has_nothing_to_agree_with_and_few_examples_no_share(tmp_pa
     assert view.table.rows[0][:4] == ("sums", "3–4", "n/a (nothing was resampled)", "n/a")
 
 
+def test_where_stretches_begin_is_no_range(tmp_path, monkeypatch):
+    monkeypatch.setattr("raysweep.report.critical.segment_starts", lambda S_LL: np.array([1, 2, 6]))
+    tables = tables_of(critical_rows("sums", {"3,4": 1.0}, "3,4"), datasets=("sums",))
+    (view,) = critical_views(cells_of(tables, ()), Silent())
+    assert view.table.rows[0][4] == "0, 1, 2, 6"
+
+
 def test_a_run_without_choices_has_no_section(tmp_path, without_files):
     assert "critical" not in written(make_tables(datasets=("sums",), n_layers=8, n_examples=8), tmp_path).ids()
 

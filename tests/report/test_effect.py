@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pandas as pd
 import pytest
@@ -17,9 +18,9 @@ SETTING = Setting("cka_linear", 3)
 NAMES = [("a", "x"), ("a", "y"), ("b", "x"), ("b", "y")]
 
 
-def cells(*rhos, half=0.1):
-    """Four cells with these ρ and intervals of that half width."""
-    tables = make_tables(models=("a", "b"), datasets=("x", "y"), widths=(2,), n_layers=8, n_examples=8)
+def cells(*rhos, half=0.1, n_layers=24):
+    """Four cells with these ρ and intervals of that half width, whose curves agree where they have layers enough."""
+    tables = make_tables(models=("a", "b"), datasets=("x", "y"), widths=(2,), n_layers=n_layers, n_examples=8)
     tables["correlation"] = pd.concat(
         [
             tables["correlation"]
@@ -61,6 +62,22 @@ def test_strongly_negative_values_without_narrow_intervals_are_not_enough():
     told = effect_sentence(cells(-0.9, -0.85, -0.88, -0.8, half=0.95)[1], SETTING, 2)
     assert told.startswith("These models lean towards the effect, but")
     assert "below 0 in 0" in told
+
+
+def test_what_chance_may_do_shows_no_effect():
+    few = cells(-0.9, -0.85, -0.88, -0.8, n_layers=8)[1]
+    told = effect_sentence(few, SETTING, 2)
+    assert re.match(
+        r"These models point to the effect, ρ being strongly negative, but chance is not ruled out \(p = 0\.\d{3} with depth taken "
+        r"out\); of 4 cells, ",
+        told,
+    )
+
+
+def test_one_model_is_one():
+    tables, _ = cells(-0.9, -0.85, -0.88, -0.8)
+    one = {name: rows[rows["model"] == "a"] for name, rows in tables.items()}
+    assert effect_sentence(cells_of(one, ()), SETTING, 2).startswith("Whether this model shows the effect is undecided")
 
 
 def test_nothing_is_said_of_nothing():

@@ -82,7 +82,9 @@ def test_the_summary_has_a_row_for_every_cell():
     leaning = tiny_tables({**STEADY, (0, 2): [2.0, 2.2, 1.9, 2.3], (2, 4): [1.3, 1.4, 1.2, 1.6]})
     silent = leaning["dynamics"].assign(dataset="<e>", delta=math.nan, rank=math.nan)
     tables = {**leaning, "dynamics": pd.concat([leaning["dynamics"], silent])}
-    first, second = page_tables.summary_table(cells_of(tables, ())).rows
+    table = page_tables.summary_table(cells_of(tables, ()))
+    assert table.columns[0] == "data set", "of one model"
+    first, second = table.rows
     assert first[1] == "0–1"
     assert first[2] == "+1.05 [0.96, 1.14]"  # costs 1.0, 1.1, 1.0, 1.1: 1.05 ± 3.182 × 0.0577 / 2
     assert first[3:] == ("2–3: yes", "1", "—")

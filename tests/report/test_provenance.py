@@ -17,7 +17,7 @@ ABOUT = {
     "command": "raysweep run mine.yaml",
     "versions": {"raysweep": "0.1.0"},
     "checkpoints": [{"model": "m", "role": "base"}],
-    "datasets": [{"dataset": "d", "model": "m", "left_out": "0", "cut": "0"}],
+    "datasets": [{"dataset": "d", "model": "m", "examples": "40", "left_out": "0", "cut": "0"}],
 }
 GRAPH = Graph(
     (Task("substitute", "m", "d", ("a", "b")), Task("similarity", "m", "d", ("c",), results={"dynamics": "r"}))
@@ -99,12 +99,13 @@ def test_time_is_summed_over_the_commits_in_use(folder):
 
 def test_what_was_left_out_is_a_warning(folder):
     logged(folder, "run_started")
-    about = {**ABOUT, "datasets": [{**ABOUT["datasets"][0], "left_out": "3", "cut": "12"}]}
+    about = {**ABOUT, "datasets": [{**ABOUT["datasets"][0], "left_out": "3", "cut": "12", "blank_responses": "2"}]}
     losses = pd.DataFrame(
         {"model": "m", "dataset": ["d", "d", "e", "e"], "loss": [np.nan, np.nan, 1.0, 2.0]},
     )
     assert provenance(folder, GRAPH, about, {"substitution": losses}).warnings == [
-        "d (for m): 3 records left out for having no response token",
-        "d (for m): 12 examples cut to max_tokens or the model's context",
+        "d (for m): 3 of 43 records left out: they have no response token, or a cut to max_tokens or the model's context leaves none",
+        "d (for m): 12 of 40 examples cut to max_tokens or the model's context",
+        "d (for m): 2 of 40 examples have a blank response: only tokens of the wording carry their loss",
         "d on m: 2 of 2 losses are NaN and left out of every mean",
     ]

@@ -1,0 +1,24 @@
+"""What became of a run's records, in words, where some were left out or cut."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+
+def records_warnings(datasets: Sequence[Mapping[str, str]], others: Sequence[str] = ()) -> list[str]:
+    """The `others` of inspection, then a line for each of `dataset_records` (engine/origins.py) of which something is not measured."""
+    lines = list(others)
+    for row in datasets:
+        where, n, left_out = f"{row['dataset']} (for {row['model']})", int(row["examples"]), int(row["left_out"])
+        if left_out:
+            lines.append(
+                f"{where}: {left_out} of {n + left_out} records left out: they have no response token, or a cut to max_tokens or the "
+                "model's context leaves none"
+            )
+        if row["cut"] != "0":
+            lines.append(f"{where}: {row['cut']} of {n} examples cut to max_tokens or the model's context")
+        if (blank := row.get("blank_responses", "0")) != "0":  # earlier runs have not counted them
+            lines.append(
+                f"{where}: {blank} of {n} examples have a blank response: only tokens of the wording carry their loss"
+            )
+    return lines
