@@ -17,7 +17,7 @@ demo: $(VENV)/.run  ## the whole study on the embedded laboratory; ends by namin
 
 test: $(VENV)/.test  ## the tests
 	@$(BIN)/python -m compileall -q raysweep  # tests start many processes, and may be where Python is told to keep nothing
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not soak and ($(if $(CHROMIUM),browser or )not browser) and ($(if $(PROMETHEUS),prometheus or )not prometheus)" tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "not soak and ($(if $(CHROMIUM),browser or )not browser) and ($(if $(PROMETHEUS),prometheus or )not prometheus)" tests
 	@$(if $(CHROMIUM),,echo "no Chromium here: the browser tests of the report page were left out")
 	@$(if $(PROMETHEUS),,echo "no Prometheus here (Debian's package prometheus): tests of the dashboards' queries and alerts were left out")
 

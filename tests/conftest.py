@@ -5,10 +5,15 @@ Weights are drawn wide, so that putting a layer back moves a loss by far more th
 
 from __future__ import annotations
 
+import atexit
 import copy
 import gc
+import os
+import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -54,6 +59,21 @@ def _config(kind: str, layers: int, width: int, **changes: Any) -> Any:
     if kind == "falcon":
         return hf.FalconConfig(**(shared | rotary | changes))
     raise KeyError(kind)
+
+
+def pytest_configure() -> None:
+    """Ray's workers are forked from a warm process: see warm/sitecustomize.py. One serves all of pytest's own workers."""
+    if "RAYSWEEP_WARM" not in os.environ:
+        folder = Path(tempfile.mkdtemp(prefix="rs-warm-"))
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        (folder / "owner").write_text(str(os.getpid()))
+        above = [str(Path(__file__).parent / "warm"), *filter(None, [os.environ.get("PYTHONPATH")])]
+        os.environ |= {"RAYSWEEP_WARM": str(folder), "PYTHONPATH": os.pathsep.join(above)}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first, lest one is left to a single process in the end."""
+    items.sort(key=lambda item: not item.path.name.startswith(("test_ray_", "test_s3_run")))
 
 
 def pytest_collection_finish() -> None:

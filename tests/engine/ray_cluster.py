@@ -132,11 +132,16 @@ def _running(
 
 
 def descendants(pid: int) -> dict[int, str]:
-    """The processes below `pid`, with their command lines."""
+    """The processes below `pid`, with their command lines; workers that were forked for one of them are, too."""
     import psutil
 
+    below = {child.pid: child for child in psutil.Process(pid).children(recursive=True)}
+    for file in Path(os.environ["RAYSWEEP_WARM"]).glob("[0-9]*"):
+        with contextlib.suppress(OSError, ValueError, psutil.Error):
+            if file.name.isdigit() and int(file.read_text()) in below:
+                below[int(file.name)] = psutil.Process(int(file.name))
     found = {}
-    for process in psutil.Process(pid).children(recursive=True):
+    for process in below.values():
         try:
             found[process.pid] = " ".join(process.cmdline())
         except psutil.Error:
