@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 
+import pytest
+
 from raysweep import api
 from raysweep.engine import events
 from raysweep.engine.events import read_events
@@ -13,6 +15,7 @@ from raysweep.store.places import location
 LIMIT = ("datasets.0.limit=8", "datasets.1.limit=4")
 
 
+@pytest.mark.soak  # runs that are killed are on S3 too, and compare the same tables (test_ray_kill.py)
 def test_two_workers_on_s3_give_the_local_tables(s3, make_config, address, tmp_path, same_tables):
     local = api.run(make_config(tmp_path / "run", *LIMIT))
     execution = f"execution={{executor: ray, address: '{address}', chunk: 4, device: cpu, workers: 2}}"
