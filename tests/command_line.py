@@ -6,7 +6,6 @@ what they take. That `python -m raysweep` and the script begin in the same way i
 
 from __future__ import annotations
 
-import atexit
 import gc
 import multiprocessing
 import os
@@ -14,11 +13,11 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
-import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
+
+from program import run_as_program
 
 # The command line's own, which transformers reads as it is imported.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -95,24 +94,16 @@ def _serve(arguments: list[str], environment: dict[str, str], cwd: str, out: str
     for descriptor, path in ((1, out), (2, err)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), descriptor)
     sys.argv = ["raysweep", *arguments]
-    code = 1
-    try:
-        import torch
+    run_as_program(_main)
 
-        from raysweep.cli import main
 
-        torch.set_num_threads(1)  # as a program that had imported it by itself would have by OMP_NUM_THREADS
-        main()
-        code = 0
-    except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else int(end.code is not None)
-    except BaseException:
-        traceback.print_exc()
-    threading._shutdown()  # what an interpreter does at its end
-    atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+def _main() -> None:
+    import torch
+
+    from raysweep.cli import main
+
+    torch.set_num_threads(1)  # as a program that had imported it by itself would have by OMP_NUM_THREADS
+    main()
 
 
 def started(*arguments: object, cwd: Path | None = None, **environment: str) -> Process:

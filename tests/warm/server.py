@@ -123,11 +123,8 @@ class _Server:
 
 def _become(arguments: list[str], environment: dict[str, str], cwd: str, files: list[int]) -> None:
     """Be `python ARGUMENTS`, until it ends."""
-    import atexit
     import random
     import runpy
-    import threading
-    import traceback
 
     os.setpgid(0, 0)  # Ray ends a worker's whole group after it
     for descriptor, file in enumerate(files):
@@ -139,22 +136,14 @@ def _become(arguments: list[str], environment: dict[str, str], cwd: str, files: 
     sys.argv = arguments
     sys.path[0] = str(Path(arguments[0]).parent)
     random.seed()
-    code = 1
-    try:
-        runpy.run_path(arguments[0], run_name="__main__")
-        code = 0
-    except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else int(end.code is not None)
-    except BaseException:
-        traceback.print_exc()
-    threading._shutdown()  # what an interpreter does at its end
-    atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+    run_as_program(lambda: runpy.run_path(arguments[0], run_name="__main__"))
 
 
 if __name__ == "__main__":
+    sys.path.append(str(Path(__file__).parents[1]))
+    from program import run_as_program
+
+    sys.path.pop()  # no worker is to find tests
     server = _Server(Path(sys.argv[1]))
     import gc
     import importlib
