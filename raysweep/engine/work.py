@@ -187,6 +187,14 @@ class Worker:
     @_run.register
     def _(self, call: GenerateCall) -> tuple[list[Commit], dict[str, float]]:
         pair, tokenizer = self._models.pair(call), load_tokenizer(call.base)
+        texts = generate_text(
+            pair,
+            tokenizer,
+            call.examples,
+            call.windows,
+            new_tokens=call.new_tokens,
+            batch_tokens=call.loading.batch_tokens,
+        )
         rows = pd.concat(
             [
                 pd.DataFrame(
@@ -195,11 +203,11 @@ class Worker:
                         "intervention": change.words,
                         "prompt": [e.prompt for e in call.examples],
                         "reference": [e.response for e in call.examples],
-                        "text": generate_text(pair, tokenizer, call.examples, change, new_tokens=call.new_tokens),
+                        "text": written,
                         "part": key,
                     }
                 )
-                for change, key in zip(call.windows, call.keys, strict=True)
+                for change, key, written in zip(call.windows, call.keys, texts, strict=True)
             ],
             ignore_index=True,
         )
