@@ -202,7 +202,7 @@ execution:
   executor: local                    # this process; or ray: workers of a cluster, or of this machine
   # address: 10.0.0.1:6379           # ray: the cluster to join; without one, Ray is started on this machine
   # dashboard_host: 127.0.0.1        # ray started here: where its dashboard listens; elsewhere only with a token
-  # workers: auto                    # ray: as many as there is room for, or a number
+  # workers: auto                    # ray: as many as there is room for, or a number; local is one
   # gpus_per_worker: auto            # ray: 1 where there are GPUs; or a share of one, or several
   resident: 2                        # checkpoints that a worker keeps loaded
   attempts: 3                        # a chunk that fails or loses its worker so often is set aside

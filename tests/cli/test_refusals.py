@@ -31,6 +31,11 @@ REFUSALS = {
         "{config}: unknown key 'studies.substitution.width'; did you mean 'widths'?",
     ),
     "an executor that is not there": (["execution.executor=dask"], "{config}: key 'execution.executor': 'dask' is not 'local' or 'ray'"),
+    "workers that this process is not": (
+        ["execution.workers=3"],
+        "execution.workers asks for 3 workers, and execution.executor is local, which is one worker in this process; give "
+        "--executor ray, which starts them on this machine or joins a cluster (--address), or workers: auto",
+    ),
     "an override without a value": (
         ["name"],
         "--set name: write it as key=value, for example execution.chunk=16",
