@@ -136,6 +136,7 @@ def _name(source: str) -> str:
 
 TEMPLATE = """\
 # A raysweep run. `raysweep plan FILE` shows what it would do, `raysweep run FILE` does it and resumes by itself.
+# Paths of checkpoints, records and storage are from the current folder; only `architecture` is from this file's own.
 name: tiny
 
 models:
