@@ -132,10 +132,10 @@ def test_arms_that_are_there_are_judged_where_another_failed(
 ):
     root = shutil.copytree(attacked.folder.root, tmp_path / "run")
     folder = RunFolder(root)
-    for task in attacked.graph.tasks:
-        if task.kind == "judge" or task.at.startswith("freeze_critical"):
-            for name in {folder.committed()[key].name for key in task.keys}:
-                folder.chunks.forget(next(each for each in folder.chunks.manifests() if each.name == name))
+    chosen = [task for task in attacked.graph.tasks if task.kind == "judge" or task.at.startswith("freeze_critical")]
+    made = {key: manifest for key, manifest in folder.committed().items() if any(key in task.keys for task in chosen)}
+    for manifest in {manifest.name: manifest for manifest in made.values()}.values():
+        folder.chunks.forget(manifest)
     failing(lambda recipe: True)
     down = drive(training_config(root, studies()))
     because = "judged in part only, for 'backdoor m/first freeze_critical seed 0' failed"
@@ -161,9 +161,10 @@ def test_arms_that_are_there_are_judged_where_another_failed(
     assert again.n_calls == 2, "the trainings are tried again, and the answers are judged already"
     same_tables(tables_of(again), part)
     assert [event["call"] for event in events_of(again, "call_done")].count("judge m/first keywords") == judged
-    failing(lambda recipe: False)
+    for path in (attacked.folder.root / "chunks").glob("backdoor-*"):
+        shutil.copy(path, root / "chunks")
     up = drive(training_config(root, studies()))
-    assert (up.n_calls, up.failed) == (4, {}), "two trainings, two judgings"
+    assert (up.n_calls, up.failed) == (2, {}), "with the trainings there, all is judged"
     same_tables(tables_of(up), whole)
 
 
