@@ -30,7 +30,13 @@ COMMANDS = {
     "raysweep.recipes",
 }
 GROUND = {
-    *("raysweep.config", "raysweep.config_execution", "raysweep.config_fields", "raysweep.config_problems"),
+    *(
+        "raysweep.config",
+        "raysweep.config_beside",
+        "raysweep.config_execution",
+        "raysweep.config_fields",
+        "raysweep.config_problems",
+    ),
     *("raysweep.config_removal", "raysweep.config_spectrum", "raysweep.config_stop", "raysweep.config_storage"),
     *("raysweep.config_backdoor", "raysweep.config_exclude", "raysweep.config_expected", "raysweep.config_training"),
     "raysweep.config_yaml",

@@ -360,6 +360,13 @@ class Worker:
     def _activations(self, call: SimilarityCall | SpectrumCall | CorrelateCall) -> Activations:
         """The cell's captured chunks as one store; its manifest is published anew, for an earlier config may have had others."""
         chunks = self.folder.committed()
+        lost = [key for key in call.parts if key not in chunks]
+        if lost:
+            raise RunError(
+                f"{len(lost)} of the {len(call.parts)} chunks of activations that were captured of model '{call.model}' on data set "
+                f"'{call.dataset}' are gone; the first is chunk {call.parts.index(lost[0])}: {self.folder.why_lost(lost[0])}. Run again: "
+                "what is missing is captured anew"
+            )
         manifests = [chunks[key] for key in call.parts]
         first = manifests[0].extra
         folder = self.folder.activations(call.model, call.dataset)
