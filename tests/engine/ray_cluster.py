@@ -82,6 +82,7 @@ def head_node(
     settings = {**_NOTICED, **({"metrics_report_interval_ms": 1000} if watched else {})}
     how = ["--head", f"--port={port}", f"--num-cpus={cpus}", f"--num-gpus={gpus}", "--disable-usage-stats"]
     how += [f"--include-dashboard={dashboard is not None}", f"--system-config={json.dumps(settings)}"]
+    how += ["--no-monitor"]  # nothing is scaled
     how += [f"--dashboard-port={dashboard}"] if dashboard else []
     with _running(how, visible, watched=watched) as pid:
         yield Started(f"127.0.0.1:{port}", pid)
@@ -105,6 +106,7 @@ def _running(
     folder = tempfile.mkdtemp(prefix="rs-ray-", dir="/tmp")
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", *how]
     command += ["--node-ip-address=127.0.0.1", "--object-store-memory=100000000", f"--temp-dir={folder}"]
+    command += ["--include-log-monitor=False"]  # what workers print is not looked at
     command += [f"--dashboard-agent-listen-port={free_port()}"]
     if before is not None:
         as_root = [] if os.geteuid() == 0 else ["--map-root-user"]
