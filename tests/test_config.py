@@ -10,7 +10,9 @@ import pytest
 import yaml
 
 import raysweep
-from raysweep.config import Config, Metric, SimilarityConfig, load_config, parse_config, parse_options
+from raysweep.config import Config, load_config, parse_config
+from raysweep.config_overrides import parse_options
+from raysweep.config_similarity import Metric, SimilarityConfig
 from raysweep.errors import InputError
 from raysweep.numerics.measures.registry import DEFAULTS, MEASURES
 from raysweep.recipes import TEMPLATE

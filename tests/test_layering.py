@@ -30,10 +30,11 @@ COMMANDS = {
     "raysweep.recipes",
 }
 GROUND = {
-    *("raysweep.config", "raysweep.config_execution", "raysweep.config_fields", "raysweep.config_problems"),
-    *("raysweep.config_removal", "raysweep.config_spectrum", "raysweep.config_stop", "raysweep.config_storage"),
-    *("raysweep.config_backdoor", "raysweep.config_exclude", "raysweep.config_expected", "raysweep.config_training"),
-    "raysweep.config_yaml",
+    *("raysweep.config", "raysweep.config_backdoor", "raysweep.config_datasets", "raysweep.config_exclude"),
+    *("raysweep.config_execution", "raysweep.config_expected", "raysweep.config_fields", "raysweep.config_overrides"),
+    *("raysweep.config_problems", "raysweep.config_removal", "raysweep.config_similarity", "raysweep.config_spectrum"),
+    *("raysweep.config_stop", "raysweep.config_storage", "raysweep.config_studies", "raysweep.config_substitution"),
+    *("raysweep.config_training", "raysweep.config_yaml"),
     *("raysweep.collector", "raysweep.errors", "raysweep.fingerprint", "raysweep.lab", "raysweep.redaction"),
 }
 PACKAGES = {"report": 6, "engine": 5, "studies": 4, "models": 2, "data": 2, "store": 2, "numerics": 0}

@@ -13,9 +13,10 @@ from functools import cache, lru_cache
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-from raysweep.config import Config, GenerationConfig, ModelConfig, SubstitutionConfig
+from raysweep.config import Config, ModelConfig
 from raysweep.config_removal import RemovalConfig
 from raysweep.config_stop import StopConfig
+from raysweep.config_substitution import GenerationConfig, SubstitutionConfig
 from raysweep.data.examples import Example, Loaded, Room
 from raysweep.engine.assumed import assumptions, checkpoint_on_paper
 from raysweep.engine.reader import Reader

@@ -7,8 +7,9 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from raysweep.config import Config, SubstitutionConfig
+from raysweep.config import Config
 from raysweep.config_removal import RemovalConfig
+from raysweep.config_substitution import SubstitutionConfig
 from raysweep.engine.arms import arms_of
 from raysweep.engine.graph import Graph, Task
 from raysweep.engine.inspection import Cell, Facts, ModelFacts, asked_changes, chunk_fingerprint, stop_rule

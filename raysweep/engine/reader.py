@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raysweep.config import DatasetConfig, ModelConfig
+from raysweep.config import ModelConfig
 from raysweep.config_backdoor import BackdoorConfig
+from raysweep.config_datasets import DatasetConfig
 from raysweep.config_exclude import ExcludeConfig
 from raysweep.data.examples import Example, Loaded, Room, load_examples
 from raysweep.data.exclusion import Exclude

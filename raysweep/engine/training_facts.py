@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from raysweep.config import Config, DatasetConfig, ModelConfig
+from raysweep.config import Config, ModelConfig
 from raysweep.config_backdoor import BackdoorConfig, judgings
-from raysweep.config_training import FinetuneConfig, Training, TrainSource
+from raysweep.config_datasets import DatasetConfig, TrainSource
+from raysweep.config_training import FinetuneConfig, Training
 from raysweep.engine.arms import arms_of, lora_of
 from raysweep.engine.judges import judge_of
 from raysweep.engine.reader import Reader
