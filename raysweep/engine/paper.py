@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from raysweep.config import Config
-from raysweep.engine.calls import Call, CaptureCall, EstimateCall, ModelCall, SubstituteCall, TrainCall
+from raysweep.engine.calls import Call, ModelCall
+from raysweep.engine.demands import RECKONED
 from raysweep.engine.dispatch import Node, room_for
 from raysweep.engine.estimate import reckon
 from raysweep.engine.events import RUN_FINISHED, read_events
@@ -94,7 +95,7 @@ def simulated(
     nodes = nodes or -(-gpus // _GPUS_A_NODE)
     each = config.execution.gpus_per_worker
     workers = workers_on(gpus, nodes, 1.0 if each in ("auto", 0) else float(each))
-    calls = [call for call in left if isinstance(call, CaptureCall | SubstituteCall | EstimateCall | TrainCall)]
+    calls = [call for call in left if isinstance(call, RECKONED)]
     found = reckon(config, facts, calls, workers, rates)
     if found.estimate.call_seconds is None:
         raise InputError(

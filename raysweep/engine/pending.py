@@ -24,16 +24,13 @@ from raysweep.engine.calls import (
 from raysweep.engine.graph import Graph, Task
 from raysweep.engine.inspection import Cell, Facts, ModelFacts
 from raysweep.engine.loading import loading_of
-from raysweep.engine.plan import (
-    hidden_size,
-    window_names,
-)
+from raysweep.engine.plan import window_names
 from raysweep.engine.result_calls import removal_call
-from raysweep.engine.room import SIZES
 from raysweep.engine.together import captures_together, chunks_in_passes, spill_words
 from raysweep.engine.training_calls import training_calls
 from raysweep.models.checkpoint import Checkpoint
 from raysweep.models.same import NOTHING
+from raysweep.models.sizes import SIZES, hidden_size
 from raysweep.studies.passes import group_passes, states_of_a_way_back
 
 

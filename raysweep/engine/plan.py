@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Literal
 
@@ -410,12 +410,6 @@ def _removals(asked: RemovalConfig, facts: Facts, model: ModelFacts, cell: Cell,
         needs = (similarity[0].name,) if critical else ()
         tasks.append(Task("removal", cell.model, cell.dataset, results=results, needs=needs, at=at))
     return tasks
-
-
-def hidden_size(config: Mapping[str, Any]) -> int:
-    """Width of the states."""
-    text = config.get("text_config") or config
-    return int(text.get("hidden_size") or text.get("n_embd") or 0)
 
 
 def window_names(changes: Collection[Change]) -> str:

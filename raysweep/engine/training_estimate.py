@@ -8,10 +8,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from raysweep.engine.plan import hidden_size
-from raysweep.engine.residency import layer_sizes
-from raysweep.engine.room import SIZES
-from raysweep.models.checkpoint import text_config
+from raysweep.models.sizes import SIZES, hidden_size, layer_sizes, vocabulary_size
 from raysweep.studies.gradient import GRAPH
 from raysweep.studies.substitution import LOGIT_BYTES
 from raysweep.studies.trainer_arguments import DEFAULTS, cadence, training_steps
@@ -112,7 +109,7 @@ def _memory(call: TrainCall, tokens: int) -> int:
         held = held // call.processes + 2 * layer_sizes(base, call.recipe.dtype)[0]
     width = hidden_size(base.config) * size
     kept = tokens * width * (base.n_layers + GRAPH if _recomputes(call.recipe.arguments) else GRAPH * base.n_layers)
-    vocabulary = int(text_config(base.config).get("vocab_size") or 0)
+    vocabulary = vocabulary_size(base.config)
     return int(held + kept + max(3 * LOGIT_BYTES, 3 * 4 * vocabulary * tokens) * bool(tokens))
 
 

@@ -20,12 +20,13 @@ from raysweep.engine import rates
 from raysweep.engine.accuracy import compare
 from raysweep.engine.calls import CaptureCall, SubstituteCall
 from raysweep.engine.driver import Done, drive
-from raysweep.engine.estimate import Estimate, estimate, options, reckon
+from raysweep.engine.estimate import estimate, options, reckon
 from raysweep.engine.events import read_events
 from raysweep.engine.inspection import Facts
 from raysweep.engine.pending import model_calls
 from raysweep.engine.plan import plan
 from raysweep.engine.rates import Rates
+from raysweep.engine.reckoning import Estimate
 from raysweep.engine.room import Needs, sweep_batches
 from raysweep.models.memory import Peak
 from raysweep.models.stream import StreamedModel
