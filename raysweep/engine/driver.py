@@ -29,8 +29,8 @@ from raysweep.engine.inspection import Facts
 from raysweep.engine.ledger import Ledger
 from raysweep.engine.origins import describe_run
 from raysweep.engine.pending import model_calls
-from raysweep.engine.plan import as_sized
 from raysweep.engine.preparation import prepare
+from raysweep.engine.promised import as_sized
 from raysweep.engine.result_calls import result_call
 from raysweep.engine.steps import with_steps
 from raysweep.engine.stopping import watches
