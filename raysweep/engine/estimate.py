@@ -45,11 +45,6 @@ class Options:
         return {"taken": self.taken, "why": self.why, **told}
 
 
-def estimate(config: Config, facts: Facts, graph: Graph, done: Collection[str], workers: int = 1) -> Estimate:
-    """What is left to do takes so much, each model where its residency has it, with so many workers."""
-    return reckon(config, facts, list(model_calls(config, facts, graph, done)), workers).estimate
-
-
 @dataclass(frozen=True)
 class Reckoned:
     """What calls take in all, what each of them does, and by which rates; a model's are None where it could not be timed."""

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 # What is downloaded of a hub repository: it may keep the same weights under other names as well.
 _DOWNLOADED = ("*.json", "model*.safetensors", "adapter_model.safetensors", "*.model", "*.jinja", "*.txt")
-DTYPES = ("auto", "float32", "bfloat16", "float16")
 _DEEPEST = 10_000  # what a damaged config may ask for is not planned
 _SIZES = ("hidden_size", "vocab_size", "num_attention_heads", "num_key_value_heads", "intermediate_size")
 _SCALED_BY_LENGTH = ("dynamic", "yarn", "longrope")  # rotary types whose tables depend on max_position_embeddings

@@ -28,14 +28,6 @@ def check_layers(trained: Trained, n_layers: int, model: str) -> None:
         raise InputError(f"no layer of '{model}' is chosen, and then nothing is trained; name at least one")
 
 
-def layers_words(trained: Trained, n_layers: int) -> str:
-    """The decoder layers that are trained, as the tables write them: `0-23`, `3,5,9`, or nothing."""
-    layers = [layer for layer in range(n_layers) if trained.trains(layer)]
-    if len(layers) > 1 and layers == list(range(layers[0], layers[-1] + 1)):
-        return f"{layers[0]}-{layers[-1]}"
-    return ",".join(map(str, layers))
-
-
 def choose(model: PreTrainedModel, recipe: Recipe, name: str) -> nn.Module:
     """The model with what the recipe trains made trainable and all else frozen; a PeftModel where it asks for LoRA.
 

@@ -135,14 +135,6 @@ def test_as_many_layer_applications_are_done_as_are_planned(
         assert len(counter.calls) < 2 * layers + 1, "all states of a layer go through it in one call"
 
 
-def test_progress_counts_every_example_once(tiny_pair: Pairs, random_examples: Draw) -> None:
-    told: list[int] = []
-    pair = Pair(*map(Adapter, tiny_pair("llama", 2)))
-    sweep_losses(pair, random_examples(9), [Window(0, 1)], batch_tokens=64, progress=told.append)
-    assert sum(told) == 9
-    assert len(told) > 1
-
-
 def test_a_merged_adapter_is_swept_as_any_other_tuned_model(
     tiny: Callable[..., PreTrainedModel], random_examples: Draw, tmp_path: Path
 ) -> None:
