@@ -18,7 +18,8 @@ from transformers import PreTrainedTokenizerBase
 
 from raysweep.data.examples import Example
 from raysweep.models.adapter import Adapter
-from raysweep.models.checkpoint import describe, load_tokenizer
+from raysweep.models.checkpoint import describe
+from raysweep.models.loading import load_tokenizer
 from raysweep.models.surgery import Mode, removed
 from raysweep.numerics.resampling import mean_interval
 from raysweep.studies.critical import critical_layers

@@ -32,7 +32,8 @@ from raysweep.engine.pending import model_calls
 from raysweep.engine.plan import plan
 from raysweep.engine.rates import Rates
 from raysweep.engine.simulate import Simulation, simulate
-from raysweep.models.checkpoint import Checkpoint, describe, skeleton
+from raysweep.models.checkpoint import Checkpoint, describe
+from raysweep.models.loading import skeleton
 from raysweep.planned import plan_run
 
 MODELS, SETS, EXAMPLES, LIMIT = 60, 5, 300, 10.0

@@ -338,7 +338,7 @@ def critical(
     from raysweep.engine.loading import batch_budget
     from raysweep.errors import InputError, RunError
     from raysweep.models.adapter import Adapter
-    from raysweep.models.checkpoint import load_model
+    from raysweep.models.loading import load_model
     from raysweep.models.stream import StreamedModel
     from raysweep.studies.critical import critical_layers
 

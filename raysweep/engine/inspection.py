@@ -27,14 +27,9 @@ from raysweep.engine.training_plan import Trainings
 from raysweep.errors import InputError
 from raysweep.fingerprint import fingerprint
 from raysweep.models.adapter import find_blocks
-from raysweep.models.checkpoint import (
-    Checkpoint,
-    check_pair,
-    describe,
-    predicts_tokens,
-    resolve_dtype,
-    skeleton,
-)
+from raysweep.models.checkpoint import Checkpoint, describe, predicts_tokens
+from raysweep.models.loading import resolve_dtype, skeleton
+from raysweep.models.pair import check_pair
 from raysweep.models.parts import parts_of
 from raysweep.models.same import Same, same_in_checkpoints
 from raysweep.studies.interventions import Change, check_changes

@@ -28,7 +28,8 @@ from raysweep.engine.training_work import (
     trained_commits,
 )
 from raysweep.errors import InputError, RunError
-from raysweep.models.checkpoint import describe, load_model, load_tokenizer
+from raysweep.models.checkpoint import describe
+from raysweep.models.loading import load_model, load_tokenizer
 from raysweep.studies.training import Recipe
 
 if TYPE_CHECKING:

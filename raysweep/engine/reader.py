@@ -15,7 +15,8 @@ from raysweep.data.exclusion import Exclude
 from raysweep.data.poison import Trigger, evaluation_prompts, poisoned_examples
 from raysweep.engine.assumed import examples_on_paper
 from raysweep.engine.tokenizers import check_one_vocabulary, other_tokenizer, same_chat
-from raysweep.models.checkpoint import Checkpoint, limits, load_tokenizer
+from raysweep.models.checkpoint import Checkpoint, limits
+from raysweep.models.loading import load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -16,7 +16,8 @@ from raysweep.engine.reader import Reader
 from raysweep.engine.steps import StepModel
 from raysweep.engine.training_plan import Trainings
 from raysweep.errors import InputError
-from raysweep.models.checkpoint import Checkpoint, resolve_dtype
+from raysweep.models.checkpoint import Checkpoint
+from raysweep.models.loading import resolve_dtype
 from raysweep.studies.endpoint import EndpointJudge
 from raysweep.studies.trainer_arguments import check_arguments, training_steps
 from raysweep.studies.training import Recipe

@@ -17,7 +17,7 @@ from raysweep.engine.calls import BackdoorCall, Commit, JudgeCall, TrainCall, co
 from raysweep.engine.folder import PROGRESS
 from raysweep.engine.training_estimate import layer_calls
 from raysweep.errors import InputError
-from raysweep.models.checkpoint import load_tokenizer
+from raysweep.models.loading import load_tokenizer
 from raysweep.numerics.dynamics import change_points
 from raysweep.store.artifacts import FileEntry, publish_json, sha256_file
 from raysweep.store.places import remove_below

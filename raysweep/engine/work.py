@@ -44,7 +44,7 @@ from raysweep.engine.memory import Budgets, is_out_of_memory, is_training, let_g
 from raysweep.engine.residents import Residents
 from raysweep.engine.training_work import Tell, attack, evaluated, judged, train, untold
 from raysweep.errors import InputError, RaysweepError, RunError
-from raysweep.models.checkpoint import load_tokenizer
+from raysweep.models.loading import load_tokenizer
 from raysweep.models.memory import Peak, held_bytes
 from raysweep.numerics.dynamics import change_points
 from raysweep.store.activations import Activations, open_activations, publish_manifest, write_part

@@ -3,7 +3,7 @@
 The model's own forward is the only authority on what surrounds the blocks. It is run with its blocks swapped for stubs:
 once to record what each block would be called with (masks, rotary tables, whatever the architecture passes), and once
 with the last stub handing in finished states, so that the model's own norm, head and soft-capping make the logits. The
-adapter alone knows whether a block returns a tensor or a tuple. Loading and checking are checkpoint.py's.
+adapter alone knows whether a block returns a tensor or a tuple. Loading is loading.py's.
 
 Some blocks hand more than states on: keys and values that later blocks attend to (Gemma 3n and 4). Who sends several
 states through one recording keeps these apart (`shared` of apply_block). Any other way in which blocks could reach each

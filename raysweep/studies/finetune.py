@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from raysweep.errors import InputError
 from raysweep.fingerprint import fingerprint
-from raysweep.models.checkpoint import load_model, predicts_tokens
+from raysweep.models.checkpoint import predicts_tokens
+from raysweep.models.loading import load_model
 from raysweep.studies import sharding
 from raysweep.studies.choosing import check_layers, choose
 from raysweep.studies.frozen import compare, digests, own_tensors

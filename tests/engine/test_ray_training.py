@@ -25,7 +25,8 @@ from raysweep.engine.ray_token import use_token
 from raysweep.engine.ray_training import FINAL, train_on_ray
 from raysweep.engine.training_work import untold
 from raysweep.errors import InputError, RunError
-from raysweep.models.checkpoint import describe, load_model, load_tokenizer
+from raysweep.models.checkpoint import describe
+from raysweep.models.loading import load_model, load_tokenizer
 from raysweep.studies.consolidate import consolidate
 from raysweep.studies.finetune import finetune
 from raysweep.studies.training import Recipe, Trained

@@ -20,7 +20,8 @@ from raysweep.engine.inspection import Facts, inspect
 from raysweep.engine.plan import plan
 from raysweep.errors import InputError
 from raysweep.models.adapter import Adapter
-from raysweep.models.checkpoint import describe, load_model, load_tokenizer
+from raysweep.models.checkpoint import describe
+from raysweep.models.loading import load_model, load_tokenizer
 from raysweep.studies.removal import Removal, remove_at_layer
 
 MakeConfig = Callable[..., Config]

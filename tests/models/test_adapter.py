@@ -13,7 +13,8 @@ from transformers import LlamaForCausalLM, LlamaModel, PreTrainedModel
 
 from raysweep.errors import InputError
 from raysweep.models.adapter import Adapter, BlockCall, apply_block, find_blocks
-from raysweep.models.checkpoint import describe, load_model
+from raysweep.models.checkpoint import describe
+from raysweep.models.loading import load_model
 
 KINDS = ("llama", "gpt2", "qwen3", "falcon")
 Build = Callable[..., PreTrainedModel]

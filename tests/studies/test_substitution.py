@@ -22,7 +22,8 @@ from raysweep.errors import InputError
 from raysweep.lab.tasks import FORMAT
 from raysweep.lab.train import TUNED
 from raysweep.models.adapter import Adapter
-from raysweep.models.checkpoint import describe, load_model, load_tokenizer
+from raysweep.models.checkpoint import describe
+from raysweep.models.loading import load_model, load_tokenizer
 from raysweep.studies.schedule import layer_applications
 from raysweep.studies.substitution import Pair, Work, sweep_losses, sweep_windows
 from raysweep.studies.windows import Window, windows_of_widths
