@@ -24,7 +24,8 @@ from raysweep.models.surgery import Mode, removed
 from raysweep.numerics.resampling import mean_interval
 from raysweep.studies.critical import critical_layers
 from raysweep.studies.generation import greedy_text
-from raysweep.studies.removal import Effects, Removal, directions, mean_kept, removal_effects
+from raysweep.studies.removal import Removal
+from raysweep.studies.removal_effects import Effects, directions, mean_kept, removal_effects
 
 SETS = (("sums", "gsm8k"), ("facts", "boolq"))
 EXAMPLES = 24

@@ -26,7 +26,7 @@ from raysweep.engine.training_facts import find_trainings, trained_on
 from raysweep.engine.training_plan import Trainings
 from raysweep.errors import InputError
 from raysweep.fingerprint import fingerprint
-from raysweep.models.adapter import find_blocks
+from raysweep.models.blocks import find_blocks
 from raysweep.models.checkpoint import Checkpoint, describe, predicts_tokens
 from raysweep.models.loading import resolve_dtype, skeleton
 from raysweep.models.pair import check_pair

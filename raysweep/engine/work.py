@@ -54,7 +54,7 @@ from raysweep.studies.correlation import correlate_cell
 from raysweep.studies.generation import generate_text
 from raysweep.studies.gradient import estimate_losses
 from raysweep.studies.interventions import labels, relabelled
-from raysweep.studies.removal import nowhere_to_remove, remove_at_layer
+from raysweep.studies.removal_tables import nowhere_to_remove, remove_at_layer
 from raysweep.studies.similarity import similarity_tables
 from raysweep.studies.spectrum import spectrum
 from raysweep.studies.streamed import StreamedPair

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from raysweep.errors import InputError
-from raysweep.models.adapter import find_blocks
+from raysweep.models.blocks import find_blocks
 from raysweep.models.checkpoint import Checkpoint, predicts_tokens, standard_config
 from raysweep.models.conversion import Recipe, find_recipes
 from raysweep.models.loading import may_pool

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from raysweep.errors import InputError, shown
-from raysweep.models.adapter import block_path, find_blocks, layers_pattern
+from raysweep.models.blocks import block_path, find_blocks, layers_pattern
 
 if TYPE_CHECKING:
     from torch import nn

@@ -22,7 +22,8 @@ from raysweep.errors import InputError
 from raysweep.models.adapter import Adapter
 from raysweep.models.checkpoint import describe
 from raysweep.models.loading import load_model, load_tokenizer
-from raysweep.studies.removal import Removal, remove_at_layer
+from raysweep.studies.removal import Removal
+from raysweep.studies.removal_tables import remove_at_layer
 
 MakeConfig = Callable[..., Config]
 Tables = Callable[[Done], dict[str, pd.DataFrame]]

@@ -12,7 +12,8 @@ from torch import nn
 from transformers import LlamaForCausalLM, LlamaModel, PreTrainedModel
 
 from raysweep.errors import InputError
-from raysweep.models.adapter import Adapter, BlockCall, apply_block, find_blocks
+from raysweep.models.adapter import Adapter, BlockCall, apply_block
+from raysweep.models.blocks import find_blocks
 from raysweep.models.checkpoint import describe
 from raysweep.models.loading import load_model
 
