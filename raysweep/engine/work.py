@@ -47,7 +47,8 @@ from raysweep.errors import InputError, RaysweepError, RunError
 from raysweep.models.loading import load_tokenizer
 from raysweep.models.memory import Peak, held_bytes
 from raysweep.numerics.dynamics import change_points
-from raysweep.store.activations import Activations, open_activations, publish_manifest, write_part
+from raysweep.store.activation_writing import publish_manifest, write_part
+from raysweep.store.activations import Activations, open_activations
 from raysweep.studies.adaptation import adaptation_table
 from raysweep.studies.capture import Captured, Collector, capture_states
 from raysweep.studies.correlation import correlate_cell
