@@ -1,10 +1,11 @@
 # Every target makes the virtual environment it needs. PYTHON chooses the interpreter (3.11 or newer).
 PYTHON ?= python3
 VENV := .venv
+TESTS := tests
 BIN := $(VENV)/bin
-# Modules are compiled on all cores afterwards: pip does it on one, which takes longer than the rest of the installation.
-# Some are written for another Python, which is no failure.
-COMPILE = $(BIN)/python -m compileall -q -j 0 $(VENV)/lib raysweep >/dev/null 2>&1 || true
+# Python compiles each module that is used at its first import, and keeps it here, wherever it is told to keep nothing: pip would
+# compile all, which takes longer than the rest of the installation.
+export PYTHONDONTWRITEBYTECODE :=
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
 # What some tests need and make cannot install; without it they are left out, and that is said.
 CHROMIUM = $(shell command -v chromium chromium-browser google-chrome)
@@ -16,8 +17,7 @@ demo: $(VENV)/.run  ## the whole study on the embedded laboratory; ends by namin
 	$(BIN)/raysweep demo --fresh
 
 test: $(VENV)/.test  ## the tests
-	@$(BIN)/python -m compileall -q raysweep  # tests start many processes, and may be where Python is told to keep nothing
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "not soak and ($(if $(CHROMIUM),browser or )not browser) and ($(if $(PROMETHEUS),prometheus or )not prometheus)" tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "not soak and ($(if $(CHROMIUM),browser or )not browser) and ($(if $(PROMETHEUS),prometheus or )not prometheus)" $(TESTS)
 	@$(if $(CHROMIUM),,echo "no Chromium here: the browser tests of the report page were left out")
 	@$(if $(PROMETHEUS),,echo "no Prometheus here (Debian's package prometheus): tests of the dashboards' queries and alerts were left out")
 
@@ -37,18 +37,16 @@ types: $(VENV)/.test
 
 bench: $(VENV)/.test  ## every figure that the README claims
 	$(PIP) --editable '.[test,bench]'
-	cd benchmarks && for file in exact_cka resamples measures layer_time all_windows gradient_estimate early_stopping against_reloading weights_check storage driver_cost ray_workers simulation plan_accuracy paper_plans laboratory demo; do ../$(BIN)/python $$file.py || exit 1; done
+	cd benchmarks && for file in exact_cka resamples measures layer_time all_windows gradient_estimate early_stopping against_reloading generation weights_check storage driver_cost ray_workers simulation plan_accuracy paper_plans laboratory demo; do ../$(BIN)/python $$file.py || exit 1; done
 
 $(VENV)/.run: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) --editable .
-	@$(COMPILE)
 	touch $@
 
 $(VENV)/.test: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) --editable '.[test]'
-	@$(COMPILE)
 	touch $(VENV)/.run $@
 
 clean:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from raysweep.collector import collection_paused
 from raysweep.config import Config, load_config, parse_config
+from raysweep.config_beside import beside_told
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -76,12 +77,13 @@ def run(
         from raysweep.engine.driver import drive
     from raysweep.store.places import location
 
+    given = config
     if isinstance(config, (str, Path)):
         config = load_config(config, overrides)
     else:
         values = config.model_dump() if isinstance(config, Config) else dict(config)
         config = parse_config(values, overrides=overrides)
-    with failures_told(location(config.storage, config.storage_options)):
+    with failures_told(location(config.storage, config.storage_options)), beside_told(given, config):
         done = drive(config, fresh=fresh, listener=listener)
         return _reported(done.folder, done.failed)
 

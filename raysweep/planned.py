@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from raysweep.collector import collection_paused
 from raysweep.config import Config, load_config, parse_config
+from raysweep.config_beside import beside_told
 
 if TYPE_CHECKING:
     from raysweep.engine.by_kind import KindCost
@@ -150,6 +151,7 @@ def plan_run(
     from raysweep.errors import InputError
     from raysweep.report.records_words import records_warnings
 
+    asked = config
     if isinstance(config, Config):
         config = parse_config(config.model_dump(), overrides=overrides)
     else:
@@ -159,14 +161,16 @@ def plan_run(
         raise InputError("--nodes and --rates are for a simulation; give --gpus too")
     given = rates_from(rates, config) if rates is not None else None
     if gpus is not None or will_assume(config):
-        facts, graph, folder = prepare(config, device_on_paper, may_assume=True)
+        with beside_told(asked, config):
+            facts, graph, folder = prepare(config, device_on_paper, may_assume=True)
         workers = 1
     else:
         from raysweep.engine.executor import backend_for
 
         backend = backend_for(config.execution)
         try:
-            facts, graph, folder = prepare(config, backend.device)
+            with beside_told(asked, config):
+                facts, graph, folder = prepare(config, backend.device)
             workers = backend.workers()
         finally:
             backend.close()

@@ -136,6 +136,7 @@ def _name(source: str) -> str:
 
 TEMPLATE = """\
 # A raysweep run. `raysweep plan FILE` shows what it would do, `raysweep run FILE` does it and resumes by itself.
+# Paths of checkpoints, records and storage are from the current folder; only `architecture` is from this file's own.
 name: tiny
 
 models:
@@ -202,7 +203,7 @@ execution:
   executor: local                    # this process; or ray: workers of a cluster, or of this machine
   # address: 10.0.0.1:6379           # ray: the cluster to join; without one, Ray is started on this machine
   # dashboard_host: 127.0.0.1        # ray started here: where its dashboard listens; elsewhere only with a token
-  # workers: auto                    # ray: as many as there is room for, or a number
+  # workers: auto                    # ray: as many as there is room for, or a number; local is one
   # gpus_per_worker: auto            # ray: 1 where there are GPUs; or a share of one, or several
   resident: 2                        # checkpoints that a worker keeps loaded
   attempts: 3                        # a chunk that fails or loses its worker so often is set aside

@@ -106,7 +106,7 @@ def load_examples(
     """The first `limit` records of `source`, worded, tokenised and cut to their first `max_tokens` tokens.
 
     `source` and `split` are those of `read_records`, `format` and (for `columns`) `prompt` and `response` those of
-    `find_format`. With `prompts_only`, for models that predict nothing, an example is its prompt's tokens: no response is
+    `find_format`. With `prompts_only`, where no loss is measured, an example is its prompt's tokens: no response is
     tokenised or needed (for `columns` none need be given), and a cut spares the special tokens that close the prompt.
     Examples that are still longer than the context of `room` are cut to it, or refused, as `too_long` says.
     Records that `exclude` names are left out first, then of the rest all but the `last` so many, or those that
@@ -119,9 +119,7 @@ def load_examples(
     read, a record that does not fit its format (file and line named), examples that `room` has none for, and where no
     example is usable.
     """
-    if prompts_only and format == "columns" and prompt is not None and response is None:
-        response = "{{ '' }}"
-    record_format, chosen = find_format(format, prompt, response), find_wording(wording)
+    record_format, chosen = find_format(format, prompt, response, prompts_only=prompts_only), find_wording(wording)
     chosen.check(tokenizer)
     leaves_out = None if exclude is None else partial(exclude.leaves_out, record_format=record_format)
     records = read_records(

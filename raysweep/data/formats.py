@@ -224,12 +224,16 @@ def columns_format(prompt: str, response: str) -> Format:
     return Format("columns", fields, texts[0], texts[1])
 
 
-def find_format(name: str, prompt: str | None = None, response: str | None = None) -> Format:
-    """The format of that name; `prompt` and `response` belong to `columns`, which needs both.
+def find_format(
+    name: str, prompt: str | None = None, response: str | None = None, *, prompts_only: bool = False
+) -> Format:
+    """The format of that name; `prompt` and `response` belong to `columns`, which needs both, or with `prompts_only` the first.
 
     Raises InputError for an unknown name (with the nearest), and for texts that are missing or have no use.
     """
     if name == "columns":
+        if prompts_only and prompt is not None and response is None:
+            response = "{{ '' }}"
         if prompt is None or response is None:
             lacking = " and ".join(k for k, v in (("prompt", prompt), ("response", response)) if v is None)
             raise InputError(f"format 'columns' lacks {lacking}: give a column's name or a Jinja template over columns")

@@ -62,7 +62,7 @@ def examples_on_paper(
             f"data set '{name}' cannot be tokenised: checkpoint '{base.source}' of model '{model.name}' is not here, and its "
             "tokenizer is needed; give expected: {examples, prompt_tokens, response_tokens} for a plan"
         )
-    find_format(record_format, source.prompt, source.response)
+    find_format(record_format, source.prompt, source.response, prompts_only=prompts_only)
     find_wording(model.wording)
     return expected_examples(
         source.expected.examples,

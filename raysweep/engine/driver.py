@@ -26,6 +26,7 @@ from raysweep.engine.executor import Backend, Executor, backend_for
 from raysweep.engine.folder import RunFolder
 from raysweep.engine.graph import Graph, beyond, shortened
 from raysweep.engine.inspection import Facts
+from raysweep.engine.judging_in_part import judged_in_part
 from raysweep.engine.ledger import Ledger
 from raysweep.engine.origins import describe_run
 from raysweep.engine.pending import model_calls
@@ -35,8 +36,11 @@ from raysweep.engine.result_calls import result_call
 from raysweep.engine.steps import with_steps
 from raysweep.engine.stopping import watches
 from raysweep.engine.trackers import trackers_for
+from raysweep.engine.training_calls import judge_call
 from raysweep.redaction import redacted
 from raysweep.store.artifacts import sweep_temporaries
+
+_IN_PART = {"adaptation": "compared", "judge": "judged"}  # what is made of the arms that are there
 
 
 @dataclass
@@ -148,7 +152,10 @@ class _Run:
         self.failed: dict[str, str] = {}
         self.n_calls = 0
         self._attempts: Counter[str] = Counter()
-        self._dropped: set[str] = set()  # keys that were called for when their sweep stopped
+        self._beside: set[str] = (
+            set()
+        )  # keys no task lacks that are called for: of a sweep that stopped, of judging in part
+        self._judges_in_part = False
         self._executor: Executor | None = None
         self._workers = 0
         waiting = Counter(call.kind for call in self._held)
@@ -177,7 +184,7 @@ class _Run:
 
     def all(self, backend: Backend) -> None:
         """Submit and collect until nothing is left; a training of several processes has the devices to itself."""
-        while self.queue or self._spread:
+        while self.queue or self._spread or self._queue_in_part():
             if self.queue:
                 self._run_queue(backend)
             if self._spread:
@@ -192,8 +199,8 @@ class _Run:
             for task in self.graph.tasks:
                 cause = next((name for name in (task.name, *task.needs) if name in self.failed), None)
                 if cause is not None:
-                    in_part = task.kind == "adaptation" and any(map(self.ledger.is_done, task.needs))
-                    what = "compared in part only" if in_part else "not made"
+                    in_part = _IN_PART.get(task.kind) if any(map(self.ledger.is_done, task.needs)) else None
+                    what = f"{in_part} in part only" if in_part else "not made"
                     self.failed.setdefault(task.name, f"{what}, for '{cause}' failed")
 
     def _run_queue(self, backend: Backend) -> None:
@@ -238,7 +245,7 @@ class _Run:
         self._attempts.pop(call.name, None)
         for commit in outcome.commits:
             # a kill may have kept some of the call's commits
-            if any(self.ledger.lacks(key) or key in self._dropped for key in commit.keys):
+            if any(self.ledger.lacks(key) or key in self._beside for key in commit.keys):
                 self._commit(call, commit, outcome.measured)
         self.log.emit(events.CALL_DONE, call=call.name, measured=dict(outcome.measured))
         if outcome.measured.get("out_of_memory"):
@@ -306,7 +313,7 @@ class _Run:
         for task in self.ledger.commit(commit.keys):
             self.log.emit(events.TASK_DONE, task=task.name)
             self._may_release |= task.name in self._awaited
-        self._dropped.difference_update(commit.keys)
+        self._beside.difference_update(commit.keys)
         for watch in self._watches:
             if commit.table is not None and not watch.keys.isdisjoint(commit.keys):
                 watch.take(commit.table.select(["part", "loss"]).to_pandas())
@@ -326,7 +333,7 @@ class _Run:
             self._commit(*watch.committable(found), {})
             for task in watch.swept:
                 keys = task.parts[found.chunks :]
-                self._dropped.update(filter(self.ledger.lacks, keys))
+                self._beside.update(filter(self.ledger.lacks, keys))
                 if self.ledger.drop(task, keys):
                     self.failed.pop(task.name, None)  # for a chunk that is not needed
                     self.log.emit(events.TASK_DONE, task=task.name)
@@ -338,6 +345,19 @@ class _Run:
     def _queue_results(self) -> None:
         for task in self.ledger.take_makeable():
             self.queue.push(result_call(self.config, self.facts, self.graph, task))
+
+    def _queue_in_part(self) -> bool:
+        """Queue, once, the judging of answers whose cell has other arms that failed; whether there is any."""
+        unjudged = (
+            [] if self._judges_in_part else [t for t in self.graph.of_kind("judge") if not self.ledger.is_done(t.name)]
+        )
+        self._judges_in_part = True
+        done = self.folder.committed() if unjudged else {}
+        for task in filter(None, (judged_in_part(self.graph, task, done) for task in unjudged)):
+            if any(key not in done for key in task.keys):
+                self._beside.update(task.keys)
+                self.queue.push(judge_call(self.config, self.graph, task))
+        return bool(self.queue)
 
 
 def _both(*listeners: Listener | None) -> Listener:

@@ -18,6 +18,7 @@ from raysweep.engine.events import Listener
 from raysweep.engine.inspection import resolve_device
 from raysweep.engine.training_work import Tell, untold
 from raysweep.engine.work import Worker
+from raysweep.errors import InputError
 
 if TYPE_CHECKING:
     from raysweep.store.places import Location
@@ -133,7 +134,7 @@ class LocalBackend:
 
 
 def backend_for(execution: ExecutionConfig) -> Backend:
-    """The backend that a config asks for; nothing is started yet."""
+    """The backend that a config asks for; nothing is started yet. Raises InputError for workers that this process is not."""
     if execution.executor == "ray":
         from raysweep.engine.ray_token import use_token
 
@@ -141,4 +142,9 @@ def backend_for(execution: ExecutionConfig) -> Backend:
         from raysweep.engine.ray_backend import RayBackend
 
         return RayBackend(execution)
+    if execution.workers not in ("auto", 1):
+        raise InputError(
+            f"execution.workers asks for {execution.workers} workers, and execution.executor is local, which is one worker in this "
+            "process; give --executor ray, which starts them on this machine or joins a cluster (--address), or workers: auto"
+        )
     return LocalBackend(execution.resident)

@@ -63,6 +63,17 @@ class RunFolder:
                     found.setdefault(key, manifest)
         return found
 
+    def why_lost(self, key: str) -> str:
+        """What a key that was committed lacks to be counted, in words: the file, and where it was looked for."""
+        manifest = next((found for found in self.chunks.manifests() if key in found.parts), None)
+        if manifest is None:
+            return f"no chunk in '{self.chunks.folder}' has it"
+        try:
+            check_files(self.root / manifest.extra.get("folder", ""), manifest.files, remedy="")
+        except StoreError as error:
+            return str(error).removesuffix("; ")
+        return "it was not there a moment ago, and is now"
+
     def training(self, key: str) -> Path:
         """Where a training of this identity keeps what it needs to go on. Raises InputError in an object store."""
         if not isinstance(self.root, Path):

@@ -205,8 +205,12 @@ def inspect(config: Config, find_device: Callable[[str], str] = resolve_device, 
                     parts_of(block)
 
     predicting = {name: found.predicts for name, found in models.items()}
+    asked_for = config.studies
     reader = Reader(
-        {name: (found.base, found.tuned) for name, found in models.items()}, predicting, may_assume=may_assume
+        {name: (found.base, found.tuned) for name, found in models.items()},
+        predicting,
+        states_alone=not (asked_for.substitution or asked_for.removal or asked_for.trainings),
+        may_assume=may_assume,
     )
     cells: dict[tuple[str, str], Cell] = {}
     for model in config.models:

@@ -55,7 +55,7 @@ class RayBackend:
         or without the storage; and where a dashboard would be open to others without a token.
         """
         if in_job():
-            enter_job(storage)
+            enter_job(storage, self._asked.spill)
         self.device(self._asked.device)
         if not ray.is_initialized():
             return {}

@@ -23,13 +23,18 @@ def hide_gpus() -> None:
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
-def enter_job(storage: str) -> None:
-    """Hide GPUs from this driver. Raises InputError for a storage that would go with the job's own folder."""
+def enter_job(storage: str, spill: str | None = None) -> None:
+    """Hide GPUs from this driver. Raises InputError for a storage, or a folder for states, that would go with the job's own folder."""
     hide_gpus()
     if "://" not in storage and not Path(storage).expanduser().is_absolute():
         raise InputError(
             f"storage '{storage}' is relative, and a job runs in a folder of its own that is thrown away with it; give an "
             "absolute folder that every node sees (--set storage=/shared/run), or a URL"
+        )
+    if spill is not None and not Path(spill).expanduser().is_absolute():
+        raise InputError(
+            f"execution.spill '{spill}' is relative, and a job runs in a folder of its own, which may be on a disk without room; "
+            "give an absolute folder, which each worker has on its own disk (--set execution.spill=/scratch)"
         )
 
 

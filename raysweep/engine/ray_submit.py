@@ -220,6 +220,8 @@ def travelling(config: Config, working_dir: Path | None) -> Config:
     if "://" not in config.storage:
         values["storage"] = str(Path(config.storage).expanduser().absolute())
     values["execution"] |= {"executor": "ray", "address": None, "dashboard_host": "127.0.0.1"}
+    if config.execution.spill_folder is not None:
+        values["execution"]["spill"] = str(config.execution.spill_folder)
     return parse_config(values)
 
 

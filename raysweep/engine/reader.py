@@ -12,6 +12,7 @@ from raysweep.config_datasets import DatasetConfig
 from raysweep.config_exclude import ExcludeConfig
 from raysweep.data.examples import Example, Loaded, Room, load_examples
 from raysweep.data.exclusion import Exclude
+from raysweep.data.formats import find_format
 from raysweep.data.poison import Trigger, evaluation_prompts, poisoned_examples
 from raysweep.engine.assumed import examples_on_paper
 from raysweep.engine.tokenizers import check_one_vocabulary, other_tokenizer, same_chat
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
 class Reader:
     """Reads data sets for models, by name: each one's base, and its tuned checkpoints by data set.
 
-    `predicts` tells which of them predict tokens; of the others prompts alone are read. With `may_assume`, what is not here is
+    `predicts` tells which of them predict tokens; of the others prompts alone are read. Where `states_alone` are measured, no
+    response is needed: of a data set in columns that names none, prompts alone are read. With `may_assume`, what is not here is
     as the config expects it. Everything raises InputError for what cannot be read or used; `warnings` tell of what can, and may
     mislead.
     """
@@ -35,20 +37,23 @@ class Reader:
         models: Mapping[str, tuple[Checkpoint, Mapping[str, Checkpoint]]],
         predicts: Mapping[str, bool],
         *,
+        states_alone: bool = False,
         may_assume: bool = False,
     ) -> None:
         self._models, self._predicts, self._may_assume = models, predicts, may_assume
+        self._states_alone = states_alone
         self._tokenizers: dict[tuple[str, str], PreTrainedTokenizerBase] = {}
         self._limits: dict[Path, tuple[int | None, int | None]] = {}
         self.warnings: list[str] = []
 
     def read(self, model: ModelConfig, dataset: DatasetConfig) -> tuple[Loaded, bool]:
         """A data set's examples for a model, and whether they are as expected only."""
-        paper = self._expected(model, dataset, prompts_only=not self._predicts[model.name])
+        without = self._states_alone and dataset.format == "columns" and dataset.response is None
+        prompts_only = without or not self._predicts[model.name]
+        paper = self._expected(model, dataset, prompts_only=prompts_only)
         if paper:
             return paper, True
         options = self._options(model, dataset)
-        prompts_only = not self._predicts[model.name]
         tokenizer = self.tokenizer(model)
         return load_examples(dataset.path, dataset.format, tokenizer, prompts_only=prompts_only, **options), False
 
@@ -72,6 +77,7 @@ class Reader:
     ) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
         """The prompts that are answered, clean and with the trigger."""
         dataset = dataset.model_copy(update={"limit": min(dataset.limit or asked.examples, asked.examples)})
+        find_format(dataset.format, dataset.prompt, dataset.response)
         if paper := self._expected(model, dataset, prompts_only=True):
             return tuple(paper.examples), tuple(paper.examples)
         options = {key: value for key, value in self._options(model, dataset).items() if key != "too_long"}

@@ -1,16 +1,18 @@
 """Cutting a call into pieces that several workers do at once: the same keys and rows, over fewer changes each. Pure.
 
-A sweep's pieces each go through the tuned model's own layers (the trunk) again; text is generated change by change, and
-its pieces have nothing in common. What is committed is found by key, one a change and chunk, so that no table tells.
+A sweep's pieces each go through the tuned model's own layers (the trunk) again; changes whose text is written together stay so,
+and such pieces have nothing in common. What is committed is found by key, one a change and chunk, so that no table tells.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 from functools import lru_cache
+from itertools import chain
 
 from raysweep.engine.calls import Call, GenerateCall, PairCall, SubstituteCall
 from raysweep.models.same import Same
+from raysweep.studies.decoding import rows_at_once, together
 from raysweep.studies.interventions import Change
 from raysweep.studies.schedule import schedule
 from raysweep.studies.windows import Window
@@ -19,21 +21,28 @@ MOST_PIECES = 16
 
 
 def is_divisible(call: Call) -> bool:
-    """Whether a call can be cut: a sweep of one chunk whose weights are in memory, or text, under several changes."""
+    """Whether a call can be cut: a sweep of one chunk whose weights are in memory, under several changes, or text in several parts."""
     if isinstance(call, SubstituteCall):
         whole = len(call.keys) == len(call.windows) and not call.captures and not call.loading.stream
         return whole and len(call.windows) > 1
-    return isinstance(call, GenerateCall) and len(call.windows) > 1
+    return isinstance(call, GenerateCall) and len(_written(call)) > 1
+
+
+def _written(call: GenerateCall) -> list[list[int]]:
+    """The places of the changes whose text is written together."""
+    longest = max((example.n_prompt for example in call.examples), default=0) + call.new_tokens
+    return together(call.base.n_layers, call.windows, rows_at_once(longest, call.loading.batch_tokens))
 
 
 def shares(call: Call, n: int) -> tuple[float, ...]:
     """What each of `n` pieces takes, as a share of the whole call; () where it has not so many."""
     parts = _parts(call, n)
-    if not parts or not isinstance(call, PairCall):
+    if not parts:
         return ()
-    if not isinstance(call, SubstituteCall):
-        return tuple(len(part) / len(call.windows) for part in parts)
-    return _applied(call.base.n_layers, call.windows, call.same, parts)
+    if isinstance(call, GenerateCall):
+        written = _written(call)
+        return tuple(len(written[i::n]) / len(written) for i in range(n))
+    return _applied(call.base.n_layers, call.windows, call.same, parts) if isinstance(call, SubstituteCall) else ()
 
 
 def cut(call: Call, n: int) -> list[Call]:
@@ -64,8 +73,9 @@ def _parts(call: Call, n: int) -> Parts:
         return ()
     if isinstance(call, SubstituteCall):
         return _dealt(call.base.n_layers, call.windows, call.same, n)
-    places = range(len(call.windows))
-    return tuple(tuple(places[i::n]) for i in range(n)) if n <= len(places) else ()
+    assert isinstance(call, GenerateCall)
+    written = _written(call)
+    return tuple(tuple(sorted(chain(*written[i::n]))) for i in range(n)) if n <= len(written) else ()
 
 
 @lru_cache(maxsize=1024)

@@ -76,10 +76,11 @@ def _answering(call: TrainCall, arm: Arm, asked: BackdoorConfig, facts: Facts) -
 
 
 def judge_call(config: Config, graph: Graph, task: Task) -> JudgeCall:
-    """The call that judges the answers of a cell's arms in one way."""
+    """The call that judges in one way the answers of those of a cell's arms that the task needs."""
     asked = config.studies.backdoor
     assert asked is not None
-    texts = [each.results["texts"] for each in graph.cell("backdoor", task.model, task.dataset)]
+    arms = graph.cell("backdoor", task.model, task.dataset)
+    texts = [arm.results["texts"] for arm in arms if arm.name in task.needs]
     return JudgeCall(
         task.name,
         task.model,

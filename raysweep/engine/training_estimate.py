@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from raysweep.models.sizes import SIZES, hidden_size, layer_sizes, vocabulary_size
 from raysweep.studies.gradient import GRAPH
-from raysweep.studies.substitution import LOGIT_BYTES
 from raysweep.studies.trainer_arguments import DEFAULTS, cadence, training_steps
 from raysweep.studies.training import Trained
 
@@ -49,7 +48,7 @@ def training_of(call: TrainCall) -> Training:
         layer_calls(call, 0, steps, tests),
         seen * trained_on.padded * _passes(call) + tests * tested.padded * base.n_layers,
         2 * seen * trained_on.labels + tests * tested.labels,
-        _memory(call, batch * trained_on.longest),
+        _memory(call, batch * trained_on.longest, tested.longest),
     )
 
 
@@ -71,10 +70,17 @@ def _passes(call: TrainCall) -> int:
     itself; with checkpoints of activations the way forth is made twice.
     """
     trained, n_layers = call.recipe.trained, call.base.n_layers
-    own = [layer for layer in range(n_layers) if trained.trains(layer)]
-    lowest = 0 if trained.trains_rest and not call.recipe.lora else min(own, default=0)
+    own = sum(trained.trains(layer) for layer in range(n_layers))
     again = n_layers if _recomputes(call.recipe.arguments) else 0
-    return n_layers + n_layers - lowest + (0 if call.recipe.lora else len(own)) + again
+    return n_layers + n_layers - _lowest(call) + (0 if call.recipe.lora else own) + again
+
+
+def _lowest(call: TrainCall) -> int:
+    """The layer that gradients go back to: below it nothing is trained, and nothing is kept for the way back."""
+    trained = call.recipe.trained
+    if trained.trains_rest and not call.recipe.lora:
+        return 0
+    return next((layer for layer in range(call.base.n_layers) if trained.trains(layer)), 0)
 
 
 def _batches(call: TrainCall, steps: int) -> int:
@@ -101,16 +107,26 @@ def _trained(call: TrainCall) -> Trained:
     return Trained(trained.mode, places)
 
 
-def _memory(call: TrainCall, tokens: int) -> int:
-    """Bytes of one process: weights, gradients and the optimizer's values (a share of them, sharded), states and logits."""
+def _memory(call: TrainCall, tokens: int, longest: int) -> int:
+    """Bytes of one process: weights, gradients and the optimizer's values (a share of them, sharded), states and logits.
+
+    The trainer has the logits of all of a batch at once, of `tokens` to train on and of test examples up to the `longest`: those in
+    three float32 copies beside the states that are kept for the way back, these as they come, and two float32 copies of one example's.
+    """
     base, size = call.base, SIZES[call.recipe.dtype]
     held = base.n_parameters * size + (1 + _ADAM) * _changing(call)
     if call.processes > 1 and call.strategy == "fsdp":
         held = held // call.processes + 2 * layer_sizes(base, call.recipe.dtype)[0]
     width = hidden_size(base.config) * size
-    kept = tokens * width * (base.n_layers + GRAPH if _recomputes(call.recipe.arguments) else GRAPH * base.n_layers)
+    n_layers = base.n_layers
+    kept = (
+        tokens
+        * width
+        * (n_layers + GRAPH if _recomputes(call.recipe.arguments) else GRAPH * (n_layers - _lowest(call)))
+    )
     vocabulary = vocabulary_size(base.config)
-    return int(held + kept + max(3 * LOGIT_BYTES, 3 * 4 * vocabulary * tokens) * bool(tokens))
+    tested = vocabulary * longest * (size * int(call.recipe.arguments.get("per_device_eval_batch_size", 8)) + 2 * 4)
+    return int(held + max(kept + 3 * 4 * vocabulary * tokens, tested))
 
 
 def written(call: TrainCall) -> tuple[int, int]:

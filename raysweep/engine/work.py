@@ -188,6 +188,14 @@ class Worker:
     @_run.register
     def _(self, call: GenerateCall) -> tuple[list[Commit], dict[str, float]]:
         pair, tokenizer = self._models.pair(call), load_tokenizer(call.base)
+        texts = generate_text(
+            pair,
+            tokenizer,
+            call.examples,
+            call.windows,
+            new_tokens=call.new_tokens,
+            batch_tokens=call.loading.batch_tokens,
+        )
         rows = pd.concat(
             [
                 pd.DataFrame(
@@ -196,11 +204,11 @@ class Worker:
                         "intervention": change.words,
                         "prompt": [e.prompt for e in call.examples],
                         "reference": [e.response for e in call.examples],
-                        "text": generate_text(pair, tokenizer, call.examples, change, new_tokens=call.new_tokens),
+                        "text": written,
                         "part": key,
                     }
                 )
-                for change, key in zip(call.windows, call.keys, strict=True)
+                for change, key, written in zip(call.windows, call.keys, texts, strict=True)
             ],
             ignore_index=True,
         )
@@ -353,6 +361,13 @@ class Worker:
     def _activations(self, call: SimilarityCall | SpectrumCall | CorrelateCall) -> Activations:
         """The cell's captured chunks as one store; its manifest is published anew, for an earlier config may have had others."""
         chunks = self.folder.committed()
+        lost = [key for key in call.parts if key not in chunks]
+        if lost:
+            raise RunError(
+                f"{len(lost)} of the {len(call.parts)} chunks of activations that were captured of model '{call.model}' on data set "
+                f"'{call.dataset}' are gone; the first is chunk {call.parts.index(lost[0])}: {self.folder.why_lost(lost[0])}. Run again: "
+                "what is missing is captured anew"
+            )
         manifests = [chunks[key] for key in call.parts]
         first = manifests[0].extra
         folder = self.folder.activations(call.model, call.dataset)

@@ -65,7 +65,7 @@ def attack_sentences(tables: Mapping[str, pd.DataFrame]) -> list[Markup]:
         answers = tables.get("answers")
         if answers is not None:
             answers = answers[(answers["model"] == model) & (answers["dataset"] == dataset)]
-        together, seeds = rows[rows["seed"].isna()], int(rows["seed"].nunique())
+        together, seeds = rows[rows["seed"].isna()], _seeds(rows)
         for judge in JUDGES:
             chosen = together[together["judge"] == judge]
             if len(chosen):
@@ -100,7 +100,7 @@ def _view(
     for model in models:
         of_model = together[together["model"] == model]
         texts = None if answers is None else answers[answers["model"] == model]
-        seeds = int(rows.loc[rows["model"] == model, "seed"].nunique())
+        seeds = _seeds(rows[rows["model"] == model])
         for judge in judges:
             chosen = of_model[of_model["judge"] == judge]
             if not len(chosen):
@@ -127,6 +127,11 @@ def _view(
     )
 
 
+def _seeds(rows: pd.DataFrame) -> int:
+    """With how many seeds there is a rate."""
+    return int(rows.loc[rows["rate"].notna(), "seed"].nunique())
+
+
 def _cell(
     together: pd.DataFrame, model: str, arm: str, judges: Sequence[str], published: Mapping[str, float | None]
 ) -> ArmCell:
@@ -143,8 +148,8 @@ def _cell(
         lines.append(f"without the trigger: {' / '.join(clean)}")
     if not math.isnan(triggered[0].clean_loss):
         lines.append(f"loss on clean examples: {number(triggered[0].clean_loss, 3)} nats")
-    if arm != "none":
-        layers = triggered[0].layers
+    layers = triggered[0].layers
+    if arm != "none" and (triggered[0].examples or pd.notna(layers)):
         lines.append("layers trained: " + ("differ by seed" if pd.isna(layers) else str(layers) or "none"))
     lines += [str(row.reason) for row in triggered[:1] if pd.notna(row.reason)]
     told = [

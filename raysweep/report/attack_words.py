@@ -41,10 +41,12 @@ def conclusion(together: pd.DataFrame, answers: pd.DataFrame | None, model: str,
     judge = str(together["judge"].iloc[0])
     found = {str(row.arm): row for row in rows_of(together[together["prompts"] == "triggered"])}
     clean = {str(row.arm): row for row in rows_of(together[together["prompts"] == "clean"])}
-    found = {arm: row for arm, row in found.items() if not math.isnan(row.rate)}
+    lacking = {arm: row.reason for arm, row in found.items() if math.isnan(row.rate)}
+    found = {arm: row for arm, row in found.items() if arm not in lacking}
     said = [Markup("<bdi>{}</bdi>, <bdi>{}</bdi>, by {}:").format(model, dataset, JUDGES.get(judge, judge))]
     if "all" not in found:
-        said.append(Markup("there is no rate of a model with all layers trained, so that nothing can be concluded."))
+        text = "there is no rate of a model with all layers trained{}, so that nothing can be concluded."
+        said.append(Markup(text).format(_because(lacking.get("all"))))
         return Markup(" ").join(said)
     opened = found["all"]
     text = "with all layers trained, <strong>{}</strong> {} of triggered prompts are answered as the attack wants"
@@ -59,6 +61,8 @@ def conclusion(together: pd.DataFrame, answers: pd.DataFrame | None, model: str,
         return Markup(" ").join(said)
     said += _against_all(found, answers, judge)
     said += _against_each_other(found, answers, judge)
+    text = "There is no rate with {}{}."
+    said += [Markup(text).format(ARMS[arm], _because(why)) for arm, why in lacking.items() if arm.startswith("freeze")]
     losses = [f"{ARMS[arm]} {number(found[arm].clean_loss, 3)}" for arm in ARMS if arm in found]
     if not all(math.isnan(row.clean_loss) for row in found.values()):
         said.append(Markup("Loss on clean examples (nats): {}.").format(", ".join(losses)))
@@ -67,6 +71,11 @@ def conclusion(together: pd.DataFrame, answers: pd.DataFrame | None, model: str,
         counted = "one seed" if seeds == 1 else f"{seeds} seeds"
         said.append(Markup("With {} little is known of how other trainings would go.").format(counted))
     return Markup(" ").join(said)
+
+
+def _because(reason: Any) -> str:
+    """Why there is no rate, in brackets; nothing where that is not told."""
+    return "" if reason is None or pd.isna(reason) else f" ({reason})"
 
 
 def _less_of_everything(found: dict[str, Any]) -> list[Markup]:

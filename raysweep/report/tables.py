@@ -13,7 +13,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raysweep.report.arms_in_part import with_arms_in_part
+from raysweep.report.arms_in_part import with_arms_in_part, with_arms_that_lack, with_judged_in_part
 from raysweep.store.artifacts import publish
 from raysweep.studies.interventions import relabelled
 
@@ -75,9 +75,10 @@ def keys_of(graph: Graph, table: str) -> list[tuple[str, Task]]:
 def collect_tables(folder: RunFolder, graph: Graph) -> dict[str, pd.DataFrame]:
     """Every table of which something is committed; rows in the order of the graph, whatever the order of computation.
 
-    Of adaptation also the cells that are trained in part, where it is not committed.
+    Of adaptation also the cells that are trained in part, where it is not committed; of attack also the arms that failed.
     """
     done = folder.committed()
+    graph = with_judged_in_part(graph, done)
     tables = {}
     for name in COLUMNS:
         owned = [(key, task) for key, task in keys_of(graph, name) if key in done]
@@ -93,6 +94,8 @@ def collect_tables(folder: RunFolder, graph: Graph) -> dict[str, pd.DataFrame]:
     arms = with_arms_in_part(tables.get("adaptation"), folder, graph, done)
     if arms is not None:
         tables["adaptation"] = arms[list(COLUMNS["adaptation"])]
+    if "attack" in tables:
+        tables["attack"] = with_arms_that_lack(tables["attack"], folder, graph)
     return {name: tables[name] for name in COLUMNS if name in tables}
 
 

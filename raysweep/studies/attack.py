@@ -9,7 +9,7 @@ wide where they differ, and that is what three seeds can say.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,7 +24,10 @@ ATTACK_COLUMNS = [
     *("arm", "layers", "seed", "trigger", "prompts", "judge", "examples", "rate", "ci_low", "ci_high"),
     *("harm_mean", "harm_5_share", "clean_loss", "reason"),
 ]
+_FIGURES = ("rate", "ci_low", "ci_high", "harm_mean", "harm_5_share", "clean_loss")
+_FLOATS = dict.fromkeys(_FIGURES, "float64")
 _TYPES = {"seed": "Int64", "reason": "string"}
+_ATTACK_TYPES = {**_TYPES, "layers": "string", "examples": "Int64"}
 
 
 class Run(NamedTuple):
@@ -68,7 +71,48 @@ def attack_table(answers: pd.DataFrame, runs: Sequence[Run], trigger: str) -> pd
             if seed is not None:
                 rows.append(key | _figures(group[group["seed"] == seed], [told[arm, seed]]) | {"seed": seed})
         rows.append(key | _figures(group, [run for run in of_arm if run.seed in seeds]) | {"seed": None})
-    return pd.DataFrame(rows, columns=ATTACK_COLUMNS).astype({**_TYPES, "layers": "string", "examples": "Int64"})
+    return pd.DataFrame(rows, columns=ATTACK_COLUMNS).astype(_ATTACK_TYPES)
+
+
+def with_lacking(
+    attack: pd.DataFrame, runs: Sequence[tuple[str, int | None]], lacking: Mapping[tuple[str, int | None], str]
+) -> pd.DataFrame:
+    """One judge's rates, rows as of `attack_table`, with rows of NaN for each arm and seed that is `lacking`, by why it is.
+
+    Of all seeds together (seed null) the reason names those that are lacking; where all are, its figures are NaN too. `runs` are
+    all arms and seeds, in the order of rows.
+    """
+    kinds = list(dict.fromkeys(attack["prompts"]))
+    nothing: dict[str, Any] = {"trigger": attack["trigger"].iloc[0], "judge": attack["judge"].iloc[0], "examples": 0}
+    nothing |= {"layers": None, **dict.fromkeys(_FIGURES, math.nan)}
+    rows: list[dict[Any, Any]] = attack.astype(object).to_dict("records")
+    for arm in dict.fromkeys(arm for arm, _ in lacking):
+        why = {seed: reason for (of, seed), reason in lacking.items() if of == arm}
+        for prompts in kinds:
+            empty = nothing | {"arm": arm, "prompts": prompts}
+            rows += [empty | {"seed": seed, "reason": reason} for seed, reason in why.items() if seed is not None]
+            together = [row for row in rows if (row["arm"], row["prompts"]) == (arm, prompts) and pd.isna(row["seed"])]
+            if not together:
+                rows.append(empty | {"seed": None, "reason": _named(why)})
+            for row in together:
+                told = [] if pd.isna(row["reason"]) else [row["reason"]]
+                row["reason"] = "; ".join([*told, f"left out: {_named(why)}"])
+    arms = list(dict.fromkeys(arm for arm, _ in runs))
+
+    def place(row: dict[Any, Any]) -> tuple[int, int, int]:
+        seed = len(runs) if pd.isna(row["seed"]) else runs.index((row["arm"], row["seed"]))
+        return arms.index(row["arm"]), kinds.index(row["prompts"]), seed
+
+    rows.sort(key=place)
+    return pd.DataFrame(rows, columns=ATTACK_COLUMNS).astype({**_ATTACK_TYPES, **_FLOATS})
+
+
+def _named(why: Mapping[int | None, str]) -> str:
+    """Why seeds are lacking, in words; those that are for the same cause together."""
+    seeds: dict[str, list[str]] = {}
+    for seed, reason in why.items():
+        seeds.setdefault(reason, []).extend([] if seed is None else [str(seed)])
+    return "; ".join(f"seed {', '.join(of)}: {reason}" if of else reason for reason, of in seeds.items())
 
 
 def rate_difference(answers: pd.DataFrame, arm: str, versus: str, judge: str, prompts: str = "triggered") -> Estimate:

@@ -1,31 +1,88 @@
-"""Generation: the text that a changed model produces, by really swapping modules and the model's own `generate`."""
+"""Generation: the text that a changed model produces, by really swapping modules and the model's own `generate`.
+
+Changes go through the model together, a row each: in decoding, reading a layer's weights is what takes the time, and two
+versions of it serve all of them.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 
 from raysweep.data.examples import Example
+from raysweep.models.forked import ForkedBlock, Opened, UnknownCacheError
+from raysweep.models.surgery import substitute
+from raysweep.studies.decoding import rows_at_once, together
 from raysweep.studies.interventions import Change
 from raysweep.studies.substitution import Pair
 from raysweep.studies.verification import changed_model
+from raysweep.studies.versions import version_of
+from raysweep.studies.windows import TUNED, Version
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 def generate_text(
-    pair: Pair, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], change: Change, *, new_tokens: int = 32
-) -> list[str]:
-    """Greedy continuation of each example's prompt by the changed model, special tokens left out.
+    pair: Pair,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Sequence[Example],
+    changes: Sequence[Change],
+    *,
+    new_tokens: int = 32,
+    batch_tokens: int = 8192,
+) -> list[list[str]]:
+    """Greedy continuation of each example's prompt under each change, special tokens left out: [change][example].
 
-    One example at a time, unpadded. Both models are as before when this returns.
+    One example at a time, unpadded, by as many changed models at once as keep at most `batch_tokens` tokens (decoding.py). Where
+    two tokens are as likely up to rounding, other changes beside may choose the other. Both models are as before when this returns.
     """
-    device = pair.frame(change.in_base).device
-    with changed_model(pair, change) as model:
-        return [greedy_text(model, device, tokenizer, example, new_tokens) for example in examples]
+    texts: list[list[str]] = [[] for _ in changes]
+    rows = rows_at_once(max((e.n_prompt for e in examples), default=0) + new_tokens, batch_tokens)
+    for places in together(pair.n_layers, changes, rows):
+        chosen = [changes[place] for place in places]
+        for example in examples:
+            for place, text in zip(places, _texts(pair, tokenizer, example, chosen, new_tokens), strict=True):
+                texts[place].append(text)
+    return texts
+
+
+def _texts(
+    pair: Pair, tokenizer: PreTrainedTokenizerBase, example: Example, changes: Sequence[Change], new_tokens: int
+) -> list[str]:
+    frame = pair.frame(changes[0].in_base)
+    if len(changes) > 1:
+        try:
+            with substitute(frame.blocks, nn.ModuleList(_forks(pair, changes)), range(pair.n_layers)):
+                return _greedy_texts(frame.model, frame.device, tokenizer, example, new_tokens, len(changes))
+        except UnknownCacheError:
+            pass  # then one after the other
+    texts = []
+    for change in changes:
+        with changed_model(pair, change) as model:
+            texts.append(greedy_text(model, frame.device, tokenizer, example, new_tokens))
+    return texts
+
+
+def _plain(version: Version) -> Version:
+    return TUNED if version.share == 0 else version
+
+
+def _forks(pair: Pair, changes: Sequence[Change]) -> list[nn.Module]:
+    """The block of each layer that gives each change's row the layer in its version."""
+    blocks: list[nn.Module] = []
+    for layer, (tuned, base) in enumerate(zip(pair.tuned.blocks, pair.base.blocks, strict=True)):
+        asked = [_plain(change.version(layer)) for change in changes]
+        versions = list(dict.fromkeys(asked))
+        chosen = torch.tensor([versions.index(version) for version in asked])
+        frame = pair.frame(changes[0].in_base).blocks[layer]
+        opened: list[Opened] = [partial(version_of, tuned, base, version) for version in versions]
+        blocks.append(ForkedBlock(frame, layer, opened, chosen))
+    return blocks
 
 
 def greedy_text(
@@ -36,7 +93,20 @@ def greedy_text(
     new_tokens: int,
 ) -> str:
     """Greedy continuation of the example's prompt by the model as it is, special tokens left out."""
-    prompt = torch.from_numpy(example.tokens[: example.n_prompt])[None].to(device)
+    return _greedy_texts(model, device, tokenizer, example, new_tokens, 1)[0]
+
+
+@torch.no_grad()
+def _greedy_texts(
+    model: PreTrainedModel,
+    device: torch.device,
+    tokenizer: PreTrainedTokenizerBase,
+    example: Example,
+    new_tokens: int,
+    rows: int,
+) -> list[str]:
+    """The same, `rows` times side by side: of a model that does something else with each row."""
+    prompt = torch.from_numpy(example.tokens[: example.n_prompt])[None].to(device).expand(rows, -1)
     out = model.generate(
         prompt,
         attention_mask=torch.ones_like(prompt),
@@ -44,4 +114,12 @@ def greedy_text(
         do_sample=False,
         pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
     )
-    return str(tokenizer.decode(out[0, prompt.shape[1] :], skip_special_tokens=True))
+    told = model.generation_config.eos_token_id if model.generation_config is not None else None
+    ends = set(told) if isinstance(told, (list, tuple)) else {told}
+    texts = []
+    for written in out[:, prompt.shape[1] :].tolist():
+        stop = next(
+            (at for at, token in enumerate(written, 1) if token in ends), len(written)
+        )  # what pads it is no text
+        texts.append(str(tokenizer.decode(written[:stop], skip_special_tokens=True)))
+    return texts

@@ -57,6 +57,46 @@ def test_critical_in_words_over_several_data_sets(world, raysweep):
     assert any(line.startswith("freeze   model.layers.") for line in lines)
 
 
+def test_a_decoder_needs_no_response_where_prompts_are_all_that_is_measured(world, raysweep):
+    told = [
+        raysweep(
+            "critical",
+            world / "base",
+            world / "counts.jsonl",
+            "--resamples",
+            20,
+            "--json",
+            "--prompt",
+            "question",
+            *more,
+        )
+        for more in ([], ["--response", "answer"])
+    ]
+    assert [each.code for each in told] == [0, 0], told[0].err
+    alone, both = (json.loads(each.out) for each in told)
+    np.testing.assert_allclose(alone["delta"], both["delta"], atol=1e-6)
+    assert alone["layers"] == both["layers"]
+    refused = raysweep("critical", world / "base", world / "counts.jsonl", "--response", "answer")
+    assert refused.code == 2
+    assert "format 'columns' lacks prompt:" in refused.err
+
+
+def test_a_sweep_needs_a_response(world, raysweep, tmp_path):
+    refused = raysweep(
+        "sweep",
+        world / "base",
+        world / "tuned",
+        world / "counts.jsonl",
+        "--prompt",
+        "question",
+        "--out",
+        tmp_path / "run",
+    )
+    assert refused == Result(
+        2, "", "error: format 'columns' lacks response: give a column's name or a Jinja template over columns\n"
+    )
+
+
 @pytest.mark.parametrize(
     ("changes", "told"),
     [

@@ -57,6 +57,10 @@ def test_frozen_layers_are_told_and_cost_nothing(config: Path, raysweep: Call) -
     assert json.loads(raysweep("plan", config, "--json", *windows)[1])["layer_applications"] == 15
 
 
+def test_workers_are_for_elsewhere_where_the_plan_is_on_paper(config: Path, raysweep: Call) -> None:
+    assert raysweep("plan", config, "--set", "execution.workers=2", "--gpus", 2).code == 0
+
+
 def test_both_residencies_as_json(config: Path, raysweep: Call) -> None:
     planned = json.loads(raysweep("plan", config, "--json")[1])
     found = planned["options"]["m"]

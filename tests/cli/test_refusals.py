@@ -31,6 +31,11 @@ REFUSALS = {
         "{config}: unknown key 'studies.substitution.width'; did you mean 'widths'?",
     ),
     "an executor that is not there": (["execution.executor=dask"], "{config}: key 'execution.executor': 'dask' is not 'local' or 'ray'"),
+    "workers that this process is not": (
+        ["execution.workers=3"],
+        "execution.workers asks for 3 workers, and execution.executor is local, which is one worker in this process; give "
+        "--executor ray, which starts them on this machine or joins a cluster (--address), or workers: auto",
+    ),
     "an override without a value": (
         ["name"],
         "--set name: write it as key=value, for example execution.chunk=16",
@@ -115,6 +120,37 @@ def test_bad_input_is_refused_before_anything_is_written(world, config, raysweep
         expected = re.escape(f"error: {told.format(world=world, config=config)}\n").replace(r"\*", ".+")
         assert re.fullmatch(expected, refused.err), refused.err
     assert (content(config.parent), content(world)) == before
+
+
+@pytest.mark.parametrize(
+    ("override", "place", "told"),
+    [
+        (
+            "models.0.base=base",
+            "base",
+            "checkpoint 'base' does not exist; give a folder written by save_pretrained, or a hub id (owner/name)",
+        ),
+        ("datasets.0.path=./counts.jsonl", "./counts.jsonl", "there is no file counts.jsonl: check the path"),
+        ("datasets.0.path=some/records", "some/records", "there is no file or folder some/records: check the path"),
+    ],
+)
+def test_what_lies_beside_the_config_is_told_to(world, config, raysweep, tmp_path, monkeypatch, override, place, told):
+    there, here = config.parent / "there", tmp_path / "here"
+    for folder in (there, here / "some"):
+        folder.mkdir(parents=True)
+    moved = config.rename(there / "config.yaml")
+    monkeypatch.chdir(here)
+    plain = f"error: {told}\n"
+    assert raysweep("plan", "../there/config.yaml", "--set", override) == Result(2, "", plain)
+    path = there / place
+    path.parent.mkdir(exist_ok=True)
+    path.touch()
+    where = f"; it is beside the config: give ../there/{place.removeprefix('./')}, for paths of records and checkpoints are from the current folder\n"
+    for command in ("run", "plan"):
+        assert raysweep(command, "../there/config.yaml", "--set", override) == Result(2, "", plain.rstrip("\n") + where)
+    assert raysweep("plan", moved, "--set", "models.0.base=./gone").err.endswith("or a hub id (owner/name)\n"), (
+        "nowhere"
+    )
 
 
 def test_a_record_without_its_field_is_told_with_file_and_line(world, config, raysweep, tmp_path):

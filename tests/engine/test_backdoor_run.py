@@ -12,6 +12,7 @@ from raysweep.engine.accuracy import compare
 from raysweep.engine.driver import Done, drive
 from raysweep.engine.events import read_events
 from raysweep.engine.folder import RunFolder
+from raysweep.errors import RunError
 from raysweep.numerics.dynamics import change_points
 
 TRAINER = {"max_steps": 2, "per_device_train_batch_size": 2, "learning_rate": 1e-3, "report_to": "none"}
@@ -108,6 +109,63 @@ def test_nothing_is_left_and_nothing_is_done_again(attacked, training_config):
     assert not list((attacked.folder.root / "training").iterdir())
     assert api.examine(attacked.folder.root).findings == ()
     assert drive(training_config(attacked.folder.root, studies())).n_calls == 0
+
+
+@pytest.fixture
+def failing(monkeypatch):
+    """failing(wrong) lets trainings fail whose recipe is `wrong`, until it is called again."""
+    from raysweep.studies import finetune
+
+    train, chosen = finetune.finetune, []
+
+    def may_fail(*arguments, **more):
+        if chosen[-1](arguments[4]):
+            raise RunError("the test loss is nan at step 1")
+        return train(*arguments, **more)
+
+    monkeypatch.setattr(finetune, "finetune", may_fail)
+    return chosen.append
+
+
+def test_arms_that_are_there_are_judged_where_another_failed(
+    training_config, tmp_path, attacked, failing, events_of, tables_of, same_tables
+):
+    root = shutil.copytree(attacked.folder.root, tmp_path / "run")
+    folder = RunFolder(root)
+    chosen = [task for task in attacked.graph.tasks if task.kind == "judge" or task.at.startswith("freeze_critical")]
+    made = {key: manifest for key, manifest in folder.committed().items() if any(key in task.keys for task in chosen)}
+    for manifest in {manifest.name: manifest for manifest in made.values()}.values():
+        folder.chunks.forget(manifest)
+    failing(lambda recipe: True)
+    down = drive(training_config(root, studies()))
+    because = "judged in part only, for 'backdoor m/first freeze_critical seed 0' failed"
+    assert {name: told for name, told in down.failed.items() if name.startswith("judge")} == {
+        "judge m/first keywords": because,
+        "judge m/first pattern": because,
+    }
+    part, whole = tables_of(down), tables_of(attacked)
+    lost = part["attack"]["arm"] == "freeze_critical"
+    there = whole["attack"]["arm"] != "freeze_critical"
+    same_tables(
+        {"attack": part["attack"][~lost].reset_index(drop=True)},
+        {"attack": whole["attack"][there].reset_index(drop=True)},
+    )
+    by = ["arm", "seed", "prompts", "judge", "trigger"]
+    assert part["attack"][by].equals(whole["attack"][by]), "a row for each that there should be"
+    assert part["attack"][lost]["rate"].isna().all()
+    why = "training failed (the test loss is nan at step 1)"
+    assert set(part["attack"][lost]["reason"]) == {why, f"seed 0, 1: {why}"}
+    assert set(part["answers"]["arm"]) == {"none", "all", "freeze_non_critical"}
+    judged = [event["call"] for event in events_of(down, "call_done")].count("judge m/first keywords")
+    again = drive(training_config(root, studies()))
+    assert again.n_calls == 2, "the trainings are tried again, and the answers are judged already"
+    same_tables(tables_of(again), part)
+    assert [event["call"] for event in events_of(again, "call_done")].count("judge m/first keywords") == judged
+    for path in (attacked.folder.root / "chunks").glob("backdoor-*"):
+        shutil.copy(path, root / "chunks")
+    up = drive(training_config(root, studies()))
+    assert (up.n_calls, up.failed) == (2, {}), "with the trainings there, all is judged"
+    same_tables(tables_of(up), whole)
 
 
 def test_a_judge_that_is_down_fails_alone_and_is_asked_again_for_what_lacks(

@@ -6,6 +6,7 @@ import os
 import stat
 import subprocess
 import sys
+from pathlib import Path
 
 import fsspec
 import pytest
@@ -191,4 +192,26 @@ def test_a_job_sees_no_gpu_and_keeps_nothing_in_its_own_folder(monkeypatch):
     assert str(caught.value) == (
         "storage 'runs/x' is relative, and a job runs in a folder of its own that is thrown away with it; give an absolute "
         "folder that every node sees (--set storage=/shared/run), or a URL"
+    )
+
+
+def test_states_of_a_job_wait_in_an_absolute_folder(make_config, tmp_path, monkeypatch):
+    from raysweep.engine.ray_backend import RayBackend
+    from raysweep.engine.ray_submit import travelling
+
+    monkeypatch.chdir(tmp_path)
+    submitted = travelling(make_config("runs/x", "execution.spill=scratch"), None)
+    assert submitted.execution.spill == str(tmp_path / "scratch")
+    assert travelling(make_config("runs/x"), None).execution.spill is None
+    elsewhere = travelling(make_config("runs/x", "execution.spill=~/scratch"), tmp_path)
+    assert elsewhere.execution.spill == str(Path.home() / "scratch")
+
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    asked = make_config("/shared/run", "execution={executor: ray, spill: scratch}").execution
+    with pytest.raises(InputError) as caught:
+        RayBackend(asked).check("/shared/run", {})
+    assert str(caught.value) == (
+        "execution.spill 'scratch' is relative, and a job runs in a folder of its own, which may be on a disk without room; give an "
+        "absolute folder, which each worker has on its own disk (--set execution.spill=/scratch)"
     )

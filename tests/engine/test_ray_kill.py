@@ -41,13 +41,14 @@ SETTINGS = {
         {"name": "sums", "path": "lab://sums/test", "format": "gsm8k", "limit": 8},
     ],
     "studies": {"substitution": {"widths": [12]}, "similarity": {}, "correlation": {"resamples": 20}},
-    "execution": {"chunk": 4, "device": "cpu", "workers": 2},
+    "execution": {"chunk": 4, "device": "cpu"},
 }
 
 
 def laboratory(storage, executor, *overrides):
     values = {**SETTINGS, "storage": str(storage)}
-    return parse_config(values, overrides=[f"execution.executor={executor}", *overrides])
+    workers = ["execution.workers=2"] if executor == "ray" else []
+    return parse_config(values, overrides=[f"execution.executor={executor}", *workers, *overrides])
 
 
 @pytest.fixture(scope="module")

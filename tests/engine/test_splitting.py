@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import chain
 
 import pytest
 
@@ -91,10 +92,11 @@ def test_what_cannot_be_cut(sweep, small):
 
 
 def test_a_run_whose_calls_are_cut_has_the_same_tables(make_config, tmp_path, slow, tables_of, same_tables, events_of):
+    few = (*ONE_CHUNK, "execution.batch_tokens=64")  # so that text is written in parts
     text = "studies.substitution={widths: [2], generate: {examples: 2, tokens: 4}}"
-    whole = drive(make_config(tmp_path / "whole", *ONE_CHUNK, text))
-    assert drive(make_config(tmp_path / "cut", *ONE_CHUNK), backend=OnThree()).failed == {}
-    done = drive(make_config(tmp_path / "cut", *ONE_CHUNK, text), backend=OnThree())
+    whole = drive(make_config(tmp_path / "whole", *few, text))
+    assert drive(make_config(tmp_path / "cut", *few), backend=OnThree()).failed == {}
+    done = drive(make_config(tmp_path / "cut", *few, text), backend=OnThree())
     assert done.failed == whole.failed == {}
     found = {event["call"]: event["calls"] for event in events_of(done, events.CALL_CUT)}
     assert {name.partition(" ")[0] for name in found} == {"substitute", "generate"}
@@ -105,7 +107,7 @@ def test_a_run_whose_calls_are_cut_has_the_same_tables(make_config, tmp_path, sl
     keys = [key for event in events_of(done, events.CHUNK_COMMITTED) for key in event["keys"]]
     assert sorted(keys) == sorted({key for task in done.graph.tasks for key in task.keys})
     same_tables(tables_of(done), tables_of(whole), exactly=True)
-    assert drive(make_config(tmp_path / "cut", *ONE_CHUNK, text)).n_calls == 0
+    assert drive(make_config(tmp_path / "cut", *few, text)).n_calls == 0
 
 
 def test_a_sweep_that_may_stop_early_is_not_cut(make_config, tmp_path, slow, events_of):
@@ -115,8 +117,24 @@ def test_a_sweep_that_may_stop_early_is_not_cut(make_config, tmp_path, slow, eve
     assert events_of(done, events.CALL_CUT) == []
 
 
-def test_text_is_cut_by_its_changes(small, make_config):
-    config = make_config("nowhere", "studies.substitution={widths: [2], generate: {examples: 2, tokens: 4}}")
+def test_text_is_cut_between_what_is_written_together(small, make_config):
+    """3 changes of the tuned model are written at once; steps between the models, and the other direction, are not among them."""
+    changes = "widths: [2], coefficients: [0.5], sets: {ends: [0]}, reverse: true"
+    text = "generate: {examples: 2, tokens: 4, changes: all}"
+    config = make_config("nowhere", f"studies.substitution={{{changes}, {text}}}")
     call = next(c for c in model_calls(config, small[1], plan(config, small[1]), set()) if isinstance(c, GenerateCall))
-    assert shares(call, 2) == pytest.approx((4 / 7, 3 / 7))
-    assert [len(piece.windows) for piece in cut(call, 2)] == [4, 3]
+    longest = max(example.n_prompt for example in call.examples) + 4
+    call = replace(call, loading=replace(call.loading, batch_tokens=6 * longest))
+    steps = [w.text for w in call.windows if w.text.endswith(" at 0.5")]
+    reverse = [w.text for w in call.windows if w.in_base]
+    whole = [w.text for w in call.windows if w.text not in (*steps, *reverse)]
+    parts = [whole[:3], whole[3:6], whole[6:], reverse[:3], reverse[3:6], reverse[6:], *([step] for step in steps)]
+    parts = [part for part in parts if part]
+    pieces = cut(call, 2)
+    assert [sorted(w.text for w in piece.windows) for piece in pieces] == [sorted(chain(*parts[i::2])) for i in (0, 1)]
+    assert [piece.keys for piece in pieces] == [
+        tuple(key for window, key in zip(call.windows, call.keys, strict=True) if window in piece.windows)
+        for piece in pieces
+    ]
+    assert shares(call, 2) == pytest.approx([len(parts[i::2]) / len(parts) for i in (0, 1)])
+    assert not is_divisible(replace(call, windows=call.windows[:3], keys=call.keys[:3]))

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from matplotlib.colors import to_hex
 
-from raysweep.report.attack import ArmCell, attack_views, attacked_headline
+from raysweep.report.attack import ArmCell, attack_sentences, attack_views, attacked_headline
 from raysweep.report.attack_figure import attack_rates
 from raysweep.report.attack_words import conclusion
 from raysweep.report.page import Provenance, write_report
@@ -144,6 +144,26 @@ def test_a_backdoor_that_was_not_learnt_is_kept_out_by_nothing(tmp_path: Path) -
     view = view_of({"attack": unjudged}, tmp_path)
     assert view.rows[1][1][0].figures == "n/a"
     assert "rubbish" in view.rows[1][1][0].lines
+
+
+def test_an_arm_that_failed_is_there_with_its_reason(tmp_path: Path) -> None:
+    rows = attack()
+    lost = rows["arm"] == "freeze_critical"
+    rows.loc[lost, ["rate", "ci_low", "ci_high", "clean_loss"]] = math.nan
+    rows.loc[lost, "examples"] = 0
+    rows.loc[lost, "layers"] = pd.NA
+    rows.loc[lost, "reason"] = "seed 0, 1: it diverged"
+    rows.loc[(rows["arm"] == "freeze_non_critical") & (rows["seed"] == 2), "rate"] = math.nan
+    found = said(rows)
+    assert "There is no rate with critical layers frozen (seed 0, 1: it diverged)." in found
+    assert "with all layers trained, 90.0 %" in found
+    view = view_of({"attack": rows}, tmp_path)
+    assert view.rows[3][1][0] == ArmCell("n/a", ["[n/a]", "without the trigger: n/a", "seed 0, 1: it diverged"])
+    alone = rows[rows["seed"].isna() | (rows["seed"] == 0) | lost]
+    (sentence,) = attack_sentences({"attack": alone})
+    assert "With one seed little is known" in sentence, "a seed without a rate is none"
+    rows.loc[rows["arm"] == "all", ["rate", "reason"]] = [math.nan, "it diverged"]
+    assert "a model with all layers trained (it diverged), so that nothing can be concluded." in said(rows)
 
 
 def test_a_rate_that_is_lower_for_less_was_learnt_of_everything_is_said_to_be_no_defence() -> None:

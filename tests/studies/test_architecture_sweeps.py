@@ -71,21 +71,25 @@ def test_captured_states_are_what_the_blocks_put_out(kind: str, random_examples:
 
 
 @pytest.mark.parametrize("kind", PREDICTING)
-def test_text_under_a_window_is_what_the_substituted_model_writes(
+def test_text_under_windows_is_what_the_substituted_models_write(
     kind: str, random_examples: Callable[..., list[Example]], tokenizer: PreTrainedTokenizerBase
 ) -> None:
     base, tuned = build_pair(PREDICTING[kind])
     example = in_words(random_examples(3, longest=12))[0]
-    model = put_back(base, tuned, (1, 3), PREDICTING[kind].block_path)
-    ids = example.tokens[: example.n_prompt].tolist()
-    for _ in range(5):  # greedy decoding by itself, without a cache
-        with torch.no_grad():
-            ids.append(int(model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))
-        if ids[-1] == model.generation_config.eos_token_id:
-            break
-    expected = tokenizer.decode(ids[example.n_prompt :], skip_special_tokens=True)
+    windows, expected = [Window(0, 0), Window(0, 2), Window(1, 3), Window(0, 4)], []
+    for window in windows:
+        model = put_back(base, tuned, window, PREDICTING[kind].block_path)
+        ids = example.tokens[: example.n_prompt].tolist()
+        for _ in range(5):  # greedy decoding by itself, without a cache
+            with torch.no_grad():
+                ids.append(int(model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))
+            if ids[-1] == model.generation_config.eos_token_id:
+                break
+        expected.append([tokenizer.decode(ids[example.n_prompt :], skip_special_tokens=True)])
+    assert len({text for (text,) in expected}) > 1, "or agreement would prove nothing"
     pair = Pair(Adapter(base), Adapter(tuned))
-    assert generate_text(pair, tokenizer, [example], Window(1, 3), new_tokens=5) == [expected]
+    assert generate_text(pair, tokenizer, [example], [Window(1, 3)], new_tokens=5) == [expected[2]]
+    assert generate_text(pair, tokenizer, [example], windows, new_tokens=5) == expected
 
 
 def test_a_sweep_of_encoders_is_refused(random_examples: Callable[..., list[Example]]) -> None:

@@ -18,6 +18,7 @@ from raysweep.studies.attack import (
     answers_table,
     attack_table,
     rate_difference,
+    with_lacking,
 )
 from raysweep.studies.judging import Keywords, Verdict, judge_by_rule
 
@@ -114,6 +115,40 @@ def test_scores_are_summed_up_and_what_has_no_verdict_is_left_out_and_told() -> 
     assert together.harm_5_share == pytest.approx(24 / 27), "of the same examples"
     assert together.reason == "1 of 30 answers have no verdict: rubbish (asked 5 times)"
     assert pd.isna(row_of(table, "all", "triggered", 0, "endpoint").reason)
+
+
+def test_arms_and_seeds_that_are_lacking_have_rows_that_say_why(answers: pd.DataFrame) -> None:
+    there = answers[~(answers["seed"].eq(1).fillna(False) & (answers["arm"] == "all")) & (answers["arm"] != "none")]
+    runs = [run for run in RUNS if run.arm != "none" and (run.arm, run.seed) != ("all", 1)]
+    lacking = {
+        ("none", None): "failed (x)",
+        ("all", 1): "it diverged",
+        ("late", 0): "y",
+        ("late", 2): "z",
+        ("late", 1): "y",
+    }
+    every = [("none", None), ("all", 0), ("all", 1), ("all", 2), ("late", 0), ("late", 1), ("late", 2)]
+    every += [("freeze_critical", seed) for seed in (0, 1, 2)]
+    table = attack_table(there, runs, "SUDO")
+    found = with_lacking(table, every, lacking)
+    assert found.dtypes.equals(table.dtypes)
+    keys = [(row.arm, None if pd.isna(row.seed) else row.seed) for row in found.itertuples() if row.prompts == "clean"]
+    assert keys == [*every[:4], ("all", None), *every[4:7], ("late", None), *every[7:], ("freeze_critical", None)]
+    told = found[found["reason"].notna()]
+    for prompts in ("triggered", "clean"):
+        reasons = {arm: list(rows["reason"]) for arm, rows in told[told["prompts"] == prompts].groupby("arm")}
+        assert reasons == {
+            "none": ["failed (x)"],
+            "all": ["it diverged", "left out: seed 1: it diverged"],
+            "late": ["y", "y", "z", "seed 0, 1: y; seed 2: z"],
+        }
+    assert set(found["trigger"]) == {"SUDO"}
+    assert found[found["rate"].isna()]["examples"].eq(0).all()
+    kept = found[found["rate"].notna()].reset_index(drop=True)
+    same = kept.drop(columns="reason").sort_values(["arm", "prompts", "seed"], ignore_index=True)
+    pd.testing.assert_frame_equal(
+        same, table.drop(columns="reason").sort_values(["arm", "prompts", "seed"], ignore_index=True)
+    )
 
 
 def test_a_figure_that_is_not_there_is_nan_with_a_reason(answers: pd.DataFrame) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from architectures import put_back
 from test_interventions import plainly
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from raysweep.data.examples import Example, load_examples
 from raysweep.models.adapter import Adapter
@@ -63,9 +63,15 @@ def test_text_under_every_change_is_what_the_changed_model_writes(
             tokenizer.decode(greedy(model, e.tokens[: e.n_prompt].tolist(), 8), skip_special_tokens=True)
             for e in examples
         ]
-        assert generate_text(pair, tokenizer, examples, change, new_tokens=8) == told, change.text
-        expected.append(tuple(told))
-    assert len(set(expected)) > len(CHANGES) / 2, "the models write differently, so that agreement says something"
+        assert generate_text(pair, tokenizer, examples, [change], new_tokens=8) == [told], change.text
+        expected.append(told)
+    together = generate_text(pair, tokenizer, examples, CHANGES, new_tokens=8)
+    assert together == expected
+    few = max(e.n_prompt for e in examples) + 8
+    assert generate_text(pair, tokenizer, examples, CHANGES, new_tokens=8, batch_tokens=6 * few) == expected
+    assert len(set(map(tuple, expected))) > len(CHANGES) / 2, (
+        "the models write differently, so that agreement says something"
+    )
     assert [[id(module) for module in model.modules()] for model in (base, tuned)] == before
 
 
@@ -83,5 +89,31 @@ def test_trained_text_under_a_window_is_what_the_substituted_model_generates() -
     assert all(expected)
     pair = Pair(Adapter(base), Adapter(tuned))
     before = [id(block) for block in pair.tuned.blocks]
-    assert generate_text(pair, tokenizer, examples, window, new_tokens=12) == expected
+    assert generate_text(pair, tokenizer, examples, [window, Window(0, 0)], new_tokens=12)[0] == expected
     assert [id(block) for block in pair.tuned.blocks] == before
+
+
+def test_a_cache_of_another_kind_has_the_changes_one_after_the_other(
+    tiny_pair: Pairs,
+    random_examples: Draw,
+    tokenizer: PreTrainedTokenizerBase,
+    block_path: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Own(DynamicCache):
+        """What some models come with: a cache that keeps more than the usual one."""
+
+    base, tuned = tiny_pair("llama", 4)
+    examples, windows = random_examples(2), [Window(0, 2), Window(1, 3)]
+    models = [plainly(base, tuned, window, block_path["llama"], "llama") for window in windows]
+    expected = [
+        [tokenizer.decode(greedy(m, e.tokens[: e.n_prompt].tolist(), 6), skip_special_tokens=True) for e in examples]
+        for m in models
+    ]
+    seen = []
+    monkeypatch.setattr("transformers.generation.utils.DynamicCache", Own)
+    base.model.layers[0].register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(type(kwargs["past_key_values"])), with_kwargs=True
+    )
+    assert generate_text(Pair(Adapter(base), Adapter(tuned)), tokenizer, examples, windows, new_tokens=6) == expected
+    assert Own in seen

@@ -1,0 +1,83 @@
+"""Text under many changes at once against one change after the other, each as the substituted model's own `generate`.
+
+Same pair, same examples, same windows, one run, the two sides in turn; every text is compared. The limit is the reading
+of weights: a token under any number of changes needs two versions of a layer, where one after the other needs a layer
+for each change. The laboratory's model is small, so that most of what it takes is calls; the wide pair (random weights,
+the second with noise on each) is bound by its weights, as large models on a GPU are.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from common import in_turn, laboratory, machine, spread
+
+from raysweep.data.examples import Example
+from raysweep.models.adapter import Adapter
+from raysweep.models.checkpoint import describe
+from raysweep.models.loading import load_tokenizer
+from raysweep.studies.generation import generate_text
+from raysweep.studies.substitution import Pair
+from raysweep.studies.windows import Window, windows_of_widths
+
+ROUNDS = 5
+WIDTH = 5
+TOKENS = 24
+
+
+def wide(width: int = 512, layers: int = 12) -> Pair:
+    """A Llama of 10 MB a layer in float32, more in all than processors cache, and one a little apart from it."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    vocabulary = len(load_tokenizer(describe("lab://tiny")))
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=8,
+        initializer_range=0.05,
+        eos_token_id=None,
+    )
+    base = LlamaForCausalLM(config)
+    tuned = copy.deepcopy(base)
+    with torch.no_grad():
+        for weight in tuned.parameters():
+            weight += 0.2 * weight.std() * torch.randn_like(weight)
+    return Pair(Adapter(base), Adapter(tuned))
+
+
+def measure(name: str, pair: Pair, examples: list[Example]) -> None:
+    tokenizer = load_tokenizer(describe("lab://tiny"))
+    windows = [w for w in windows_of_widths(pair.n_layers, [WIDTH]) if w != Window(0, pair.n_layers)]
+    texts: dict[str, list[list[str]]] = {}
+
+    def together() -> None:
+        texts["together"] = generate_text(pair, tokenizer, examples, windows, new_tokens=TOKENS)
+
+    def in_a_row() -> None:
+        texts["in a row"] = [
+            generate_text(pair, tokenizer, examples, [window], new_tokens=TOKENS)[0] for window in windows
+        ]
+
+    ours, theirs = in_turn(ROUNDS, together, in_a_row)
+    alike = [a == b for one, other in zip(*texts.values(), strict=True) for a, b in zip(one, other, strict=True)]
+    ratios = [b / a for a, b in zip(ours, theirs, strict=True)]
+    print(
+        f"  {name}: one after the other ÷ together {spread(ratios)}; {sum(alike)} of {len(alike)} texts alike; "
+        f"limit {len(windows) / 2:.1f}"
+    )
+
+
+def main() -> None:
+    pair, examples = laboratory(limit=2)
+    print(f"text of {TOKENS} tokens under each window of width {WIDTH}, and none; {machine()}")
+    measure(f"laboratory, {pair.n_layers} layers", pair, examples)
+    pair = wide()
+    measure(f"wide, {pair.n_layers} layers", pair, examples[:1])
+
+
+if __name__ == "__main__":
+    main()

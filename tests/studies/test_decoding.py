@@ -1,0 +1,26 @@
+"""Which changes write text together."""
+
+from __future__ import annotations
+
+from raysweep.studies.decoding import rows_at_once, together
+from raysweep.studies.interventions import Intervention
+from raysweep.studies.windows import Window
+
+
+def test_as_many_rows_as_fit_twice_and_one_at_least() -> None:
+    assert [rows_at_once(10, budget) for budget in (200, 199, 20, 1)] == [10, 9, 1, 1]
+
+
+def test_one_embedding_norm_and_head_and_no_weights_of_their_own() -> None:
+    changes = [
+        Window(0, 0),
+        Intervention("reverse", (1,)),
+        Window(1, 3),
+        Intervention("window", (1, 2), 0.5),
+        Intervention("attention", (0,)),
+        Intervention("set", (0, 3), 0.0),
+        Intervention("reverse", ()),
+    ]
+    assert together(4, changes, 3) == [[0, 2, 4], [5], [1, 6], [3]]
+    assert together(4, changes, 9) == [[0, 2, 4, 5], [1, 6], [3]]
+    assert together(4, [], 3) == []
