@@ -15,8 +15,8 @@ from raysweep.config import Config
 from raysweep.engine.calls import GenerateCall, ModelCall, RemovalCall, VerifyCall
 from raysweep.engine.dispatch import CallCost
 from raysweep.engine.estimate import Reckoned
+from raysweep.engine.facts import Facts
 from raysweep.engine.graph import Graph, Task
-from raysweep.engine.inspection import Facts
 from raysweep.engine.rates import Rates
 from raysweep.engine.result_calls import result_call
 from raysweep.models.sizes import SIZES, hidden_size

@@ -31,7 +31,7 @@ from raysweep.studies.substitution import LOGIT_BYTES
 from raysweep.studies.windows import BASE, TUNED
 
 if TYPE_CHECKING:
-    from raysweep.engine.inspection import Facts
+    from raysweep.engine.facts import Facts
     from raysweep.models.checkpoint import Checkpoint
 
 RECKONED = (SubstituteCall, EstimateCall, CaptureCall, TrainCall)  # kinds of calls; what others take is by_kind.py's

@@ -17,8 +17,8 @@ from raysweep.errors import InputError, RunError
 
 if TYPE_CHECKING:
     from raysweep.engine.calls import TrainCall
+    from raysweep.engine.facts import Facts
     from raysweep.engine.graph import Graph
-    from raysweep.engine.inspection import Facts
     from raysweep.store.places import Location
 
 # After these no call can be committed: the run ends, and does not try the others.

@@ -23,8 +23,8 @@ from raysweep.errors import InputError
 
 if TYPE_CHECKING:
     from raysweep.config import Config
+    from raysweep.engine.facts import Facts
     from raysweep.engine.graph import Graph
-    from raysweep.engine.inspection import Facts
 
 
 @dataclass(frozen=True)

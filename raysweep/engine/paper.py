@@ -12,9 +12,10 @@ from raysweep.engine.demands import RECKONED
 from raysweep.engine.dispatch import Node, room_for
 from raysweep.engine.estimate import reckon
 from raysweep.engine.events import RUN_FINISHED, read_events
+from raysweep.engine.facts import Facts
 from raysweep.engine.folder import RunFolder
 from raysweep.engine.graph import Graph
-from raysweep.engine.inspection import Facts, resolve_device
+from raysweep.engine.inspection import resolve_device
 from raysweep.engine.phases import in_phases
 from raysweep.engine.rates import DeviceFigures, Rates, given_rates
 from raysweep.engine.simulate import Simulation, simulate

@@ -21,8 +21,8 @@ from raysweep.engine.calls import (
     SubstituteCall,
     TrainCall,
 )
+from raysweep.engine.facts import Cell, Facts, ModelFacts
 from raysweep.engine.graph import Graph, Task
-from raysweep.engine.inspection import Cell, Facts, ModelFacts
 from raysweep.engine.loading import loading_of
 from raysweep.engine.result_calls import removal_call
 from raysweep.engine.together import captures_together, chunks_in_passes, spill_words

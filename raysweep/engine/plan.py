@@ -9,8 +9,10 @@ from __future__ import annotations
 import dataclasses
 
 from raysweep.config import Config
+from raysweep.engine.asked import stop_rule
+from raysweep.engine.facts import Cell, Facts, ModelFacts
 from raysweep.engine.graph import Graph, Task
-from raysweep.engine.inspection import Cell, Facts, ModelFacts, chunk_fingerprint, stop_rule
+from raysweep.engine.keys import chunk_fingerprint
 from raysweep.engine.removal_plan import removal_tasks
 from raysweep.engine.states_plan import captured_keys, correlation_task, similarity_of, similarity_task, spectrum_task
 from raysweep.engine.steps import StepModel

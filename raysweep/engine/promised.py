@@ -7,7 +7,7 @@ from pathlib import Path
 
 from raysweep.config import Config
 from raysweep.engine.arms import arms_of
-from raysweep.engine.inspection import Facts, ModelFacts
+from raysweep.engine.facts import Facts, ModelFacts
 from raysweep.engine.states_plan import similarity_of
 from raysweep.engine.steps import StepModel
 from raysweep.engine.training_plan import checkpoint_name, made_key, promised, step_key

@@ -22,7 +22,7 @@ from raysweep.models.same import layer_of
 from raysweep.models.sizes import hidden_size, vocabulary_size
 
 if TYPE_CHECKING:
-    from raysweep.engine.inspection import ModelFacts
+    from raysweep.engine.facts import ModelFacts
 
 _SECONDS = 0.1
 _LIVE_BYTES = 48 * 2**20  # more than a processor's caches hold, as the states of a sweep mostly are

@@ -13,7 +13,7 @@ from raysweep.engine.loads import Loads
 
 if TYPE_CHECKING:
     from raysweep.config import Config
-    from raysweep.engine.inspection import Facts
+    from raysweep.engine.facts import Facts
     from raysweep.engine.rates import Rates
 
 

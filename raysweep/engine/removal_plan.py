@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from raysweep.config_removal import RemovalConfig
+from raysweep.engine.facts import Cell, Facts, ModelFacts
 from raysweep.engine.graph import Task
-from raysweep.engine.inspection import Cell, Facts, ModelFacts, chunk_fingerprint
-from raysweep.engine.keys import computed
+from raysweep.engine.keys import chunk_fingerprint, computed
 from raysweep.fingerprint import fingerprint
 from raysweep.numerics.dynamics import how_many
 from raysweep.studies.removal import Removal

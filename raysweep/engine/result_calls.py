@@ -14,8 +14,8 @@ from raysweep.engine.calls import (
     SpectrumCall,
     VerifyCall,
 )
+from raysweep.engine.facts import Facts
 from raysweep.engine.graph import Graph, Task
-from raysweep.engine.inspection import Facts
 from raysweep.engine.loading import loading_of
 from raysweep.engine.removal_plan import most_critical, removals_of, removed_at
 from raysweep.engine.substitution_plan import VERIFIED, drawn

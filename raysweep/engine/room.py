@@ -27,7 +27,7 @@ from raysweep.studies.substitution import LOGIT_BYTES
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
-    from raysweep.engine.inspection import Facts
+    from raysweep.engine.facts import Facts
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from raysweep.config import Config
+from raysweep.engine.asked import stop_rule
+from raysweep.engine.facts import Cell, Facts, ModelFacts
 from raysweep.engine.graph import Task
-from raysweep.engine.inspection import Cell, Facts, ModelFacts, chunk_fingerprint, stop_rule
-from raysweep.engine.keys import CALCULATION, STATISTICS, computed
+from raysweep.engine.keys import CALCULATION, STATISTICS, chunk_fingerprint, computed
 from raysweep.engine.substitution_plan import stopping_task
 from raysweep.fingerprint import fingerprint
 from raysweep.numerics.measures.registry import MEASURES

@@ -7,9 +7,10 @@ from typing import Any, Literal
 
 from raysweep.config import Config
 from raysweep.config_substitution import SubstitutionConfig
+from raysweep.engine.asked import asked_changes
+from raysweep.engine.facts import Cell, Facts, ModelFacts
 from raysweep.engine.graph import Task
-from raysweep.engine.inspection import Cell, Facts, ModelFacts, asked_changes, chunk_fingerprint
-from raysweep.engine.keys import CALCULATION, computed
+from raysweep.engine.keys import CALCULATION, chunk_fingerprint, computed
 from raysweep.fingerprint import fingerprint, fingerprints
 from raysweep.models.same import NOTHING
 from raysweep.studies.interventions import Change, Intervention, identity, to_json

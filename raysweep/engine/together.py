@@ -11,8 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from raysweep.engine.calls import Loading
+from raysweep.engine.facts import Cell, Facts, ModelFacts
 from raysweep.engine.graph import Task
-from raysweep.engine.inspection import Cell, Facts, ModelFacts
 from raysweep.models.checkpoint import Checkpoint
 from raysweep.models.same import NOTHING, layer_of
 from raysweep.models.sizes import SIZES, hidden_size

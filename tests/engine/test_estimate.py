@@ -22,8 +22,8 @@ from raysweep.engine.calls import CaptureCall, SubstituteCall
 from raysweep.engine.driver import Done, drive
 from raysweep.engine.estimate import options, reckon
 from raysweep.engine.events import read_events
+from raysweep.engine.facts import Facts
 from raysweep.engine.graph import Graph
-from raysweep.engine.inspection import Facts
 from raysweep.engine.pending import model_calls
 from raysweep.engine.plan import plan
 from raysweep.engine.rates import Rates

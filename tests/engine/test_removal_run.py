@@ -15,8 +15,9 @@ from raysweep.api import open_run
 from raysweep.config import Config
 from raysweep.data.examples import load_examples
 from raysweep.engine.driver import Done, drive
+from raysweep.engine.facts import Facts
 from raysweep.engine.graph import Task
-from raysweep.engine.inspection import Facts, inspect
+from raysweep.engine.inspection import inspect
 from raysweep.engine.plan import plan
 from raysweep.errors import InputError
 from raysweep.models.adapter import Adapter
