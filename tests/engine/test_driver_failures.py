@@ -148,7 +148,7 @@ def test_a_call_that_raises_is_a_failure_with_its_traceback(make_config, tmp_pat
     def broken(*args, **kwargs):
         raise RuntimeError("the device is gone")
 
-    monkeypatch.setattr("raysweep.engine.work.similarity_tables", broken)
+    monkeypatch.setattr("raysweep.engine.table_work.similarity_tables", broken)
     done = drive(make_config(tmp_path, "studies={similarity: {}}"))
     assert done.failed == dict.fromkeys(
         ["similarity m/first", "similarity m/second"], "RuntimeError: the device is gone"
