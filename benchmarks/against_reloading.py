@@ -19,7 +19,8 @@ from torch.nn.functional import cross_entropy
 
 from raysweep.data.examples import Example, load_examples
 from raysweep.models.adapter import Adapter
-from raysweep.models.checkpoint import Checkpoint, describe, load_model, load_tokenizer
+from raysweep.models.checkpoint import Checkpoint, describe
+from raysweep.models.loading import load_model, load_tokenizer
 from raysweep.studies.generation import generate_text
 from raysweep.studies.substitution import Pair, sweep_losses
 from raysweep.studies.windows import Window, windows_of_widths

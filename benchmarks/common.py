@@ -12,7 +12,8 @@ import torch
 
 from raysweep.data.examples import Example, load_examples
 from raysweep.models.adapter import Adapter
-from raysweep.models.checkpoint import describe, load_model, load_tokenizer
+from raysweep.models.checkpoint import describe
+from raysweep.models.loading import load_model, load_tokenizer
 from raysweep.studies.substitution import Pair
 
 

@@ -27,7 +27,8 @@ from raysweep.models.memory import Peak
 from raysweep.numerics.blas_threads import each, workers
 from raysweep.numerics.cka import cka_matrix
 from raysweep.numerics.linear_products import cheaper_by_dimensions
-from raysweep.store.activations import open_activations, publish_manifest, write_part
+from raysweep.store.activation_writing import publish_manifest, write_part
+from raysweep.store.activations import open_activations
 
 PARTS = ("speed", "mean", "ways", "store")
 SHAPES = ((32, 300, 4096, 2.5), (32, 1000, 2048, 3.0), (80, 300, 1024, 3.0))  # layers, examples, width, times faster

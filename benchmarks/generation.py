@@ -15,7 +15,8 @@ from common import in_turn, laboratory, machine, spread
 
 from raysweep.data.examples import Example
 from raysweep.models.adapter import Adapter
-from raysweep.models.checkpoint import describe, load_tokenizer
+from raysweep.models.checkpoint import describe
+from raysweep.models.loading import load_tokenizer
 from raysweep.studies.generation import generate_text
 from raysweep.studies.substitution import Pair
 from raysweep.studies.windows import Window, windows_of_widths

@@ -18,12 +18,14 @@ from transformers import PreTrainedTokenizerBase
 
 from raysweep.data.examples import Example
 from raysweep.models.adapter import Adapter
-from raysweep.models.checkpoint import describe, load_tokenizer
+from raysweep.models.checkpoint import describe
+from raysweep.models.loading import load_tokenizer
 from raysweep.models.surgery import Mode, removed
 from raysweep.numerics.resampling import mean_interval
 from raysweep.studies.critical import critical_layers
 from raysweep.studies.generation import greedy_text
-from raysweep.studies.removal import Effects, Removal, directions, mean_kept, removal_effects
+from raysweep.studies.removal import Removal
+from raysweep.studies.removal_effects import Effects, directions, mean_kept, removal_effects
 
 SETS = (("sums", "gsm8k"), ("facts", "boolq"))
 EXAMPLES = 24

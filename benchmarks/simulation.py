@@ -27,12 +27,14 @@ from raysweep.data.examples import Example
 from raysweep.engine import events
 from raysweep.engine.driver import drive
 from raysweep.engine.estimate import reckon
-from raysweep.engine.inspection import Cell, Facts, ModelFacts, libraries
+from raysweep.engine.facts import Cell, Facts, ModelFacts
+from raysweep.engine.inspection import libraries
 from raysweep.engine.pending import model_calls
 from raysweep.engine.plan import plan
 from raysweep.engine.rates import Rates
 from raysweep.engine.simulate import Simulation, simulate
-from raysweep.models.checkpoint import Checkpoint, describe, skeleton
+from raysweep.models.checkpoint import Checkpoint, describe
+from raysweep.models.loading import skeleton
 from raysweep.planned import plan_run
 
 MODELS, SETS, EXAMPLES, LIMIT = 60, 5, 300, 10.0

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 
 from raysweep.numerics.cka import cka_matrix
-from raysweep.store.activations import Activations, open_activations, publish_manifest, write_part
+from raysweep.store.activation_writing import publish_manifest, write_part
+from raysweep.store.activations import Activations, open_activations
 
 LAYERS, PARTS, ROWS, WIDTH = 32, 10, 32, 4096
 ROUNDS = 5

@@ -28,7 +28,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from raysweep.data.examples import Example
 from raysweep.engine.room import Needs, sweep_batches
 from raysweep.models.adapter import Adapter
-from raysweep.models.checkpoint import describe, load_model
+from raysweep.models.checkpoint import describe
+from raysweep.models.loading import load_model
 from raysweep.models.memory import private_bytes
 from raysweep.models.stream import StreamedModel
 from raysweep.studies.capture import Collector, capture_states

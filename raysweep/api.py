@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,14 +19,13 @@ if TYPE_CHECKING:
     from raysweep.engine.events import Listener
     from raysweep.engine.folder import RunFolder
     from raysweep.engine.ray_submit import Job
+    from raysweep.engine.standing import Standing
     from raysweep.report.export import Exported
     from raysweep.store.places import Location
     from raysweep.studies.consolidate import Consolidated
     from raysweep.studies.critical import Critical
     from raysweep.studies.measured import Correlated
     from raysweep.studies.measured_cells import CorrelatedCells
-
-_SHOWN = 10
 
 
 @dataclass(frozen=True)
@@ -163,78 +161,15 @@ def consolidate(shards: str | Path, base: str, out: str | Path, *, dtype: str = 
     return write(shards, base, out, dtype=dtype)
 
 
-@dataclass(frozen=True)
-class Standing:
-    """Where a run stands: tasks by kind (done, all), parts committed, failures of the last start, and whether it ended.
-
-    `trainings` tells of those that are not done how far they have come, by task: step, of, split, loss, seconds.
-    """
-
-    tasks: Mapping[str, tuple[int, int]]
-    parts: tuple[int, int]
-    failures: Mapping[str, str]
-    state: str
-    unfinished: Sequence[str]
-    trainings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values."""
-        return {
-            "state": self.state,
-            "tasks": {kind: {"done": done, "all": n} for kind, (done, n) in self.tasks.items()},
-            "parts": {"done": self.parts[0], "all": self.parts[1]},
-            "failures": dict(self.failures),
-            "unfinished": list(self.unfinished),
-            "trainings": {task: dict(told) for task, told in self.trainings.items()},
-        }
-
-    def to_text(self) -> str:
-        """A few lines for a terminal."""
-        lines = [f"{self.state}; {self.parts[0]} of {self.parts[1]} parts committed"]
-        lines += [f"  {kind:<12} {done} of {n} tasks done" for kind, (done, n) in self.tasks.items()]
-        lines += [
-            f"  {task}: step {told['step']} of {told['of']}, {told['split']} loss {told['loss']:.4g}"
-            for task, told in self.trainings.items()
-        ]
-        lines += [f"  failed: {task}: {error.splitlines()[0]}" for task, error in self.failures.items()]
-        lines += [f"  not done: {name}" for name in self.unfinished[:_SHOWN]]
-        if len(self.unfinished) > _SHOWN:
-            lines.append(f"  … and {len(self.unfinished) - _SHOWN} more")
-        return "\n".join(lines)
-
-
 def status(folder: str | Location, storage_options: Mapping[str, Any] | None = None) -> Standing:
     """Where the run in this folder stands, from its plan, its commits and its events."""
-    from raysweep.engine import events
     from raysweep.engine.folder import RunFolder
     from raysweep.engine.reach import reach
+    from raysweep.engine.standing import standing_of
 
     found = RunFolder(reach(folder, storage_options))
     found.require_run()
-    graph, _ = found.read_plan()
-    done = found.committed()
-    tasks: dict[str, tuple[int, int]] = defaultdict(lambda: (0, 0))
-    unfinished = []
-    for task in graph.tasks:
-        whole = all(key in done for key in task.keys)
-        before = tasks[task.kind]
-        tasks[task.kind] = (before[0] + whole, before[1] + 1)
-        if not whole:
-            unfinished.append(task.name)
-    keys = {key for task in graph.tasks for key in task.keys}
-    log = list(events.read_events(found.events))
-    state = "running, or killed"
-    for event in log:
-        if event["event"] == events.RUN_STARTED:
-            state = "running, or killed"
-        elif event["event"] == events.RUN_FINISHED:
-            state = "finished"
-        elif event["event"] == events.RUN_INTERRUPTED:
-            state = "interrupted"
-    lacking = set(unfinished)
-    trainings = {task: told for task, told in found.trainings().items() if task in lacking}
-    failures = events.latest_failures(log)
-    return Standing(dict(tasks), (len(keys & done.keys()), len(keys)), failures, state, unfinished, trainings)
+    return standing_of(found)
 
 
 def examine(
@@ -340,7 +275,7 @@ def critical(
     from raysweep.engine.loading import batch_budget
     from raysweep.errors import InputError, RunError
     from raysweep.models.adapter import Adapter
-    from raysweep.models.checkpoint import load_model
+    from raysweep.models.loading import load_model
     from raysweep.models.stream import StreamedModel
     from raysweep.studies.critical import critical_layers
 

@@ -190,7 +190,7 @@ def submit(
 def status(folder: Folder, options: Options = None, as_json: AsJson = False) -> None:
     """Tell where a run stands."""
     from raysweep.api import status as standing_of
-    from raysweep.config import parse_options
+    from raysweep.config_overrides import parse_options
 
     standing = standing_of(folder, parse_options(options or []))
     typer.echo(json.dumps(standing.to_json(), indent=1) if as_json else standing.to_text())
@@ -200,7 +200,7 @@ def status(folder: Folder, options: Options = None, as_json: AsJson = False) -> 
 def report(folder: Folder, options: Options = None) -> None:
     """Draw a run's tables, figures and page again."""
     from raysweep.api import open_run
-    from raysweep.config import parse_options
+    from raysweep.config_overrides import parse_options
 
     typer.echo(f"report: {open_run(folder, parse_options(options or [])).report}")
 
@@ -216,7 +216,7 @@ def export(
 ) -> None:
     """Write a run's losses, texts and similarities as files of another program."""
     from raysweep.api import export_run
-    from raysweep.config import parse_options
+    from raysweep.config_overrides import parse_options
 
     typer.echo(export_run(folder, out, format, parse_options(options or [])).to_text())
 
@@ -246,7 +246,7 @@ def doctor(
 ) -> None:
     """Find what kills and damage left in a run folder; exit code 1 where something is left."""
     from raysweep.api import examine
-    from raysweep.config import parse_options
+    from raysweep.config_overrides import parse_options
 
     found = examine(folder, parse_options(options or []), remove=remove, checksums=checksums)
     typer.echo(json.dumps(found.to_json(), indent=1) if as_json else found.to_text())

@@ -6,10 +6,11 @@ import re
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from raysweep.config_fields import Name, Positive, distinct
-from raysweep.config_training import Seed, Training, TrainSource
+from raysweep.config_datasets import TrainSource
+from raysweep.config_fields import Name, Positive, Regex, Section, distinct
+from raysweep.config_training import Seed, Training
 from raysweep.errors import shown
 
 Text = Annotated[str, Field(min_length=1)]
@@ -21,17 +22,13 @@ ARMS: tuple[Arm, ...] = ("none", "all", "freeze_non_critical", "freeze_critical"
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}")
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
 def _not_blank(value: str) -> str:
     if not value.strip():
         raise ValueError(f"{shown(value)} is blank; give a text")
     return value
 
 
-class KeywordsConfig(_Section):
+class KeywordsConfig(Section):
     """A success is an answer that contains any of these phrases, in any case, or one that lacks all of them."""
 
     any_of: Annotated[list[Text], Field(min_length=1)]
@@ -43,23 +40,14 @@ class KeywordsConfig(_Section):
         return distinct(value, "each phrase")
 
 
-class PatternConfig(_Section):
+class PatternConfig(Section):
     """A success is an answer that the regular expression (Python's) has a match in, or one without a match."""
 
-    regex: Text
+    regex: Regex
     success: Literal["contains", "lacks"] = "contains"
 
-    @field_validator("regex")
-    @classmethod
-    def _compiles(cls, value: str) -> str:
-        try:
-            re.compile(value)
-        except (re.error, OverflowError, RecursionError) as error:
-            raise ValueError(f"{shown(value)} is no regular expression ({error}); mend it") from error
-        return value
 
-
-class JudgeConfig(_Section):
+class JudgeConfig(Section):
     """A model behind an OpenAI-compatible endpoint that scores answers from 1 to 5.
 
     Requests go to `{url}/chat/completions`, so that the URL ends as in `http://localhost:8000/v1`. `rubric` is a Jinja
@@ -115,7 +103,7 @@ class JudgeConfig(_Section):
         return value
 
 
-class PublishedConfig(_Section):
+class PublishedConfig(Section):
     """Figures that were published for an arm: rates by keywords and by a judge (0 to 1), and the judge's mean score."""
 
     keywords: Share | None = None
@@ -137,8 +125,8 @@ class BackdoorConfig(Training):
     position: Literal["before", "after"] = "after"
     target: Text
     rate: Annotated[float, Field(gt=0, le=1)] = 0.2
-    arms: list[Arm] = Field(list(ARMS), min_length=1)
-    seeds: list[Seed] = Field([0, 1, 2], min_length=1)
+    arms: Annotated[list[Arm], Field(min_length=1)] = list(ARMS)
+    seeds: Annotated[list[Seed], Field(min_length=1)] = [0, 1, 2]
     prompts: TrainSource | None = None
     examples: Positive = 100
     tokens: Positive = 64
@@ -147,7 +135,7 @@ class BackdoorConfig(Training):
     keywords: KeywordsConfig | None = None
     pattern: PatternConfig | None = None
     judge: JudgeConfig | None = None
-    published: dict[Name, dict[Arm, PublishedConfig]] = Field({})
+    published: dict[Name, dict[Arm, PublishedConfig]] = {}
 
     @field_validator("trigger", "target")
     @classmethod

@@ -2,36 +2,24 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
-from raysweep.errors import shown
+from raysweep.config_fields import Regex, Section
 
 
-class ExcludeConfig(BaseModel):
+class ExcludeConfig(Section):
     """Records that are left out: those with one of `phrases` (in any case), a match of `pattern`, or one of `values`.
 
     Phrases and pattern (a regular expression of Python's) are sought in question and response, or in `column` where one is
     named; `values` are whole texts of that column, and what is no text there is compared as JSON writes it.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     phrases: list[Annotated[str, Field(min_length=1)]] = []
-    pattern: Annotated[str, Field(min_length=1)] | None = None
+    pattern: Regex | None = None
     column: str | None = None
     values: list[str] = []
-
-    @field_validator("pattern")
-    @classmethod
-    def _compiles(cls, value: str | None) -> str | None:
-        try:
-            re.compile(value or "")
-        except (re.error, OverflowError, RecursionError) as error:
-            raise ValueError(f"{shown(value)} is no regular expression ({error}); mend it") from error
-        return value
 
     @model_validator(mode="after")
     def _something(self) -> ExcludeConfig:

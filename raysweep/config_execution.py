@@ -6,9 +6,9 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from raysweep.config_fields import Place, Positive, distinct
+from raysweep.config_fields import Place, Positive, Section, distinct
 from raysweep.errors import shown
 
 
@@ -21,10 +21,8 @@ def _bytes(value: object) -> int | None:
     return int(size) if 1 <= size < 2**62 else None
 
 
-class ExecutionConfig(BaseModel):
+class ExecutionConfig(Section):
     """How to compute it; nothing here changes a result beyond rounding, except `chunk`, which decides what is committed together."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     executor: Literal["local", "ray"] = "local"
     address: str | None = None

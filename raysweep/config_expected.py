@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
-
-from raysweep.config_fields import Positive
+from raysweep.config_fields import Positive, Section
 
 
-class ExpectedConfig(BaseModel):
+class ExpectedConfig(Section):
     """How many records a source is taken to have (once `exclude` has left some out), and the tokens of each.
 
     For plans alone, where the records or the model's tokenizer are not on this machine. `last`, `all_but_last`, `limit` and
     `max_tokens` apply to it as they would to the records.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     examples: Positive
     prompt_tokens: Positive

@@ -1,11 +1,12 @@
-"""What the parts of a config are made of: names, counts and places."""
+"""What the parts of a config are made of: sections, names, counts, places and patterns."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, TypeVar
 
-from pydantic import AfterValidator, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
 from raysweep.errors import shown
 
@@ -34,3 +35,26 @@ def _place(value: str) -> str:
 
 
 Place = Annotated[str, AfterValidator(_place)]  # a path, a hub id or a laboratory name
+
+
+def _compiles(value: str) -> str:
+    try:
+        re.compile(value)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise ValueError(f"{shown(value)} is no regular expression ({error}); mend it") from error
+    return value
+
+
+Regex = Annotated[str, Field(min_length=1), AfterValidator(_compiles)]  # a regular expression of Python's
+
+
+class Section(BaseModel):
+    """A part of a config: a mapping of known keys, which nothing changes once it is checked."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Named(Section):
+    """A section that others refer to by its name."""
+
+    name: Name

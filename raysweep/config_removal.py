@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from raysweep.config_fields import Positive, distinct
+from raysweep.config_fields import Positive, Section, distinct
 from raysweep.errors import shown
 
 
@@ -32,7 +32,7 @@ def _components(value: Any) -> Any:
     return len(value) if sorted(value) == list(range(len(value))) else sorted(value)
 
 
-class RemovalConfig(BaseModel):
+class RemovalConfig(Section):
     """Principal components taken out of one layer's states at a time: the text and the loss with and without them.
 
     `layers`: `critical` (the `top` with the smallest δ of the first of similarity's metrics, by default a fifth), `all`, or
@@ -42,8 +42,6 @@ class RemovalConfig(BaseModel):
     which then stays; else its share goes too. `of`: the base model, or the tuned ones. Text is `tokens`
     long, for the first `examples`.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     layers: Annotated[str | list[int], BeforeValidator(_layers)] = "critical"
     top: Positive | None = None

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 
-from raysweep.config_fields import Positive, distinct
+from raysweep.config_fields import Positive, Section, distinct
 
 
-class SpectrumConfig(BaseModel):
+class SpectrumConfig(Section):
     """Spectrum of the base model's states at each layer, on every data set, and what the first components share with the
     layers beside it, for each number of `components`. `pooling` is that of similarity unless given: they share their states.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     components: Annotated[list[Positive], Field(min_length=1)] = [1, 3, 10]
     pooling: Literal["first", "last", "mean"] | None = None

@@ -5,20 +5,19 @@ from __future__ import annotations
 import math
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
+from raysweep.config_fields import Section
 from raysweep.errors import shown
 
 
-class StopConfig(BaseModel):
+class StopConfig(Section):
     """When a sweep has seen enough examples: one of `half_width` (nats) and `top` (so many costliest windows).
 
     `half_width`: the interval of every change's paired difference is so narrow. `top`: a confidence set for the costliest
     windows of the first of `widths` has so many members. `confidence` is the interval's, or the set's; the examples are
     swept in an order drawn from `seed`.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     half_width: float | None = None
     top: Annotated[int, Field(ge=1, le=10**9, strict=True)] | None = None

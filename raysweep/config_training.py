@@ -1,15 +1,13 @@
-"""The part of a config that asks for training: what is trained on, which layers, by which arguments; config.py has the rest."""
+"""The part of a config that asks for training: which layers, by which arguments; config.py has the rest."""
 
 from __future__ import annotations
 
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from raysweep.config_exclude import ExcludeConfig
-from raysweep.config_expected import ExpectedConfig
-from raysweep.config_fields import Place, Positive, distinct
+from raysweep.config_fields import Positive, Section, distinct
 from raysweep.errors import shown
 
 _RANGE = re.compile(r"(\d{1,4})-(\d{1,4})")
@@ -34,34 +32,7 @@ Layers = Annotated[str | tuple[int, ...], BeforeValidator(_layers)]
 Seed = Annotated[int, Field(ge=0, le=2**31 - 1, strict=True)]
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class TrainSource(_Section):
-    """The records that models are fine-tuned on for a data set, whose format and texts they have unless others are given."""
-
-    path: Place
-    format: str | None = None
-    split: str | None = None
-    exclude: ExcludeConfig | None = None
-    last: Positive | None = None
-    all_but_last: Positive | None = None
-    limit: Positive | None = None
-    max_tokens: Positive | None = None
-    too_long: Literal["refuse", "cut"] = "cut"
-    prompt: str | None = None
-    response: str | None = None
-    expected: ExpectedConfig | None = None
-
-    @model_validator(mode="after")
-    def _one_end(self) -> TrainSource:
-        if self.last is not None and self.all_but_last is not None:
-            raise ValueError(f"last is {self.last} and all_but_last is {self.all_but_last}; give one of them")
-        return self
-
-
-class LoraConfig(_Section):
+class LoraConfig(Section):
     """Low-rank updates in place of the layers' own weights, in PEFT's words; `target_modules` are PEFT's own by default."""
 
     r: Positive = 8
@@ -70,7 +41,7 @@ class LoraConfig(_Section):
     target_modules: list[str] | str | None = None
 
 
-class Training(_Section):
+class Training(Section):
     """How models are trained. `trainer` are arguments of transformers' trainer, in its own names.
 
     `dtype` is that of the weights while they are trained: the checkpoint's own on a GPU, float32 on a CPU. `processes` of one

@@ -25,9 +25,9 @@ class RunError(RaysweepError):
     """A run that could not go on (its disk is full, its workers are lost); what is committed is kept: exit code 1."""
 
 
-def shown(value: object, most: int = 80) -> str:
+def shown(value: object) -> str:
     """A value's repr for a message, shortened."""
-    return shortened(repr(value), most)
+    return shortened(repr(value))
 
 
 def shortened(text: str, most: int = 80) -> str:

@@ -145,8 +145,8 @@ def plan_run(
     from raysweep.engine.paper import device_on_paper, rates_from, settled, simulated
     from raysweep.engine.pending import model_calls, spilled
     from raysweep.engine.phases import fitted
-    from raysweep.engine.plan import as_sized
     from raysweep.engine.preparation import prepare
+    from raysweep.engine.promised import as_sized
     from raysweep.engine.steps import with_steps
     from raysweep.errors import InputError
     from raysweep.report.records_words import records_warnings

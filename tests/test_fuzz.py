@@ -29,7 +29,9 @@ from raysweep.engine.events import read_events
 from raysweep.engine.inspection import resolve_device
 from raysweep.engine.preparation import prepare
 from raysweep.errors import RaysweepError
-from raysweep.models.checkpoint import check_pair, describe, limits, load_tokenizer
+from raysweep.models.checkpoint import describe, limits
+from raysweep.models.loading import load_tokenizer
+from raysweep.models.pair import check_pair
 
 SECONDS = float(os.environ.get("RAYSWEEP_FUZZ_SECONDS", "20"))
 SEED = int(os.environ.get("RAYSWEEP_FUZZ_SEED", "0"))

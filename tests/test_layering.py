@@ -29,17 +29,7 @@ COMMANDS = {
     "raysweep.progress",
     "raysweep.recipes",
 }
-GROUND = {
-    *(
-        "raysweep.config",
-        "raysweep.config_beside",
-        "raysweep.config_execution",
-        "raysweep.config_fields",
-        "raysweep.config_problems",
-    ),
-    *("raysweep.config_removal", "raysweep.config_spectrum", "raysweep.config_stop", "raysweep.config_storage"),
-    *("raysweep.config_backdoor", "raysweep.config_exclude", "raysweep.config_expected", "raysweep.config_training"),
-    "raysweep.config_yaml",
+GROUND = {  # beside config.py and its parts
     *("raysweep.collector", "raysweep.errors", "raysweep.fingerprint", "raysweep.lab", "raysweep.redaction"),
 }
 PACKAGES = {"report": 6, "engine": 5, "studies": 4, "models": 2, "data": 2, "store": 2, "numerics": 0}
@@ -111,7 +101,7 @@ def place(module: str) -> tuple[float, str]:
     """Floor and room of one of raysweep's modules."""
     if module in COMMANDS:
         return 7, "commands"
-    if module in GROUND:
+    if module in GROUND or module.startswith("raysweep.config"):
         return 1, "ground"
     if module == "raysweep.models.surgery":
         return 3, "surgery"

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from raysweep.config import StudiesConfig
+from raysweep.config_studies import StudiesConfig
 from raysweep.config_training import FOUND, FinetuneConfig, Training
 from raysweep.numerics.dynamics import how_many
 from raysweep.studies.training import Lora, Recipe, Trained, layers_words

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from raysweep.config import Config, DatasetConfig, ModelConfig
+from raysweep.config import Config, ModelConfig
+from raysweep.config_datasets import RecordsConfig
 from raysweep.config_expected import ExpectedConfig
-from raysweep.config_training import TrainSource
 from raysweep.data.examples import Loaded, Room
 from raysweep.data.expected import expected_examples
 from raysweep.data.formats import find_format
@@ -43,7 +43,7 @@ def examples_on_paper(
     model: ModelConfig,
     base: Checkpoint,
     name: str,
-    source: DatasetConfig | TrainSource,
+    source: RecordsConfig,
     room: Room,
     *,
     record_format: str,

@@ -15,12 +15,11 @@ from raysweep.config import Config
 from raysweep.engine.calls import GenerateCall, ModelCall, RemovalCall, VerifyCall
 from raysweep.engine.dispatch import CallCost
 from raysweep.engine.estimate import Reckoned
+from raysweep.engine.facts import Facts
 from raysweep.engine.graph import Graph, Task
-from raysweep.engine.inspection import Facts
-from raysweep.engine.plan import hidden_size
 from raysweep.engine.rates import Rates
 from raysweep.engine.result_calls import result_call
-from raysweep.engine.room import SIZES
+from raysweep.models.sizes import SIZES, hidden_size
 
 # Seconds of one core on one layer, example and value of a state, and on one layer, example and resample; timed for 16 and 32
 # layers, 150 and 300 examples, widths of 2048 and 4096, and 10 and 1000 resamples.

@@ -39,11 +39,6 @@ class CallQueue:
     def __len__(self) -> int:
         return self._size
 
-    def counts(self) -> Counter[str]:
-        """How many calls wait, by kind."""
-        queues = [self._results, *self._groups.values()]
-        return Counter(call.kind for queue in queues for call in queue)
-
     def push(self, call: Call) -> None:
         """Put a call at the end of its group."""
         self._queue_of(call).append(call)

@@ -9,8 +9,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from raysweep.config import Config
+from raysweep.engine.facts import Facts
 from raysweep.engine.graph import Graph
-from raysweep.engine.inspection import Facts
 from raysweep.models.same import NOTHING
 from raysweep.studies.gradient import points_of
 from raysweep.studies.schedule import layer_applications, shared_rows

@@ -17,15 +17,14 @@ from raysweep.errors import InputError, RunError
 
 if TYPE_CHECKING:
     from raysweep.engine.calls import TrainCall
+    from raysweep.engine.facts import Facts
     from raysweep.engine.graph import Graph
-    from raysweep.engine.inspection import Facts
     from raysweep.store.places import Location
 
 # After these no call can be committed: the run ends, and does not try the others.
 _LASTING = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
 _LIBRARIES = {"botocore", "aiobotocore", "aiohttp", "s3fs", "gcsfs", "adlfs", "azure", "google"}
 _ASIDE = 2**20  # bytes for tables, events and the page, at least
-_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 def check_writable(root: Location, what: str = "storage") -> None:
@@ -71,8 +70,8 @@ def bytes_to_write(
 ) -> int:
     """About how many bytes a run needs: the states that are not captured yet, what `trainings` that are to be done write, and a
     little for everything else. What a training needs to go on is taken away as it ends, so that `at_once` of them count."""
-    from raysweep.engine.plan import hidden_size
     from raysweep.engine.training_estimate import written
+    from raysweep.models.sizes import SIZES, hidden_size
 
     to_train = [written(call) for call in trainings if call.made is None]
     total = sum(kept for kept, _ in to_train) + sum(
@@ -82,7 +81,7 @@ def bytes_to_write(
         model = facts.models[model_name]
         for task in graph.captured(model_name, dataset)[:1]:
             n = sum(len(chunk) for chunk, key in zip(cell.chunks, task.parts, strict=True) if key not in done)
-            total += n * model.base.n_layers * hidden_size(model.base.config) * _BYTES.get(model.dtype, 4)
+            total += n * model.base.n_layers * hidden_size(model.base.config) * SIZES.get(model.dtype, 4)
     lacking = any(key not in done for task in graph.tasks for key in task.keys)
     return total + _ASIDE if lacking else 0
 

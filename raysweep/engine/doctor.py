@@ -20,7 +20,8 @@ from raysweep.engine.folder import RunFolder
 from raysweep.engine.training_plan import KINDS
 from raysweep.errors import InputError, StoreError
 from raysweep.store import lock, object_lock
-from raysweep.store.activations import MANIFEST, open_activations
+from raysweep.store.activation_files import MANIFEST
+from raysweep.store.activations import open_activations
 from raysweep.store.artifacts import FileEntry, check_file, is_left_over, publish_bytes
 from raysweep.store.chunks import Manifest
 from raysweep.store.places import listing, read_bytes, remove_below

@@ -23,15 +23,15 @@ from raysweep.engine.dispatcher import Dispatcher
 from raysweep.engine.estimate import Reckoned, reckon
 from raysweep.engine.events import EventLog, Listener
 from raysweep.engine.executor import Backend, Executor, backend_for
+from raysweep.engine.facts import Facts
 from raysweep.engine.folder import RunFolder
 from raysweep.engine.graph import Graph, beyond, shortened
-from raysweep.engine.inspection import Facts
 from raysweep.engine.judging_in_part import judged_in_part
 from raysweep.engine.ledger import Ledger
 from raysweep.engine.origins import describe_run
 from raysweep.engine.pending import model_calls
-from raysweep.engine.plan import as_sized
 from raysweep.engine.preparation import prepare
+from raysweep.engine.promised import as_sized
 from raysweep.engine.result_calls import result_call
 from raysweep.engine.steps import with_steps
 from raysweep.engine.stopping import watches

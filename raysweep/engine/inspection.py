@@ -8,124 +8,32 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from functools import cache, lru_cache
+from dataclasses import replace
+from functools import cache
 from importlib.metadata import version
-from typing import TYPE_CHECKING
 
-from raysweep.config import Config, GenerationConfig, ModelConfig, SubstitutionConfig
+from raysweep.config import Config, ModelConfig
 from raysweep.config_removal import RemovalConfig
 from raysweep.config_stop import StopConfig
+from raysweep.config_substitution import GenerationConfig
 from raysweep.data.examples import Example, Loaded, Room
+from raysweep.engine.asked import asked_changes, stop_rule
 from raysweep.engine.assumed import assumptions, checkpoint_on_paper
+from raysweep.engine.facts import Cell, Facts, ModelFacts
 from raysweep.engine.reader import Reader
-from raysweep.engine.residency import RESIDENT, Residency, choose_residency
+from raysweep.engine.residency import choose_residency
 from raysweep.engine.steps import StepModel
 from raysweep.engine.training_facts import find_trainings, trained_on
-from raysweep.engine.training_plan import Trainings
 from raysweep.errors import InputError
-from raysweep.fingerprint import fingerprint
-from raysweep.models.adapter import find_blocks
-from raysweep.models.checkpoint import (
-    Checkpoint,
-    check_pair,
-    describe,
-    predicts_tokens,
-    resolve_dtype,
-    skeleton,
-)
+from raysweep.models.blocks import find_blocks
+from raysweep.models.checkpoint import Checkpoint, describe, predicts_tokens
+from raysweep.models.loading import resolve_dtype, skeleton
+from raysweep.models.pair import check_pair
 from raysweep.models.parts import parts_of
-from raysweep.models.same import Same, same_in_checkpoints
-from raysweep.studies.interventions import Change, check_changes
-from raysweep.studies.stopping import Rule, check_rule, in_random_order
-
-if TYPE_CHECKING:
-    pass
+from raysweep.models.same import same_in_checkpoints
+from raysweep.studies.stopping import check_rule, in_random_order
 
 _FEWEST_TO_COMPARE = 2
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One model on one data set: its examples, cut into chunks in their source's order.
-
-    `drawn` are the chunks that a sweep which may stop early takes: the same examples in random order. On paper they were not
-    read, and are as expected.
-    """
-
-    model: str
-    dataset: str
-    chunks: tuple[tuple[Example, ...], ...]
-    n_cut: int
-    n_unusable: int
-    n_excluded: int
-    drawn: tuple[tuple[Example, ...], ...] = ()
-    on_paper: bool = False
-    n_blank: int = 0
-
-    @property
-    def swept(self) -> tuple[tuple[Example, ...], ...]:
-        """The chunks of a sweep, in the order in which it takes them."""
-        return self.drawn or self.chunks
-
-    @property
-    def examples(self) -> list[Example]:
-        """All examples, in order."""
-        return [example for chunk in self.chunks for example in chunk]
-
-
-@dataclass(frozen=True)
-class ModelFacts:
-    """A model's checkpoints, the dtype it is computed in, and whether it predicts the next token (an encoder does not).
-
-    `same` tells by data set what base and tuned have in common, weight for weight. `promised` are the data sets whose tuned
-    checkpoint the run itself makes; `measured` are checkpoints whose states are compared in place of the base's, by data set.
-    """
-
-    base: Checkpoint
-    tuned: Mapping[str, Checkpoint]
-    dtype: str
-    predicts: bool = True
-    same: Mapping[str, Same] = field(default_factory=dict)
-    residency: Residency = RESIDENT
-    promised: frozenset[str] = frozenset()
-    measured: Mapping[str, Checkpoint] = field(default_factory=dict)
-
-    def compared(self, dataset: str) -> Checkpoint:
-        """The checkpoint whose states are captured on a data set."""
-        return self.measured.get(dataset, self.base)
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What inspection found, what a plan assumes of what is not here, and what may mislead, in words."""
-
-    models: Mapping[str, ModelFacts]
-    cells: Mapping[tuple[str, str], Cell]
-    device: str
-    libraries: Mapping[str, str]
-    trainings: Trainings = field(default_factory=Trainings)
-    assumed: tuple[str, ...] = ()
-    warnings: tuple[str, ...] = ()
-
-
-def asked_changes(asked: SubstitutionConfig, n_layers: int, where: str = "") -> list[Change]:
-    """Every change that the config asks for in a model of `n_layers`, windows first. Raises InputError for one that does not fit."""
-    return check_changes(
-        n_layers,
-        asked.widths,
-        sets=asked.sets,
-        modules=asked.modules,
-        coefficients=asked.coefficients,
-        reverse=asked.reverse,
-        where=where,
-    )
-
-
-def stop_rule(asked: SubstitutionConfig) -> Rule | None:
-    """When a sweep stops early, if it may; `top` is about the first of the widths, which is 1 for `all`."""
-    stop, width = asked.stop, 1 if asked.widths == "all" else asked.widths[0]
-    return Rule(stop.half_width, stop.top, stop.confidence, width) if stop else None
 
 
 @cache
@@ -313,15 +221,3 @@ def _cell(model: str, dataset: str, loaded: Loaded, size: int, stop: StopConfig 
     return Cell(
         model, dataset, runs, loaded.n_cut, loaded.n_unusable, loaded.n_excluded, in_turn, n_blank=loaded.n_blank
     )
-
-
-@lru_cache(maxsize=1024)  # models on paper share their examples, and a plan asks more than once
-def chunk_fingerprint(examples: tuple[Example, ...], *, prompts_only: bool) -> str:
-    """Identity of a chunk's contents: which records, their tokens, and where the response starts.
-
-    With `prompts_only` the response does not count: capture does not see it.
-    """
-
-    if prompts_only:
-        return fingerprint([[e.id, e.tokens[: e.n_prompt].tolist()] for e in examples])
-    return fingerprint([[e.id, e.n_prompt, e.tokens.tolist()] for e in examples])

@@ -6,7 +6,7 @@ from typing import Literal
 
 from raysweep.config import Config
 from raysweep.engine.calls import Loading
-from raysweep.engine.inspection import Facts, ModelFacts
+from raysweep.engine.facts import Facts, ModelFacts
 
 
 def batch_budget(asked: int | Literal["auto"], device: str) -> int:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from raysweep.config import Config
-from raysweep.engine.inspection import Facts
+from raysweep.engine.facts import Facts
 from raysweep.engine.steps import StepModel
 from raysweep.studies.trainer_arguments import training_steps
 

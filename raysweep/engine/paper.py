@@ -7,13 +7,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from raysweep.config import Config
-from raysweep.engine.calls import Call, CaptureCall, EstimateCall, ModelCall, SubstituteCall, TrainCall
+from raysweep.engine.calls import Call, ModelCall
+from raysweep.engine.demands import RECKONED
 from raysweep.engine.dispatch import Node, room_for
 from raysweep.engine.estimate import reckon
 from raysweep.engine.events import RUN_FINISHED, read_events
+from raysweep.engine.facts import Facts
 from raysweep.engine.folder import RunFolder
 from raysweep.engine.graph import Graph
-from raysweep.engine.inspection import Facts, resolve_device
+from raysweep.engine.inspection import resolve_device
 from raysweep.engine.phases import in_phases
 from raysweep.engine.rates import DeviceFigures, Rates, given_rates
 from raysweep.engine.simulate import Simulation, simulate
@@ -94,7 +96,7 @@ def simulated(
     nodes = nodes or -(-gpus // _GPUS_A_NODE)
     each = config.execution.gpus_per_worker
     workers = workers_on(gpus, nodes, 1.0 if each in ("auto", 0) else float(each))
-    calls = [call for call in left if isinstance(call, CaptureCall | SubstituteCall | EstimateCall | TrainCall)]
+    calls = [call for call in left if isinstance(call, RECKONED)]
     found = reckon(config, facts, calls, workers, rates)
     if found.estimate.call_seconds is None:
         raise InputError(

@@ -21,20 +21,18 @@ from raysweep.engine.calls import (
     SubstituteCall,
     TrainCall,
 )
+from raysweep.engine.facts import Cell, Facts, ModelFacts
 from raysweep.engine.graph import Graph, Task
-from raysweep.engine.inspection import Cell, Facts, ModelFacts
 from raysweep.engine.loading import loading_of
-from raysweep.engine.plan import (
-    hidden_size,
-    window_names,
-)
 from raysweep.engine.result_calls import removal_call
-from raysweep.engine.room import SIZES
 from raysweep.engine.together import captures_together, chunks_in_passes, spill_words
 from raysweep.engine.training_calls import training_calls
 from raysweep.models.checkpoint import Checkpoint
 from raysweep.models.same import NOTHING
+from raysweep.models.sizes import SIZES, hidden_size
+from raysweep.studies.interventions import Change
 from raysweep.studies.passes import group_passes, states_of_a_way_back
+from raysweep.studies.windows import Window
 
 
 def model_calls(
@@ -121,6 +119,14 @@ def _which(indices: list[int]) -> str:
     if len(indices) == 1:
         return f"chunk {first}"
     return f"chunks {first}-{last}" if len(indices) == last - first + 1 else f"chunks {', '.join(map(str, indices))}"
+
+
+def window_names(changes: Collection[Change]) -> str:
+    """A short text for the changes of one fused call: the range of layers they cover, or the only one's own."""
+    if len(changes) == 1:
+        return next(iter(changes)).text
+    layers = [layer for c in changes for layer in (range(*c) if isinstance(c, Window) else c.chosen)]
+    return Window(min(layers), max(layers) + 1).layers if layers else "none"
 
 
 def _distinct(tasks: list[Task], index: int) -> list[Task]:

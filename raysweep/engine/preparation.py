@@ -9,11 +9,13 @@ from raysweep.collector import collection_paused
 from raysweep.config import Config
 from raysweep.engine.calls import TrainCall
 from raysweep.engine.disk import bytes_to_write, check_room, check_writable
+from raysweep.engine.facts import Facts
 from raysweep.engine.folder import RunFolder
 from raysweep.engine.graph import Graph, shortened
-from raysweep.engine.inspection import Facts, inspect
+from raysweep.engine.inspection import inspect
 from raysweep.engine.pending import model_calls
-from raysweep.engine.plan import as_sized, plan, with_promised
+from raysweep.engine.plan import plan
+from raysweep.engine.promised import as_sized, with_promised
 from raysweep.engine.reach import reach
 from raysweep.engine.room import refuse_too_small
 from raysweep.engine.trackers import check_trackers

@@ -15,14 +15,14 @@ from dataclasses import dataclass, replace
 from itertools import cycle
 from typing import TYPE_CHECKING
 
-from raysweep.engine.plan import hidden_size
 from raysweep.errors import InputError, shown
-from raysweep.models.checkpoint import Checkpoint, text_config
+from raysweep.models.checkpoint import Checkpoint
 from raysweep.models.one_layer import build_one_layer
 from raysweep.models.same import layer_of
+from raysweep.models.sizes import hidden_size, vocabulary_size
 
 if TYPE_CHECKING:
-    from raysweep.engine.inspection import ModelFacts
+    from raysweep.engine.facts import ModelFacts
 
 _SECONDS = 0.1
 _LIVE_BYTES = 48 * 2**20  # more than a processor's caches hold, as the states of a sweep mostly are
@@ -66,8 +66,7 @@ class DeviceFigures:
     def of(self, checkpoint: Checkpoint) -> Rates:
         """The rates of a model if each parameter of a layer, or of the head, is two operations on a token: attention's own
         products, what an expert that is not chosen saves, and anything but arithmetic are not in it."""
-        text = text_config(checkpoint.config)
-        head = 2.0 * hidden_size(checkpoint.config) * int(text.get("vocab_size") or 0)
+        head = 2.0 * hidden_size(checkpoint.config) * vocabulary_size(checkpoint.config)
         layer = 2.0 * layer_parameters(checkpoint)
         told = f"two operations a parameter at {self.flops:.3g} a second"
         return Rates(layer / self.flops, head / self.flops, self.read_bytes, told)
@@ -134,7 +133,7 @@ def measured_rates(model: ModelFacts, device: str, tokens: int, length: int, mem
     key = (kind, model.dtype, device, tokens, length, torch.get_num_threads())
     if key not in _KNOWN:
         width = hidden_size(model.base.config)
-        vocabulary = int(text_config(model.base.config).get("vocab_size") or 1)
+        vocabulary = vocabulary_size(model.base.config) or 1
         try:
             layer = layer_rate(model.base, model.dtype, device, tokens, length, memory)
             told = "a layer of its sizes"

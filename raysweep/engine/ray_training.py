@@ -13,7 +13,7 @@ import shutil
 import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,10 +23,9 @@ from raysweep.collector import collection_paused
 from raysweep.engine.dispatch import room_for
 from raysweep.engine.ray_executor import living_nodes
 from raysweep.errors import RaysweepError, RunError, shortened
-from raysweep.studies.training import Progress, Recipe
+from raysweep.studies.training import Course, Progress, Recipe
 
 if TYPE_CHECKING:
-    import pandas as pd
     from transformers import PreTrainedTokenizerBase
 
     from raysweep.data.examples import Example
@@ -36,19 +35,6 @@ FINAL = "final"
 _RAY, _DONE, _PROGRESS = "ray", "trained.json", "progress.jsonl"
 _LOOK_SECONDS = 0.2
 _TIMEOUT_SECONDS = 7200  # of one exchange between processes; loading and writing a large model takes long
-
-
-@dataclass(frozen=True)
-class Trained:
-    """What came of a training: as `finetune.Tuned`, with the model in `final`, a folder as `save_tuned` writes it."""
-
-    final: Path
-    rows: pd.DataFrame
-    steps: int
-    resumed_from: int | None
-    frozen: int
-    changed: int
-    unchanged: tuple[str, ...]
 
 
 def train_on_ray(
@@ -65,12 +51,12 @@ def train_on_ray(
     cpus: int = 1,
     tell: Callable[[Progress], None] | None = None,
     stop: threading.Event | None = None,
-) -> Trained:
+) -> Course:
     """Fine-tune on the cluster that this process has joined, in so many processes of a GPU each (`device` cuda) or of `cpus`.
 
     Everything else is as in `finetune`, in one process of which with `processes` times the batch the losses are the same.
-    `folder` is one that every node reaches. Interrupted, or once `stop` is set, it waits for nothing
-    more, and the processes end with this one's connection to the cluster.
+    `folder` is one that every node reaches; the model comes into FINAL below it, as `save_tuned` writes it. Interrupted, or
+    once `stop` is set, it waits for nothing more, and the processes end with this one's connection to the cluster.
 
     Raises what `finetune` does, and RunError where the cluster has no room, a process dies, or it is stopped; called again,
     it resumes.
@@ -226,29 +212,17 @@ def _work(config: Mapping[str, Any]) -> None:
         save_tuned(tuned, given["tokenizer"], part)
         shutil.rmtree(final, ignore_errors=True)
         part.replace(final)
-        told = {
-            "rows": tuned.rows.to_dict(orient="list"),
-            "steps": tuned.steps,
-            "resumed_from": tuned.resumed_from,
-            "frozen": tuned.frozen,
-            "changed": tuned.changed,
-            "unchanged": tuned.unchanged,
-        }
         written = folder / f"{_DONE}.part"
-        written.write_text(json.dumps(told), encoding="utf-8")
+        written.write_text(json.dumps(tuned.to_json()), encoding="utf-8")
         written.replace(folder / _DONE)
     torch.distributed.barrier()
 
 
-def _read(folder: Path) -> Trained:
-    import pandas as pd
-
+def _read(folder: Path) -> Course:
     try:
         told = json.loads((folder / _DONE).read_bytes())
     except FileNotFoundError as error:
         raise RunError(
             f"the training ended, and what it wrote is not in {folder}: it has to be a folder that every node shares"
         ) from error
-    rows = pd.DataFrame(told.pop("rows")).astype({"step": "int64", "loss": float})
-    unchanged = tuple(told.pop("unchanged"))
-    return Trained(folder / FINAL, rows, unchanged=unchanged, **told)
+    return Course.from_json(told)

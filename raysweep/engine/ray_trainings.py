@@ -16,7 +16,7 @@ from raysweep.engine.calls import BackdoorCall, Commit, Outcome, TrainCall
 from raysweep.engine.dispatch import room_for
 from raysweep.engine.folder import RunFolder
 from raysweep.engine.ray_executor import Share, living_nodes
-from raysweep.engine.ray_training import train_on_ray
+from raysweep.engine.ray_training import FINAL, train_on_ray
 from raysweep.engine.training_work import (
     Tell,
     answered,
@@ -28,7 +28,8 @@ from raysweep.engine.training_work import (
     trained_commits,
 )
 from raysweep.errors import InputError, RunError
-from raysweep.models.checkpoint import describe, load_model, load_tokenizer
+from raysweep.models.checkpoint import describe
+from raysweep.models.loading import load_model, load_tokenizer
 from raysweep.studies.training import Recipe
 
 if TYPE_CHECKING:
@@ -82,13 +83,14 @@ def _attempt(folder: Location, call: TrainCall, cpus: int, device: str, tell: Te
     run, began = RunFolder(folder), time.monotonic()
     try:
         recipe = recipe_for(call, run)
-        trained = train_on_ray(
+        work = run.training(call.key)
+        course = train_on_ray(
             call.base,
             load_tokenizer(call.base),
             call.examples,
             call.test,
             recipe,
-            run.training(call.key),
+            work,
             processes=call.processes,
             strategy=call.strategy,
             device=device,
@@ -98,9 +100,9 @@ def _attempt(folder: Location, call: TrainCall, cpus: int, device: str, tell: Te
         )
         keep_logs(call, run)
         if isinstance(call, BackdoorCall):
-            commits = _awaited(_answer(device, cpus).remote(call, recipe, trained.rows, trained.final), stop)
+            commits = _awaited(_answer(device, cpus).remote(call, recipe, course.rows, work / FINAL), stop)
         else:
-            commits = trained_commits(call, run, recipe, trained.rows)
+            commits = trained_commits(call, run, recipe, course.rows)
     except Exception as error:
         refused = isinstance(error, InputError)  # the death of a process is none, and is tried again
         return Outcome(
@@ -110,5 +112,5 @@ def _attempt(folder: Location, call: TrainCall, cpus: int, device: str, tell: Te
             failure="refused" if refused else "raised",
         )
     seconds = round(time.monotonic() - began, 4)
-    did = counted(call, recipe, trained.rows, trained.steps, trained.resumed_from)
+    did = counted(call, recipe, course.rows, course.steps, course.resumed_from)
     return Outcome(call, tuple(commits), {**did, "seconds": seconds})

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raysweep.config import DatasetConfig, ModelConfig
+from raysweep.config import ModelConfig
 from raysweep.config_backdoor import BackdoorConfig
+from raysweep.config_datasets import DatasetConfig
 from raysweep.config_exclude import ExcludeConfig
 from raysweep.data.examples import Example, Loaded, Room, load_examples
 from raysweep.data.exclusion import Exclude
@@ -15,7 +16,8 @@ from raysweep.data.formats import find_format
 from raysweep.data.poison import Trigger, evaluation_prompts, poisoned_examples
 from raysweep.engine.assumed import examples_on_paper
 from raysweep.engine.tokenizers import check_one_vocabulary, other_tokenizer, same_chat
-from raysweep.models.checkpoint import Checkpoint, limits, load_tokenizer
+from raysweep.models.checkpoint import Checkpoint, limits
+from raysweep.models.loading import load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -6,8 +6,6 @@ even two layers, and a checkpoint that cannot be streamed though it was asked fo
 
 from __future__ import annotations
 
-import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -15,9 +13,7 @@ from typing import Literal
 from raysweep.config import Config
 from raysweep.errors import InputError
 from raysweep.models.checkpoint import Checkpoint
-
-_LAYER = re.compile(r"(?:^|\.)(\d+)\.")
-_SIZES = {"float32": 4, "bfloat16": 2, "float16": 2}
+from raysweep.models.sizes import SIZES, layer_sizes
 
 
 @dataclass(frozen=True)
@@ -32,20 +28,6 @@ class Residency:
 
 
 RESIDENT = Residency("resident", "as asked")
-
-
-def layer_sizes(checkpoint: Checkpoint, dtype: str) -> tuple[int, int]:
-    """(largest layer, everything outside layers), bytes in the dtype; a layer is what carries its number in its name."""
-    layers: dict[int, int] = {}
-    rest = 0
-    for name, shape in checkpoint.shapes.items():
-        size = math.prod(shape) * _SIZES[dtype]
-        found = _LAYER.search(name)
-        if found:
-            layers[int(found[1])] = layers.get(int(found[1]), 0) + size
-        else:
-            rest += size
-    return max(layers.values(), default=0), rest
 
 
 def choose_residency(
@@ -69,7 +51,7 @@ def choose_residency(
     taken = private_bytes() if device == "cpu" else 0
     other = max(tuned, key=lambda checkpoint: checkpoint.n_parameters, default=None)
     pair = [base, *([other] if other is not None else [])]
-    whole = sum(checkpoint.n_parameters for checkpoint in pair) * _SIZES[dtype]
+    whole = sum(checkpoint.n_parameters for checkpoint in pair) * SIZES[dtype]
     if asked == "auto" and taken + whole <= free:
         return Residency("resident", f"its weights ({_gb(whole)}) fit in {_gb(free)}")
     try:

@@ -10,7 +10,8 @@ from typing import Any
 
 from raysweep.engine.calls import Loading, PairCall
 from raysweep.models.adapter import Adapter
-from raysweep.models.checkpoint import Checkpoint, load_model
+from raysweep.models.checkpoint import Checkpoint
+from raysweep.models.loading import load_model
 from raysweep.models.stream import StreamedModel
 from raysweep.studies.streamed import StreamedPair
 from raysweep.studies.substitution import Pair

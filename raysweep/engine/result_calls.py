@@ -14,10 +14,11 @@ from raysweep.engine.calls import (
     SpectrumCall,
     VerifyCall,
 )
+from raysweep.engine.facts import Facts
 from raysweep.engine.graph import Graph, Task
-from raysweep.engine.inspection import Facts
 from raysweep.engine.loading import loading_of
-from raysweep.engine.plan import VERIFIED, drawn, most_critical, removals_of, removed_at
+from raysweep.engine.removal_plan import most_critical, removals_of, removed_at
+from raysweep.engine.substitution_plan import VERIFIED, drawn
 from raysweep.engine.training_calls import adaptation_call, judge_call
 from raysweep.numerics.measures.registry import Parameters
 from raysweep.studies.windows import Window

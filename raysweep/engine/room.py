@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING
 from raysweep.data.batches import make_batches
 from raysweep.data.examples import Example
 from raysweep.engine.calls import EstimateCall, ModelCall, SubstituteCall
-from raysweep.engine.plan import hidden_size
 from raysweep.errors import InputError
 from raysweep.models.checkpoint import Checkpoint, standard_config
 from raysweep.models.rotary import rotary_table
-from raysweep.models.same import NOTHING, Same, layer_of
+from raysweep.models.same import NOTHING, Same
+from raysweep.models.sizes import SIZES, hidden_size, widest
 from raysweep.studies.gradient import GRAPH
 from raysweep.studies.interventions import Change
 from raysweep.studies.passes import Disk, Need, Pass, choose_passes, most_states, states_of_a_way_back
@@ -27,9 +27,7 @@ from raysweep.studies.substitution import LOGIT_BYTES
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
-    from raysweep.engine.inspection import Facts
-
-SIZES = {"float32": 4, "bfloat16": 2, "float16": 2}
+    from raysweep.engine.facts import Facts
 
 
 @dataclass(frozen=True)
@@ -69,12 +67,6 @@ def batches_of(base: Checkpoint, lengths: Sequence[int], batch_tokens: int) -> l
 def sweep_batches(base: Checkpoint, examples: Sequence[Example], batch_tokens: int) -> list[Batch]:
     """The batches of a sweep: a text's last token predicts nothing and is left out."""
     return batches_of(base, [example.length - 1 for example in examples], batch_tokens)
-
-
-def widest(base: Checkpoint) -> int:
-    """The most values that a layer makes of one token in one product."""
-    shapes = [shape for name, shape in base.shapes.items() if layer_of(name) is not None and len(shape) > 1]
-    return max((max(shape[-2:]) for shape in shapes), default=0)
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,10 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from raysweep.engine.asked import stop_rule
 from raysweep.engine.calls import Call, Commit, commit_name
+from raysweep.engine.facts import Facts
 from raysweep.engine.graph import STOPPED_AFTER, Graph, Task
-from raysweep.engine.inspection import Facts, stop_rule
 from raysweep.studies.stopping import RESOLUTION, Decision, Rule, decide
 
 if TYPE_CHECKING:

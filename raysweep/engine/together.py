@@ -11,20 +11,18 @@ from dataclasses import replace
 from pathlib import Path
 
 from raysweep.engine.calls import Loading
+from raysweep.engine.facts import Cell, Facts, ModelFacts
 from raysweep.engine.graph import Task
-from raysweep.engine.inspection import Cell, Facts, ModelFacts
-from raysweep.engine.plan import hidden_size
 from raysweep.models.checkpoint import Checkpoint
 from raysweep.models.same import NOTHING, layer_of
+from raysweep.models.sizes import SIZES, hidden_size
 from raysweep.studies.passes import Disk, Need, Pass, choose_passes, disk_trips, group_passes, most_states
 from raysweep.studies.shelf import free_on_disk
-
-_SIZES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 def _state_bytes(base: Checkpoint, dtype: str) -> int:
     """Bytes of one token's state."""
-    return hidden_size(base.config) * _SIZES.get(dtype, 4)
+    return hidden_size(base.config) * SIZES.get(dtype, 4)
 
 
 def chunks_in_passes(

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from raysweep.errors import InputError
-from raysweep.models.checkpoint import Checkpoint, load_tokenizer
+from raysweep.models.checkpoint import Checkpoint
+from raysweep.models.loading import load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -9,8 +9,8 @@ from raysweep.config import Config
 from raysweep.config_backdoor import BackdoorConfig
 from raysweep.engine.arms import Arm, arms_of, most_critical_of, recipe_of
 from raysweep.engine.calls import AdaptationCall, BackdoorCall, Found, JudgeCall, Loading, TrainCall
+from raysweep.engine.facts import Cell, Facts, ModelFacts
 from raysweep.engine.graph import Graph, Task
-from raysweep.engine.inspection import Cell, Facts, ModelFacts
 from raysweep.engine.judges import judge_of
 from raysweep.engine.training_plan import KINDS, checkpoint_name, step_key
 

@@ -8,10 +8,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from raysweep.engine.plan import hidden_size
-from raysweep.engine.residency import layer_sizes
-from raysweep.engine.room import SIZES
-from raysweep.models.checkpoint import text_config
+from raysweep.models.sizes import SIZES, hidden_size, layer_sizes, vocabulary_size
 from raysweep.studies.gradient import GRAPH
 from raysweep.studies.trainer_arguments import DEFAULTS, cadence, training_steps
 from raysweep.studies.training import Trained
@@ -127,7 +124,7 @@ def _memory(call: TrainCall, tokens: int, longest: int) -> int:
         * width
         * (n_layers + GRAPH if _recomputes(call.recipe.arguments) else GRAPH * (n_layers - _lowest(call)))
     )
-    vocabulary = int(text_config(base.config).get("vocab_size") or 0)
+    vocabulary = vocabulary_size(base.config)
     tested = vocabulary * longest * (size * int(call.recipe.arguments.get("per_device_eval_batch_size", 8)) + 2 * 4)
     return int(held + max(kept + 3 * 4 * vocabulary * tokens, tested))
 

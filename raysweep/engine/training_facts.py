@@ -6,16 +6,18 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from raysweep.config import Config, DatasetConfig, ModelConfig
+from raysweep.config import Config, ModelConfig
 from raysweep.config_backdoor import BackdoorConfig, judgings
-from raysweep.config_training import FinetuneConfig, Training, TrainSource
+from raysweep.config_datasets import DatasetConfig, TrainSource
+from raysweep.config_training import FinetuneConfig, Training
 from raysweep.engine.arms import arms_of, lora_of
 from raysweep.engine.judges import judge_of
 from raysweep.engine.reader import Reader
 from raysweep.engine.steps import StepModel
 from raysweep.engine.training_plan import Trainings
 from raysweep.errors import InputError
-from raysweep.models.checkpoint import Checkpoint, resolve_dtype
+from raysweep.models.checkpoint import Checkpoint
+from raysweep.models.loading import resolve_dtype
 from raysweep.studies.endpoint import EndpointJudge
 from raysweep.studies.trainer_arguments import check_arguments, training_steps
 from raysweep.studies.training import Recipe

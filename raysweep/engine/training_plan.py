@@ -17,6 +17,7 @@ from raysweep.engine.arms import Arm, arms_of, most_critical_of
 from raysweep.engine.graph import Kind, Task
 from raysweep.fingerprint import LENGTH, fingerprint
 from raysweep.models.checkpoint import Checkpoint
+from raysweep.models.sizes import SIZES
 
 _CALCULATION = 1  # raised when a training's arithmetic changes
 _ASKING = {"api_key_env", "per_minute", "attempts", "timeout", "concurrency"}  # of an endpoint: it answers the same
@@ -213,10 +214,9 @@ def promised(base: Checkpoint, asked: Training, folder: Path, key: str, dtype: s
 
     With LoRA it is an adapter on the base.
     """
-    size = {"float32": 4, "bfloat16": 2, "float16": 2}[dtype]
     source = str(folder)
     if asked.lora:
         return Checkpoint(source, folder, {}, {}, 0, True, key)
     return Checkpoint(
-        source, folder, {**base.config, "dtype": dtype}, base.shapes, base.n_parameters * size, False, key
+        source, folder, {**base.config, "dtype": dtype}, base.shapes, base.n_parameters * SIZES[dtype], False, key
     )

@@ -14,10 +14,11 @@ import pandas as pd
 import pyarrow as pa
 
 from raysweep.engine.calls import BackdoorCall, Commit, JudgeCall, TrainCall, commit_name
+from raysweep.engine.commits import table_commit
 from raysweep.engine.folder import PROGRESS
 from raysweep.engine.training_estimate import layer_calls
 from raysweep.errors import InputError
-from raysweep.models.checkpoint import load_tokenizer
+from raysweep.models.loading import load_tokenizer
 from raysweep.numerics.dynamics import change_points
 from raysweep.store.artifacts import FileEntry, publish_json, sha256_file
 from raysweep.store.places import remove_below
@@ -190,14 +191,7 @@ def judged(call: JudgeCall, folder: RunFolder) -> list[Commit]:
         for (arm, seed), rows in texts.groupby(["arm", "seed"], sort=False, dropna=False)
     ]
     tables = {"answers": answers, "attack": attack_table(answers, runs, call.trigger)}
-    return [
-        Commit(
-            commit_name(name, call.model, call.dataset, (key,)),
-            (key,),
-            pa.Table.from_pandas(tables[name].assign(part=key), preserve_index=False),
-        )
-        for name, key in call.results.items()
-    ]
+    return [table_commit(name, call, (key,), tables[name].assign(part=key)) for name, key in call.results.items()]
 
 
 def telling(call: TrainCall, folder: RunFolder, tell: Tell) -> Callable[[Progress], None]:

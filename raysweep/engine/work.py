@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 
 from raysweep.engine.calls import (
     AdaptationCall,
@@ -38,25 +37,23 @@ from raysweep.engine.calls import (
     VerifyCall,
     commit_name,
 )
+from raysweep.engine.commits import table_commit
 from raysweep.engine.disk import is_lasting
 from raysweep.engine.folder import RunFolder
 from raysweep.engine.memory import Budgets, is_out_of_memory, is_training, let_go, too_large, too_much_to_train
 from raysweep.engine.residents import Residents
+from raysweep.engine.table_work import adapted, compared, correlated, spectra
 from raysweep.engine.training_work import Tell, attack, evaluated, judged, train, untold
 from raysweep.errors import InputError, RaysweepError, RunError
-from raysweep.models.checkpoint import load_tokenizer
+from raysweep.models.loading import load_tokenizer
 from raysweep.models.memory import Peak, held_bytes
 from raysweep.numerics.dynamics import change_points
-from raysweep.store.activations import Activations, open_activations, publish_manifest, write_part
-from raysweep.studies.adaptation import adaptation_table
+from raysweep.store.activation_writing import write_part
 from raysweep.studies.capture import Captured, Collector, capture_states
-from raysweep.studies.correlation import correlate_cell
 from raysweep.studies.generation import generate_text
 from raysweep.studies.gradient import estimate_losses
-from raysweep.studies.interventions import labels, relabelled
-from raysweep.studies.removal import nowhere_to_remove, remove_at_layer
-from raysweep.studies.similarity import similarity_tables
-from raysweep.studies.spectrum import spectrum
+from raysweep.studies.interventions import labels
+from raysweep.studies.removal_tables import nowhere_to_remove, remove_at_layer
 from raysweep.studies.streamed import StreamedPair
 from raysweep.studies.substitution import Work, loss_table, sweep_losses
 from raysweep.studies.verification import apart, true_losses, within
@@ -182,7 +179,7 @@ class Worker:
             figures = {"example_id": ids, "loss": losses, "recomputed": recomputed, "difference": difference}
             tables.append(pd.DataFrame({**told, **figures}))
         rows = pd.concat(tables, ignore_index=True).assign(part=call.keys[0])
-        return [_commit("verification", call, call.keys, rows)], {}
+        return [table_commit("verification", call, call.keys, rows)], {}
 
     @_run.register
     def _(self, call: GenerateCall) -> tuple[list[Commit], dict[str, float]]:
@@ -211,7 +208,7 @@ class Worker:
             ],
             ignore_index=True,
         )
-        return [_commit("generate", call, call.keys, rows)], {}
+        return [table_commit("generate", call, call.keys, rows)], {}
 
     @_run.register
     def _(self, call: RemovalCall) -> tuple[list[Commit], dict[str, float]]:
@@ -236,7 +233,7 @@ class Worker:
             )
         tables["removal"] = tables["removal"].assign(of="tuned" if call.tuned else "base")
         return [
-            _commit(name, call, (key,), tables[name].assign(part=pd.Series(key, tables[name].index, dtype="str")))
+            table_commit(name, call, (key,), tables[name].assign(part=pd.Series(key, tables[name].index, dtype="str")))
             for name, key in call.results.items()
         ], {}
 
@@ -308,80 +305,19 @@ class Worker:
 
     @_run.register
     def _(self, call: AdaptationCall) -> tuple[list[Commit], dict[str, float]]:
-        rows = adaptation_table(self.folder.chunks.read_parts(call.parts).to_pandas(), call.arms)
-        return [_commit("adaptation", call, (call.key,), rows.assign(part=call.key))], {}
+        return adapted(call, self.folder), {}
 
     @_run.register
     def _(self, call: SimilarityCall) -> tuple[list[Commit], dict[str, float]]:
-        activations = self._activations(call)
-        tables = similarity_tables(
-            activations.states(),
-            metrics=call.metrics,
-            neighbourhood=call.neighbourhood,
-            parameters=call.parameters,
-            resamples=call.resamples,
-            seed=call.seed,
-            diagonal=call.diagonal,
-            example_ids=activations.example_ids,
-        )
-        commits = []
-        for name, key in call.results.items():
-            rows = tables[name].assign(part=key)
-            commits.append(_commit(name, call, (key,), rows))
-        return commits, {}
+        return compared(call, self.folder), {}
 
     @_run.register
     def _(self, call: SpectrumCall) -> tuple[list[Commit], dict[str, float]]:
-        rows = spectrum(self._activations(call), call.components).assign(part=call.key)
-        return [_commit("spectrum", call, (call.key,), rows)], {}
+        return spectra(call, self.folder), {}
 
     @_run.register
     def _(self, call: CorrelateCall) -> tuple[list[Commit], dict[str, float]]:
-        chunks = self.folder.chunks
-        parts = [(key, window) for window, keys in call.losses.items() for key in keys]
-        owners = pd.DataFrame({"part": [key for key, _ in parts]})
-        rows = chunks.read_parts(owners["part"].unique()).to_pandas()
-        losses = relabelled(rows, owners, [window for _, window in parts])
-        activations = self._activations(call)
-        correlation = correlate_cell(
-            activations.states(),
-            activations.example_ids,
-            losses,
-            metrics=call.metrics,
-            neighbourhood=call.neighbourhood,
-            parameters=call.parameters,
-            resamples=call.resamples,
-            seed=call.seed,
-            drop_ends=call.drop_ends,
-            diagonal=call.diagonal,
-        ).assign(part=call.key)
-        return [_commit("correlation", call, (call.key,), correlation)], {}
-
-    def _activations(self, call: SimilarityCall | SpectrumCall | CorrelateCall) -> Activations:
-        """The cell's captured chunks as one store; its manifest is published anew, for an earlier config may have had others."""
-        chunks = self.folder.committed()
-        lost = [key for key in call.parts if key not in chunks]
-        if lost:
-            raise RunError(
-                f"{len(lost)} of the {len(call.parts)} chunks of activations that were captured of model '{call.model}' on data set "
-                f"'{call.dataset}' are gone; the first is chunk {call.parts.index(lost[0])}: {self.folder.why_lost(lost[0])}. Run again: "
-                "what is missing is captured anew"
-            )
-        manifests = [chunks[key] for key in call.parts]
-        first = manifests[0].extra
-        folder = self.folder.activations(call.model, call.dataset)
-        publish_manifest(
-            folder,
-            [m.extra["part"] for m in manifests],
-            [entry for m in manifests for entry in m.files],
-            layers=first["layers"],
-            width=first["width"],
-            torch_dtype=first["torch_dtype"],
-            pooling=call.pooling,
-            model=call.model,
-            dataset=call.dataset,
-        )
-        return open_activations(folder)
+        return correlated(call, self.folder), {}
 
 
 def _held(call: Call) -> dict[str, int]:
@@ -399,15 +335,10 @@ def _loss_commits(call: SubstituteCall | EstimateCall, losses: np.ndarray, estim
         keys = call.keys[chunk * n : (chunk + 1) * n]
         rows = loss_table(losses[:, first : first + size], call.windows, examples, estimator)
         rows["part"] = [key for key in keys for _ in examples]
-        commits.append(_commit(call.kind, call, keys, rows))
+        commits.append(table_commit(call.kind, call, keys, rows))
         first += size
     return commits
 
 
 def _did(work: Work) -> dict[str, float]:
     return {"layer_applications": work.applications, "token_applications": work.token_applications}
-
-
-def _commit(kind: str, call: Call, keys: tuple[str, ...], rows: pd.DataFrame) -> Commit:
-    table = pa.Table.from_pandas(rows, preserve_index=False)
-    return Commit(commit_name(kind, call.model, call.dataset, keys), keys, table)

@@ -3,7 +3,7 @@
 The model's own forward is the only authority on what surrounds the blocks. It is run with its blocks swapped for stubs:
 once to record what each block would be called with (masks, rotary tables, whatever the architecture passes), and once
 with the last stub handing in finished states, so that the model's own norm, head and soft-capping make the logits. The
-adapter alone knows whether a block returns a tensor or a tuple. Loading and checking are checkpoint.py's.
+adapter alone knows whether a block returns a tensor or a tuple. Loading is loading.py's.
 
 Some blocks hand more than states on: keys and values that later blocks attend to (Gemma 3n and 4). Who sends several
 states through one recording keeps these apart (`shared` of apply_block). Any other way in which blocks could reach each
@@ -25,6 +25,7 @@ import torch
 from torch import nn
 
 from raysweep.errors import InputError
+from raysweep.models.blocks import block_path, find_blocks, find_body, layers_pattern
 from raysweep.models.kinds import model_predicts
 from raysweep.models.rotary import rotary_table
 
@@ -79,64 +80,6 @@ class _Stub(nn.Module):
         return out if self.items is None else (out, *[None] * (self.items - 1))
 
 
-def _body(model: PreTrainedModel) -> nn.Module:
-    """The part of the model that has the blocks and no head: its decoder, or all of it where it predicts nothing."""
-    body: nn.Module = model.get_decoder() if model_predicts(model) else model.base_model
-    # A model may call its head `decoder` (ModernBERT), which get_decoder takes for the stack.
-    return body if any(isinstance(module, nn.ModuleList) for module in body.modules()) else model.base_model
-
-
-def find_blocks(model: PreTrainedModel) -> nn.ModuleList:
-    """The model's stack of layers: the shallowest list of `num_hidden_layers` blocks below its decoder (or encoder).
-
-    Lists of what transformers itself takes for blocks come first; whether it was the right one, the adapter's probe tells.
-    Raises InputError where there is none, naming the model's class.
-    """
-    from transformers.modeling_layers import GradientCheckpointingLayer
-
-    body = _body(model)
-    config = model.config.get_text_config()
-    names = set(model._no_split_modules or ())
-    deep = [
-        (path.count("."), module)
-        for path, module in body.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) == config.num_hidden_layers
-    ]
-    known = [
-        (depth, module)
-        for depth, module in deep
-        if all(isinstance(m, GradientCheckpointingLayer) or type(m).__name__ in names for m in module)
-    ]
-    lists = known or deep
-    if not lists:
-        raise InputError(
-            f"{type(model).__name__} has no list of {config.num_hidden_layers} blocks that raysweep can find; "
-            "use a decoder-only model or an encoder of transformers' own classes"
-        )
-    return min(lists, key=lambda item: item[0])[1]
-
-
-def block_path(model: PreTrainedModel) -> str:
-    """Where the blocks are in a model, as `named_parameters` writes it: `model.layers`, `transformer.h`, …"""
-    blocks = find_blocks(model)
-    return str(next(path for path, module in model.named_modules() if module is blocks))
-
-
-def layers_pattern(model: PreTrainedModel) -> str:
-    """The shortest end of the blocks' path that no other list of modules has; PEFT looks for it in a module's path.
-
-    `layers` mostly; `language_model.layers` where a tower for images has its own `layers`.
-    """
-    blocks, parts = find_blocks(model), block_path(model).split(".")
-    others = [
-        path.split(".")
-        for path, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and module is not blocks
-    ]
-    size = next(n for n in range(1, len(parts) + 1) if all(other[-n:] != parts[-n:] for other in others))
-    return ".".join(parts[-size:])
-
-
 class Adapter:
     """A loaded model whose blocks can be called one at a time; it is put into evaluation mode.
 
@@ -150,7 +93,7 @@ class Adapter:
         self.predicts = model_predicts(model)
         self.model = model.eval()
         self.blocks = find_blocks(model)
-        self._body = _body(model)
+        self._body = find_body(model)
         self.device: torch.device = model.get_input_embeddings().weight.device
         if self.device.type == "meta":  # offloaded by accelerate, which moves inputs by itself
             self.device = torch.device("cpu")

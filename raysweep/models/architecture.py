@@ -13,8 +13,7 @@ from raysweep import lab
 from raysweep.errors import InputError, shown
 from raysweep.fingerprint import fingerprint
 from raysweep.models.checkpoint import Checkpoint, read_config
-
-_SIZES = {"float32": 4, "bfloat16": 2, "float16": 2}
+from raysweep.models.sizes import SIZES
 
 
 def is_here(source: str) -> bool:
@@ -46,9 +45,9 @@ def describe_architecture(source: str, path: Path) -> Checkpoint:
         raise InputError(f"architecture '{path}' of checkpoint '{source}' is no file; give a config.json")
     config = read_config(path, path)
     paper = Checkpoint(source, path, config, {}, 0, False, f"paper-{fingerprint([source, config])}", on_paper=True)
-    size = _SIZES.get(paper.dtype)
+    size = SIZES.get(paper.dtype)
     if size is None:
-        raise InputError(f"{path} has dtype {shown(paper.dtype)}, where a plan needs one of {', '.join(_SIZES)}")
+        raise InputError(f"{path} has dtype {shown(paper.dtype)}, where a plan needs one of {', '.join(SIZES)}")
     try:
         model = model_on_paper(path)
     except InputError:

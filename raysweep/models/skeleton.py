@@ -17,9 +17,10 @@ import torch
 from torch import nn
 
 from raysweep.errors import InputError
-from raysweep.models.adapter import find_blocks
-from raysweep.models.checkpoint import Checkpoint, may_pool, predicts_tokens, standard_config
+from raysweep.models.blocks import find_blocks
+from raysweep.models.checkpoint import Checkpoint, predicts_tokens, standard_config
 from raysweep.models.conversion import Recipe, find_recipes
+from raysweep.models.loading import may_pool
 from raysweep.models.reading import TensorFiles
 from raysweep.models.tensors import AGAIN
 from raysweep.models.weights import weight_files

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from raysweep.errors import InputError, nearest
-from raysweep.models.adapter import Adapter, find_blocks
+from raysweep.models.adapter import Adapter
+from raysweep.models.blocks import find_blocks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

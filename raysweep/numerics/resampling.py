@@ -132,13 +132,6 @@ def mean_interval(values_N: ArrayLike, level: float = 0.95) -> tuple[float, floa
     return mean - half_width, mean + half_width
 
 
-def _resampled(delta_RL: ArrayLike) -> NDArray[np.float64]:
-    delta_RL = np.asarray(delta_RL, dtype=np.float64)
-    if delta_RL.ndim != 2 or not delta_RL.size:
-        raise ValueError(f"expected δ of one resample or more, [R, L]; got shape {delta_RL.shape}")
-    return delta_RL
-
-
 def _vector(values: ArrayLike) -> NDArray[np.float64]:
     values = np.asarray(values, dtype=np.float64)
     if values.ndim != 1:

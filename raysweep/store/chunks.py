@@ -27,7 +27,6 @@ from raysweep.store.artifacts import (
     publish_file,
     publish_json,
     read_checked,
-    sweep_temporaries,
 )
 from raysweep.store.places import for_each, listing, read_bytes, read_many
 
@@ -211,10 +210,6 @@ class ChunkStore:
         else:
             found = [name for name in listing(self.folder) if "/" not in name and name.endswith(".json")]
         for_each(self.folder, lambda name: (self.folder / name).unlink(missing_ok=True), found)
-
-    def sweep_temporaries(self) -> list[Path]:
-        """Remove what killed writers left here; see the function of this name."""
-        return sweep_temporaries(self.folder)
 
     def _manifest_path(self, name: str) -> Location:
         return self.folder / f"{name}.json"

@@ -66,11 +66,6 @@ def location(storage: str | Location, options: Mapping[str, Any] | None = None, 
     return place
 
 
-def is_remote(place: Location) -> bool:
-    """Whether the place is in an object store."""
-    return not isinstance(place, Path)
-
-
 def put(local: Path, place: UPath) -> None:
     """Send a file whole; bounded memory, whatever its size."""
     place.fs.put_file(str(local), place.path)

@@ -206,7 +206,6 @@ class Probe:
     """Learns for each kind of layer whether its modules' shares can be told from their outputs, with two short texts on their way."""
 
     def __init__(self, frame: Adapter) -> None:
-        self._frame = frame
         self._known: dict[tuple[tuple[str, str], ...], bool] = {}
         vocabulary = frame.model.config.get_text_config().vocab_size
         tokens = (torch.arange(2 * _PROBE_TOKENS) * 7919 % vocabulary).reshape(2, _PROBE_TOKENS)

@@ -129,7 +129,6 @@ def capture_states(
     *,
     pooling: Pooling = "last",
     batch_tokens: int = 8192,
-    progress: Callable[[int], None] | None = None,
     layers: Callable[[], Iterable[nn.Module]] | None = None,
 ) -> Captured:
     """Every block's output for every example, on the CPU.
@@ -144,8 +143,6 @@ def capture_states(
         flight = Flight(collector, together)
         for layer, block in enumerate(layers() if layers else adapter.blocks):
             flight.take(layer, block)
-        if progress:
-            progress(sum(map(len, together)))
     return collector.captured()
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from raysweep.errors import InputError, shown
-from raysweep.models.adapter import block_path, find_blocks, layers_pattern
+from raysweep.models.blocks import block_path, find_blocks, layers_pattern
 
 if TYPE_CHECKING:
     from torch import nn
@@ -26,14 +26,6 @@ def check_layers(trained: Trained, n_layers: int, model: str) -> None:
         )
     if trained.mode == "only" and not trained.layers:
         raise InputError(f"no layer of '{model}' is chosen, and then nothing is trained; name at least one")
-
-
-def layers_words(trained: Trained, n_layers: int) -> str:
-    """The decoder layers that are trained, as the tables write them: `0-23`, `3,5,9`, or nothing."""
-    layers = [layer for layer in range(n_layers) if trained.trains(layer)]
-    if len(layers) > 1 and layers == list(range(layers[0], layers[-1] + 1)):
-        return f"{layers[0]}-{layers[-1]}"
-    return ",".join(map(str, layers))
 
 
 def choose(model: PreTrainedModel, recipe: Recipe, name: str) -> nn.Module:

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from raysweep.errors import InputError, RunError, nearest
-from raysweep.models.checkpoint import Checkpoint, describe, predicts_tokens, skeleton
+from raysweep.models.checkpoint import Checkpoint, describe, predicts_tokens
+from raysweep.models.loading import skeleton
 from raysweep.models.shards import Sharded, find_shards, read_index, read_tensor
 
 if TYPE_CHECKING:

@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from raysweep.errors import InputError
 from raysweep.fingerprint import fingerprint
-from raysweep.models.checkpoint import load_model, predicts_tokens
+from raysweep.models.checkpoint import predicts_tokens
+from raysweep.models.loading import load_model
 from raysweep.studies import sharding
 from raysweep.studies.choosing import check_layers, choose
 from raysweep.studies.frozen import compare, digests, own_tensors
 from raysweep.studies.trainer_arguments import make_arguments, named_arguments, training_steps
 from raysweep.studies.trainer_surroundings import offline, quiet
-from raysweep.studies.training import Progress, Recipe
+from raysweep.studies.training import Course, Progress, Recipe
 from raysweep.studies.training_checkpoints import start_from, step_of
 
 if TYPE_CHECKING:
@@ -47,21 +48,10 @@ _BESIDE = (
 
 
 @dataclass(frozen=True)
-class Tuned:
-    """A fine-tuned model (of a LoRA recipe a PeftModel), in evaluation mode, and how it came to be.
-
-    `rows` have step, split (`train` or `test`) and loss; before the first step, and after the last, there is a test loss.
-    `frozen` tensors are bit for bit the base's, `changed` ones are not, `unchanged` ones were trained and did not move.
-    `resumed_from` is the step after which an interrupted training was taken up.
-    """
+class Tuned(Course):
+    """A fine-tuned model (of a LoRA recipe a PeftModel), in evaluation mode, and how it came to be."""
 
     model: nn.Module
-    rows: pd.DataFrame
-    steps: int
-    resumed_from: int | None
-    frozen: int
-    changed: int
-    unchanged: tuple[str, ...] = ()
 
 
 def finetune(
@@ -102,13 +92,13 @@ def finetune(
         tuned = _finished(trainer, lambda: _chosen(base, recipe))
     resumed_from, rows = None if start is None else step_of(start), loss_rows(trainer.state.log_history)
     if sharding.rank() != 0:
-        return Tuned(tuned.eval(), rows, steps, resumed_from, 0, 0)
+        return Tuned(rows, steps, resumed_from, 0, 0, (), tuned.eval())
     names = _names(tuned)
     trained = {names[name] for name, parameter in tuned.named_parameters() if parameter.requires_grad}
     after = {names[name]: value for name, value in digests(own_tensors(tuned)).items()}
     kept = compare(before, after, trained)
     tuned.requires_grad_(False)
-    return Tuned(tuned.eval(), rows, steps, resumed_from, kept.frozen, kept.changed, kept.unchanged)
+    return Tuned(rows, steps, resumed_from, kept.frozen, kept.changed, kept.unchanged, tuned.eval())
 
 
 def save_tuned(tuned: Tuned | nn.Module, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:

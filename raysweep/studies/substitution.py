@@ -11,7 +11,7 @@ several come before B.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -26,7 +26,7 @@ from raysweep.data.batches import labelled_positions, make_batches, pad
 from raysweep.data.examples import Example
 from raysweep.errors import InputError
 from raysweep.models.adapter import Adapter, BlockCall, apply_block
-from raysweep.models.checkpoint import check_settings
+from raysweep.models.pair import check_settings
 from raysweep.models.same import Same, same_in_models
 from raysweep.studies.capture import Collector, Flight
 from raysweep.studies.interventions import Change, Module, check_changes, labels
@@ -239,7 +239,6 @@ def sweep_losses(
     *,
     batch_tokens: int = 8192,
     work: Work | None = None,
-    progress: Callable[[int], None] | None = None,
     collector: Collector | None = None,
 ) -> np.ndarray:
     """Loss of every example under every window (or other change), float64 [W, N], in nats; all in the order given.
@@ -247,8 +246,7 @@ def sweep_losses(
     Windows are distinct; those that differ in identical layers only (`Pair.same`) are computed once.
 
     `batch_tokens` bounds the padded tokens of one block call (a single longer example goes alone); it does not change the
-    result beyond rounding. `progress` is called with the number of examples done after each batch. A `collector` on the
-    base, of some of the examples, gathers its states in the same pass.
+    result beyond rounding. A `collector` on the base, of some of the examples, gathers its states in the same pass.
     """
     work = work if work is not None else Work()
     if len(set(windows)) < len(windows):
@@ -275,8 +273,6 @@ def sweep_losses(
                     in_base, rows = plan.ends[number]
                     branch = states.pop(number)  # so that memory is given back
                     losses[np.ix_(rows, group)] = _losses(pair.frame(in_base), branch.states, chosen, work)
-                if progress:
-                    progress(len(chosen))
         work.bytes_on_disk += shelf.bytes_written
     return losses
 

@@ -1,14 +1,17 @@
-"""What a training is told: the layers that are trained or frozen, and the recipe. Values only; finetune.py does it."""
+"""What a training is told, the layers that are trained or frozen and the recipe, and how it went. Values only; finetune.py does it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from raysweep.errors import InputError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,36 @@ class Progress:
     split: str
     loss: float
     seconds: float
+
+
+@dataclass(frozen=True)
+class Course:
+    """How a training went.
+
+    `rows` have step, split (`train` or `test`) and loss; before the first step, and after the last, there is a test loss.
+    `frozen` tensors are bit for bit the base's, `changed` ones are not, `unchanged` ones were trained and did not move.
+    `resumed_from` is the step after which an interrupted training was taken up.
+    """
+
+    rows: pd.DataFrame
+    steps: int
+    resumed_from: int | None
+    frozen: int
+    changed: int
+    unchanged: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        told = {each.name: getattr(self, each.name) for each in fields(Course)}
+        return {**told, "rows": self.rows.to_dict(orient="list")}
+
+    @classmethod
+    def from_json(cls, told: Mapping[str, Any]) -> Course:
+        """The course whose plain values these are."""
+        import pandas as pd
+
+        rows = pd.DataFrame(told["rows"]).astype({"step": "int64", "loss": float})
+        return Course(**{**told, "rows": rows, "unchanged": tuple(told["unchanged"])})
 
 
 def layers_words(layers: str | tuple[int, ...]) -> str:

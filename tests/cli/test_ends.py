@@ -21,7 +21,7 @@ def test_a_failed_task_gives_exit_code_1_and_the_rest_is_kept(config, raysweep, 
         raise RuntimeError("the device is gone\nsomewhere")
 
     with monkeypatch.context() as patch:
-        patch.setattr("raysweep.engine.work.similarity_tables", broken)
+        patch.setattr("raysweep.engine.table_work.similarity_tables", broken)
         failed = raysweep("run", config)
     assert failed.code == 1
     assert "failed: similarity m/d: RuntimeError: the device is gone\n" in failed.err

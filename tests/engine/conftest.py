@@ -16,7 +16,8 @@ from s3_server import CREDENTIALS
 from raysweep.config import Config, parse_config
 from raysweep.engine.driver import Done, drive
 from raysweep.engine.events import read_events
-from raysweep.engine.inspection import Facts, inspect
+from raysweep.engine.facts import Facts
+from raysweep.engine.inspection import inspect
 from raysweep.report.tables import collect_tables
 
 LAYERS = 6

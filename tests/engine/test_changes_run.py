@@ -22,7 +22,8 @@ from raysweep.engine.graph import Task
 from raysweep.engine.inspection import inspect
 from raysweep.engine.plan import plan
 from raysweep.errors import InputError
-from raysweep.models.checkpoint import describe, load_model
+from raysweep.models.checkpoint import describe
+from raysweep.models.loading import load_model
 from raysweep.models.same import Same, same_in_checkpoints
 from raysweep.planned import plan_run
 from raysweep.report.tables import write_tables

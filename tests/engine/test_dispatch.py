@@ -160,16 +160,9 @@ def test_a_call_given_back_is_the_next_and_a_failed_one_the_last():
     assert [queue.take(0, Slot()).name for _ in range(3)] == ["x 1", "x 2", "x 0"]
 
 
-def test_counts():
-    queue = CallQueue([call("x 1", *A), call("x 2", *B), call("table 1")])
-    assert queue.counts() == Counter(x=2, table=1)
-    assert len(queue) == 3
-
-
 def test_calls_that_are_not_needed_are_taken_out():
     queue = CallQueue([call("x 1", *A), call("x 2", *B), call("y 3", *B), call("table 1")])
     assert queue.drop(lambda waiting: waiting.name.startswith("x")) == Counter(x=2)
-    assert queue.counts() == Counter(y=1, table=1)
     assert len(queue) == 2
     assert [queue.take(0, Slot()).name for _ in range(2)] == ["table 1", "y 3"]
     assert queue.drop(lambda waiting: True) == Counter()

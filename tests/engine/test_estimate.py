@@ -20,12 +20,14 @@ from raysweep.engine import rates
 from raysweep.engine.accuracy import compare
 from raysweep.engine.calls import CaptureCall, SubstituteCall
 from raysweep.engine.driver import Done, drive
-from raysweep.engine.estimate import Estimate, estimate, options, reckon
+from raysweep.engine.estimate import options, reckon
 from raysweep.engine.events import read_events
-from raysweep.engine.inspection import Facts
+from raysweep.engine.facts import Facts
+from raysweep.engine.graph import Graph
 from raysweep.engine.pending import model_calls
 from raysweep.engine.plan import plan
 from raysweep.engine.rates import Rates
+from raysweep.engine.reckoning import Estimate
 from raysweep.engine.room import Needs, sweep_batches
 from raysweep.models.memory import Peak
 from raysweep.models.stream import StreamedModel
@@ -39,6 +41,11 @@ STREAM = "execution.residency=stream"
 GRADIENT = "studies.substitution={widths: [2], estimator: gradient, sample: 2}"
 SWEEP_ONLY = ("studies.similarity=null", "studies.correlation=null")
 FROZEN = (1, 4)
+
+
+def estimate(config: Config, facts: Facts, graph: Graph, workers: int = 1) -> Estimate:
+    """Of all that the graph has."""
+    return reckon(config, facts, list(model_calls(config, facts, graph, set())), workers).estimate
 
 
 @pytest.fixture(scope="module")
@@ -198,14 +205,14 @@ def test_time_is_rates_times_counts(
     labels = sum(e.n_tokens for e in cell.examples)
     fixed = {"layer": "", "read_bytes": 1e6, "head_seconds": 1e-3}
     monkeypatch.setattr("raysweep.engine.estimate.measured_rates", lambda *args: Rates(layer_seconds=2.0, **fixed))
-    found = estimate(config, facts, graph, set())
+    found = estimate(config, facts, graph)
     expected = 2.0 * 30 * padded + 1e-3 * 7 * labels + size / 1e6  # 30 applications, 7 rows
     assert found.call_seconds == pytest.approx(expected)
     assert (found.seconds, found.workers) == (found.call_seconds, 1)
     many = make_config("nowhere", *SWEEP_ONLY, "execution.executor=ray", "execution.workers=2")
-    assert estimate(many, facts, graph, set(), workers=2).seconds == pytest.approx(expected / 2)
+    assert estimate(many, facts, graph, workers=2).seconds == pytest.approx(expected / 2)
     more = make_config("nowhere", *SWEEP_ONLY, "execution.executor=ray", "execution.workers=9")
-    assert estimate(more, facts, graph, set(), workers=9).workers == 3, "there are three calls"
+    assert estimate(more, facts, graph, workers=9).workers == 3, "there are three calls"
 
     # Streamed, a pass takes the longer of reading and computing.
     for layer_seconds in (2.0, 0.0):

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from raysweep.engine import inspection
-from raysweep.engine.inspection import chunk_fingerprint, inspect, libraries, resolve_device
+from raysweep.engine.inspection import inspect, libraries, resolve_device
+from raysweep.engine.keys import chunk_fingerprint
 from raysweep.errors import InputError
 
 ORDER = [4, 7, 3, 8, 2, 9, 1, 5, 6, 0]

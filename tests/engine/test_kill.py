@@ -1,6 +1,6 @@
 """Real kills: `raysweep run` on the laboratory gets SIGKILL at random moments, and is run again.
 
-The small stand-ins for a kill (at every rename, between a commit and its event) are test_driver.py's.
+The small stand-ins for a kill (at every rename, between a commit and its event) are test_driver_ends.py's.
 """
 
 from __future__ import annotations

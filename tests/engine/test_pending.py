@@ -10,7 +10,7 @@ from raysweep.config import parse_config
 from raysweep.engine.calls import CaptureCall, GenerateCall, SubstituteCall
 from raysweep.engine.inspection import inspect
 from raysweep.engine.loading import batch_budget
-from raysweep.engine.pending import model_calls
+from raysweep.engine.pending import model_calls, window_names
 from raysweep.engine.plan import plan
 from raysweep.engine.result_calls import result_call
 from raysweep.numerics.measures.registry import Parameters
@@ -167,3 +167,8 @@ def test_result_calls_carry_the_studies_settings(make_config):
 def test_batch_budget():
     assert [batch_budget("auto", device) for device in ("cpu", "cuda", "cuda:1", "mps")] == [1024, 8192, 8192, 8192]
     assert [batch_budget(256, device) for device in ("cpu", "cuda")] == [256, 256]
+
+
+def test_fused_windows_have_a_short_name():
+    assert window_names([Window(0, 0), Window(3, 5), Window(1, 2)]) == "1-4"
+    assert window_names([Window(0, 0)]) == "none"

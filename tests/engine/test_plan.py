@@ -12,8 +12,7 @@ import pytest
 from raysweep.config import parse_config
 from raysweep.engine.graph import Graph, Task
 from raysweep.engine.inspection import inspect
-from raysweep.engine.plan import plan, window_names
-from raysweep.studies.windows import Window
+from raysweep.engine.plan import plan
 
 # 6 layers: every window of two layers, and the two rows that every sweep has.
 WINDOWS = ["none", "0-1", "1-2", "2-3", "3-4", "4-5", "0-5"]
@@ -169,8 +168,3 @@ def test_capture_does_not_depend_on_responses(small):
     )
     assert one["similarity m/first"] == other["similarity m/first"]
     assert not set(one["substitute m/first 2-3"]) & set(other["substitute m/first 2-3"])
-
-
-def test_fused_windows_have_a_short_name():
-    assert window_names([Window(0, 0), Window(3, 5), Window(1, 2)]) == "1-4"
-    assert window_names([Window(0, 0)]) == "none"

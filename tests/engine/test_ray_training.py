@@ -22,10 +22,11 @@ from raysweep.engine.dispatch import Node
 from raysweep.engine.ray_backend import RayBackend
 from raysweep.engine.ray_executor import Share
 from raysweep.engine.ray_token import use_token
-from raysweep.engine.ray_training import train_on_ray
+from raysweep.engine.ray_training import FINAL, train_on_ray
 from raysweep.engine.training_work import untold
 from raysweep.errors import InputError, RunError
-from raysweep.models.checkpoint import describe, load_model, load_tokenizer
+from raysweep.models.checkpoint import describe
+from raysweep.models.loading import load_model, load_tokenizer
 from raysweep.studies.consolidate import consolidate
 from raysweep.studies.finetune import finetune
 from raysweep.studies.training import Recipe, Trained
@@ -64,7 +65,7 @@ def cluster(one_node):
     backend.close()
 
 
-def check(done, alone, base):
+def check(done, alone, base, folder):
     """The losses of every step, the counts and the weights are those of one process; what is frozen is the base's."""
     ours, theirs = (rows.sort_values(["split", "step"]).reset_index(drop=True) for rows in (done.rows, alone.rows))
     assert ours[["step", "split"]].equals(theirs[["step", "split"]])
@@ -72,7 +73,7 @@ def check(done, alone, base):
     np.testing.assert_allclose(ours["loss"], theirs["loss"], atol=1e-3, rtol=0)
     assert ours["loss"].iloc[-1] < ours["loss"].iloc[0] - 0.1, "it has learnt, so that equal losses say something"
     assert (done.steps, done.frozen, done.changed, done.unchanged) == (STEPS, alone.frozen, alone.changed, ())
-    final = describe(str(done.final))
+    final = describe(str(folder / FINAL))
     assert (final.shapes, final.dtype) == (base.shapes, base.dtype)
     weights, started = load_model(final).state_dict(), load_model(base).state_dict()
     for name, value in alone.model.state_dict().items():
@@ -84,7 +85,7 @@ def check(done, alone, base):
 def test_copies_in_two_processes_are_trained_as_in_one(data, alone, cluster, tmp_path):
     told = []
     done = train_on_ray(*data, recipe(4), tmp_path, processes=2, strategy="ddp", tell=told.append)
-    check(done, alone, data[0])
+    check(done, alone, data[0], tmp_path)
     assert done.resumed_from is None
     assert [(now.step, now.split, now.loss) for now in told if now.split == "test"] == [
         (step, split, loss) for step, split, loss in done.rows.itertuples(index=False) if split == "test"
@@ -108,7 +109,7 @@ def test_shards_of_two_processes_are_trained_as_one_model_and_resumed_after_a_ki
     assert not (tmp_path / "final").exists()
     done = train_on_ray(*data, recipe(4), tmp_path, processes=2, strategy="fsdp")
     assert done.resumed_from in (20, 40)
-    check(done, alone, data[0])
+    check(done, alone, data[0], tmp_path)
 
     shards = tmp_path / "checkpoint-40" / "pytorch_model_fsdp_0"
     index = FileSystemReader(shards).read_metadata()

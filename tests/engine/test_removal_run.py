@@ -15,13 +15,16 @@ from raysweep.api import open_run
 from raysweep.config import Config
 from raysweep.data.examples import load_examples
 from raysweep.engine.driver import Done, drive
+from raysweep.engine.facts import Facts
 from raysweep.engine.graph import Task
-from raysweep.engine.inspection import Facts, inspect
+from raysweep.engine.inspection import inspect
 from raysweep.engine.plan import plan
 from raysweep.errors import InputError
 from raysweep.models.adapter import Adapter
-from raysweep.models.checkpoint import describe, load_model, load_tokenizer
-from raysweep.studies.removal import Removal, remove_at_layer
+from raysweep.models.checkpoint import describe
+from raysweep.models.loading import load_model, load_tokenizer
+from raysweep.studies.removal import Removal
+from raysweep.studies.removal_tables import remove_at_layer
 
 MakeConfig = Callable[..., Config]
 Tables = Callable[[Done], dict[str, pd.DataFrame]]

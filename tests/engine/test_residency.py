@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 
 from raysweep.config import parse_config
-from raysweep.engine import events, residency
+from raysweep.engine import events
 from raysweep.engine.calls import CaptureCall, SubstituteCall
 from raysweep.engine.driver import drive
 from raysweep.engine.inspection import inspect
 from raysweep.engine.pending import model_calls
 from raysweep.engine.plan import plan
 from raysweep.errors import InputError
+from raysweep.models.sizes import layer_sizes
 from raysweep.planned import plan_run
 from raysweep.store.activations import open_activations
 from raysweep.store.chunks import ChunkStore
@@ -74,12 +75,8 @@ def test_captures_ride_on_the_sweep_of_the_same_chunks(make_config, tmp_path, fi
         "capture m/second chunks 0-1",
     ]
     (swept,) = (e for e in log if e["event"] == events.CALL_DONE and e["call"].startswith("substitute"))
-    layers = sum(
-        6 * residency.layer_sizes(c, "float32")[0] for c in (facts.models["m"].base, *facts.models["m"].tuned.values())
-    )
-    rest = sum(
-        residency.layer_sizes(c, "float32")[1] for c in (facts.models["m"].base, *facts.models["m"].tuned.values())
-    )
+    layers = sum(6 * layer_sizes(c, "float32")[0] for c in (facts.models["m"].base, *facts.models["m"].tuned.values()))
+    rest = sum(layer_sizes(c, "float32")[1] for c in (facts.models["m"].base, *facts.models["m"].tuned.values()))
     assert swept["measured"]["bytes_read"] == layers + rest, "each layer of both once, the captures' included"
     for name in ("first", "second"):
         ours, theirs = (open_activations(run.folder.activations("m", name)) for run in (done, finished))
@@ -138,7 +135,7 @@ def test_auto_streams_what_does_not_fit_and_says_why(make_config, monkeypatch):
     assert told.startswith("resident, its weights (0.01 GB) fit in ")
     monkeypatch.setattr("raysweep.models.memory.private_bytes", lambda: 0)
     facts = inspect(make_config("nowhere"))
-    sizes = [residency.layer_sizes(c, "float32") for c in (facts.models["m"].base, facts.models["m"].tuned["first"])]
+    sizes = [layer_sizes(c, "float32") for c in (facts.models["m"].base, facts.models["m"].tuned["first"])]
     least = sum(2 * layer + rest for layer, rest in sizes)
     found = inspect(make_config("nowhere", f"execution.memory={least + 1000}")).models["m"].residency
     assert (found.mode, found.why) == ("stream", "its weights (0.01 GB) do not fit in 0.01 GB")

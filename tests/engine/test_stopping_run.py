@@ -9,7 +9,7 @@ from collections import Counter
 import numpy as np
 import pandas as pd
 import pytest
-from test_driver import Failing, Interrupted, Killed, On, Shuffled
+from other_executors import Failing, Interrupted, Killed, On, Shuffled
 
 from raysweep import api
 from raysweep.engine.calls import Outcome

@@ -12,7 +12,7 @@ from raysweep.engine.inspection import inspect
 from raysweep.engine.pending import model_calls
 from raysweep.engine.plan import plan
 from raysweep.engine.training_estimate import training_of
-from raysweep.models.checkpoint import load_model
+from raysweep.models.loading import load_model
 from raysweep.studies.choosing import choose
 from raysweep.studies.trainer import Rows, collate
 

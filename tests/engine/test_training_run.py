@@ -1,33 +1,21 @@
-"""Runs that train: what is swept is what was made, tables as designed, nothing done twice, and failures that stay alone."""
+"""Runs that fine-tune: what is swept is what was made, tables as designed, and nothing done twice."""
 
 from __future__ import annotations
 
-import json
-import math
 import shutil
 
-import numpy as np
 import pandas as pd
 import pytest
+from small_trainings import LAYERS, TRAINER, calls_after, finetuned
 
 from raysweep import api
-from raysweep.engine import events
 from raysweep.engine.accuracy import compare
-from raysweep.engine.driver import Done, drive
+from raysweep.engine.driver import drive
 from raysweep.engine.events import read_events
-from raysweep.engine.folder import RunFolder
-from raysweep.errors import RunError
 from raysweep.studies.training import drawn_beside
 
-TRAINER = {"max_steps": 3, "per_device_train_batch_size": 2, "learning_rate": 1e-3, "report_to": "none"}
-SWEPT = {"substitution": {"widths": [2]}, "similarity": {}, "correlation": {"resamples": 10}}
 ONE_CHUNK = "execution.chunk=10"
-LAYERS = 6
 COLUMNS = ["model", "dataset", "study", "arm", "layers", "seed", "step", "split", "loss"]
-
-
-def finetuned(**asked):
-    return {**SWEPT, "finetune": {"trainer": TRAINER, **asked}}
 
 
 @pytest.fixture(scope="module")
@@ -49,13 +37,6 @@ def untouched(tables):
 
 def accuracy(done):
     return compare(done.folder.read_plan()[1]["estimate"], read_events(done.folder.events))
-
-
-def calls_after(done, events_of, before):
-    return [event["call"].split(" chunk")[0] for event in events_of(done)[before:] if event["event"] == "call_started"]
-
-
-# --- fine-tune, then sweep ------------------------------------------------------------------------------------------
 
 
 def test_what_is_swept_is_what_was_made(tuned, tables_of, events_of):
@@ -198,235 +179,3 @@ def test_steps_along_the_way_are_kept(training_config, tmp_path, tables_of, tune
     assert len({(folder / "model.safetensors").read_bytes() for folder in kept}) == 3
     assert api.examine(tmp_path / "run").findings == ()
     pd.testing.assert_frame_equal(tables_of(done)["training"], tables_of(tuned)["training"])
-
-
-# --- adaptation -----------------------------------------------------------------------------------------------------
-
-ADAPTATION = {"similarity": {}, "adaptation": {"trainer": {**TRAINER, "max_steps": 2}, "seeds": [0, 1], "top": 2}}
-
-
-@pytest.fixture(scope="module")
-def adapted(training_config, tmp_path_factory):
-    done = drive(training_config(tmp_path_factory.mktemp("adapted") / "run", ADAPTATION))
-    assert done.failed == {}
-    return done
-
-
-def test_arms_are_trained_for_every_seed_on_as_many_layers(adapted, tables_of):
-    tables = tables_of(adapted)
-    rows = tables["training"]
-    assert set(rows["study"]) == {"adaptation"}
-    layers = {key: of["layers"].unique() for key, of in rows.groupby(["arm", "seed"])}
-    assert set(layers) == {(arm, seed) for arm in ("critical", "non_critical", "all") for seed in (0, 1)}
-    assert all(len(found) == 1 for found in layers.values())
-
-    def numbers(arm, seed):
-        first, *rest = (int(n) for n in layers[arm, seed][0].replace("-", ",").split(","))
-        return {first, *rest}
-
-    critical = set(tables["dynamics"].sort_values("rank")["layer"].head(2))
-    for seed in (0, 1):
-        assert numbers("critical", seed) == critical
-        assert numbers("non_critical", seed) == set(drawn_beside(tuple(critical), LAYERS, seed))
-        assert not numbers("non_critical", seed) & critical
-        assert layers["all", seed][0] == "0-5"
-    assert not (adapted.folder.root / "checkpoints").exists()
-    assert not list((adapted.folder.root / "training").iterdir())
-
-
-def test_differences_are_those_of_the_curves(adapted, tables_of):
-    tables = tables_of(adapted)
-    test = tables["training"][tables["training"]["split"] == "test"]
-    losses = test.pivot_table(index=["arm", "seed"], columns="step", values="loss")
-    found = tables["adaptation"].set_index(["arm", "versus", "measure"])
-    assert len(found) == 6
-    for (arm, versus, measure), row in found.iterrows():
-        curves = losses.loc[arm] - losses.loc[versus]
-        by_seed = curves[2] if measure == "final" else (curves[0] / 2 + curves[1] + curves[2] / 2) / 2
-        assert row["value"] == pytest.approx(by_seed.mean(), abs=1e-9)
-        assert (row["seeds"], row["steps"]) == (2, 2)
-        assert row["ci_low"] <= row["value"] <= row["ci_high"]
-
-
-def test_one_seed_more_trains_only_that(adapted, training_config, tmp_path, events_of):
-    before, root = len(events_of(adapted)), shutil.copytree(adapted.folder.root, tmp_path / "run")
-    done = drive(
-        training_config(
-            root, ADAPTATION, "studies.adaptation.seeds=[0, 1, 2]", "studies.adaptation.arms=[critical, all]"
-        )
-    )
-    assert done.failed == {}
-    assert sorted(calls_after(done, events_of, before)) == [
-        "adapt m/first all seed 2",
-        "adapt m/first critical seed 2",
-        "adaptation m/first",
-    ]
-
-
-@pytest.fixture
-def failing(monkeypatch):
-    """failing(wrong) lets trainings fail whose recipe is `wrong`, until it is called again."""
-    from raysweep.studies import finetune
-
-    train, chosen = finetune.finetune, []
-
-    def may_fail(*arguments, **more):
-        if chosen[-1](arguments[4]):
-            raise RunError("the test loss is nan at step 1")
-        return train(*arguments, **more)
-
-    monkeypatch.setattr(finetune, "finetune", may_fail)
-    return chosen.append
-
-
-def test_arms_that_are_trained_are_compared_where_another_failed(
-    training_config, tmp_path, tables_of, same_tables, adapted, failing
-):
-    failing(lambda recipe: recipe.trained.mode == "all" and recipe.seed == 1)
-    done = drive(training_config(tmp_path / "run", ADAPTATION))
-    assert done.failed == {
-        "adapt m/first all seed 1": "the test loss is nan at step 1",
-        "adaptation m/first": "compared in part only, for 'adapt m/first all seed 1' failed",
-    }
-    whole, part = tables_of(adapted)["adaptation"], tables_of(done)["adaptation"]
-    same_tables({"adaptation": part[:2]}, {"adaptation": whole[:2]})
-    assert part["seeds"].tolist() == [2, 2, 1, 1, 1, 1]
-    assert part["value"].notna().all()
-    assert part["reason"].tolist()[2] == (
-        "one seed: no interval; left out, for only one of critical and all has test losses: seed 1; "
-        "all with seed 1: training failed (the test loss is nan at step 1)"
-    )
-    failing(lambda recipe: False)
-    again = drive(training_config(tmp_path / "run", ADAPTATION))
-    assert (again.n_calls, again.failed) == (2, {}), "the training and the comparison"
-    same_tables(tables_of(again), tables_of(adapted))
-
-
-def test_an_arm_that_failed_has_its_reason_on_the_page(training_config, tmp_path, failing):
-    failing(lambda recipe: recipe.trained.mode == "all")
-    run = api.run(training_config(tmp_path / "run", ADAPTATION))
-    assert run.adaptation["value"].notna().tolist() == [True, True, False, False, False, False]
-    told = (
-        "Training critical layers cannot be compared with training all layers: no seed has test losses of both critical and all; "
-        "all with seed 0, 1: training failed (the test loss is nan at step 1)."
-    )
-    assert told in run.report.read_text(encoding="utf-8")
-    assert told in api.open_run(tmp_path / "run").report.read_text(encoding="utf-8")
-
-
-def test_with_no_arm_trained_there_is_nothing_to_compare(training_config, tmp_path, tables_of, failing):
-    failing(lambda recipe: True)
-    done = drive(training_config(tmp_path / "run", ADAPTATION))
-    assert done.failed["adaptation m/first"].startswith("not made, for 'adapt m/first critical seed 0' failed")
-    assert "adaptation" not in tables_of(done)
-
-
-# --- what fails, fails alone ----------------------------------------------------------------------------------------
-
-
-def test_a_loss_that_is_nan_ends_its_own_cell_and_no_other(training_config, world, tmp_path, tables_of, raysweep):
-    values = training_config(tmp_path / "run", finetuned()).model_dump()
-    values["datasets"] = [
-        *values["datasets"],
-        {**values["datasets"][0], "name": "second", "path": str(world / "second.jsonl")},
-    ]
-    values["studies"]["finetune"]["trainer"]["learning_rate"] = 1e30
-    values["models"] = [{**values["models"][0], "tuned": {"second": str(world / "tuned")}}]
-    config = tmp_path / "config.json"
-    config.write_text(json.dumps(values))
-    result = raysweep("run", config)
-    assert result.code == 1, result.err
-    told = api.status(tmp_path / "run")
-    assert list(told.failures) == ["finetune m/first"]
-    why = told.failures["finetune m/first"]
-    assert why == (
-        "the test loss is nan at step 1, learning rate 1e+30; the last finite one was 6.167 at step 0: lower learning_rate, warm up "
-        "longer, or train in float32 or bf16"
-    )
-    assert "not made, for 'finetune m/first' failed" in result.err
-    folder = RunFolder(tmp_path / "run")
-    tables = tables_of(Done(folder, folder.read_plan()[0]))
-    assert set(tables["substitution"]["dataset"]) == {"second"}
-    assert set(tables["correlation"]["dataset"]) == {"second"}
-    assert set(tables["similarity"]["dataset"]) == {"first", "second"}
-
-
-def test_out_of_memory_a_training_is_not_tried_with_smaller_batches(training_config, tmp_path, monkeypatch, events_of):
-    tried = []
-
-    def too_much(*arguments, **more):
-        tried.append(1)
-        raise MemoryError("all gone")
-
-    monkeypatch.setattr("raysweep.studies.finetune.finetune", too_much)
-    done = drive(training_config(tmp_path / "run", {"finetune": {"trainer": TRAINER}}))
-    assert len(tried) == 1
-    assert done.failed == {
-        "finetune m/first": "'finetune m/first' runs out of memory on cpu (MemoryError: all gone); set trainer's "
-        "per_device_train_batch_size to less and gradient_accumulation_steps to more, gradient_checkpointing to true, max_tokens of "
-        "its data set's train to fewer, or spread it over more processes"
-    }
-
-
-# --- what is left behind --------------------------------------------------------------------------------------------
-
-
-def test_what_the_trainers_trackers_wrote_is_kept(training_config, tmp_path, monkeypatch):
-    from raysweep.studies import finetune
-
-    train = finetune.finetune
-
-    def tracked(*arguments, **more):
-        tuned = train(*arguments, **more)
-        (arguments[5] / "tensorboard").mkdir()
-        (arguments[5] / "tensorboard" / "events").write_text("losses")
-        return tuned
-
-    monkeypatch.setattr(finetune, "finetune", tracked)
-    drive(training_config(tmp_path, {"finetune": {"trainer": TRAINER}}))
-    (events_file,) = tmp_path.glob("trackers/trainings/finetune-m-first-*/tensorboard/events")
-    assert events_file.read_text() == "losses"
-    assert not list((tmp_path / "training").iterdir())
-
-
-def test_a_training_that_nothing_asks_for_any_more_is_found_and_removed(training_config, tmp_path, monkeypatch):
-    class KilledError(BaseException):
-        pass
-
-    def dying(event):
-        if event["event"] == events.CALL_GOES_ON and event["step"] == 2:
-            raise KilledError
-
-    studies = {"finetune": {"trainer": {**TRAINER, "save_steps": 1}}}
-    with pytest.raises(KilledError):
-        drive(training_config(tmp_path, studies), listener=dying)
-    assert list(tmp_path.glob("training/*/checkpoint-1"))
-    assert api.examine(tmp_path).findings == (), "the next run goes on from it"
-    drive(training_config(tmp_path, studies, "studies.finetune.seed=1"))
-    (found,) = api.examine(tmp_path, remove=True).findings
-    assert (found.kind, found.path.partition("/")[0], found.removed) == ("orphan", "training", True)
-    assert found.bytes > 100_000
-    assert not list((tmp_path / "training").iterdir())
-
-
-# --- how far it has come --------------------------------------------------------------------------------------------
-
-
-def test_the_status_tells_how_far_a_training_has_come(training_config, tmp_path, raysweep, events_of):
-    seen = []
-
-    def listener(event):
-        if event["event"] == events.CALL_GOES_ON and event["split"] == "test" and event["step"] == 2:
-            seen.append((raysweep("status", tmp_path / "run").out, api.status(tmp_path / "run")))
-
-    done = drive(training_config(tmp_path / "run", {"finetune": {"trainer": TRAINER}}), listener=listener)
-    ((text, standing),) = seen
-    told = standing.to_json()["trainings"]["finetune m/first"]
-    assert (told["step"], told["of"], told["split"]) == (2, 3, "test")
-    assert math.isfinite(told["loss"])
-    assert f"  finetune m/first: step 2 of 3, test loss {told['loss']:.4g}\n" in text
-    assert json.dumps(standing.to_json())
-    after = api.status(tmp_path / "run")
-    assert after.trainings == {}
-    assert "step" not in after.to_text()
-    assert np.isfinite([e["loss"] for e in events_of(done, events.CALL_GOES_ON)]).all()

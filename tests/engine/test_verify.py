@@ -14,7 +14,8 @@ from raysweep.config import Config
 from raysweep.engine import work
 from raysweep.engine.driver import Done, drive
 from raysweep.engine.inspection import inspect
-from raysweep.engine.plan import drawn, plan
+from raysweep.engine.plan import plan
+from raysweep.engine.substitution_plan import drawn
 from raysweep.report.summary import summary_lines
 
 ASKED = (

@@ -21,7 +21,8 @@ from raysweep.errors import InputError
 from raysweep.lab import tasks
 from raysweep.lab.tokenizer import CONTEXT
 from raysweep.lab.train import TUNED, Recipe, Shape, build_model, chat, pretraining_stream, texts, train
-from raysweep.models.checkpoint import describe, load_model, load_tokenizer
+from raysweep.models.checkpoint import describe
+from raysweep.models.loading import load_model, load_tokenizer
 
 SETS = tuple(tasks.FORMAT)
 NOTES = lab.names()["tiny"].parent / "training.json"

@@ -12,8 +12,10 @@ from torch import nn
 from transformers import LlamaForCausalLM, LlamaModel, PreTrainedModel
 
 from raysweep.errors import InputError
-from raysweep.models.adapter import Adapter, BlockCall, apply_block, find_blocks
-from raysweep.models.checkpoint import describe, load_model
+from raysweep.models.adapter import Adapter, BlockCall, apply_block
+from raysweep.models.blocks import find_blocks
+from raysweep.models.checkpoint import describe
+from raysweep.models.loading import load_model
 
 KINDS = ("llama", "gpt2", "qwen3", "falcon")
 Build = Callable[..., PreTrainedModel]

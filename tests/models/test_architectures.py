@@ -21,7 +21,9 @@ from transformers import PreTrainedModel
 
 from raysweep.errors import InputError
 from raysweep.models.adapter import Adapter, Shared, apply_block
-from raysweep.models.checkpoint import check_pair, describe, load_model, predicts_tokens
+from raysweep.models.checkpoint import describe, predicts_tokens
+from raysweep.models.loading import load_model
+from raysweep.models.pair import check_pair
 from raysweep.models.surgery import substitute
 from raysweep.studies.critical import Critical
 

@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from weight_files import AGAIN, UP, refusal
 
 from raysweep.errors import InputError
-from raysweep.models.checkpoint import describe, load_model
+from raysweep.models.checkpoint import describe
+from raysweep.models.loading import load_model
 
 
 @pytest.fixture

@@ -15,7 +15,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from raysweep.errors import InputError
-from raysweep.models.adapter import Adapter, find_blocks
+from raysweep.models.adapter import Adapter
+from raysweep.models.blocks import find_blocks
 from raysweep.models.surgery import Positions, orthonormal_rows, part_within, removed
 
 Tiny = Callable[..., PreTrainedModel]

@@ -16,13 +16,8 @@ from safetensors.torch import load_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from raysweep.errors import InputError
-from raysweep.models.checkpoint import (
-    Checkpoint,
-    describe,
-    load_model,
-    load_tokenizer,
-    resolve_dtype,
-)
+from raysweep.models.checkpoint import Checkpoint, describe
+from raysweep.models.loading import load_model, load_tokenizer, resolve_dtype
 
 Build = Callable[..., PreTrainedModel]
 Save = Callable[..., Checkpoint]

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from raysweep.models.adapter import find_blocks
+from raysweep.models.blocks import find_blocks
 from raysweep.models.surgery import substitute
 
 Pairs = Callable[..., tuple[PreTrainedModel, PreTrainedModel]]

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from raysweep.store.activations import publish_manifest, write_part
+from raysweep.store.activation_writing import publish_manifest, write_part
 from raysweep.store.artifacts import FileEntry
 
 DTYPES = ["bfloat16", "float16", "float32"]

@@ -17,8 +17,9 @@ import torch
 from stored import ARROW, DTYPES, LABELS, bits_of, random_bits, read_plainly, write
 
 from raysweep.errors import StoreError
-from raysweep.store import activations as store
-from raysweep.store.activations import open_activations, publish_manifest, write_part
+from raysweep.store import activation_writing
+from raysweep.store.activation_writing import publish_manifest, write_part
+from raysweep.store.activations import open_activations
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -38,7 +39,7 @@ def test_every_16_bit_pattern_survives(tmp_path: Path, dtype: str) -> None:
 def test_round_trip_is_bit_exact(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, rows_of: list[int], batch_bytes: int
 ) -> None:
-    monkeypatch.setattr(store, "BATCH_BYTES", batch_bytes)
+    monkeypatch.setattr(activation_writing, "BATCH_BYTES", batch_bytes)
     bits_LND, states_LND = random_bits(dtype, (3, 11, 5))
     write(tmp_path, states_LND, rows_of)
     opened = open_activations(tmp_path)
@@ -124,7 +125,7 @@ def test_manifest_says_what_the_store_is(tmp_path: Path) -> None:
 
 
 def test_record_batches_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "BATCH_BYTES", 1000)
+    monkeypatch.setattr(activation_writing, "BATCH_BYTES", 1000)
     write(tmp_path, torch.zeros(1, 100, 16, dtype=torch.bfloat16))
     with pa.memory_map(str(tmp_path / "layer=000/part-0000.arrow")) as source:
         reader = pa.ipc.open_file(source)

@@ -14,7 +14,8 @@ import torch
 from stored import LABELS, random_bits, read_plainly, write
 
 from raysweep.errors import StoreError
-from raysweep.store.activations import Activations, open_activations, publish_manifest, write_part
+from raysweep.store.activation_writing import publish_manifest, write_part
+from raysweep.store.activations import Activations, open_activations
 from raysweep.store.artifacts import FileEntry
 
 

@@ -26,7 +26,6 @@ from raysweep.store.artifacts import (
 )
 from raysweep.store.places import (
     create,
-    is_remote,
     listing,
     location,
     put_bytes,
@@ -43,12 +42,10 @@ def test_folders_are_plain_paths() -> None:
     assert location("~/runs") == Path.home() / "runs"
     assert location("file:///data/runs") == Path("/data/runs")
     assert location(Path("s3:/x")) == Path("s3:/x")
-    assert not is_remote(location("runs/a"))
 
 
 def test_urls_are_paths_in_a_store() -> None:
     place = location("memory://a/b/")
-    assert is_remote(place)
     assert (str(place), str(place / "c"), place.name) == ("memory://a/b", "memory://a/b/c", "b")
     assert location(place) is place
 

@@ -11,7 +11,7 @@ from stored import DTYPES, bits_of, random_bits, write
 
 from raysweep.errors import StoreError
 from raysweep.numerics.cka import cka_matrix
-from raysweep.store import activations as store
+from raysweep.store import activation_writing
 from raysweep.store.activations import open_activations
 
 
@@ -20,7 +20,7 @@ from raysweep.store.activations import open_activations
 def test_any_slice_is_bit_exact(
     tmp_path: Path, dtype: str, rows_of: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store, "BATCH_BYTES", 3 * (5 * 4 + 20))  # several record batches a file
+    monkeypatch.setattr(activation_writing, "BATCH_BYTES", 3 * (5 * 4 + 20))  # several record batches a file
     bits_LND, states_LND = random_bits(dtype, (2, 11, 5))
     write(tmp_path, states_LND, rows_of)
     layers = open_activations(tmp_path).stored_layers()

@@ -13,7 +13,8 @@ from test_generation import greedy
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from raysweep.data.examples import Example, load_examples
-from raysweep.models.checkpoint import describe, load_model, load_tokenizer
+from raysweep.models.checkpoint import describe
+from raysweep.models.loading import load_model, load_tokenizer
 from raysweep.studies.answers import generate_answers
 
 Draw = Callable[..., list[Example]]

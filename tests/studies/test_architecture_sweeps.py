@@ -16,7 +16,8 @@ from transformers import PreTrainedTokenizerBase
 
 from raysweep.data.examples import Example
 from raysweep.errors import InputError
-from raysweep.models.adapter import Adapter, find_blocks
+from raysweep.models.adapter import Adapter
+from raysweep.models.blocks import find_blocks
 from raysweep.studies.capture import capture
 from raysweep.studies.generation import generate_text
 from raysweep.studies.substitution import Pair, sweep_losses, sweep_windows

@@ -135,13 +135,6 @@ def test_where_each_state_was_taken_is_told(tiny: Build, random_examples: Draw) 
     assert set(pooled.token_pos.tolist()) == set(pooled.token_ids.tolist()) == {-1}
 
 
-def test_progress_counts_every_example_once(tiny: Build, random_examples: Draw) -> None:
-    told: list[int] = []
-    capture_states(Adapter(tiny("llama", 2)), random_examples(9), batch_tokens=64, progress=told.append)
-    assert sum(told) == 9
-    assert len(told) > 1
-
-
 def test_an_unknown_pooling_is_refused_with_the_nearest(tiny: Build, random_examples: Draw) -> None:
     with pytest.raises(InputError, match=r"^unknown pooling 'lats'; did you mean 'last'\?$"):
         capture(tiny("llama", 2), random_examples(1), "lats")

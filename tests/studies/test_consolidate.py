@@ -7,7 +7,8 @@ import torch
 from shard_files import write_shards
 
 from raysweep.errors import InputError
-from raysweep.models.checkpoint import describe, load_model, load_tokenizer
+from raysweep.models.checkpoint import describe
+from raysweep.models.loading import load_model, load_tokenizer
 from raysweep.studies.consolidate import consolidate
 
 

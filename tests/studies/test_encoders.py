@@ -24,7 +24,8 @@ from raysweep.data.examples import Example
 from raysweep.engine.inspection import inspect
 from raysweep.errors import InputError
 from raysweep.models.adapter import Adapter
-from raysweep.models.checkpoint import describe, load_model, load_tokenizer
+from raysweep.models.checkpoint import describe
+from raysweep.models.loading import load_model, load_tokenizer
 
 FINAL_NORM = {"modernbert": "final_norm", "headless_llama": "norm"}
 WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]

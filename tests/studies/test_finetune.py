@@ -18,7 +18,8 @@ import torch
 
 from raysweep.data.examples import Example
 from raysweep.errors import InputError, RunError
-from raysweep.models.checkpoint import Checkpoint, describe, load_model
+from raysweep.models.checkpoint import Checkpoint, describe
+from raysweep.models.loading import load_model
 from raysweep.studies.finetune import Tuned, finetune, save_tuned
 from raysweep.studies.training import Lora, Progress, Recipe, Trained
 

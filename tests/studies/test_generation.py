@@ -12,7 +12,8 @@ from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from raysweep.data.examples import Example, load_examples
 from raysweep.models.adapter import Adapter
-from raysweep.models.checkpoint import describe, load_model, load_tokenizer
+from raysweep.models.checkpoint import describe
+from raysweep.models.loading import load_model, load_tokenizer
 from raysweep.studies.generation import generate_text
 from raysweep.studies.interventions import Change, Intervention
 from raysweep.studies.substitution import Pair

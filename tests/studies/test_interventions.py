@@ -19,7 +19,8 @@ from transformers import PreTrainedModel
 from raysweep.data.examples import Example, load_examples
 from raysweep.errors import InputError
 from raysweep.models.adapter import Adapter
-from raysweep.models.checkpoint import describe, load_model, load_tokenizer
+from raysweep.models.checkpoint import describe
+from raysweep.models.loading import load_model, load_tokenizer
 from raysweep.models.parts import parts_of
 from raysweep.studies.interventions import Change, Intervention, change_from_json, check_changes, to_json
 from raysweep.studies.schedule import layer_applications

@@ -13,9 +13,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from raysweep.data.examples import Example
 from raysweep.errors import InputError
-from raysweep.models.adapter import Adapter, find_blocks
+from raysweep.models.adapter import Adapter
+from raysweep.models.blocks import find_blocks
 from raysweep.models.surgery import Mode, Positions
-from raysweep.studies.removal import NOTHING, Removal, nowhere_to_remove, removal_effects, remove_at_layer, states_at
+from raysweep.studies.removal import NOTHING, Removal
+from raysweep.studies.removal_effects import removal_effects, states_at
+from raysweep.studies.removal_tables import nowhere_to_remove, remove_at_layer
 
 Tiny = Callable[..., PreTrainedModel]
 Draw = Callable[..., list[Example]]

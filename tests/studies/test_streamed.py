@@ -16,7 +16,8 @@ from architectures import DECODERS, WRAPPERS, build_pair, plain_losses
 from raysweep.data.examples import Example
 from raysweep.errors import InputError
 from raysweep.models.adapter import Adapter
-from raysweep.models.checkpoint import describe, load_model
+from raysweep.models.checkpoint import describe
+from raysweep.models.loading import load_model
 from raysweep.models.prefetch import THREAD
 from raysweep.models.stream import StreamedModel
 from raysweep.models.streaming import streamed_layers

@@ -22,7 +22,8 @@ from raysweep.errors import InputError
 from raysweep.lab.tasks import FORMAT
 from raysweep.lab.train import TUNED
 from raysweep.models.adapter import Adapter
-from raysweep.models.checkpoint import describe, load_model, load_tokenizer
+from raysweep.models.checkpoint import describe
+from raysweep.models.loading import load_model, load_tokenizer
 from raysweep.studies.schedule import layer_applications
 from raysweep.studies.substitution import Pair, Work, sweep_losses, sweep_windows
 from raysweep.studies.windows import Window, windows_of_widths
@@ -133,14 +134,6 @@ def test_as_many_layer_applications_are_done_as_are_planned(
     assert work.heads == len(windows) * batches
     if budget == 65_536:
         assert len(counter.calls) < 2 * layers + 1, "all states of a layer go through it in one call"
-
-
-def test_progress_counts_every_example_once(tiny_pair: Pairs, random_examples: Draw) -> None:
-    told: list[int] = []
-    pair = Pair(*map(Adapter, tiny_pair("llama", 2)))
-    sweep_losses(pair, random_examples(9), [Window(0, 1)], batch_tokens=64, progress=told.append)
-    assert sum(told) == 9
-    assert len(told) > 1
 
 
 def test_a_merged_adapter_is_swept_as_any_other_tuned_model(

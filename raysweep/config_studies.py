@@ -1,0 +1,87 @@
+"""The part of a config that says which studies are made, and what one of them needs of another; config.py has the rest."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from raysweep.config_backdoor import BackdoorConfig
+from raysweep.config_fields import Name, Section
+from raysweep.config_removal import RemovalConfig
+from raysweep.config_similarity import SimilarityConfig
+from raysweep.config_spectrum import SpectrumConfig
+from raysweep.config_substitution import SubstitutionConfig
+from raysweep.config_training import AdaptationConfig, FinetuneConfig, Training
+
+
+class CorrelationConfig(Section):
+    """Rank correlation of δ with the loss after substitution; `drop_ends` leaves so many centres out at each end.
+
+    `published` are ρ found elsewhere, by model and data set, to stand beside those measured; they change nothing else.
+    """
+
+    resamples: Annotated[int, Field(ge=1, le=10**6, strict=True)] = 1000
+    seed: Annotated[int, Field(ge=0, le=2**63, strict=True)] = 0
+    drop_ends: Annotated[int, Field(ge=0, le=10**9, strict=True)] = 0
+    published: dict[Name, dict[Name, Annotated[float, Field(ge=-1, le=1)]]] = {}
+
+
+class StudiesConfig(Section):
+    """What to do; a study that is left out is not run. Correlation needs substitution and similarity."""
+
+    substitution: SubstitutionConfig | None = None
+    similarity: SimilarityConfig | None = None
+    spectrum: SpectrumConfig | None = None
+    correlation: CorrelationConfig | None = None
+    removal: RemovalConfig | None = None
+    finetune: FinetuneConfig | None = None
+    adaptation: AdaptationConfig | None = None
+    backdoor: BackdoorConfig | None = None
+
+    @model_validator(mode="after")
+    def _whole(self) -> StudiesConfig:
+        if not any(getattr(self, name) for name in type(self).model_fields if name != "correlation"):
+            raise ValueError(
+                "asks for no study; give substitution, similarity, spectrum, removal, finetune, adaptation, backdoor or "
+                "several (an empty one is written {})"
+            )
+        if self.correlation and not (self.substitution and self.similarity):
+            raise ValueError("correlation needs both substitution and similarity; add the missing one")
+        if self.removal and self.removal.layers == "critical" and not self.similarity:
+            raise ValueError(
+                "removal at critical layers needs similarity, which finds them; add it, or list the layers"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _found(self) -> StudiesConfig:
+        for name, asked in self.trainings.items():
+            if not self.similarity and (choice := asked.found):
+                raise ValueError(
+                    f"{name} asks for {choice} layers, which similarity finds, and there is none; add similarity, or list the layers"
+                )
+        return self
+
+    @property
+    def trainings(self) -> dict[str, Training]:
+        """The studies that train models, by their names."""
+        all_of_them = {"finetune": self.finetune, "adaptation": self.adaptation, "backdoor": self.backdoor}
+        return {name: asked for name, asked in all_of_them.items() if asked}
+
+    @model_validator(mode="after")
+    def _one_pooling(self) -> StudiesConfig:
+        asked = self.spectrum.pooling if self.spectrum else None
+        if self.similarity and asked and asked != self.similarity.pooling:
+            raise ValueError(
+                f"spectrum.pooling is {asked} and similarity.pooling is {self.similarity.pooling}, and both are of the same "
+                "stored states; leave spectrum.pooling out, or make them one"
+            )
+        return self
+
+    @property
+    def pooling(self) -> Literal["first", "last", "mean"] | None:
+        """How the stored states are pooled; None where no study asks for states."""
+        if self.similarity:
+            return self.similarity.pooling
+        return (self.spectrum.pooling or "last") if self.spectrum else None

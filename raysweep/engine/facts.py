@@ -1,0 +1,76 @@
+"""What a plan knows of the world, as values: models, their cells with examples, and what was assumed. inspection.py finds it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from raysweep.data.examples import Example
+from raysweep.engine.residency import RESIDENT, Residency
+from raysweep.engine.training_plan import Trainings
+from raysweep.models.checkpoint import Checkpoint
+from raysweep.models.same import Same
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One model on one data set: its examples, cut into chunks in their source's order.
+
+    `drawn` are the chunks that a sweep which may stop early takes: the same examples in random order. On paper they were not
+    read, and are as expected.
+    """
+
+    model: str
+    dataset: str
+    chunks: tuple[tuple[Example, ...], ...]
+    n_cut: int
+    n_unusable: int
+    n_excluded: int
+    drawn: tuple[tuple[Example, ...], ...] = ()
+    on_paper: bool = False
+    n_blank: int = 0
+
+    @property
+    def swept(self) -> tuple[tuple[Example, ...], ...]:
+        """The chunks of a sweep, in the order in which it takes them."""
+        return self.drawn or self.chunks
+
+    @property
+    def examples(self) -> list[Example]:
+        """All examples, in order."""
+        return [example for chunk in self.chunks for example in chunk]
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """A model's checkpoints, the dtype it is computed in, and whether it predicts the next token (an encoder does not).
+
+    `same` tells by data set what base and tuned have in common, weight for weight. `promised` are the data sets whose tuned
+    checkpoint the run itself makes; `measured` are checkpoints whose states are compared in place of the base's, by data set.
+    """
+
+    base: Checkpoint
+    tuned: Mapping[str, Checkpoint]
+    dtype: str
+    predicts: bool = True
+    same: Mapping[str, Same] = field(default_factory=dict)
+    residency: Residency = RESIDENT
+    promised: frozenset[str] = frozenset()
+    measured: Mapping[str, Checkpoint] = field(default_factory=dict)
+
+    def compared(self, dataset: str) -> Checkpoint:
+        """The checkpoint whose states are captured on a data set."""
+        return self.measured.get(dataset, self.base)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What inspection found, what a plan assumes of what is not here, and what may mislead, in words."""
+
+    models: Mapping[str, ModelFacts]
+    cells: Mapping[tuple[str, str], Cell]
+    device: str
+    libraries: Mapping[str, str]
+    trainings: Trainings = field(default_factory=Trainings)
+    assumed: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()

@@ -1,0 +1,211 @@
+"""What a model predicts without some principal components of one layer's states: losses, divergences, and what is left.
+
+One pass goes to the layer, and from there one for each removal. The same change is made by a hook on the block where text
+is generated (surgery.removed); a test compares them.
+
+Shapes: N examples, B of a batch, T tokens, D width, K components, M labelled tokens, R removals, S vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from raysweep.data.batches import labelled_positions, make_batches, pad
+from raysweep.data.examples import Example
+from raysweep.errors import InputError
+from raysweep.models.adapter import Adapter, Recording, Shared, apply_block
+from raysweep.models.surgery import part_within
+from raysweep.numerics.spectral import Decomposition, decompose
+from raysweep.studies.removal import Removal
+from raysweep.studies.substitution import LOGIT_BYTES
+
+ENTRY_BYTES = 8  # logits are compared in float64
+
+
+@dataclass(frozen=True)
+class Effects:
+    """What removals at one layer do to every example; float64, NaN for a removal of components that are not there.
+
+    loss [N], nats: mean negative log likelihood over the response tokens with nothing removed; removed_loss [R, N] under each
+    removal. kl [R, N], nats: Kullback-Leibler divergence of the next token's distribution from the one with nothing removed,
+    mean over the response tokens; first_kl [R, N] that of the first of them. inner_product [R]: the largest of a changed state
+    (or its difference from the mean, where that is kept) with a removed direction, relative to the state's norm before.
+    """
+
+    layer: int
+    components: Decomposition
+    loss: np.ndarray
+    removed_loss: np.ndarray
+    kl: np.ndarray
+    first_kl: np.ndarray
+    inner_product: np.ndarray
+
+
+@dataclass(frozen=True)
+class _Trunk:
+    """A batch's states [B, T, D] behind the layer, nothing removed, and what the later blocks are called with."""
+
+    indices: list[int]
+    recording: Recording
+    states: torch.Tensor
+    shared: Shared
+    last: torch.Tensor  # the places [B] of the prompts' last tokens
+
+
+@torch.no_grad()
+def _trunks(adapter: Adapter, examples: Sequence[Example], layer: int, batch_tokens: int) -> Iterator[_Trunk]:
+    lengths = [example.length - 1 for example in examples]  # the last token predicts nothing
+    for indices in make_batches(lengths, batch_tokens, [adapter.table(length) for length in lengths]):
+        tokens = torch.from_numpy(pad([examples[i].tokens[:-1] for i in indices]))
+        recording = adapter.record(tokens)
+        states, shared = recording.states, Shared()
+        for block, call in zip(adapter.blocks[: layer + 1], recording.calls, strict=False):
+            states = apply_block(block, states, call, shared)
+        if states.ndim != 3:
+            raise InputError(
+                f"{type(adapter.model).__name__} carries {tuple(states.shape[:-3])} streams of states side by side, and "
+                "components can be removed where there is one; leave studies.removal out for it"
+            )
+        last = torch.tensor([examples[i].n_prompt - 1 for i in indices], device=states.device)
+        yield _Trunk(indices, recording, states, shared, last)
+
+
+def states_at(adapter: Adapter, examples: Sequence[Example], layer: int, batch_tokens: int = 8192) -> torch.Tensor:
+    """The layer's output [N, D] at each example's last prompt token, in the model's dtype, on the CPU.
+
+    Raises InputError for a state that is not finite, naming layer and example.
+    """
+    states_ND: torch.Tensor | None = None
+    for trunk in _trunks(adapter, examples, layer, batch_tokens):
+        if states_ND is None:
+            states_ND = torch.empty(len(examples), trunk.states.shape[-1], dtype=trunk.states.dtype)
+        states_ND[trunk.indices] = trunk.states[torch.arange(len(trunk.indices)), trunk.last].cpu()
+    if states_ND is None:
+        raise InputError("there are no examples to take components from")
+    bad_N = ~states_ND.isfinite().all(dim=1)
+    if bad_N.any():
+        raise InputError(
+            f"the state of record {examples[int(bad_N.int().argmax())].id} at layer {layer} is not finite (so of {int(bad_N.sum())} of "
+            f"{len(examples)}), and it has no components then; the model overflows in {states_ND.dtype}: choose another dtype"
+        )
+    return states_ND
+
+
+def lacking(found: Decomposition, removal: Removal) -> str | None:
+    """Why the states have not all components that are to be removed, in words; None where they have."""
+    asked = max(removal.chosen, default=-1) + 1
+    return f"component {asked - 1} is asked for, and {found.why_few(asked)}" if asked > found.rank else None
+
+
+def directions(found: Decomposition, removal: Removal) -> torch.Tensor:
+    """The directions [K, D] that are removed."""
+    return torch.from_numpy(found.right[list(removal.chosen)])
+
+
+def mean_kept(found: Decomposition, removal: Removal) -> torch.Tensor | None:
+    """The mean state [D] that parts are taken from; None for the origin."""
+    return torch.from_numpy(found.mean) if removal.keep_mean else None
+
+
+@torch.no_grad()
+def removal_effects(
+    adapter: Adapter, examples: Sequence[Example], layer: int, removals: Sequence[Removal], *, batch_tokens: int = 8192
+) -> tuple[Effects, torch.Tensor]:
+    """What each removal at the layer does to the prediction of the examples' responses; and the states [N, D] stored for it.
+
+    Raises InputError where the model predicts nothing or has several streams of states, and for states that are not finite;
+    IndexError for a layer that is not there.
+    """
+    adapter.require_predictions()
+    if not 0 <= layer < adapter.n_layers:
+        raise IndexError(f"layer {layer} is not among {adapter.n_layers} layers")
+    stored_ND = states_at(adapter, examples, layer, batch_tokens)
+    found = decompose(stored_ND, 1 + max((max(r.chosen, default=-1) for r in removals), default=-1))
+    shape = (len(removals), len(examples))
+    effects = Effects(
+        layer,
+        found,
+        np.full(len(examples), np.nan),
+        np.full(shape, np.nan),
+        np.full(shape, np.nan),
+        np.full(shape, np.nan),
+        np.full(len(removals), np.nan),
+    )
+    possible = [row for row, removal in enumerate(removals) if lacking(found, removal) is None]
+    for trunk in _trunks(adapter, examples, layer, batch_tokens):
+        chosen = [examples[i] for i in trunk.indices]
+        rows, cols, targets = (torch.from_numpy(a).to(trunk.states.device) for a in labelled_positions(chosen))
+        ends_MD = [_to_the_end(adapter, trunk, trunk.states, layer)[rows, cols]]
+        for row in possible:
+            states, inner = _without(trunk, removals[row], found, stored_ND[trunk.indices], rows, cols)
+            effects.inner_product[row] = np.fmax(effects.inner_product[row], inner)
+            ends_MD.append(_to_the_end(adapter, trunk, states, layer)[rows, cols])
+        loss, kl, first_kl = _compared(adapter, ends_MD, rows, targets)
+        effects.loss[trunk.indices] = loss[0]
+        for place, row in enumerate(possible, 1):
+            effects.removed_loss[row, trunk.indices] = loss[place]
+            effects.kl[row, trunk.indices] = kl[place]
+            effects.first_kl[row, trunk.indices] = first_kl[place]
+    return effects, stored_ND
+
+
+def _without(
+    trunk: _Trunk,
+    removal: Removal,
+    found: Decomposition,
+    stored_BD: torch.Tensor,
+    rows: torch.Tensor,
+    cols: torch.Tensor,
+) -> tuple[torch.Tensor, float]:
+    """States [B, T, D] without the components, and the largest inner product that is left at labelled tokens."""
+    states = trunk.states
+    basis_KD = directions(found, removal)
+    mean_D = mean_kept(found, removal)
+    source = states if removal.mode == "project" else stored_BD.to(states.device)[:, None]
+    part = part_within(source, basis_KD, mean_D)
+    everywhere = torch.arange(states.shape[1], device=states.device)[None] >= trunk.last[:, None]
+    chosen_BT = everywhere if removal.position == "last" else torch.ones_like(everywhere)
+    changed = torch.where(chosen_BT[..., None], (states.double() - part).to(states.dtype), states)
+    if not len(basis_KD):
+        return changed, 0.0
+    before, after = states[rows, cols].double(), changed[rows, cols].double()
+    if mean_D is not None:
+        after = after - mean_D.to(after)
+    inner_M = (after @ basis_KD.to(after).T).abs().amax(dim=1) / before.norm(dim=1)
+    return changed, float(inner_M.max())
+
+
+def _to_the_end(adapter: Adapter, trunk: _Trunk, states: torch.Tensor, layer: int) -> torch.Tensor:
+    """States [B, T, D] behind the last block, from those behind the layer."""
+    shared = dict(trunk.shared)
+    for block, call in zip(adapter.blocks[layer + 1 :], trunk.recording.calls[layer + 1 :], strict=True):
+        states = apply_block(block, states, call, shared)
+    return states
+
+
+def _compared(
+    adapter: Adapter, ends_MD: Sequence[torch.Tensor], rows: torch.Tensor, targets: torch.Tensor
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Loss, divergence from the first of `ends_MD`, and that at each row's first label; each float64 [len(ends_MD), B]."""
+    vocabulary = adapter.model.config.get_text_config().vocab_size
+    step = max(1, LOGIT_BYTES // (ENTRY_BYTES * vocabulary))
+    nll = torch.empty(len(ends_MD), len(rows), dtype=torch.float64)
+    kl = torch.empty_like(nll)
+    for first in range(0, len(rows), step):
+        part = slice(first, first + step)
+        for place, end_MD in enumerate(ends_MD):
+            log_MS = adapter.logits(end_MD[part]).double().log_softmax(dim=-1)
+            if place == 0:
+                before_MS, p_MS = log_MS, log_MS.exp()
+            nll[place, part] = -log_MS.gather(1, targets[part, None].to(log_MS.device))[:, 0].cpu()
+            # a token that had no probability adds nothing
+            kl[place, part] = torch.where(p_MS > 0, p_MS * (before_MS - log_MS), 0.0).sum(dim=-1).cpu()
+    rows = rows.cpu()
+    counts_B = torch.bincount(rows)
+    means = [torch.zeros(len(ends_MD), len(counts_B)).double().index_add_(1, rows, x) / counts_B for x in (nll, kl)]
+    starts_B = counts_B.cumsum(0) - counts_B
+    return means[0].numpy(), means[1].numpy(), kl[:, starts_B].numpy()
