@@ -152,9 +152,8 @@ class _Run:
         self.failed: dict[str, str] = {}
         self.n_calls = 0
         self._attempts: Counter[str] = Counter()
-        self._beside: set[str] = (
-            set()
-        )  # keys no task lacks that are called for: of a sweep that stopped, of judging in part
+        # Keys no task lacks that are called for all the same: of a sweep that stopped, of judging in part.
+        self._beside: set[str] = set()
         self._judges_in_part = False
         self._executor: Executor | None = None
         self._workers = 0
@@ -348,10 +347,10 @@ class _Run:
 
     def _queue_in_part(self) -> bool:
         """Queue, once, the judging of answers whose cell has other arms that failed; whether there is any."""
-        unjudged = (
-            [] if self._judges_in_part else [t for t in self.graph.of_kind("judge") if not self.ledger.is_done(t.name)]
-        )
+        if self._judges_in_part:
+            return False
         self._judges_in_part = True
+        unjudged = [task for task in self.graph.of_kind("judge") if not self.ledger.is_done(task.name)]
         done = self.folder.committed() if unjudged else {}
         for task in filter(None, (judged_in_part(self.graph, task, done) for task in unjudged)):
             if any(key not in done for key in task.keys):

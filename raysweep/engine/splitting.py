@@ -30,8 +30,8 @@ def is_divisible(call: Call) -> bool:
 
 def _written(call: GenerateCall) -> list[list[int]]:
     """The places of the changes whose text is written together."""
-    longest = max((example.n_prompt for example in call.examples), default=0) + call.new_tokens
-    return together(call.base.n_layers, call.windows, rows_at_once(longest, call.loading.batch_tokens))
+    rows = rows_at_once(call.examples, call.new_tokens, call.loading.batch_tokens)
+    return together(call.base.n_layers, call.windows, rows)
 
 
 def shares(call: Call, n: int) -> tuple[float, ...]:

@@ -25,7 +25,7 @@ import torch
 from torch import nn
 
 from raysweep.errors import InputError
-from raysweep.models.blocks import block_path, find_blocks, find_body, layers_pattern
+from raysweep.models.blocks import StandIn, block_path, find_blocks, find_body, layers_pattern
 from raysweep.models.kinds import model_predicts
 from raysweep.models.rotary import rotary_table
 
@@ -56,22 +56,15 @@ class Recording:
     calls: tuple[BlockCall, ...]
 
 
-class _Stub(nn.Module):
-    """Stands where a block stood; looks like it (attributes are the block's) and returns what `act` makes."""
+class _Stub(StandIn):
+    """Returns what `act` makes of the states and the call."""
 
     def __init__(
         self, block: nn.Module, items: int | None, act: Callable[[torch.Tensor, BlockCall], torch.Tensor]
     ) -> None:
-        super().__init__()
-        object.__setattr__(self, "block", block)  # not registered: the stub owns no parameters
+        super().__init__(block)
         self.items = items  # of the tuple that the block returns; None for a bare tensor
         self.act = act
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(self.__dict__["block"], name)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         kwargs = dict(kwargs)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -69,3 +69,17 @@ def layers_pattern(model: PreTrainedModel) -> str:
     ]
     size = next(n for n in range(1, len(parts) + 1) if all(other[-n:] != parts[-n:] for other in others))
     return ".".join(parts[-size:])
+
+
+class StandIn(nn.Module):
+    """Stands where a block stood, and looks like it: attributes are the block's. It owns none of the block's parameters."""
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        object.__setattr__(self, "block", block)  # not registered as a child, whose parameters would be its own
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self.__dict__["block"], name)

@@ -12,14 +12,18 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
 
+from raysweep.models.blocks import StandIn
+
 if TYPE_CHECKING:
     from transformers import Cache
+    from transformers.cache_utils import KVSharingDict
 
 Opened = Callable[[], AbstractContextManager[nn.Module]]
 
@@ -28,81 +32,70 @@ class UnknownCacheError(Exception):
     """The model keeps what it has seen in a way that cannot be had twice for one layer."""
 
 
-class ForkedBlock(nn.Module):
-    """Stands where layer `layer`'s block stood, and looks like it.
+class ForkedBlock(StandIn):
+    """Stands where layer `layer`'s block stood.
 
     `modules` are opened for each call; `chosen` [B] has the index of each row's among them. Its forward raises
     UnknownCacheError where the model comes with a cache that is not transformers' usual one.
     """
 
     def __init__(self, block: nn.Module, layer: int, modules: Sequence[Opened], chosen: torch.Tensor) -> None:
-        super().__init__()
-        object.__setattr__(self, "block", block)  # not registered: it owns no parameters
-        self._layer, self._modules_of_rows, self._chosen = layer, modules, chosen
+        super().__init__(block)
+        self._layer, self._opened, self._chosen = layer, modules, chosen
         self._caches: WeakKeyDictionary[Cache, list[Cache]] = WeakKeyDictionary()
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(self.__dict__["block"], name)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the first module returns, with each row's states [..., B, T, D] from its own."""
         from transformers.cache_utils import KVSharingDict
 
-        shared = [value for value in (*args, *kwargs.values()) if isinstance(value, KVSharingDict)]
-        theirs: list[list[KVSharingDict]] = []
-        first: Any = None
-        for number, opened in enumerate(self._modules_of_rows):
-            copies = [KVSharingDict(each) for each in shared]
-            theirs.append(copies)
-            own = self._own(number, dict(zip(map(id, shared), copies, strict=True)))
+        shared = next((value for value in (*args, *kwargs.values()) if isinstance(value, KVSharingDict)), None)
+        outs: list[Any] = []
+        left: list[Any] = []  # shared keys and values, as each module leaves them
+        for number, opened in enumerate(self._opened):
+            kept = None if shared is None else KVSharingDict(shared)
+            own = partial(self._own, number, kept)
             with opened() as module:
-                out = module(*map(own, args), **{name: own(value) for name, value in kwargs.items()})
-            if number == 0:
-                first = out
-                states: torch.Tensor = out[0] if isinstance(out, (tuple, list)) else out
-            else:
-                other = out[0] if isinstance(out, (tuple, list)) else out
-                states = self._merged(states, other, number, states.ndim - 3)
-        for place, each in enumerate(shared):
-            for key in {key for copies in theirs for key in copies[place]}:
-                merged = theirs[0][place][key]
-                for number, copies in enumerate(theirs[1:], 1):
-                    pairs = zip(merged, copies[place][key], strict=True)
-                    merged = tuple(self._merged(a, b, number, 0) for a, b in pairs)
-                each[key] = merged
-        return (states, *first[1:]) if isinstance(first, (tuple, list)) else states
+                outs.append(module(*map(own, args), **{name: own(value) for name, value in kwargs.items()}))
+            left.append(kept)
+        if shared is not None:
+            for key in left[0]:
+                shared[key] = tuple(
+                    self._merged(of_one, 0) for of_one in zip(*(each[key] for each in left), strict=True)
+                )
+        first = outs[0]
+        if isinstance(first, (tuple, list)):
+            return (self._merged([out[0] for out in outs], -3), *first[1:])
+        return self._merged(outs, -3)
 
-    def _merged(self, ours: torch.Tensor, other: torch.Tensor, number: int, dim: int) -> torch.Tensor:
-        """`ours`, with the rows (along `dim`) of module `number` from `other`."""
-        theirs = (self._chosen == number).to(ours.device)
-        return torch.where(theirs.view(-1, *[1] * (ours.ndim - dim - 1)), other.to(ours.device), ours)
+    def _merged(self, tensors: Sequence[torch.Tensor], dim: int) -> torch.Tensor:
+        """Each row (along `dim`) from its own module's tensor."""
+        merged = tensors[0]
+        behind = [1] * (merged.ndim - 1 - dim % merged.ndim)
+        chosen = self._chosen.to(merged.device).view(-1, *behind)
+        for number, other in enumerate(tensors[1:], 1):
+            merged = torch.where(chosen == number, other.to(merged.device), merged)
+        return merged
 
-    def _own(self, number: int, shared: dict[int, Any]) -> Callable[[Any], Any]:
-        """What module `number` is called with in place of each argument."""
-        from transformers import Cache
+    def _own(self, number: int, kept: KVSharingDict | None, value: Any) -> Any:
+        """What module `number` is called with in place of `value`."""
+        from transformers.cache_utils import Cache, KVSharingDict
 
-        def own(value: Any) -> Any:
-            if isinstance(value, Cache):
-                return self._caches_of(value)[number]
-            return shared.get(id(value), value)
-
-        return own
+        if isinstance(value, Cache):
+            return self._caches_of(value)[number]
+        return kept if isinstance(value, KVSharingDict) else value
 
     def _caches_of(self, cache: Cache) -> list[Cache]:
         """The cache that each module writes to: the model's own, and copies that differ in this layer, still empty, alone."""
-        from transformers import DynamicCache
+        from transformers.cache_utils import DynamicCache
 
         if type(cache) is not DynamicCache:
             raise UnknownCacheError(type(cache).__name__)
         if cache not in self._caches:
             caches: list[Cache] = [cache]
-            for _ in self._modules_of_rows[1:]:
+            for _ in self._opened[1:]:
                 twin = copy.copy(cache)
                 twin.layers = list(cache.layers)
-                if self._layer < len(twin.layers):
+                if self._layer < len(twin.layers):  # the last layers of some have none, and use what is shared
                     twin.layers[self._layer] = copy.deepcopy(cache.layers[self._layer])
                 caches.append(twin)
             self._caches[cache] = caches

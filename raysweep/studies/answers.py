@@ -60,7 +60,7 @@ def generate_answers(
     """
     from transformers import LogitsProcessorList
 
-    ends = _ends(model, tokenizer)
+    ends = model_ends(model) or {t for t in [tokenizer.eos_token_id] if t is not None}
     filling = next((t for t in (tokenizer.pad_token_id, tokenizer.eos_token_id) if t is not None), 0)
     texts = [""] * len(examples)
     for indices in make_batches([example.n_prompt + new_tokens for example in examples], batch_tokens):
@@ -91,10 +91,9 @@ def generate_answers(
     return texts
 
 
-def _ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """The tokens that end a text: the model's own, else its tokenizer's."""
+def model_ends(model: PreTrainedModel) -> set[int]:
+    """The tokens at which the model's own `generate` ends a text."""
     told = model.generation_config.eos_token_id if model.generation_config is not None else None
-    told = tokenizer.eos_token_id if told is None else told
     if told is None:
         return set()
     return set(told) if isinstance(told, (list, tuple)) else {int(told)}

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from raysweep.data.examples import Example
 from raysweep.studies.interventions import Change
 
 
-def rows_at_once(longest: int, batch_tokens: int) -> int:
-    """How many rows of at most `longest` tokens fit, each kept twice: nearly always, two versions of a layer are at work."""
+def rows_at_once(examples: Sequence[Example], new_tokens: int, batch_tokens: int) -> int:
+    """How many rows of the longest prompt and text keep at most `batch_tokens` tokens; one at least.
+
+    Each token is kept twice, for nearly always two versions of a layer are at work.
+    """
+    longest = max((example.n_prompt for example in examples), default=0) + new_tokens
     return max(1, batch_tokens // (2 * longest))
 
 

@@ -16,6 +16,7 @@ from torch import nn
 from raysweep.data.examples import Example
 from raysweep.models.forked import ForkedBlock, Opened, UnknownCacheError
 from raysweep.models.surgery import substitute
+from raysweep.studies.answers import model_ends
 from raysweep.studies.decoding import rows_at_once, together
 from raysweep.studies.interventions import Change
 from raysweep.studies.substitution import Pair
@@ -42,7 +43,7 @@ def generate_text(
     two tokens are as likely up to rounding, other changes beside may choose the other. Both models are as before when this returns.
     """
     texts: list[list[str]] = [[] for _ in changes]
-    rows = rows_at_once(max((e.n_prompt for e in examples), default=0) + new_tokens, batch_tokens)
+    rows = rows_at_once(examples, new_tokens, batch_tokens)
     for places in together(pair.n_layers, changes, rows):
         chosen = [changes[place] for place in places]
         for example in examples:
@@ -114,8 +115,7 @@ def _greedy_texts(
         do_sample=False,
         pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
     )
-    told = model.generation_config.eos_token_id if model.generation_config is not None else None
-    ends = set(told) if isinstance(told, (list, tuple)) else {told}
+    ends = model_ends(model)
     texts = []
     for written in out[:, prompt.shape[1] :].tolist():
         stop = next(

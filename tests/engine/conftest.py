@@ -18,7 +18,9 @@ from raysweep.engine.driver import Done, drive
 from raysweep.engine.events import read_events
 from raysweep.engine.facts import Facts
 from raysweep.engine.inspection import inspect
+from raysweep.errors import RunError
 from raysweep.report.tables import collect_tables
+from raysweep.studies.training import Recipe
 
 LAYERS = 6
 WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
@@ -80,6 +82,23 @@ def training_config(world: Path) -> Callable[..., Config]:
         return parse_config(values, overrides=overrides)
 
     return make
+
+
+@pytest.fixture
+def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Recipe], bool]], None]:
+    """failing(wrong) lets trainings fail whose recipe is `wrong`, until it is called again."""
+    from raysweep.studies import finetune
+
+    train = finetune.finetune
+    chosen: list[Callable[[Recipe], bool]] = []
+
+    def may_fail(*arguments: Any, **more: Any) -> Any:
+        if chosen[-1](arguments[4]):
+            raise RunError("the test loss is nan at step 1")
+        return train(*arguments, **more)
+
+    monkeypatch.setattr(finetune, "finetune", may_fail)
+    return chosen.append
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,6 @@ from small_trainings import LAYERS, TRAINER, calls_after
 
 from raysweep import api
 from raysweep.engine.driver import drive
-from raysweep.errors import RunError
 from raysweep.studies.training import drawn_beside
 
 ADAPTATION = {"similarity": {}, "adaptation": {"trainer": {**TRAINER, "max_steps": 2}, "seeds": [0, 1], "top": 2}}
@@ -71,22 +70,6 @@ def test_one_seed_more_trains_only_that(adapted, training_config, tmp_path, even
         "adapt m/first critical seed 2",
         "adaptation m/first",
     ]
-
-
-@pytest.fixture
-def failing(monkeypatch):
-    """failing(wrong) lets trainings fail whose recipe is `wrong`, until it is called again."""
-    from raysweep.studies import finetune
-
-    train, chosen = finetune.finetune, []
-
-    def may_fail(*arguments, **more):
-        if chosen[-1](arguments[4]):
-            raise RunError("the test loss is nan at step 1")
-        return train(*arguments, **more)
-
-    monkeypatch.setattr(finetune, "finetune", may_fail)
-    return chosen.append
 
 
 def test_arms_that_are_trained_are_compared_where_another_failed(

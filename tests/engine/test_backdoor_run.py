@@ -12,7 +12,6 @@ from raysweep.engine.accuracy import compare
 from raysweep.engine.driver import Done, drive
 from raysweep.engine.events import read_events
 from raysweep.engine.folder import RunFolder
-from raysweep.errors import RunError
 from raysweep.numerics.dynamics import change_points
 
 TRAINER = {"max_steps": 2, "per_device_train_batch_size": 2, "learning_rate": 1e-3, "report_to": "none"}
@@ -109,22 +108,6 @@ def test_nothing_is_left_and_nothing_is_done_again(attacked, training_config):
     assert not list((attacked.folder.root / "training").iterdir())
     assert api.examine(attacked.folder.root).findings == ()
     assert drive(training_config(attacked.folder.root, studies())).n_calls == 0
-
-
-@pytest.fixture
-def failing(monkeypatch):
-    """failing(wrong) lets trainings fail whose recipe is `wrong`, until it is called again."""
-    from raysweep.studies import finetune
-
-    train, chosen = finetune.finetune, []
-
-    def may_fail(*arguments, **more):
-        if chosen[-1](arguments[4]):
-            raise RunError("the test loss is nan at step 1")
-        return train(*arguments, **more)
-
-    monkeypatch.setattr(finetune, "finetune", may_fail)
-    return chosen.append
 
 
 def test_arms_that_are_there_are_judged_where_another_failed(
