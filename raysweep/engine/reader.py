@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,7 +55,14 @@ class Reader:
             return paper, True
         options = self._options(model, dataset)
         tokenizer = self.tokenizer(model)
-        return load_examples(dataset.path, dataset.format, tokenizer, prompts_only=prompts_only, **options), False
+        loaded = load_examples(dataset.path, dataset.format, tokenizer, prompts_only=prompts_only, **options)
+        where = f"{dataset.name} (for {model.name})"
+        self._warn(f"{where}: {warning}" for warning in loaded.notes.warnings(dataset.format))
+        return loaded, False
+
+    def _warn(self, warnings: Iterable[str]) -> None:
+        """Add warnings that are not there yet: the records of a data set may be read for several studies."""
+        self.warnings.extend(warning for warning in warnings if warning not in self.warnings)
 
     def poisoned(self, model: ModelConfig, dataset: DatasetConfig, asked: BackdoorConfig, seed: int) -> Loaded:
         """The examples with a backdoor in a share of them, which the seed draws."""
