@@ -19,6 +19,7 @@ import numpy as np
 from raysweep.data.conversations import Message, part_text
 from raysweep.data.examples import Example, Loaded, Room, load_examples
 from raysweep.data.formats import Format, Record
+from raysweep.data.template_notes import Notes
 from raysweep.errors import InputError, shown
 
 if TYPE_CHECKING:
@@ -174,11 +175,15 @@ def drawn_ids(ids: list[int], count: int, seed: int) -> set[int]:
 
 @dataclass(frozen=True)
 class Prompts:
-    """Prompts to evaluate, without responses: each in both versions, in one order; `n_left_out` more were too long."""
+    """Prompts to evaluate, without responses: each in both versions, in one order; `n_left_out` more were too long.
+
+    `notes` say what of the records the prompt template does not read.
+    """
 
     clean: list[Example]
     triggered: list[Example]
     n_left_out: int
+    notes: Notes
 
 
 def evaluation_prompts(
@@ -200,7 +205,8 @@ def evaluation_prompts(
     """
     options = {**options, "prompts_only": True, "room": Room(room.model, None, room.vocabulary) if room else None}
     read: Callable[..., Loaded] = load_examples
-    clean = read(source, format, tokenizer, rewrite=trigger.refuse, **options).examples
+    loaded = read(source, format, tokenizer, rewrite=trigger.refuse, **options)
+    clean = loaded.examples
     both = read(source, format, tokenizer, rewrite=lambda _, record, form: trigger.triggered(record, form), **options)
     triggered = {example.id: example for example in both.examples}
     context = room.context if room else None
@@ -212,4 +218,4 @@ def evaluation_prompts(
             f"{source}: none of its {len(clean)} prompts, with the trigger, has {most} tokens or less, which is the room that "
             f"{new_tokens} new tokens leave: ask for fewer tokens, or give shorter prompts"
         )
-    return Prompts(kept, [triggered[example.id] for example in kept], len(clean) - len(kept))
+    return Prompts(kept, [triggered[example.id] for example in kept], len(clean) - len(kept), loaded.notes)

@@ -77,13 +77,13 @@ class Notes:
             said.append(f"the chat template does not write the whole text of every message: {_counted(self.dropped)}")
         if self.joined:
             said.append(
-                f"{self.joined} records have messages of several text parts, which the prompt template takes as one text: they are "
-                "joined by line breaks"
+                "the prompt template takes texts only, and messages of several text parts are joined by line breaks: "
+                f"{_records(self.joined)}"
             )
         if self.quoted:
             said.append(
-                f"{self.quoted} records have tool calls whose arguments are JSON text, which the chat template writes as a quoted "
-                "string; give objects if the model was trained on objects"
+                f"the chat template writes arguments of tool calls that are JSON text as a quoted string: {_records(self.quoted)}; "
+                "give objects if the model was trained on objects"
             )
         return said
 
@@ -93,8 +93,12 @@ def _count(counts: dict[str, int], names: Iterable[str]) -> None:
         counts[name] = counts.get(name, 0) + 1
 
 
+def _records(n: int) -> str:
+    return f"{n} {'record' if n == 1 else 'records'}"
+
+
 def _counted(counts: Mapping[str, int]) -> str:
-    named = [f"{name} ({n} {'record' if n == 1 else 'records'})" for name, n in list(counts.items())[:_MOST_NAMED]]
+    named = [f"{name} ({_records(n)})" for name, n in list(counts.items())[:_MOST_NAMED]]
     more = f" and {len(counts) - _MOST_NAMED} more" if len(counts) > _MOST_NAMED else ""
     return ", ".join(named) + more
 

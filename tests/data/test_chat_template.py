@@ -293,8 +293,8 @@ def test_arguments_of_calls_reach_the_template_as_written(jsonl: Write, tokenize
     assert r'"arguments": "{\"a\": 2, \"b\": null}"' in found.examples[0].response
     assert '"arguments": {"a": 2, "b": null}' in found.examples[1].response
     assert found.notes.warnings("messages") == [
-        "1 records have tool calls whose arguments are JSON text, which the chat template writes as a quoted string; give "
-        "objects if the model was trained on objects"
+        "the chat template writes arguments of tool calls that are JSON text as a quoted string: 1 record; give objects if the "
+        "model was trained on objects"
     ]
     tokenizer.chat_template = QWEN
     assert loaded(jsonl, tokenizer, records[0]).notes.quoted == 0, "it writes them as they are"
@@ -316,8 +316,7 @@ def test_a_template_for_texts_gets_the_text_of_the_parts(
     joined = loaded(jsonl, tokenizer, {"messages": [said("user", "2 + 3?\n Say it."), ANSWER]})
     assert several.examples[0].tokens.tolist() == joined.examples[0].tokens.tolist()
     assert several.notes.warnings("messages") == [
-        "1 records have messages of several text parts, which the prompt template takes as one text: they are joined by line "
-        "breaks"
+        "the prompt template takes texts only, and messages of several text parts are joined by line breaks: 1 record"
     ]
 
 
