@@ -121,8 +121,14 @@ class ChatTemplate:
         return replace(joined, joined=conversation.in_several_parts)
 
     def variables(self, names: Iterable[str]) -> list[str]:
-        """Those of these names that the template reads as variables and a record may give."""
+        """Those of these names that the template reads as variables and a record may give.
+
+        Where tools choose the template, among several, they are such a name.
+        """
         known = self._vocabulary({}).variables | self._vocabulary({"tools": []}).variables
+        named = self._tokenizer.chat_template
+        if isinstance(named, dict) and "tool_use" in named:
+            known |= {"tools"}
         return [name for name in names if name in known and name not in self._reserved]
 
     def _vocabulary(self, arguments: Mapping[str, Any]) -> Vocabulary:
@@ -137,12 +143,8 @@ class ChatTemplate:
         further = conversation.fields.get(KWARGS)
         if isinstance(further, Mapping):
             fields |= {str(key): value for key, value in further.items() if value is not None}
-        named = self._tokenizer.chat_template
-        chooses = isinstance(named, dict) and "tool_use" in named  # by whether there are tools
-        read = {*self.variables(fields), *(("tools",) if chooses else ())}
-        return {
-            key: _listed(key, value) for key, value in fields.items() if key in read and (key, value) not in _NO_LISTS
-        }
+        read = self.variables(fields)
+        return {name: _listed(name, fields[name]) for name in read if (name, fields[name]) not in _NO_LISTS}
 
     def _check_parts(self, conversation: Conversation) -> None:
         """InputError for a part of a type that the template does not mention."""

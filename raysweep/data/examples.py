@@ -158,7 +158,7 @@ def load_examples(
             needed, lacking = "prompts", "a prompt token"
         raise InputError(
             f"{records.source} has no usable {needed}: none of its {n_unusable} records has {lacking}{cut}; "
-            "check the format, the texts and max_tokens"
+            + "; ".join(["check the format, the texts and max_tokens", *notes.warnings(format)])
         )
     if room:
         _check_room(room, examples, records, tokenizer)

@@ -41,7 +41,9 @@ class Notes:
         self.quoted += any(_is_quoted(arguments, found.whole) for arguments in _arguments_as_text(conversation))
         _count(self.dropped, _roles_dropped(conversation, found.prompt))
         keys = keys_of(conversation)
-        doubtful = [key for key in keys if key not in self._read]
+        given = set(template.variables(key.name for key in keys.values() if key.role is None))
+        # What the template is not even given need not be tried.
+        doubtful = [name for name, key in keys.items() if name not in self._read and (key.role or key.name in given)]
 
         def matter(names: list[str]) -> bool:
             return bool(names) and _depends(template, conversation, [keys[name] for name in names], found)
@@ -53,7 +55,7 @@ class Notes:
             if matter(rest):  # two say the same, such as reasoning under two names, and either is enough
                 same = [key for key in rest if not matter([other for other in rest if other != key])]
                 self._read.update(same or rest)
-        self.add_unread(key for key in doubtful if key not in self._read)
+        self.add_unread(key for key in keys if key not in self._read)
 
     def add_unread(self, keys: Iterable[str]) -> None:
         """Add a record's keys on which its text does not depend."""

@@ -31,6 +31,7 @@ Encoded = tuple[NDArray[np.int64], int]  # tokens [T] of both, and how many lead
 
 _PRINTED = re.compile(r"\{\{.*?\}\}")
 _LONGEST_START = 30  # of a text, in a message
+_SWITCHES = ("enable_thinking", "thinking")  # variables with which templates choose how they open an answer
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class ChatWording:
         conversation, template = record_format.conversation(record), ChatTemplate(tokenizer)
         found = template.texts(conversation)
         if not found.whole.startswith(found.prompt):
-            raise InputError(_not_continued(found.prompt, found.whole))
+            raise InputError(_not_continued(found.prompt, found.whole, template))
         if notes is not None:
             notes.add(template, conversation, found)
             if record_format.converse is None:
@@ -198,14 +199,16 @@ def _around(text: str, answer: str) -> str:
     return text[: printed[0].start()] + answer + text[printed[-1].end() :]
 
 
-def _not_continued(prompt: str, whole: str) -> str:
+def _not_continued(prompt: str, whole: str, template: ChatTemplate) -> str:
     """What is wrong with a template whose text with the answer does not begin with its prompt for generation."""
     n = _n_common(prompt, whole)
     before = prompt[max(0, n - _LONGEST_START) : n]
+    switches = ", ".join(template.variables(_SWITCHES))
     return (
         "the tokenizer's chat template does not continue its own generation prompt, so that it is unknown where the response "
         f"starts: after {before!r} the prompt alone has {_start(prompt[n:])}, and with the answer it has {_start(whole[n:])}; "
-        "change the template so that both are the same, or choose another wording"
+        f"change the template so that both are the same{f', set {switches} in the records' if switches else ''}, or choose another "
+        "wording"
     )
 
 

@@ -130,6 +130,29 @@ def test_an_answer_may_begin_with_what_the_prompt_opens(jsonl: Write, tokenizer:
     )
 
 
+def test_what_opens_an_answer_in_another_way_may_be_set_in_the_records(
+    jsonl: Write, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    opened = "<assistant>{% if enable_thinking is not false %}<think>{% endif %}{% endif"
+    tokenizer.chat_template = SIMPLE.replace("<assistant>{% endif", opened)
+    told = refusal(jsonl, tokenizer, {"messages": [USER, ANSWER]})
+    assert told.endswith(
+        "change the template so that both are the same, set enable_thinking in the records, or choose another wording"
+    )
+    found = loaded(jsonl, tokenizer, {"messages": [USER, ANSWER], "enable_thinking": False})
+    assert found.examples[0].response == "It is 5.<end>"
+
+
+def test_calls_that_leave_no_response_are_named(jsonl: Write, tokenizer: PreTrainedTokenizerFast) -> None:
+    tokenizer.chat_template = SIMPLE.replace("<end>", "")
+    with pytest.raises(InputError) as error:
+        loaded(jsonl, tokenizer, {"messages": [USER, said("assistant", "", tool_calls=[CALL])]})
+    assert str(error.value).endswith(
+        "check the format, the texts and max_tokens; the prompt template does not read these, which are ignored: tool_calls of "
+        "assistant messages (1 record)"
+    )
+
+
 def test_calls_that_the_template_does_not_write_are_a_cut_answer(
     jsonl: Write, tokenizer: PreTrainedTokenizerFast
 ) -> None:
