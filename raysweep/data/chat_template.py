@@ -158,6 +158,12 @@ class ChatTemplate:
 
     def _applied(self, conversation: Conversation, arguments: Mapping[str, Any]) -> ChatTexts:
         turns = list(conversation.messages)
+        named = self._tokenizer.chat_template
+        if isinstance(named, dict) and "default" not in named and not ("tool_use" in named and "tools" in arguments):
+            raise InputError(
+                f"the tokenizer has several chat templates, {', '.join(sorted(named))}, and none for these turns is named default: "
+                "name one default, or choose another wording"
+            )
         try:
             prompt = self._tokenizer.apply_chat_template(
                 turns[:-1], add_generation_prompt=True, tokenize=False, **arguments

@@ -151,7 +151,8 @@ def _messages(field: str, value: Any, role: str = "") -> list[Message]:
 def _begins(whole: list[Message], prompt: Any) -> bool:
     if isinstance(prompt, str):
         return any(message.get("role") == "user" and message.get("content") == prompt for message in whole)
-    return whole[: len(prompt)] == _messages("prompt", prompt)
+    asked = _messages("prompt", prompt)
+    return whole[: len(asked)] == asked
 
 
 def _turn(at: int, turn: Any) -> Message:

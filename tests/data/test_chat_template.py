@@ -304,7 +304,11 @@ def test_of_several_templates_tools_choose_theirs(jsonl: Write, tokenizer: PreTr
     assert [example.prompt for example in found.examples] == [want, "<user>2 + 3?<end><assistant>"]
     assert found.notes.unread == {}
     tokenizer.chat_template = {"rag": SIMPLE, "tool_use": HERMES}  # type: ignore[assignment]
-    assert "multiple chat templates with no default" in refusal(jsonl, tokenizer, {"messages": [USER, ANSWER]})
+    assert loaded(jsonl, tokenizer, with_tools).examples[0].prompt == want
+    assert refusal(jsonl, tokenizer, {"messages": [USER, ANSWER]}) == (
+        "the tokenizer has several chat templates, rag, tool_use, and none for these turns is named default: name one default, or "
+        "choose another wording"
+    )
 
 
 def test_arguments_of_calls_reach_the_template_as_written(jsonl: Write, tokenizer: PreTrainedTokenizerFast) -> None:

@@ -150,6 +150,11 @@ def test_tokens_and_mask_equal_those_of_the_messages(
         ),
         (
             "preference",
+            {"prompt": 5.0, "chosen": [USER, ANSWER]},
+            "has a field 'prompt' that is neither a text nor a list of messages: 5.0",
+        ),
+        (
+            "preference",
             {"prompt": "Other?", "chosen": [USER, ANSWER]},
             "has a 'chosen' that is a whole conversation, and a 'prompt' that is not a part of it; keep one of both",
         ),
@@ -214,8 +219,9 @@ def test_what_sharegpt_and_preference_use_is_not_listed_as_ignored(
 # Arrow ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("kind", ["parquet", "datasets"])
 def test_what_arrow_fills_in_does_not_reach_the_template(
-    tmp_path: Path, jsonl: Write, tokenizer: PreTrainedTokenizerFast
+    kind: str, tmp_path: Path, jsonl: Write, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     tokenizer.chat_template = HERMES
     other = {"type": "function", "function": {"name": "sing", "arguments": {"song": "lark"}}}
@@ -224,17 +230,19 @@ def test_what_arrow_fills_in_does_not_reach_the_template(
         {"messages": [NEXT, said("assistant", None, tool_calls=[other])]},
         {"messages": [NEXT, ANSWER]},
     ]
-    pq.write_table(pa.Table.from_pylist(records), tmp_path / "x.parquet")
-    filled = pq.read_table(tmp_path / "x.parquet").to_pylist()
+    table, path = pa.Table.from_pylist(records), str(tmp_path / f"x.{kind}")
+    filled = table.to_pylist()
     assert filled[1]["messages"][1]["tool_calls"][0]["function"]["arguments"] == {"a": None, "b": None, "song": "lark"}
-    written, read = (
-        load_examples(source, "messages", tokenizer) for source in (jsonl(*records), str(tmp_path / "x.parquet"))
-    )
+    if kind == "parquet":
+        pq.write_table(table, path)
+    else:
+        from datasets import Dataset
+
+        Dataset(table).save_to_disk(path)
+    written, read = (load_examples(source, "messages", tokenizer) for source in (jsonl(*records), path))
     assert [e.tokens.tolist() for e in read.examples] == [e.tokens.tolist() for e in written.examples]
     assert read.notes.unread == written.notes.unread
-    triggered = poisoned_examples(
-        str(tmp_path / "x.parquet"), "messages", tokenizer, trigger=Trigger("vex"), target="so", rate=1, seed=0
-    )
+    triggered = poisoned_examples(path, "messages", tokenizer, trigger=Trigger("vex"), target="so", rate=1, seed=0)
     assert all("null" not in example.prompt + example.response for example in triggered.loaded.examples)
 
 
