@@ -82,8 +82,8 @@ class Changed:
                 continue
             yield from _changes((name,), value)
 
-    def problem(self, change: Change, examples: Sequence[Example]) -> str | None:
-        """What is wrong with raysweep's losses of the pair after the change; None if they are right or refused by name."""
+    def outcome(self, change: Change, examples: Sequence[Example]) -> str:
+        """What raysweep makes of the pair after the change: `equal` to the reference, `refused` by name, or what is wrong."""
         settings = copy.deepcopy(self._settings)
         inner, known = settings, self._all
         for key in change.path[:-1]:
@@ -103,13 +103,14 @@ class Changed:
         try:
             found = self._swept(examples)
         except InputError as error:
-            return None if _names_it(str(error), change) else f"refused without a name: {error}"
+            return "refused" if _names_it(str(error), change) else f"refused without a name: {error}"
         except Exception as error:
             return f"raised {type(error).__name__}: {error}, where the reference has {str(expected)[:100]}"
         if isinstance(expected, str):
             return f"measured, where the reference has {expected[:200]}"
         apart = float(np.abs(found - expected).max())
-        return None if apart <= 1e-5 * max(1.0, float(np.abs(expected).max())) else f"{apart} apart from the reference"
+        close = apart <= 1e-5 * max(1.0, float(np.abs(expected).max()))
+        return "equal" if close else f"{apart} apart from the reference"
 
     def _swept(self, examples: Sequence[Example]) -> np.ndarray:
         base, tuned = describe(str(self.base)), describe(str(self.tuned))
