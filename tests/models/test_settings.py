@@ -76,6 +76,16 @@ def test_what_a_layer_brings_along_is_computed(
     assert pairs[kind].outcome(Change((name,), value), examples) == "equal"
 
 
+@pytest.mark.parametrize(
+    ("kind", "name", "value"),
+    [("llama", "hidden_act", "relu"), ("mixtral", "num_experts_per_tok", 1), ("mistral", "sliding_window", 2)],
+)
+def test_a_streamed_pair_brings_settings_along_too(
+    kind: str, name: str, value: Any, pairs: dict[str, Changed], examples: list[Example]
+) -> None:
+    assert pairs[kind].outcome(Change((name,), value), examples, streamed=True) == "equal"
+
+
 @pytest.mark.parametrize("kind", ALL)
 def test_any_setting_is_right_or_refused(kind: str, pairs: dict[str, Changed], examples: list[Example]) -> None:
     changes = list(pairs[kind].changes())
