@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from inspect import signature
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 _TOKENS = 8
 # What a model's own code raises about its settings. Others may come from tensors without memory, which prove nothing.
-_ABOUT_SETTINGS = (ValueError, KeyError)
+_ABOUT_SETTINGS = (ValueError, KeyError, TypeError)
 
 
 def tried_model(checkpoint: Checkpoint) -> PreTrainedModel:
@@ -29,15 +30,18 @@ def tried_model(checkpoint: Checkpoint) -> PreTrainedModel:
         raise
     except Exception as error:  # settings that do not fit one another raise whatever the architecture stumbled over
         raise _refusal(checkpoint, error) from error
-    try:
-        with torch.no_grad():
-            model.eval()(input_ids=torch.zeros(1, _TOKENS, dtype=torch.long, device="meta"))
-    except _ABOUT_SETTINGS as error:
-        raise _refusal(checkpoint, error) from error
-    except (
-        Exception
-    ):  # a tensor without memory cannot be looked at (a mixture's routing, a mask): nothing is known then
-        pass
+    known = signature(model.forward).parameters
+    for inputs in ({"use_cache": False}, {}) if "use_cache" in known else ({},):
+        try:
+            with torch.no_grad():
+                model.eval()(input_ids=torch.zeros(1, _TOKENS, dtype=torch.long, device="meta"), **inputs)
+            break
+        except _ABOUT_SETTINGS as error:
+            raise _refusal(checkpoint, error) from error
+        except (
+            Exception
+        ):  # a tensor without memory cannot be looked at (a mixture's routing, a mask); that proves nothing
+            continue
     return model
 
 

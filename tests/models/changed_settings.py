@@ -27,7 +27,9 @@ from raysweep.models.checkpoint import describe, standard_config
 from raysweep.models.expected_tensors import check_tensors
 from raysweep.models.loading import load_model
 from raysweep.models.pair import check_pair
+from raysweep.models.stream import StreamedModel
 from raysweep.studies.interventions import check_changes
+from raysweep.studies.streamed import StreamedPair
 from raysweep.studies.substitution import Pair, sweep_losses
 
 WINDOWS = (
@@ -82,8 +84,8 @@ class Changed:
                 continue
             yield from _changes((name,), value)
 
-    def problem(self, change: Change, examples: Sequence[Example]) -> str | None:
-        """What is wrong with raysweep's losses of the pair after the change; None if they are right or refused by name."""
+    def outcome(self, change: Change, examples: Sequence[Example], *, streamed: bool = False) -> str:
+        """What raysweep makes of the pair after the change: `equal` to the reference, `refused` by name, or what is wrong."""
         settings = copy.deepcopy(self._settings)
         inner, known = settings, self._all
         for key in change.path[:-1]:
@@ -101,21 +103,25 @@ class Changed:
             except Exception as error:
                 expected = f"{type(error).__name__}: {error}"
         try:
-            found = self._swept(examples)
+            found = self._swept(examples, streamed=streamed)
         except InputError as error:
-            return None if _names_it(str(error), change) else f"refused without a name: {error}"
+            return "refused" if _names_it(str(error), change) else f"refused without a name: {error}"
         except Exception as error:
             return f"raised {type(error).__name__}: {error}, where the reference has {str(expected)[:100]}"
         if isinstance(expected, str):
             return f"measured, where the reference has {expected[:200]}"
         apart = float(np.abs(found - expected).max())
-        return None if apart <= 1e-5 * max(1.0, float(np.abs(expected).max())) else f"{apart} apart from the reference"
+        close = apart <= 1e-5 * max(1.0, float(np.abs(expected).max()))
+        return "equal" if close else f"{apart} apart from the reference"
 
-    def _swept(self, examples: Sequence[Example]) -> np.ndarray:
+    def _swept(self, examples: Sequence[Example], *, streamed: bool) -> np.ndarray:
         base, tuned = describe(str(self.base)), describe(str(self.tuned))
         check_tensors(tuned)
         check_pair(base, tuned)
-        pair = Pair(Adapter(load_model(base)), Adapter(load_model(tuned)))
+        if streamed:
+            pair: Pair = StreamedPair.of(StreamedModel(base), StreamedModel(tuned))
+        else:
+            pair = Pair(Adapter(load_model(base)), Adapter(load_model(tuned)))
         asked = check_changes(pair.n_layers, [1, 2, pair.n_layers], reverse=True)
         texts = [change.text for change in asked]
         rows = [texts.index(text) for text in self._texts(pair.n_layers)]
