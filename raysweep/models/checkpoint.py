@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from raysweep import lab
 from raysweep.errors import InputError, shown
 from raysweep.models.kinds import checkpoint_predicts
+from raysweep.models.provenance_file import read_note
 from raysweep.models.tensors import Shape
 from raysweep.models.weights import read_weights
 
@@ -31,7 +32,7 @@ _DEEPEST = 10_000  # what a damaged config may ask for is not planned
 class Checkpoint:
     """A checkpoint's identity: its config, `shapes` (tensor → shape), bytes, and the fingerprint of its contents.
 
-    `digests` has each tensor's own (none of `.bin` files). Of one `on_paper`, which is not here, `folder` is the config's file,
+    `digests` has each tensor's own (none of `.bin` files). `note` is what its provenance file says of the weights. Of one `on_paper`, which is not here, `folder` is the config's file,
     and there are no weights to read; see architecture.py.
     """
 
@@ -44,6 +45,7 @@ class Checkpoint:
     fingerprint: str
     digests: Mapping[str, str] = field(default_factory=dict)
     on_paper: bool = False
+    note: str = ""
 
     @property
     def n_layers(self) -> int:
@@ -109,6 +111,7 @@ def describe(source: str) -> Checkpoint:
         adapter,
         weights.fingerprint,
         weights.digests,
+        note=read_note(folder),
     )
 
 
