@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 _SECONDS = 10  # for the hub to answer at all; the client's own downloads retry for much longer
 
@@ -21,13 +22,14 @@ def download_snapshot(repository: str, revision: str, files: Collection[str]) ->
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import OfflineModeIsEnabled
 
+    asked: dict[str, Any] = {"revision": revision, "allow_patterns": list(files)}
     with contextlib.suppress(Exception):  # raised if nothing of this revision is kept here
-        kept = Path(snapshot_download(repository, revision=revision, local_files_only=True))
+        kept = Path(snapshot_download(repository, **asked, local_files_only=True))
         if all((kept / name).is_file() for name in files):
             return kept
     try:
         HfApi().model_info(repository, revision=revision, timeout=_SECONDS)
-        folder = Path(snapshot_download(repository, revision=revision, allow_patterns=list(files)))
+        folder = Path(snapshot_download(repository, **asked))
     except OfflineModeIsEnabled as error:
         raise HubUnavailableError("HF_HUB_OFFLINE is set") from error
     except Exception as error:  # the hub client raises many types; every one means the same here
