@@ -242,5 +242,13 @@ def _cell(model: str, dataset: str, loaded: Loaded, size: int, stop: StopConfig 
     drawn: list[Example] = in_random_order(loaded.examples, stop.seed) if stop else []
     in_turn = tuple(tuple(drawn[i : i + size]) for i in range(0, len(drawn), size))
     return Cell(
-        model, dataset, runs, loaded.n_cut, loaded.n_unusable, loaded.n_excluded, in_turn, n_blank=loaded.n_blank
+        model,
+        dataset,
+        runs,
+        loaded.n_cut,
+        loaded.n_unusable,
+        loaded.n_excluded,
+        in_turn,
+        n_blank=loaded.n_blank,
+        n_answer_cut=loaded.n_answer_cut,
     )

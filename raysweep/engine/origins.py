@@ -73,6 +73,7 @@ def dataset_records(config: Config, facts: Facts) -> list[dict[str, str]]:
                 "cut": str(cell.n_cut),
                 "excluded": str(cell.n_excluded),
                 "blank_responses": str(cell.n_blank),
+                "answers_cut": str(cell.n_answer_cut),
             }
         )
     return datasets
