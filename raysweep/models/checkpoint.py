@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from raysweep import lab
 from raysweep.errors import InputError, shown
 from raysweep.models.kinds import checkpoint_predicts
+from raysweep.models.provenance_file import read_note
 from raysweep.models.tensors import Shape
 from raysweep.models.weights import read_weights
 
@@ -34,7 +35,8 @@ _DEEPEST = 10_000  # what a damaged config may ask for is not planned
 class Checkpoint:
     """A checkpoint's identity: its config, `shapes` (tensor → shape), bytes, and the fingerprint of its contents.
 
-    `digests` has each tensor's own (none of `.bin` files), `dtypes` what each is stored in, as safetensors names it. Of one `on_paper`, which is not here, `folder` is the config's file,
+    `digests` has each tensor's own (none of `.bin` files), `dtypes` what each is stored in, as safetensors names it. `note` is
+    what its provenance file says of the weights. Of one `on_paper`, which is not here, `folder` is the config's file,
     and there are no weights to read; see architecture.py.
     """
 
@@ -48,6 +50,7 @@ class Checkpoint:
     digests: Mapping[str, str] = field(default_factory=dict)
     on_paper: bool = False
     dtypes: Mapping[str, str] = field(default_factory=dict)
+    note: str = ""
 
     @property
     def n_layers(self) -> int:
@@ -126,6 +129,7 @@ def describe(source: str) -> Checkpoint:
         weights.fingerprint,
         weights.digests,
         dtypes=weights.dtypes,
+        note=read_note(folder),
     )
 
 
