@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from typing import TYPE_CHECKING
 
@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raysweep.data.formats import Format, Record, Turns, render
+from raysweep.data.template_date import TemplateClock, today
 from raysweep.data.wording_texts import LLAMA2, LLAMA3, LLAMA3_TOKENS, PHI3, PHI3_TOKENS
 from raysweep.errors import InputError, nearest
 
@@ -32,9 +33,13 @@ _PRINTED = re.compile(r"\{\{.*?\}\}")
 
 @dataclass(frozen=True)
 class ChatWording:
-    """The tokenizer's own chat template: everything before the last assistant's tokens carries no loss."""
+    """The tokenizer's own chat template: everything before the last assistant's tokens carries no loss.
+
+    A template that reads the clock is given `clock`, by default today's date.
+    """
 
     name: str
+    clock: TemplateClock | None = field(default=None, compare=False)
 
     def check(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """InputError where the tokenizer has no chat template."""
@@ -51,9 +56,10 @@ class ChatWording:
         where the template refuses the turns, or a whole conversation does not begin with its own prompt.
         """
         turns = record_format.turns(record)
+        clock = self.clock or TemplateClock(today())
         try:
-            prompt = tokenizer.apply_chat_template(turns[:-1], add_generation_prompt=True, tokenize=False)
-            whole = tokenizer.apply_chat_template(turns, tokenize=False)
+            prompt = clock.render(tokenizer, turns[:-1], add_generation_prompt=True)
+            whole = clock.render(tokenizer, turns)
         except Exception as error:  # a template raises whatever its expressions can
             kind = "" if isinstance(error, jinja2.TemplateError) else f"{type(error).__name__}: "
             raise InputError(
@@ -204,8 +210,9 @@ WORDINGS: dict[str, Wording] = {
 }
 
 
-def find_wording(name: str) -> Wording:
-    """The wording of that name; InputError for an unknown one, with the nearest."""
+def find_wording(name: str, clock: TemplateClock | None = None) -> Wording:
+    """The wording of that name; InputError for an unknown one, with the nearest. `clock` is for chat templates that read it."""
     if name not in WORDINGS:
         raise InputError(f"unknown wording '{name}': {nearest(name, WORDINGS)}")
-    return WORDINGS[name]
+    found = WORDINGS[name]
+    return replace(found, clock=clock) if isinstance(found, ChatWording) else found
