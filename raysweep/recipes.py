@@ -74,6 +74,7 @@ def critical_config(
     split: str | None = None,
     prompt: str | None = None,
     response: str | None = None,
+    template_date: str | None = None,
     similarity: Mapping[str, Any],
     execution: Mapping[str, Any],
 ) -> Config:
@@ -87,7 +88,7 @@ def critical_config(
     return parse_config(
         {
             "name": "critical",
-            "models": [{"name": _name(model), "base": model, "wording": wording}],
+            "models": [{"name": _name(model), "base": model, "wording": wording, "template_date": template_date}],
             "datasets": datasets,
             "studies": {"similarity": dict(similarity)},
             "execution": dict(execution),
@@ -146,6 +147,7 @@ models:
     tuned:                           # data set -> fine-tuned checkpoint, or PEFT adapter on the base
       sums: lab://tiny/sums
     wording: chat                    # chat: the tokenizer's own template; plain: no words added (encoders); or llama2, llama3, phi3
+    # template_date: 2026-01-31      # the date for a chat template that reads the clock; by default the run folder's, or today
     dtype: auto                      # the checkpoint's own on a GPU, float32 on a CPU
 
 datasets:

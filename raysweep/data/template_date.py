@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import jinja2
 
-from raysweep.errors import InputError, shown
+from raysweep.config_dates import parse_date
+from raysweep.errors import InputError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -27,17 +28,6 @@ _MACRO = (
     f"{{{{ {_TIMES}[format] if format in {_TIMES} else raise_exception('{_UNKNOWN}' ~ format) }}}}"
     "{%- endmacro %}\n"
 )
-
-
-def parse_date(text: str) -> str:
-    """Return a date written as YYYY-MM-DD. Raises ValueError for any other text."""
-    try:
-        date = datetime.date.fromisoformat(text)
-    except ValueError:
-        date = None
-    if date is None or date.isoformat() != text:
-        raise ValueError(f"{shown(text)} is not a date; write it as YYYY-MM-DD")
-    return text
 
 
 def today() -> str:

@@ -11,7 +11,7 @@ import pytest
 from transformers.utils import chat_template_utils
 
 from raysweep.data.examples import load_examples
-from raysweep.data.template_date import TemplateClock, parse_date, today
+from raysweep.data.template_date import TemplateClock, today
 from raysweep.errors import InputError
 
 TURNS = [{"role": "user", "content": "How old is it? {{ 7 }}"}, {"role": "assistant", "content": "007 years"}]
@@ -129,10 +129,3 @@ def test_examples_are_worded_at_their_date(tokenizer: Any, at: Callable[[str], N
     assert load_examples(str(path), "messages", tokenizer, wording="plain").template_date is None
     with pytest.raises(InputError, match="template_date: '26 Jul' is not a date; write it as YYYY-MM-DD"):
         load_examples(str(path), "messages", tokenizer, template_date="26 Jul")
-
-
-@pytest.mark.parametrize("text", ["2024-7-26", "20240726", "2024-W30-5", "2024-02-30", "2024-07-26T00:00", "", "today"])
-def test_other_writings_of_a_date_are_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="is not a date; write it as YYYY-MM-DD"):
-        parse_date(text)
-    assert parse_date("2024-02-29") == "2024-02-29"
