@@ -154,7 +154,8 @@ datasets:
   - name: sums
     path: lab://sums/test            # .jsonl, .json, .csv or .tsv (also .gz, .zst, .bz2, .xz), .parquet, .arrow, a folder of such
                                      # files, a save_to_disk folder, or a hub data set; with split: test if there are several
-    format: gsm8k                    # dolly, alpaca, gsm8k, boolq, openbookqa, messages, or columns
+    format: gsm8k                    # dolly, alpaca, gsm8k, boolq, openbookqa, messages, sharegpt, prompt_completion, preference,
+                                     # or columns
     limit: 300                       # the first so many records, after exclude: {phrases, pattern, column, values},
                                      # and last or all_but_last: so many records at the end
     max_tokens: 512                  # longer examples are cut here (and counted)

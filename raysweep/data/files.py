@@ -17,6 +17,7 @@ from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 from raysweep.data.compressed import COMPRESSIONS, byte_lines, compression_of
+from raysweep.data.conversations import ArrowRecord
 from raysweep.data.formats import Record
 from raysweep.errors import InputError, shortened
 
@@ -232,7 +233,7 @@ def _read_batches(path: Path, kind: str, batches: Iterator[Any]) -> Rows:
     rows = (record for batch in batches for record in batch.to_pylist())
     try:
         for index, record in enumerate(rows):
-            yield Place(place, index), record
+            yield Place(place, index), ArrowRecord(record)
     except (pyarrow.ArrowException, ValueError, OverflowError, OSError) as error:
         # text that is no UTF-8, a date out of range, a stream that is cut short; but not a disk's own errors
         if isinstance(error, OSError) and error.errno is not None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from raysweep import lab
+from raysweep.data.conversations import ArrowRecord
 from raysweep.data.exclusion import taken
 from raysweep.data.files import Place, Rows, kind_of, read_file
 from raysweep.data.folders import find_files
@@ -192,7 +193,7 @@ def _read_datasets(name: str, load: Callable[[str], Any], split: str | None, kno
     with _quiet(), tempfile.TemporaryDirectory() as cache:
         try:
             for number, record in enumerate(_one_split(name, load(cache), split).with_format(None)):
-                yield Place(name, number), record
+                yield Place(name, number), ArrowRecord(record)
         except InputError:
             raise
         except Exception as error:  # `datasets` raises whatever its readers and the network raise

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,16 +79,22 @@ class Reader:
             raise InputError(f"{error}{chat.hint}") from error
         if loaded.template_date is not None:
             self.template_dates[_own_name(model)] = loaded.template_date
+        self._warn(model, dataset, [*loaded.source_warnings, *loaded.notes.warnings(dataset.format)])
         if (_own_name(model), dataset.name) not in self._read:  # records of the same name to train on are worded alike
             self._read.add((_own_name(model), dataset.name))
-            texts = [*loaded.warnings, *chat.notes(loaded.examples)]
+            self._warn(model, dataset, chat.notes(loaded.examples))
             if other is not None and other is not chat.tokenizer:
                 wording = find_wording(model.wording, TemplateClock(self._date(model)))
                 pair = (chat.tokenizer, other)
                 found = compare(loaded.examples, records, wording, pair, prompts_only=prompts_only)
-                texts += difference_texts(found, chat.source, self._models[model.name][1][dataset.name].source)
-            self.warnings += [f"{dataset.name} (for {model.name}): {text}" for text in texts]
+                tuned = self._models[model.name][1][dataset.name]
+                self._warn(model, dataset, difference_texts(found, chat.source, tuned.source))
         return loaded, False
+
+    def _warn(self, model: ModelConfig, dataset: DatasetConfig, warnings: Iterable[str]) -> None:
+        """Add warnings that are not there yet: the records of a data set may be read for several studies."""
+        said = (f"{dataset.name} (for {model.name}): {warning}" for warning in warnings)
+        self.warnings.extend(warning for warning in said if warning not in self.warnings)
 
     @property
     def read_for(self) -> set[str]:
@@ -127,6 +133,7 @@ class Reader:
             new_tokens=asked.tokens,
             **options,
         )
+        self._warn(model, dataset, found.notes.warnings(dataset.format))
         return tuple(found.clean), tuple(found.triggered)
 
     def _chat(self, model: ModelConfig) -> Chat:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from raysweep.errors import InputError
 from raysweep.models.checkpoint import Checkpoint, predicts_tokens, standard_config
+from raysweep.models.quantisation import is_quantised
 from raysweep.models.weights import NOT_PLAIN
 
 if TYPE_CHECKING:
@@ -53,9 +54,13 @@ def load_model(
     predicts = predicts_tokens(checkpoint)
     if not predicts and may_pool(checkpoint):
         placed["add_pooling_layer"] = False
+    config = standard_config(checkpoint.folder)
+    if hasattr(config, "quantization_config") and not is_quantised(checkpoint):
+        del config.quantization_config  # of before its weights were merged or dequantised
     try:
         model, info = (AutoModelForCausalLM if predicts else AutoModel).from_pretrained(
             checkpoint.folder,
+            config=config,
             dtype=getattr(torch, dtype),
             trust_remote_code=False,
             output_loading_info=True,
