@@ -265,14 +265,17 @@ def critical(
     resamples: int = 1000,
     seed: int = 0,
     progress: Callable[[str], None] | None = None,
+    warn: Callable[[str], None] | None = None,
 ) -> Critical:
     """The critical layers of a config's first model on its data sets, as its similarity study asks; writes nothing.
 
-    The model is streamed from disk where it does not fit in memory. Raises InputError before anything is computed, and
+    The model is streamed from disk where it does not fit in memory. `warn` is given what may mislead about the records, and the
+    date if the chat template reads the clock. Raises InputError before anything is computed, and
     RunError where states cannot be compared.
     """
     from raysweep.engine.inspection import inspect
     from raysweep.engine.loading import batch_budget
+    from raysweep.engine.template_dates import date_texts
     from raysweep.errors import InputError, RunError
     from raysweep.models.adapter import Adapter
     from raysweep.models.loading import load_model
@@ -288,6 +291,9 @@ def critical(
         raise InputError(
             f"--top {top}: '{model.base.source}' has {model.base.n_layers} decoder layers; give 1 to as many"
         )
+    if warn:
+        for text in (*facts.warnings, *date_texts(facts.template_dates, recorded=False)):
+            warn(text)
     loaded: StreamedModel | Adapter
     if model.residency.mode == "stream":
         loaded = StreamedModel(model.base, dtype=model.dtype, device=facts.device)

@@ -60,7 +60,7 @@ def sweep(
         list[int] | None, typer.Option(help="Window width, 5 by default; may be given several times.")
     ] = None,
     limit: Annotated[int | None, typer.Option(help="Use the first so many records.")] = None,
-    split: Annotated[str | None, typer.Option(help="Split of a hub data set.")] = None,
+    split: Annotated[str | None, typer.Option(help="Split of a folder or hub data set.")] = None,
     prompt: Annotated[str | None, typer.Option(help="Prompt column or template (format columns).")] = None,
     response: Annotated[str | None, typer.Option(help="Response column or template (format columns).")] = None,
     out: Annotated[
@@ -258,9 +258,12 @@ def critical(
     format: Annotated[str | None, typer.Option(help=FORMATS)] = None,
     wording: Annotated[str, typer.Option(help="Prompt wording: chat, plain, llama2, llama3 or phi3.")] = "chat",
     limit: Annotated[int | None, typer.Option(help="Use the first so many records of each.")] = None,
-    split: Annotated[str | None, typer.Option(help="Split of a hub data set.")] = None,
+    split: Annotated[str | None, typer.Option(help="Split of a folder or hub data set.")] = None,
     prompt: Annotated[str | None, typer.Option(help="Prompt column or template (format columns).")] = None,
     response: Annotated[str | None, typer.Option(help="Response column or template (format columns).")] = None,
+    template_date: Annotated[
+        str | None, typer.Option(help="YYYY-MM-DD for a chat template that reads the clock; today by default.")
+    ] = None,
     resamples: Annotated[int, typer.Option(min=1, help="Half-samples of the examples behind each share.")] = 1000,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the half-samples.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")] = "auto",
@@ -281,11 +284,12 @@ def critical(
         split=split,
         prompt=prompt,
         response=response,
+        template_date=template_date,
         similarity={"metrics": [metric], "pooling": pooling, "neighbourhood": neighbourhood, "diagonal": diagonal},
         execution={"device": device, "residency": residency},
     )
     try:
-        found = find(config, top=top, resamples=resamples, seed=seed, progress=_capturing)
+        found = find(config, top=top, resamples=resamples, seed=seed, progress=_capturing, warn=_warn)
     except KeyboardInterrupt:
         typer.echo("interrupted; nothing was written", err=True)
         raise typer.Exit(130) from None
@@ -293,6 +297,10 @@ def critical(
         typer.echo(json.dumps(critical_json(found, model), indent=1))
     else:
         typer.echo("\n".join(critical_lines(found, model)))
+
+
+def _warn(text: str) -> None:
+    typer.echo(f"warning: {text}", err=True)
 
 
 def _capturing(name: str) -> None:
@@ -361,7 +369,7 @@ def _conclude(done: Run) -> None:
     for line in done.summary():
         typer.echo(line)
     for text in done.warnings:
-        typer.echo(f"warning: {text}", err=True)
+        _warn(text)
     for task, error in done.failed.items():
         typer.echo(f"failed: {task}: {redacted(error.splitlines()[0])}", err=True)
     if done.accuracy is not None:

@@ -29,7 +29,8 @@ class Planned:
     in both, and of the windows and other changes that cost nothing because they are one with another. `at_most`: sweeps may
     stop before they have needed all of it. `kinds` are costs by kind of work, by the rates of the simulation where there is
     one; `assumed` says what is not here and was taken as the config has it; `warnings` tell of records that are left out or cut.
-    `notes` are what checkpoints' provenance files say of their weights, by source.
+    `notes` are what checkpoints' provenance files say of their weights, by source; `template_dates` are those that chat
+    templates are given which read the clock, by model.
     """
 
     tasks: Mapping[str, tuple[int, int]]
@@ -50,6 +51,7 @@ class Planned:
     kinds: Sequence[KindCost] = ()
     warnings: Sequence[str] = ()
     notes: Mapping[str, str] = field(default_factory=dict)
+    template_dates: Mapping[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -63,11 +65,13 @@ class Planned:
 
     def to_text(self) -> str:
         """A few lines for a terminal."""
+        from raysweep.engine.template_dates import date_texts
         from raysweep.report.kinds import kind_lines
 
         lines = [f"assumed      {text}" for text in self.assumed]
         lines += [f"checkpoint   {source}: {note}" for source, note in self.notes.items()]
         lines += [f"warning      {text}" for text in self.warnings]
+        lines += [f"date         {text}" for text in date_texts(self.template_dates)]
         lines += [f"{kind:<12} {n} tasks, {done} done" for kind, (done, n) in self.tasks.items()]
         lines += kind_lines(self.kinds)
         lines += [
@@ -219,6 +223,7 @@ def plan_run(
         by_kind(config, facts, needed_graph, done, calls, told),
         records_warnings(dataset_records(config, facts), facts.warnings),
         checkpoint_notes(facts),
+        facts.template_dates,
     )
 
 

@@ -20,6 +20,7 @@ from jinja2.ext import Extension
 from jinja2.parser import Parser
 
 from raysweep.data.conversations import TEXT, Conversation, Message, part_text, part_type, text_of
+from raysweep.data.template_date import TemplateClock, today
 from raysweep.errors import InputError, shown
 
 if TYPE_CHECKING:
@@ -86,10 +87,11 @@ class ChatTexts:
 
 
 class ChatTemplate:
-    """A tokenizer's chat template, applied to conversations."""
+    """A tokenizer's chat template, applied to conversations; one that reads the clock is given `clock`, or else today's date."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, clock: TemplateClock | None = None) -> None:
         self._tokenizer = tokenizer
+        self._clock = clock or TemplateClock(today())
         self._reserved = _reserved() | set(tokenizer.special_tokens_map)
 
     def texts(self, conversation: Conversation) -> ChatTexts:
@@ -165,10 +167,8 @@ class ChatTemplate:
                 "name one default, or choose another wording"
             )
         try:
-            prompt = self._tokenizer.apply_chat_template(
-                turns[:-1], add_generation_prompt=True, tokenize=False, **arguments
-            )
-            whole = self._tokenizer.apply_chat_template(turns, tokenize=False, **arguments)
+            prompt = self._clock.render(self._tokenizer, turns[:-1], add_generation_prompt=True, **arguments)
+            whole = self._clock.render(self._tokenizer, turns, **arguments)
         except Exception as error:  # a template raises whatever its expressions can
             kind = "" if isinstance(error, jinja2.TemplateError) else f"{type(error).__name__}: "
             raise InputError(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import date
 from functools import partial
 from itertools import takewhile
 from typing import TYPE_CHECKING, Literal
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from raysweep.data.exclusion import Exclude
 from raysweep.data.formats import Format, Record, find_format
 from raysweep.data.records import Records, read_records
+from raysweep.data.template_date import TemplateClock, today
 from raysweep.data.template_notes import Notes
 from raysweep.data.wording import Wording, find_wording
 from raysweep.errors import InputError
@@ -77,7 +79,8 @@ class Loaded:
     response token (where one is needed) or there is no prompt token. `n_excluded` are the records that `exclude` left
     out of those read. `n_blank` of the examples have a blank response, so that only the wording's own tokens carry loss.
     Of `n_answer_cut` examples the prompt template leaves out or rewrites a part of the answer; `notes` say what else of the
-    records it does not read.
+    records it does not read. `template_date` is the date that a chat template was given which reads the clock; None if no
+    clock was read. `source_warnings` say what of the source was not read.
     """
 
     examples: list[Example]
@@ -87,6 +90,8 @@ class Loaded:
     n_blank: int = 0
     n_answer_cut: int = 0
     notes: Notes = field(default_factory=Notes)
+    template_date: str | None = None
+    source_warnings: tuple[str, ...] = ()
 
 
 def load_examples(
@@ -107,6 +112,7 @@ def load_examples(
     last: int | None = None,
     all_but_last: int | None = None,
     rewrite: Rewrite | None = None,
+    template_date: str | date | None = None,
 ) -> Loaded:
     """The first `limit` records of `source`, worded, tokenised and cut to their first `max_tokens` tokens.
 
@@ -118,13 +124,16 @@ def load_examples(
     `all_but_last` holds back; `limit` counts what remains.
     `rewrite` is given every record that is used, once it is found to fit its format, and what it returns is worded instead;
     what it raises is told with the record's place.
+    `template_date` (YYYY-MM-DD, today by default) is the date that a chat template is given which reads the clock.
     Only ids that occur need an embedding: many tokenizers have a few more tokens than their model.
 
     Raises InputError for an unknown format or wording, a tokenizer that the wording cannot use, a source that cannot be
     read, a record that does not fit its format (file and line named), examples that `room` has none for, and where no
     example is usable.
     """
-    record_format, chosen = find_format(format, prompt, response, prompts_only=prompts_only), find_wording(wording)
+    clock = TemplateClock(today() if template_date is None else str(template_date))
+    record_format = find_format(format, prompt, response, prompts_only=prompts_only)
+    chosen = find_wording(wording, clock)
     chosen.check(tokenizer)
     leaves_out = None if exclude is None else partial(exclude.leaves_out, record_format=record_format)
     records = read_records(
@@ -162,7 +171,17 @@ def load_examples(
         )
     if room:
         _check_room(room, examples, records, tokenizer)
-    return Loaded(examples, n_cut, n_unusable, records.n_excluded, n_blank, n_answer_cut, notes)
+    return Loaded(
+        examples,
+        n_cut,
+        n_unusable,
+        records.n_excluded,
+        n_blank,
+        n_answer_cut,
+        notes,
+        clock.date if clock.was_read else None,
+        records.warnings,
+    )
 
 
 def _check_room(room: Room, examples: list[Example], records: Records, tokenizer: PreTrainedTokenizerBase) -> None:

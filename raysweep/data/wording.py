@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from raysweep.data.chat_template import ChatTemplate, roles
 from raysweep.data.conversations import says
 from raysweep.data.formats import Format, Record, render
+from raysweep.data.template_date import TemplateClock
 from raysweep.data.template_notes import Notes, keeps_answer, keys_of
 from raysweep.data.wording_texts import LLAMA2, LLAMA3, LLAMA3_TOKENS, PHI3, PHI3_TOKENS
 from raysweep.errors import InputError, nearest
@@ -36,9 +37,13 @@ _SWITCHES = ("enable_thinking", "thinking")  # variables with which templates ch
 
 @dataclass(frozen=True)
 class ChatWording:
-    """The tokenizer's own chat template: everything before the last assistant's tokens carries no loss."""
+    """The tokenizer's own chat template: everything before the last assistant's tokens carries no loss.
+
+    A template that reads the clock is given `clock`, by default today's date.
+    """
 
     name: str
+    clock: TemplateClock | None = field(default=None, compare=False)
 
     def check(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """InputError where the tokenizer has no chat template."""
@@ -62,7 +67,7 @@ class ChatWording:
         template does not read. Raises InputError where the template refuses the turns, or a whole conversation does not begin
         with its own prompt.
         """
-        conversation, template = record_format.conversation(record), ChatTemplate(tokenizer)
+        conversation, template = record_format.conversation(record), ChatTemplate(tokenizer, self.clock)
         found = template.texts(conversation)
         if not found.whole.startswith(found.prompt):
             raise InputError(_not_continued(found.prompt, found.whole, template))
@@ -255,8 +260,9 @@ WORDINGS: dict[str, Wording] = {
 }
 
 
-def find_wording(name: str) -> Wording:
-    """The wording of that name; InputError for an unknown one, with the nearest."""
+def find_wording(name: str, clock: TemplateClock | None = None) -> Wording:
+    """The wording of that name; InputError for an unknown one, with the nearest. `clock` is for chat templates that read it."""
     if name not in WORDINGS:
         raise InputError(f"unknown wording '{name}': {nearest(name, WORDINGS)}")
-    return WORDINGS[name]
+    found = WORDINGS[name]
+    return replace(found, clock=clock) if isinstance(found, ChatWording) else found

@@ -66,7 +66,10 @@ class ModelFacts:
 
 @dataclass(frozen=True)
 class Facts:
-    """What inspection found, what a plan assumes of what is not here, and what may mislead, in words."""
+    """What inspection found, what a plan assumes of what is not here, and what may mislead, in words.
+
+    `template_dates` has, by model, the date that a chat template was given which reads the clock.
+    """
 
     models: Mapping[str, ModelFacts]
     cells: Mapping[tuple[str, str], Cell]
@@ -75,3 +78,4 @@ class Facts:
     trainings: Trainings = field(default_factory=Trainings)
     assumed: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    template_dates: Mapping[str, str] = field(default_factory=dict)

@@ -23,6 +23,7 @@ from raysweep.engine.facts import Cell, Facts, ModelFacts
 from raysweep.engine.reader import Reader
 from raysweep.engine.residency import choose_residency
 from raysweep.engine.steps import StepModel
+from raysweep.engine.template_dates import unused_dates
 from raysweep.engine.training_facts import find_trainings, trained_on
 from raysweep.errors import InputError
 from raysweep.models.blocks import find_blocks
@@ -74,11 +75,18 @@ def _unreadable_told() -> Iterator[None]:
 
 
 @_unreadable_told()
-def inspect(config: Config, find_device: Callable[[str], str] = resolve_device, *, may_assume: bool = False) -> Facts:
+def inspect(
+    config: Config,
+    find_device: Callable[[str], str] = resolve_device,
+    *,
+    may_assume: bool = False,
+    template_dates: Mapping[str, str] | None = None,
+) -> Facts:
     """Read and check everything the config names. Raises InputError for the first thing that cannot be used.
 
     `find_device` says which device `execution.device` means where the work will be done; by default, on this machine. With
     `may_assume`, for plans, what is not here is described by `architecture` and `expected` where the config has them.
+    `template_dates` are those recorded by an earlier run, by model, for chat templates that read the clock.
     """
     device = find_device(config.execution.device)
     described: dict[tuple[str, str | None], Checkpoint] = {}
@@ -135,6 +143,7 @@ def inspect(config: Config, find_device: Callable[[str], str] = resolve_device, 
         predicting,
         states_alone=not (asked_for.substitution or asked_for.removal or asked_for.trainings),
         may_assume=may_assume,
+        template_dates=template_dates,
     )
     cells: dict[tuple[str, str], Cell] = {}
     for model in config.models:
@@ -166,7 +175,8 @@ def inspect(config: Config, find_device: Callable[[str], str] = resolve_device, 
     bases = {name: found.base for name, found in models.items()}
     trainings = find_trainings(config, bases, predicting, device, reader)
     assumed = _assumed(config, models, cells)
-    return Facts(models, cells, device, libraries(), trainings, assumed, (*noted, *reader.warnings))
+    warnings = (*noted, *reader.warnings, *unused_dates(config, reader.read_for, reader.template_dates))
+    return Facts(models, cells, device, libraries(), trainings, assumed, warnings, reader.template_dates)
 
 
 def _passed_over(checkpoint: Checkpoint) -> list[str]:

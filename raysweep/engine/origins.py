@@ -61,13 +61,16 @@ def dataset_records(config: Config, facts: Facts) -> list[dict[str, str]]:
     datasets = []
     for (model_name, dataset_name), cell in facts.cells.items():
         asked = next(d for d in config.datasets if d.name == dataset_name)
+        model = next(m for m in config.models if m.name == model_name)
+        date = facts.template_dates.get(model.of if isinstance(model, StepModel) else model_name)
         datasets.append(
             {
                 "dataset": dataset_name,
                 "model": model_name,
                 "path": asked.path,
                 "format": asked.format,
-                "wording": next(m for m in config.models if m.name == model_name).wording,
+                "wording": model.wording,
+                **({} if date is None else {"template_date": date}),
                 "examples": str(sum(map(len, cell.chunks))),
                 "left_out": str(cell.n_unusable),
                 "cut": str(cell.n_cut),
