@@ -17,6 +17,7 @@ from raysweep.config_removal import RemovalConfig
 from raysweep.config_stop import StopConfig
 from raysweep.config_substitution import GenerationConfig
 from raysweep.data.examples import Example, Loaded, Room
+from raysweep.engine.adapters import inspect_adapters
 from raysweep.engine.asked import asked_changes, stop_rule
 from raysweep.engine.assumed import assumptions, checkpoint_on_paper
 from raysweep.engine.facts import Cell, Facts, ModelFacts
@@ -88,11 +89,14 @@ def inspect(config: Config, find_device: Callable[[str], str] = resolve_device, 
         return described[key]
 
     models: dict[str, ModelFacts] = {}
+    of_adapters: list[str] = []
     for model in config.models:
         base = described_once(model, model.base)
         tuned = {name: described_once(model, source, base) for name, source in model.tuned.items()}
         for checkpoint in tuned.values():
             check_pair(base, checkpoint)
+        tuned, warned = inspect_adapters(model.name, base, tuned)
+        of_adapters += warned
         predicts = predicts_tokens(base)
         will_be = trained_on(config, model)
         if (tuned or will_be) and config.studies.substitution and not predicts:
@@ -154,7 +158,7 @@ def inspect(config: Config, find_device: Callable[[str], str] = resolve_device, 
     bases = {name: found.base for name, found in models.items()}
     trainings = find_trainings(config, bases, predicting, device, reader)
     assumed = _assumed(config, models, cells)
-    return Facts(models, cells, device, libraries(), trainings, assumed, tuple(reader.warnings))
+    return Facts(models, cells, device, libraries(), trainings, assumed, (*of_adapters, *reader.warnings))
 
 
 def _assumed(
