@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -295,7 +295,7 @@ def critical(
         device_map = config.execution.device_map
         loaded = Adapter(load_model(model.base, dtype=model.dtype, device=facts.device, device_map=device_map))
     try:
-        return critical_layers(
+        found = critical_layers(
             loaded,
             {dataset: cell.examples for (of_model, dataset), cell in facts.cells.items() if of_model == name},
             top=top,
@@ -310,3 +310,4 @@ def critical(
         )
     except InputError as error:
         raise RunError(str(error)) from error
+    return replace(found, note=model.base.note)

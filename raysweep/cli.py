@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from raysweep.cli_checkpoints import consolidate, fetch
 from raysweep.cli_options import FORMATS, AsJson, Folder, Fresh, Options, Overrides, Version
 from raysweep.errors import RaysweepError, RunError
 from raysweep.redaction import redacted
@@ -221,19 +222,8 @@ def export(
     typer.echo(export_run(folder, out, format, parse_options(options or [])).to_text())
 
 
-@app.command()
-def consolidate(
-    shards: Annotated[Path, typer.Argument(help="A checkpoint-N that was trained with FSDP, or a folder of *.distcp.")],
-    base: Annotated[str, typer.Argument(help="The checkpoint it was trained from: folder, hub id or lab:// name.")],
-    out: Annotated[Path, typer.Argument(help="A new or empty folder.")],
-    dtype: Annotated[
-        str, typer.Option(help="float32, bfloat16, float16, or auto: the widest that is stored.")
-    ] = "auto",
-) -> None:
-    """Make a Hugging Face folder of a sharded checkpoint; no pickled code is run."""
-    from raysweep.api import consolidate as write
-
-    typer.echo(write(shards, base, out, dtype=dtype).to_text())
+app.command()(fetch)
+app.command()(consolidate)
 
 
 @app.command()

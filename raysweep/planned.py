@@ -29,6 +29,7 @@ class Planned:
     in both, and of the windows and other changes that cost nothing because they are one with another. `at_most`: sweeps may
     stop before they have needed all of it. `kinds` are costs by kind of work, by the rates of the simulation where there is
     one; `assumed` says what is not here and was taken as the config has it; `warnings` tell of records that are left out or cut.
+    `notes` are what checkpoints' provenance files say of their weights, by source.
     """
 
     tasks: Mapping[str, tuple[int, int]]
@@ -48,6 +49,7 @@ class Planned:
     assumed: Sequence[str] = ()
     kinds: Sequence[KindCost] = ()
     warnings: Sequence[str] = ()
+    notes: Mapping[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -64,6 +66,7 @@ class Planned:
         from raysweep.report.kinds import kind_lines
 
         lines = [f"assumed      {text}" for text in self.assumed]
+        lines += [f"checkpoint   {source}: {note}" for source, note in self.notes.items()]
         lines += [f"warning      {text}" for text in self.warnings]
         lines += [f"{kind:<12} {n} tasks, {done} done" for kind, (done, n) in self.tasks.items()]
         lines += kind_lines(self.kinds)
@@ -141,7 +144,7 @@ def plan_run(
     from raysweep.engine.cost import cost
     from raysweep.engine.estimate import options, rates_here, reckon
     from raysweep.engine.graph import beyond, shortened
-    from raysweep.engine.origins import dataset_records
+    from raysweep.engine.origins import checkpoint_notes, dataset_records
     from raysweep.engine.paper import device_on_paper, rates_from, settled, simulated
     from raysweep.engine.pending import model_calls, spilled
     from raysweep.engine.phases import fitted
@@ -215,6 +218,7 @@ def plan_run(
         facts.assumed,
         by_kind(config, facts, needed_graph, done, calls, told),
         records_warnings(dataset_records(config, facts), facts.warnings),
+        checkpoint_notes(facts),
     )
 
 

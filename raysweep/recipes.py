@@ -150,7 +150,8 @@ models:
 datasets:
   - name: sums
     path: lab://sums/test            # .jsonl, .json, .parquet, .csv, a save_to_disk folder, or a hub data set (with split)
-    format: gsm8k                    # dolly, alpaca, gsm8k, boolq, openbookqa, messages, or columns
+    format: gsm8k                    # dolly, alpaca, gsm8k, boolq, openbookqa, messages, sharegpt, prompt_completion, preference,
+                                     # or columns
     limit: 300                       # the first so many records, after exclude: {phrases, pattern, column, values},
                                      # and last or all_but_last: so many records at the end
     max_tokens: 512                  # longer examples are cut here (and counted)

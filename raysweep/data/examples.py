@@ -6,7 +6,7 @@ Reading is records.py's, texts are formats.py's and wording.py's; this module jo
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import takewhile
 from typing import TYPE_CHECKING, Literal
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from raysweep.data.exclusion import Exclude
 from raysweep.data.formats import Format, Record, find_format
 from raysweep.data.records import Records, read_records
+from raysweep.data.template_notes import Notes
 from raysweep.data.wording import Wording, find_wording
 from raysweep.errors import InputError
 
@@ -75,6 +76,8 @@ class Loaded:
     `n_cut` of them lost tokens to `max_tokens` or the model's context; `n_unusable` more were left out, for a cut left no
     response token (where one is needed) or there is no prompt token. `n_excluded` are the records that `exclude` left
     out of those read. `n_blank` of the examples have a blank response, so that only the wording's own tokens carry loss.
+    Of `n_answer_cut` examples the prompt template leaves out or rewrites a part of the answer; `notes` say what else of the
+    records it does not read.
     """
 
     examples: list[Example]
@@ -82,6 +85,8 @@ class Loaded:
     n_unusable: int
     n_excluded: int = 0
     n_blank: int = 0
+    n_answer_cut: int = 0
+    notes: Notes = field(default_factory=Notes)
 
 
 def load_examples(
@@ -128,10 +133,12 @@ def load_examples(
     context = room.context if room and too_long == "cut" else None
     most = min((n for n in (max_tokens, context) if n is not None), default=None)
     examples: list[Example] = []
-    n_cut = n_blank = 0
+    n_cut = n_blank = n_answer_cut = 0
+    notes = Notes()
     for index, record in zip(records.numbers, records.records, strict=True):
         try:
-            example = _example(index, record, record_format, chosen, tokenizer, prompts_only, rewrite)
+            worded, its_format = _rewritten(index, record, record_format, rewrite)
+            example = _example(index, worded, its_format, chosen, tokenizer, prompts_only, notes)
         except InputError as error:
             raise InputError(f"{records.place(index)}: {error}") from error
         kept = _cut_prompt(example.tokens, most, tokenizer) if prompts_only else example.tokens[:most]
@@ -139,6 +146,8 @@ def load_examples(
         if 0 < n_prompt < len(kept) + prompts_only:
             n_cut += len(kept) < example.length
             n_blank += not prompts_only and not record_format.texts(record)[1].strip()
+            answered = prompts_only or chosen.keeps_answer(its_format, worded, (example.prompt, example.response))
+            n_answer_cut += not answered
             examples.append(Example(index, kept, n_prompt, example.prompt, example.response))
     n_unusable = len(records.records) - len(examples)
     if not examples:
@@ -149,11 +158,11 @@ def load_examples(
             needed, lacking = "prompts", "a prompt token"
         raise InputError(
             f"{records.source} has no usable {needed}: none of its {n_unusable} records has {lacking}{cut}; "
-            "check the format, the texts and max_tokens"
+            + "; ".join(["check the format, the texts and max_tokens", *notes.warnings(format)])
         )
     if room:
         _check_room(room, examples, records, tokenizer)
-    return Loaded(examples, n_cut, n_unusable, records.n_excluded, n_blank)
+    return Loaded(examples, n_cut, n_unusable, records.n_excluded, n_blank, n_answer_cut, notes)
 
 
 def _check_room(room: Room, examples: list[Example], records: Records, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -178,6 +187,13 @@ def _check_room(room: Room, examples: list[Example], records: Records, tokenizer
         )
 
 
+def _rewritten(index: int, record: Record, record_format: Format, rewrite: Rewrite | None) -> tuple[Record, Format]:
+    problem = record_format.problem(record)
+    if problem is not None:
+        raise InputError(problem)
+    return (record, record_format) if rewrite is None else rewrite(index, record, record_format)
+
+
 def _example(
     index: int,
     record: Record,
@@ -185,14 +201,9 @@ def _example(
     wording: Wording,
     tokenizer: PreTrainedTokenizerBase,
     prompts_only: bool,
-    rewrite: Rewrite | None,
+    notes: Notes,
 ) -> Example:
-    problem = record_format.problem(record)
-    if problem is not None:
-        raise InputError(problem)
-    if rewrite is not None:
-        record, record_format = rewrite(index, record, record_format)
-    texts = wording.texts(record_format, record, tokenizer)
+    texts = wording.texts(record_format, record, tokenizer, notes=notes)
     for what, text in zip(("prompt", "response"), texts, strict=True):
         try:
             text.encode()

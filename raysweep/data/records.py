@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from raysweep import lab
+from raysweep.data.conversations import ArrowRecord
 from raysweep.data.exclusion import taken
 from raysweep.data.formats import Record
 from raysweep.errors import InputError, nearest, shortened
@@ -248,7 +249,7 @@ def _read_parquet(path: Path) -> Numbered:
         with parquet.ParquetFile(path) as file:
             for batch in file.iter_batches(batch_size=1024):
                 for record in batch.to_pylist():
-                    yield None, record
+                    yield None, ArrowRecord(record)
     except (pyarrow.ArrowException, ValueError, OverflowError) as error:  # text that is no UTF-8, a date out of range
         raise InputError(f"{path} is no whole Parquet file: {error}") from error
 
@@ -282,7 +283,7 @@ def _read_datasets(name: str, config: str | None, split: str | None) -> Numbered
             else:
                 data = datasets.load_dataset(name, config, streaming=True, cache_dir=cache)
             for record in _one_split(name, data, split).with_format(None):
-                yield None, record
+                yield None, ArrowRecord(record)
         except InputError:
             raise
         except Exception as error:  # `datasets` raises whatever its readers and the network raise

@@ -29,6 +29,7 @@ class Cell:
     drawn: tuple[tuple[Example, ...], ...] = ()
     on_paper: bool = False
     n_blank: int = 0
+    n_answer_cut: int = 0
 
     @property
     def swept(self) -> tuple[tuple[Example, ...], ...]:

@@ -28,10 +28,13 @@ from raysweep.engine.training_facts import find_trainings, trained_on
 from raysweep.errors import InputError
 from raysweep.models.blocks import find_blocks
 from raysweep.models.checkpoint import Checkpoint, describe, predicts_tokens
+from raysweep.models.expected_tensors import check_tensors
 from raysweep.models.loading import resolve_dtype, skeleton
 from raysweep.models.pair import check_pair
 from raysweep.models.parts import parts_of
+from raysweep.models.quantisation import check_quantised
 from raysweep.models.same import same_in_checkpoints
+from raysweep.models.settings import settings_warning
 from raysweep.studies.stopping import check_rule, in_random_order
 
 _FEWEST_TO_COMPARE = 2
@@ -80,23 +83,31 @@ def inspect(config: Config, find_device: Callable[[str], str] = resolve_device, 
     """
     device = find_device(config.execution.device)
     described: dict[tuple[str, str | None], Checkpoint] = {}
+    noted: list[str] = []
+    checked: set[str] = set()
 
     def described_once(model: ModelConfig, source: str, base: Checkpoint | None = None) -> Checkpoint:
         key = (source, model.architecture)
         if key not in described:
             paper = checkpoint_on_paper(model, source, base) if may_assume else None
             described[key] = paper or describe(source)
+            check_quantised(described[key], device)
         return described[key]
 
     models: dict[str, ModelFacts] = {}
-    of_adapters: list[str] = []
     for model in config.models:
         base = described_once(model, model.base)
         tuned = {name: described_once(model, source, base) for name, source in model.tuned.items()}
-        for checkpoint in tuned.values():
-            check_pair(base, checkpoint)
+        for name, checkpoint in tuned.items():
+            found = check_pair(base, checkpoint)
+            if text := settings_warning(found, f"{name} (for {model.name}): base and tuned"):
+                noted.append(text)
+        for checkpoint in (base, *tuned.values()):
+            if checkpoint.fingerprint not in checked:
+                checked.add(checkpoint.fingerprint)
+                noted += _passed_over(checkpoint)
         tuned, warned = inspect_adapters(model.name, base, tuned)
-        of_adapters += warned
+        noted += warned
         predicts = predicts_tokens(base)
         will_be = trained_on(config, model)
         if (tuned or will_be) and config.studies.substitution and not predicts:
@@ -158,7 +169,18 @@ def inspect(config: Config, find_device: Callable[[str], str] = resolve_device, 
     bases = {name: found.base for name, found in models.items()}
     trainings = find_trainings(config, bases, predicting, device, reader)
     assumed = _assumed(config, models, cells)
-    return Facts(models, cells, device, libraries(), trainings, assumed, (*of_adapters, *reader.warnings))
+    return Facts(models, cells, device, libraries(), trainings, assumed, (*noted, *reader.warnings))
+
+
+def _passed_over(checkpoint: Checkpoint) -> list[str]:
+    """A warning about tensors of the checkpoint that the model has no use for. Raises InputError for what it needs and lacks."""
+    names = check_tensors(checkpoint)
+    if not names:
+        return []
+    return [
+        f"checkpoint '{checkpoint.source}' has {len(names)} tensors that belong to no layer, embedding or head, {names[0]} among "
+        "them; they are ignored"
+    ]
 
 
 def _assumed(
@@ -223,5 +245,13 @@ def _cell(model: str, dataset: str, loaded: Loaded, size: int, stop: StopConfig 
     drawn: list[Example] = in_random_order(loaded.examples, stop.seed) if stop else []
     in_turn = tuple(tuple(drawn[i : i + size]) for i in range(0, len(drawn), size))
     return Cell(
-        model, dataset, runs, loaded.n_cut, loaded.n_unusable, loaded.n_excluded, in_turn, n_blank=loaded.n_blank
+        model,
+        dataset,
+        runs,
+        loaded.n_cut,
+        loaded.n_unusable,
+        loaded.n_excluded,
+        in_turn,
+        n_blank=loaded.n_blank,
+        n_answer_cut=loaded.n_answer_cut,
     )

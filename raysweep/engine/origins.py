@@ -32,6 +32,7 @@ def describe_run(config: Config, facts: Facts) -> dict[str, Any]:
                     "layers": str(model.base.n_layers),
                     "parameters": f"{found.n_parameters:,}",
                     "dtype": model.dtype,
+                    **({"note": found.note} if found.note else {}),
                 }
             )
     return {
@@ -47,6 +48,12 @@ def describe_run(config: Config, facts: Facts) -> dict[str, Any]:
         "warnings": list(facts.warnings),
         "published_rho": config.studies.correlation.published if config.studies.correlation else {},
     }
+
+
+def checkpoint_notes(facts: Facts) -> dict[str, str]:
+    """Return what provenance files say of the weights of a plan's checkpoints, by source; only of those that have a note."""
+    checkpoints = [found for model in facts.models.values() for found in (model.base, *model.tuned.values())]
+    return {found.source: found.note for found in checkpoints if found.note}
 
 
 def dataset_records(config: Config, facts: Facts) -> list[dict[str, str]]:
@@ -66,6 +73,7 @@ def dataset_records(config: Config, facts: Facts) -> list[dict[str, str]]:
                 "cut": str(cell.n_cut),
                 "excluded": str(cell.n_excluded),
                 "blank_responses": str(cell.n_blank),
+                "answers_cut": str(cell.n_answer_cut),
             }
         )
     return datasets

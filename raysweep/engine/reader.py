@@ -14,6 +14,7 @@ from raysweep.data.examples import Example, Loaded, Room, load_examples
 from raysweep.data.exclusion import Exclude
 from raysweep.data.formats import find_format
 from raysweep.data.poison import Trigger, evaluation_prompts, poisoned_examples
+from raysweep.data.template_notes import Notes
 from raysweep.engine.assumed import examples_on_paper
 from raysweep.engine.tokenizers import check_one_vocabulary, other_tokenizer, same_chat
 from raysweep.models.checkpoint import Checkpoint, limits
@@ -55,7 +56,14 @@ class Reader:
             return paper, True
         options = self._options(model, dataset)
         tokenizer = self.tokenizer(model)
-        return load_examples(dataset.path, dataset.format, tokenizer, prompts_only=prompts_only, **options), False
+        loaded = load_examples(dataset.path, dataset.format, tokenizer, prompts_only=prompts_only, **options)
+        self._warn(model, dataset, loaded.notes)
+        return loaded, False
+
+    def _warn(self, model: ModelConfig, dataset: DatasetConfig, notes: Notes) -> None:
+        """Add warnings that are not there yet: the records of a data set may be read for several studies."""
+        said = (f"{dataset.name} (for {model.name}): {warning}" for warning in notes.warnings(dataset.format))
+        self.warnings.extend(warning for warning in said if warning not in self.warnings)
 
     def poisoned(self, model: ModelConfig, dataset: DatasetConfig, asked: BackdoorConfig, seed: int) -> Loaded:
         """The examples with a backdoor in a share of them, which the seed draws."""
@@ -89,6 +97,7 @@ class Reader:
             new_tokens=asked.tokens,
             **options,
         )
+        self._warn(model, dataset, found.notes)
         return tuple(found.clean), tuple(found.triggered)
 
     def tokenizer(self, model: ModelConfig) -> PreTrainedTokenizerBase:

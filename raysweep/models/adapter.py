@@ -37,6 +37,8 @@ _PROBE_CUT = 5
 _PROBE_TOLERANCE = 1e-5
 _LEAK_TOLERANCE = 1e-3  # what a token sees of others moves it by far more, products of another shape by far less
 
+_FAILURES = (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError)  # of settings that do not fit
+
 Shared = dict[str, tuple[torch.Tensor, ...]]  # layer type → keys and values, batch first
 
 
@@ -223,6 +225,13 @@ class Adapter:
         hooks = [block.register_forward_hook(learn(index)) for index, block in enumerate(self.blocks)]
         try:
             expected = self._forward(tokens, lengths)
+        except torch.OutOfMemoryError:
+            raise
+        except _FAILURES as error:
+            reason = " ".join(str(error).split())
+            raise self._refusal(
+                f"its own forward fails ({type(error).__name__}: {reason}); correct the settings in its config.json"
+            ) from error
         finally:
             for hook in hooks:
                 hook.remove()
@@ -238,7 +247,7 @@ class Adapter:
             ours = self._replay_among_others(tokens, lengths).reshape(expected.shape)
         except torch.OutOfMemoryError:
             raise
-        except (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError) as error:
+        except _FAILURES as error:
             told = " ".join(str(error).split())
             raise self._refusal(f"replaying its blocks fails ({type(error).__name__}: {told})") from error
         scale = max(1.0, float(expected.abs().max()))

@@ -15,6 +15,7 @@ from raysweep.models.checkpoint import Checkpoint, predicts_tokens, standard_con
 from raysweep.models.peft_check import check_adapter
 from raysweep.models.peft_merge import merge_adapter
 from raysweep.models.peft_types import read_peft_config
+from raysweep.models.quantisation import is_quantised
 from raysweep.models.tied_weights import shared_names
 from raysweep.models.weights import NOT_PLAIN
 
@@ -52,9 +53,13 @@ def load_model(
         if base is None:
             raise InputError(f"'{checkpoint.source}' is a PEFT adapter; name the base checkpoint it belongs to")
         return _load_merged(checkpoint, base, dtype=dtype, device=device, device_map=device_map)
+    config = standard_config(checkpoint.folder)
+    if hasattr(config, "quantization_config") and not is_quantised(checkpoint):
+        del config.quantization_config  # of before its weights were merged or dequantised
     try:
         model, info = (AutoModelForCausalLM if predicts_tokens(checkpoint) else AutoModel).from_pretrained(
             checkpoint.folder,
+            config=config,
             dtype=getattr(torch, dtype),
             trust_remote_code=False,
             output_loading_info=True,

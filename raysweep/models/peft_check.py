@@ -11,6 +11,7 @@ from raysweep.models.peft_base_name import base_warning
 from raysweep.models.peft_fit import Fit, fit_adapter, refuse_if_not_mergeable
 from raysweep.models.peft_merge import try_merging
 from raysweep.models.peft_types import INSTEAD, read_peft_config, unknown_settings
+from raysweep.models.quantisation import is_quantised
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,11 @@ def check_adapter(adapter: Checkpoint, base: Checkpoint) -> AdapterFacts:
 
     config = read_peft_config(adapter)
     _refuse_replicated_layers(adapter, base)
+    if is_quantised(base):
+        raise InputError(
+            f"base '{base.source}' is quantised, and PEFT adapter '{adapter.source}' cannot be merged into packed weights without "
+            "rounding them again; dequantise the base and save it in bfloat16 or float32"
+        )
     fit = fit_adapter(adapter, base, config)
     if fit is not None:
         try_adapter(adapter, config, fit)

@@ -60,7 +60,7 @@ class Critical:
     `delta` [L] is the mean over data sets, of which `layers` have the smallest; `stability` [L] is how often a layer is chosen
     over the half-samples of every data set, as a share (NaN where one has fewer than 8 examples). `shared` names the chosen
     layers' weights that an earlier layer has too, and that go by its name; `parameters` all weights of the chosen layers.
-    `agreement` is between the data sets; None for one.
+    `agreement` is between the data sets; None for one. `note` is what the checkpoint's provenance file says of its weights.
     """
 
     layers: list[int]
@@ -72,6 +72,7 @@ class Critical:
     parameters: tuple[str, ...] = ()
     datasets: Mapping[str, DatasetChoice] = field(default_factory=dict)
     agreement: Agreement | None = None
+    note: str = ""
 
     def peft_config(self) -> dict[str, object]:
         """Keyword arguments for a PEFT config that trains the critical layers only."""

@@ -26,8 +26,8 @@ from raysweep.data.batches import labelled_positions, make_batches, pad
 from raysweep.data.examples import Example
 from raysweep.errors import InputError
 from raysweep.models.adapter import Adapter, BlockCall, apply_block
-from raysweep.models.pair import check_settings
 from raysweep.models.same import Same, same_in_models
+from raysweep.models.settings import check_settings
 from raysweep.studies.capture import Collector, Flight
 from raysweep.studies.interventions import Change, Module, check_changes, labels
 from raysweep.studies.passes import Pass
