@@ -203,10 +203,11 @@ def _read_csv(path: Path, delimiter: str = ",") -> Rows:
 
 
 def _read_parquet(path: Path) -> Rows:
+    import pyarrow
     from pyarrow import parquet
 
     def batches() -> Iterator[Any]:
-        with path.open("rb") as source, parquet.ParquetFile(source) as file:
+        with pyarrow.OSFile(str(path)) as source, parquet.ParquetFile(source) as file:  # a path it might take for a URL
             yield from file.iter_batches(batch_size=1024)
 
     return _read_batches(path, "Parquet", batches())

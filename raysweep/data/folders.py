@@ -54,15 +54,23 @@ def find_files(folder: Path, *, configuration: str | None = None, split: str | N
     found = _files_below(base)
     data = [path for path in found if _is_data(path)]
     warnings: list[str] = []
+    splits: Splits
+    absent: dict[str, str] = {}
     if asked.patterns is not None:
-        splits = _matching(base, found, asked)
+        splits, absent = _matching(base, found, asked)
     elif data:
         splits = infer_splits(data)
         warnings += _outside(base, data, splits)
     else:
         holds = f"it holds {_named(found)}" if found else "it is empty"
         raise InputError(f"{base} has no file of records: {holds}. Give a folder with {KNOWN}")
-    chosen = splits[_choose(folder, splits, split)]
+    name = _choose(folder, splits, split)
+    if name in absent:
+        raise InputError(
+            f"{asked.card}: data_files of split '{name}' names '{absent[name]}', and {base} has no such file. Fetch the missing "
+            "files, or correct the pattern"
+        )
+    chosen = splits[name]
     _check_kinds(base, chosen)
     _check_names(base, chosen)
     return SplitFiles([base / path for path in chosen], (*warnings, *_missing_shards(base, chosen)))
@@ -145,25 +153,23 @@ def _outside(base: Path, data: list[PurePosixPath], splits: Splits) -> Iterable[
         )
 
 
-def _matching(base: Path, files: list[PurePosixPath], asked: Configuration) -> dict[str, list[PurePosixPath]]:
-    """The files that the patterns of a README.md name, by split, each file once."""
+def _matching(base: Path, files: list[PurePosixPath], asked: Configuration) -> tuple[Splits, dict[str, str]]:
+    """The files that the patterns of a README.md name, by split, each file once; and a pattern of a split that no file fits."""
     assert asked.patterns is not None
     ordered = sorted(files, key=_natural)
     splits: dict[str, list[PurePosixPath]] = {}
-    for split, patterns in asked.patterns.items():
+    absent: dict[str, str] = {}
+    for name, patterns in asked.patterns.items():
         named: dict[PurePosixPath, None] = {}
         for pattern in patterns:
             exact = PurePosixPath(pattern)
             found = [exact] if (base / exact).is_file() else [path for path in ordered if asked.matches(pattern, path)]
             found = [path for path in found if _is_data(path)] or found  # `*` fits README.md too
             if not found:
-                raise InputError(
-                    f"{asked.card}: data_files of split '{split}' names '{pattern}', and {base} has no such file. Fetch the "
-                    "missing files, or correct the pattern"
-                )
+                absent[name] = pattern
             named |= dict.fromkeys(found)
-        splits[split] = list(named)
-    return splits
+        splits[name] = list(named)
+    return splits, absent
 
 
 def _choose(folder: Path, splits: Splits, split: str | None) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from raysweep.data.examples import Example
@@ -21,13 +22,13 @@ _MOST_NAMED = 4  # tokens, in a message
 class Chat:
     """The tokenizer that words and splits a model's records for base and tuned, and the checkpoint that it came with.
 
-    `borrowed_for` is the base checkpoint if that has no chat template, `added` are the tokens that it has no name for.
+    `borrowed_for` is the base checkpoint if that has no chat template; `unused` is its tokenizer if the tuned one's is used too.
     """
 
     tokenizer: PreTrainedTokenizerBase
     source: str
     borrowed_for: str | None = None
-    added: Mapping[int, str] | None = None
+    unused: PreTrainedTokenizerBase | None = None
 
     @property
     def hint(self) -> str:
@@ -39,24 +40,34 @@ class Chat:
             "needs none)"
         )
 
+    @cached_property
+    def added(self) -> Mapping[int, str]:
+        """The tokens, by id, that the base's own tokenizer does not have."""
+        if self.unused is None:
+            return {}
+        known = set(self.unused.get_vocab().values())
+        return {number: token for token, number in self.tokenizer.get_vocab().items() if number not in known}
+
+    def without_added(self, examples: Sequence[Example]) -> list[Example]:
+        """The examples that have none of the added tokens."""
+        added = self.added.keys()
+        return [example for example in examples if added.isdisjoint(example.tokens.tolist())]
+
     def notes(self, examples: Sequence[Example]) -> list[str]:
-        """Say that a chat template was borrowed, and how many of the examples have tokens that the base has no name for."""
+        """Say that a chat template was borrowed, and how many of the examples have tokens that the base's tokenizer lacks."""
         if self.borrowed_for is None:
             return []
-        added, used = self.added or {}, 0
-        seen: dict[str, None] = {}
-        for example in examples:
-            if found := [added[token] for token in example.tokens.tolist() if token in added]:
-                used += 1
-                seen |= dict.fromkeys(found)
-        whose = "the base's" if self.added is None else "its"
+        whose = "the base's" if self.unused is None else "its"
         text = (
             f"base '{self.borrowed_for}' has no chat template, so that of '{self.source}' words the records for both, with "
             f"{whose} tokenizer"
         )
-        if used:
-            named = shortened(", ".join(list(seen)[:_MOST_NAMED]))
-            text += f"; {used} of {len(examples)} texts have tokens that the base's tokenizer does not have ({named})"
+        if n_with := len(examples) - len(self.without_added(examples)):
+            found = dict.fromkeys(
+                token for example in examples for token in example.tokens.tolist() if token in self.added
+            )
+            named = shortened(", ".join(self.added[token] for token in list(found)[:_MOST_NAMED]))
+            text += f"; {n_with} of {len(examples)} texts have tokens that the base's tokenizer does not have ({named})"
         return [text]
 
 
@@ -74,9 +85,7 @@ def borrow_chat(
     """
     for source, other in others.items():
         if other is not None and other.chat_template:
-            known = set(tokenizer.get_vocab().values())
-            added = {number: token for token, number in other.get_vocab().items() if number not in known}
-            return Chat(other, source, base.source, added)
+            return Chat(other, source, base.source, tokenizer)
     for source, template in templates.items():
         if template and others[source] is None:
             tokenizer.chat_template = template
@@ -84,20 +93,20 @@ def borrow_chat(
     return Chat(tokenizer, base.source)
 
 
-def difference_texts(found: Difference, source: str, tuned: str) -> list[str]:
-    """Say how the tokenizer of a fine-tuned checkpoint reads texts that are worded and split by that of `source`."""
+def difference_texts(found: Difference, source: str, other: str) -> list[str]:
+    """Say how a checkpoint's own tokenizer reads texts that are worded and split by that of `source`."""
     texts = []
     many = f"{found.n_texts} texts" + (f" (one in {found.step} of the data set)" if found.step > 1 else "")
+    remedy = "Give both folders one tokenizer, the one that the tuned checkpoint was trained with"
     if found.n_worded:
         texts.append(
-            f"the chat template of '{tuned}' words {found.n_worded} of {many} differently from that of '{source}', "
-            "which is used for both; its losses may be of texts that it was not tuned on. Put the files of the tokenizer that it "
-            "was tuned with into both folders"
+            f"the chat template of '{other}' words {found.n_worded} of {many} differently from that of '{source}', which is used "
+            f"for both; its losses may be measured on texts that it was not trained on. {remedy}"
         )
     if found.n_split:
         texts.append(
-            f"the tokenizer of '{tuned}' splits {found.n_split} of {many} differently from that of '{source}', which "
-            f"is used for both ({found.n_other:,} of {found.n_tokens:,} tokens are none of its own); its losses may be of tokens "
-            "that it was not tuned on. Put the files of the tokenizer that it was tuned with into both folders"
+            f"the tokenizer of '{other}' splits {found.n_split} of {many} differently from that of '{source}', which is used for "
+            f"both ({found.n_other:,} of {found.n_tokens:,} tokens are none of its own); its losses may be measured on tokens that "
+            f"it was not trained on. {remedy}"
         )
     return texts

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,7 +72,8 @@ class Reader:
             records[number] = (record, record_format)
             return record, record_format
 
-        options = {**self._options(model, dataset), "prompts_only": prompts_only, "rewrite": keep if other else None}
+        options = {**self._options(model, dataset), "prompts_only": prompts_only}
+        options |= {"rewrite": keep} if other or chat.unused else {}
         try:
             loaded = load_examples(dataset.path, dataset.format, chat.tokenizer, **options)
         except InputError as error:
@@ -83,13 +84,30 @@ class Reader:
         if (_own_name(model), dataset.name) not in self._read:  # records of the same name to train on are worded alike
             self._read.add((_own_name(model), dataset.name))
             self._warn(model, dataset, chat.notes(loaded.examples))
-            if other is not None and other is not chat.tokenizer:
-                wording = find_wording(model.wording, TemplateClock(self._date(model)))
-                pair = (chat.tokenizer, other)
-                found = compare(loaded.examples, records, wording, pair, prompts_only=prompts_only)
-                tuned = self._models[model.name][1][dataset.name]
-                self._warn(model, dataset, difference_texts(found, chat.source, tuned.source))
+            self._warn(model, dataset, self._differences(model, dataset, loaded.examples, records, prompts_only))
         return loaded, False
+
+    def _differences(
+        self,
+        model: ModelConfig,
+        dataset: DatasetConfig,
+        examples: list[Example],
+        records: Mapping[int, tuple[Record, Format]],
+        prompts_only: bool,
+    ) -> Iterator[str]:
+        """How the tokenizers of the pair that are not used would read the examples, in words."""
+        base, tuned = self._models[model.name]
+        chat, other = self._chat(model), self._others.get((model.name, dataset.name))
+        unused = []
+        if chat.unused is not None and (plain := chat.without_added(examples)):
+            unused.append((base, chat.unused, plain))
+        if other is not None and other is not chat.tokenizer:
+            unused.append((tuned[dataset.name], other, examples))
+        wording = find_wording(model.wording, TemplateClock(self._date(model)))
+        for checkpoint, tokenizer, read in unused:
+            pair = (chat.tokenizer, tokenizer)
+            found = compare(read, records, wording, pair, prompts_only=prompts_only)
+            yield from difference_texts(found, chat.source, checkpoint.source)
 
     def _warn(self, model: ModelConfig, dataset: DatasetConfig, warnings: Iterable[str]) -> None:
         """Add warnings that are not there yet: the records of a data set may be read for several studies."""

@@ -132,6 +132,15 @@ def test_what_is_not_supported_is_refused(configs: Any, told: str, folder: Path)
     assert refusal(folder).startswith(f"{folder}/README.md{told}")
 
 
+def test_the_files_of_another_split_may_be_absent(folder: Path) -> None:
+    describe(
+        folder, [{"data_files": [{"split": "train", "path": ["a/*", "none-*"]}, {"split": "test", "path": "b/**"}]}]
+    )
+    assert found(folder, split="test") == ["b/deep/three.jsonl"]
+    assert "data_files of split 'train' names 'none-*', and " in refusal(folder, split="train")
+    assert "has no split 'dev': " in refusal(folder, split="dev")
+
+
 def test_files_of_another_kind_that_are_named_are_refused(folder: Path) -> None:
     (folder / "lines.txt").write_text("no record")
     describe(folder, [{"data_files": "lines.txt"}])

@@ -102,9 +102,9 @@ def test_tokens_with_two_ids_are_refused(make_config, world, tuned):
     assert "; a pair must have one vocabulary; " in told
 
 
-def splitting(world, folder):
-    """Of the texts of the `first` records: how many the two tokenizers split differently, tokens, and tokens of the base's alone."""
-    ours, theirs = (AutoTokenizer.from_pretrained(f) for f in (world / "base", folder))
+def splitting(world, folder, used=None):
+    """Of the texts of the `first` records: how many two tokenizers split differently, tokens, and tokens of the first's alone."""
+    ours, theirs = (AutoTokenizer.from_pretrained(f) for f in (used or world / "base", folder))
     n_texts = n_tokens = n_other = 0
     for line in (world / "first.jsonl").read_text().splitlines():
         record = json.loads(line)
@@ -128,8 +128,8 @@ def test_another_chat_template_is_told(make_config, world, tuned):
     facts = inspect(config)
     assert facts.warnings == (
         f"first (for m): the chat template of '{folder}' words 10 of 10 texts differently from that of '{world}/base', which is "
-        "used for both; its losses may be of texts that it was not tuned on. Put the files of the tokenizer that it was tuned "
-        "with into both folders",
+        "used for both; its losses may be measured on texts that it was not trained on. Give both folders one tokenizer, the one "
+        "that the tuned checkpoint was trained with",
     )
     assert describe_run(config, facts)["warnings"] == list(facts.warnings)
     assert inspect(make_config("nowhere", f"models.0.tuned.first={folder}", "models.0.wording=plain")).warnings == ()
@@ -171,8 +171,8 @@ def test_texts_that_are_split_differently_are_counted(make_config, world, tuned,
         assert n_texts
         assert told == (
             f"first (for m): the tokenizer of '{folder}' splits {n_texts} of 10 texts differently from that of '{world}/base', "
-            f"which is used for both ({n_other} of {n_tokens} tokens are none of its own); its losses may be of tokens that it "
-            "was not tuned on. Put the files of the tokenizer that it was tuned with into both folders"
+            f"which is used for both ({n_other} of {n_tokens} tokens are none of its own); its losses may be measured on tokens that "
+            "it was not trained on. Give both folders one tokenizer, the one that the tuned checkpoint was trained with"
         )
     else:
         assert f"first (for m): the tokenizer of '{folder}' splits " in told
@@ -224,6 +224,20 @@ def test_the_chat_template_of_the_tuned_is_used_where_the_base_has_none(make_con
         "tokenizer",
     )
     assert tokens_of(facts) == tokens_of(inspect(make_config("nowhere", asked[1])))
+
+
+def test_a_base_that_splits_the_borrowed_texts_differently_is_reported(make_config, world, bare):
+    with_split_words(bare)
+    n_texts, n_tokens, n_other = splitting(world, bare, used=world / "tuned")
+    facts = inspect(make_config("nowhere", f"models.0.base={bare}", "studies={substitution: {widths: [2]}}"))
+    assert [text.startswith(f"first (for m): base '{bare}' has no chat template") for text in facts.warnings] == [
+        True,
+        False,
+    ]
+    assert facts.warnings[1].startswith(
+        f"first (for m): the tokenizer of '{bare}' splits {n_texts} of 10 texts differently from that of '{world}/tuned', which "
+        f"is used for both ({n_other} of {n_tokens} tokens are none of its own); "
+    )
 
 
 def add_token(folder, token, template):
