@@ -14,6 +14,7 @@ from raysweep.data.examples import Example
 from raysweep.fingerprint import fingerprint
 from raysweep.models.checkpoint import Checkpoint
 from raysweep.models.same import Same
+from raysweep.models.text_settings import EndsOfPair
 from raysweep.numerics.measures.registry import Parameters
 from raysweep.store.artifacts import FileEntry
 from raysweep.studies.interventions import Change
@@ -140,9 +141,10 @@ class VerifyCall(PairCall):
 
 @dataclass(frozen=True)
 class GenerateCall(PairCall):
-    """Text of a few examples under each of the windows or other changes."""
+    """Text of a few examples under each of the windows or other changes; `ends` are the tokens that end a text."""
 
     new_tokens: int
+    ends: EndsOfPair
 
 
 @dataclass(frozen=True)
@@ -163,7 +165,8 @@ class RemovalCall(ModelCall):
     """Principal components taken out at one layer of the base model, or of the tuned one where there is one.
 
     `layer` is its index, or where `dynamics` has the key of δ, its place among the `top` layers where the metric's is
-    smallest. Text is of the first `shown` examples. `results` has the keys of the tables.
+    smallest. Text is of the first `shown` examples, and ends with the first of the tokens `ends`. `results` has the keys of the
+    tables.
     """
 
     tuned: Checkpoint | None
@@ -172,6 +175,7 @@ class RemovalCall(ModelCall):
     removals: tuple[Removal, ...]
     shown: int
     new_tokens: int
+    ends: tuple[int, ...] = ()
     dynamics: str | None = None
     metric: str = ""
     top: int = 1
@@ -223,7 +227,8 @@ class TrainCall(ModelCall):
 class BackdoorCall(TrainCall):
     """Trains on records with a backdoor in them, or not at all, and has the model answer prompts, clean and triggered.
 
-    Answers are `tokens` long, the likeliest, or sampled with the training's seed where there is a `temperature`.
+    Answers are `tokens` long, the likeliest, or sampled with the training's seed where there is a `temperature`. They end before
+    the first of the tokens `ends`.
     """
 
     trains: bool = True
@@ -232,6 +237,7 @@ class BackdoorCall(TrainCall):
     tokens: int = 64
     temperature: float = 0.0
     top_p: float = 1.0
+    ends: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from raysweep.engine.facts import Cell, Facts, ModelFacts
 from raysweep.engine.reader import Reader
 from raysweep.engine.residency import choose_residency
 from raysweep.engine.steps import StepModel
+from raysweep.engine.text_facts import with_texts, writes_text
 from raysweep.engine.training_facts import find_trainings, trained_on
 from raysweep.errors import InputError
 from raysweep.models.blocks import find_blocks
@@ -88,6 +89,7 @@ def inspect(config: Config, find_device: Callable[[str], str] = resolve_device, 
         return described[key]
 
     models: dict[str, ModelFacts] = {}
+    warnings: list[str] = []
     for model in config.models:
         base = described_once(model, model.base)
         tuned = {name: described_once(model, source, base) for name, source in model.tuned.items()}
@@ -107,7 +109,9 @@ def inspect(config: Config, find_device: Callable[[str], str] = resolve_device, 
         dtype = resolve_dtype(model.dtype, base.dtype, device)
         pairs = [*tuned.values(), *([base] if will_be else [])]  # what will be made is of its base's size
         residency = choose_residency(config, model.name, base, pairs, dtype, device)
-        models[model.name] = ModelFacts(base, tuned, dtype, predicts, same, residency)
+        found = ModelFacts(base, tuned, dtype, predicts, same, residency)
+        models[model.name], said = with_texts(found) if writes_text(config.studies) else (found, [])
+        warnings += said
         if (tuned or will_be) and config.studies.substitution:
             asked_changes(config.studies.substitution, base.n_layers, f" of model '{model.name}'")
             if rule := stop_rule(config.studies.substitution):
@@ -154,7 +158,7 @@ def inspect(config: Config, find_device: Callable[[str], str] = resolve_device, 
     bases = {name: found.base for name, found in models.items()}
     trainings = find_trainings(config, bases, predicting, device, reader)
     assumed = _assumed(config, models, cells)
-    return Facts(models, cells, device, libraries(), trainings, assumed, tuple(reader.warnings))
+    return Facts(models, cells, device, libraries(), trainings, assumed, (*warnings, *reader.warnings))
 
 
 def _assumed(

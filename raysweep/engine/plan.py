@@ -62,6 +62,7 @@ def _training_tasks(config: Config, facts: Facts, model: ModelFacts, cell: Cell,
         similarity_of(config, facts, model, cell),
         facts.libraries,
         is_tuned=is_tuned,
+        text=model.texts.identity(model.texts.base),
     )
 
 

@@ -130,6 +130,7 @@ def removal_call(config: Config, facts: Facts, graph: Graph, task: Task) -> Remo
         removals_of(asked),
         asked.examples,
         asked.tokens,
+        model.texts.ends(task.dataset).of(asked.of == "base"),
     )
     if asked.layers != "critical":
         return call

@@ -62,6 +62,7 @@ def training_calls(
 
 def _answering(call: TrainCall, arm: Arm, asked: BackdoorConfig, facts: Facts) -> BackdoorCall:
     """The call that trains so and then answers."""
+    ends = facts.models[call.model].texts.base
     clean, triggered = facts.trainings.prompts[call.model, call.dataset]
     own = {field.name: getattr(call, field.name) for field in fields(call)}
     return BackdoorCall(
@@ -72,6 +73,7 @@ def _answering(call: TrainCall, arm: Arm, asked: BackdoorConfig, facts: Facts) -
         tokens=asked.tokens,
         temperature=asked.temperature,
         top_p=asked.top_p,
+        ends=ends,
     )
 
 

@@ -115,8 +115,11 @@ def training_tasks(
     libraries: Mapping[str, str],
     *,
     is_tuned: bool,
+    text: Mapping[str, Any],
 ) -> list[Task]:
     """The tasks that train a model for a data set, and those made of them. `tested` is the identity of the test examples.
+
+    `text` is the part of keys that tells how answers end and are decoded (`Texts.identity`).
 
     The first is the fine-tune's, unless a checkpoint `is_tuned` already.
     """
@@ -127,7 +130,7 @@ def training_tasks(
         if arm.study == "finetune" and is_tuned:
             continue
         if arm.study == "backdoor":
-            tasks.append(_attacked(config, trainings, base, cell, tested, asked, arm, similarity, libraries))
+            tasks.append(_attacked(config, trainings, base, cell, tested, asked, arm, similarity, libraries, text))
             continue
         key = made_key(trainings, base, cell, asked, arm, similarity, libraries)
         told = {name: value for name, value in trainings.arguments[arm.study].items() if name.startswith(_TOLD)}
@@ -148,6 +151,7 @@ def _attacked(
     arm: Arm,
     similarity: Task | None,
     libraries: Mapping[str, str],
+    text: Mapping[str, Any],
 ) -> Task:
     """The task that trains an arm on poisoned records and has it answer; untrained, the base answers."""
     backdoor = config.studies.backdoor
@@ -161,6 +165,7 @@ def _attacked(
         "tested": tested,
         "prompts": fingerprint([[e.id, e.tokens[: e.n_prompt].tolist()] for e in (*clean, *triggered)]),
         "sampled": [backdoor.tokens, backdoor.temperature, backdoor.top_p, arm.seed if backdoor.temperature else None],
+        "text": text,
     }
     results = {"texts": fingerprint({**answered, "table": "texts"})}
     if arm.trains:

@@ -67,7 +67,7 @@ def train(call: TrainCall, folder: RunFolder, tell: Tell) -> tuple[list[Commit],
 
     recipe, tuned = _tuned(call, folder, tell)
     if call.kept is not None:
-        save_tuned(tuned, load_tokenizer(call.base), folder.training(call.key) / "final")
+        save_tuned(tuned, load_tokenizer(call.base), folder.training(call.key) / "final", call.base)
     measured = counted(call, recipe, tuned.rows, tuned.steps, tuned.resumed_from)
     return trained_commits(call, folder, recipe, tuned.rows), measured
 
@@ -151,6 +151,7 @@ def answered(
             top_p=call.top_p,
             seed=call.recipe.seed,
             batch_tokens=call.loading.batch_tokens,
+            ends=call.ends,
         )
         told = pd.DataFrame(
             {

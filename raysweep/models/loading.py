@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from raysweep.errors import InputError
 from raysweep.models.checkpoint import Checkpoint, predicts_tokens, standard_config
+from raysweep.models.text_settings import plain_generation_config
 from raysweep.models.weights import NOT_PLAIN
 
 if TYPE_CHECKING:
@@ -51,7 +52,9 @@ def load_model(
         return _merge_adapter(checkpoint, base, dtype=dtype, device=device, device_map=device_map)
     placed: dict[str, Any] = {"device_map": device_map if device_map is not None else {"": device}}
     predicts = predicts_tokens(checkpoint)
-    if not predicts and may_pool(checkpoint):
+    if predicts:
+        placed["generation_config"] = plain_generation_config(checkpoint)
+    elif may_pool(checkpoint):
         placed["add_pooling_layer"] = False
     try:
         model, info = (AutoModelForCausalLM if predicts else AutoModel).from_pretrained(
