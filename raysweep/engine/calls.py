@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from raysweep.studies.endpoint import EndpointJudge
     from raysweep.studies.judging import Keywords, Pattern
     from raysweep.studies.removal import Removal
-    from raysweep.studies.training import Recipe
+    from raysweep.studies.training import Recipe, Trained
 
 
 Failure = Literal["refused", "raised", "lost", "unstarted"]
@@ -200,6 +200,23 @@ class Found:
 
 
 @dataclass(frozen=True)
+class Choice:
+    """Which layers a fine-tune of the run trains: `trained`, whose layers a similarity task finds if there is a `found`.
+
+    `unreached` are layers in which low-rank updates have no place. `seed` is the training's.
+    """
+
+    trained: Trained
+    seed: int
+    found: Found | None = None
+    unreached: frozenset[int] = frozenset()
+
+    def untrained(self, n_layers: int) -> frozenset[int]:
+        """The layers that stay as the base has them."""
+        return self.unreached | {layer for layer in range(n_layers) if not self.trained.trains(layer)}
+
+
+@dataclass(frozen=True)
 class TrainCall(ModelCall):
     """Trains the base on the examples, measuring the loss of the `test` examples along the way.
 
@@ -286,7 +303,10 @@ class SpectrumCall(Call):
 
 @dataclass(frozen=True)
 class CorrelateCall(Call):
-    """Correlation of a cell's dynamics with its losses; both are read from what is committed."""
+    """Correlation of a cell's dynamics with its losses; both are read from what is committed.
+
+    `untrained` are layers that base and tuned have in common; with a `choice`, they are known once its layers are found.
+    """
 
     key: str
     parts: tuple[str, ...]
@@ -299,6 +319,8 @@ class CorrelateCall(Call):
     seed: int
     drop_ends: int
     diagonal: bool = True
+    untrained: tuple[int, ...] = ()
+    choice: Choice | None = None
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from raysweep.data.examples import Example
+from raysweep.engine.calls import Choice
 from raysweep.engine.residency import RESIDENT, Residency
 from raysweep.engine.training_plan import Trainings
 from raysweep.models.checkpoint import Checkpoint
-from raysweep.models.same import Same
+from raysweep.models.same import NOTHING, Same
 from raysweep.models.text_settings import EndsOfPair
 
 
@@ -70,7 +71,7 @@ class ModelFacts:
 
     `same` tells by data set what base and tuned have in common, weight for weight. `promised` are the data sets whose tuned
     checkpoint the run itself makes; `measured` are checkpoints whose states are compared in place of the base's, by data set.
-    `texts` is found where the config asks for text.
+    `texts` is found where the config asks for text. `choices` tell which layers are trained in the promised checkpoints.
     """
 
     base: Checkpoint
@@ -82,6 +83,13 @@ class ModelFacts:
     promised: frozenset[str] = frozenset()
     measured: Mapping[str, Checkpoint] = field(default_factory=dict)
     texts: Texts = field(default_factory=Texts)
+    choices: Mapping[str, Choice] = field(default_factory=dict)
+
+    def untrained(self, dataset: str) -> frozenset[int]:
+        """The layers that the checkpoint tuned on a data set is known to have in common with the base, before anything runs."""
+        if (choice := self.choices.get(dataset)) is None:
+            return self.same.get(dataset, NOTHING).layers
+        return frozenset() if choice.found else choice.untrained(self.base.n_layers)
 
     def compared(self, dataset: str) -> Checkpoint:
         """The checkpoint whose states are captured on a data set."""

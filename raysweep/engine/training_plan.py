@@ -42,6 +42,7 @@ class Trainings:
 
     `poisoned` has by model and data set, and seed, the records with a backdoor among them, `prompts` those that are answered, clean
     and triggered. `dtypes` are those that weights have while they are trained, by study and model; `libraries` those that decide figures.
+    `unreached` has by model the layers in which the fine-tune's low-rank updates have no place.
     """
 
     examples: Mapping[tuple[str, str], tuple[Example, ...]] = field(default_factory=dict)
@@ -50,6 +51,7 @@ class Trainings:
     n_excluded: Mapping[tuple[str, str], int] = field(default_factory=dict)
     poisoned: Mapping[tuple[tuple[str, str], int], tuple[Example, ...]] = field(default_factory=dict)
     prompts: Mapping[tuple[str, str], tuple[tuple[Example, ...], tuple[Example, ...]]] = field(default_factory=dict)
+    unreached: Mapping[str, frozenset[int]] = field(default_factory=dict)
 
     def of(self, cell: tuple[str, str], arm: Arm) -> tuple[Example, ...]:
         """What an arm is trained on."""
