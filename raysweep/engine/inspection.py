@@ -22,6 +22,7 @@ from raysweep.engine.assumed import assumptions, checkpoint_on_paper
 from raysweep.engine.facts import Cell, Facts, ModelFacts
 from raysweep.engine.reader import Reader
 from raysweep.engine.residency import choose_residency
+from raysweep.engine.shared import shared_by
 from raysweep.engine.steps import StepModel
 from raysweep.engine.text_facts import with_texts, writes_text
 from raysweep.engine.training_facts import find_trainings, trained_on
@@ -158,7 +159,8 @@ def inspect(config: Config, find_device: Callable[[str], str] = resolve_device, 
     bases = {name: found.base for name, found in models.items()}
     trainings = find_trainings(config, bases, predicting, device, reader)
     assumed = _assumed(config, models, cells)
-    return Facts(models, cells, device, libraries(), trainings, assumed, (*warnings, *reader.warnings))
+    void = [shared.sentence for shared in shared_by(models) if shared.sentence] if config.studies.substitution else []
+    return Facts(models, cells, device, libraries(), trainings, assumed, (*void, *warnings, *reader.warnings))
 
 
 def _assumed(

@@ -38,7 +38,7 @@ from raysweep.studies.similarity import FEWEST_TO_RESAMPLE, dynamics_halves, sim
 if TYPE_CHECKING:
     import torch
 
-UNDEFINED = "δ or the loss is undefined somewhere, or the same at all centres"
+_WITHHELD = ("no decoder layer differs", "only layer")
 _LEVEL = 0.05  # a p that can never be as low tells nothing
 
 
@@ -76,7 +76,7 @@ def untold(figures: dict[str, float]) -> str | None:
     """Why figures of `correlate_curves` are NaN, in words; None where none is."""
     n, reasons = int(figures["n_layers"]), []
     if np.isnan(figures["spearman"]):
-        return UNDEFINED
+        return "δ or the loss is undefined somewhere, or the same at all centres"
     if np.isnan(figures["partial_depth"]):
         return "δ or the loss is a straight line in depth: nothing is left to test beside it"
     if n < CALIBRATED_FEWEST:
@@ -97,11 +97,16 @@ def why_withheld(untrained: Collection[int], n_layers: int) -> str:
     """Why δ is not scored against the losses of a tuned model that has these layers in common with its base, in words."""
     trained = [layer for layer in range(n_layers) if layer not in untrained]
     if not trained:
-        return "no decoder layer differs between base and tuned, so every window costs 0"
+        return f"{_WITHHELD[0]} between base and tuned, so every window costs 0"
     return (
         f"only {layers_text(trained)} of {n_layers} {'was' if len(trained) == 1 else 'were'} trained: where a window's cost lies "
         "follows from that choice, not from δ"
     )
+
+
+def is_withheld(reason: str | None) -> bool:
+    """Whether the reason of a row is that δ is not scored, and not that a figure is undefined."""
+    return reason is not None and reason.startswith(_WITHHELD)
 
 
 def _fifth(n: int) -> int:
