@@ -34,7 +34,8 @@ class Run:
 
     Of a run in an object store, `folder` and `report` are paths of universal-pathlib, which have pathlib's words.
     `accuracy` tells how far the estimate of its latest start was off; None where that had nothing to sweep or capture.
-    `warnings` tell of records that were left out, cut, or worded in another way than a checkpoint was tuned on.
+    `warnings` tell of records that were left out, cut, or worded in another way than a checkpoint was tuned on; `about` is what the
+    run's plan says of its origins.
     """
 
     folder: Location
@@ -43,6 +44,7 @@ class Run:
     failed: Mapping[str, str] = field(default_factory=dict)
     accuracy: Accuracy | None = None
     warnings: Sequence[str] = ()
+    about: Mapping[str, Any] = field(default_factory=dict)
 
     def __getattr__(self, name: str) -> pd.DataFrame:
         if name.startswith("__"):  # copy and pickle look for their methods before there are tables
@@ -52,11 +54,23 @@ class Run:
         except KeyError:
             raise AttributeError(f"this run has no table '{name}'; it has {', '.join(self.tables)}") from None
 
+    @property
+    def failure(self) -> str:
+        """How many tasks are not done, and where the tracebacks are, in one line; empty if all are done."""
+        from raysweep.engine.folder import RunFolder
+
+        n = len(self.failed)
+        what = "1 task failed" if n == 1 else f"{n} tasks failed, or needed one that did"
+        return f"error: {what}; tracebacks are in {RunFolder(self.folder).events}" if n else ""
+
     def summary(self) -> list[str]:
-        """The answer in a few lines; ρ of every cell, or the costliest windows where nothing was correlated."""
+        """The answer in a few lines; ρ of every cell, or the costliest windows where nothing was correlated.
+
+        First of all what makes a sweep void: base and tuned that are the same, a tuned model that is no better than its base.
+        """
         from raysweep.report.summary import summary_lines
 
-        return summary_lines(self.tables)
+        return summary_lines(self.tables, self.about)
 
 
 def run(
@@ -118,7 +132,7 @@ def _reported(folder: RunFolder, failed: Mapping[str, str]) -> Run:
     page = write_stored_report(tables, provenance(folder, graph, about, tables), folder.report)
     accuracy = compare(about.get("estimate"), read_events(folder.events))
     warnings = records_warnings(about["datasets"], about.get("warnings", ()))
-    return Run(folder.root, tables, page, failed, accuracy, warnings)
+    return Run(folder.root, tables, page, failed, accuracy, warnings, about)
 
 
 def export_run(

@@ -19,7 +19,7 @@ import typer
 
 from raysweep.cli_checkpoints import consolidate, fetch
 from raysweep.cli_options import FORMATS, AsJson, Folder, Fresh, Options, Overrides, Version
-from raysweep.errors import RaysweepError, RunError
+from raysweep.errors import RaysweepError, RunError, in_lines
 from raysweep.redaction import redacted
 
 if TYPE_CHECKING:
@@ -365,19 +365,18 @@ def _run(config: Any, overrides: list[str] | None = None, *, fresh: bool) -> Non
 
 
 def _conclude(done: Run) -> None:
-    """Print the answer and where the report is; exit 1 where a task failed."""
+    """Print the answer and where the report is; exit 1 where a task failed, which progress has reported as it happened."""
     for line in done.summary():
         typer.echo(line)
     for text in done.warnings:
         _warn(text)
-    for task, error in done.failed.items():
-        typer.echo(f"failed: {task}: {redacted(error.splitlines()[0])}", err=True)
     if done.accuracy is not None:
         from raysweep.report.accuracy import accuracy_line
 
         typer.echo(accuracy_line(done.accuracy), err=True)
     typer.echo(f"report: {done.report}")
     if done.failed:
+        typer.echo(redacted(done.failure), err=True)
         raise typer.Exit(1)
 
 
@@ -393,5 +392,5 @@ def main() -> None:
     try:
         app()
     except RaysweepError as error:
-        typer.echo(f"error: {redacted(str(error))}", err=True)
+        typer.echo(f"error: {redacted(in_lines(error))}", err=True)
         sys.exit(1 if isinstance(error, RunError) else 2)

@@ -21,7 +21,7 @@ from raysweep.config_problems import problems_in_words
 from raysweep.config_storage import checked_options, checked_storage, scheme_of
 from raysweep.config_studies import StudiesConfig
 from raysweep.config_yaml import NO_YAML, read_yaml
-from raysweep.errors import InputError, nearest, shown
+from raysweep.errors import InputError, SeveralProblemsError, nearest, shown
 
 
 class ModelConfig(Named):
@@ -187,7 +187,8 @@ def parse_config(values: Any, *, where: str = "config", overrides: Sequence[str]
     except RecursionError as error:
         raise InputError(f"{where}: keys are nested too deeply, or in themselves (YAML's & and *)") from error
     except ValidationError as error:
-        raise InputError("\n".join(f"{where}: {problem}" for problem in problems_in_words(error, Config))) from error
+        problems = [f"{where}: {problem}" for problem in problems_in_words(error, Config)]
+        raise SeveralProblemsError("\n".join(problems)) from error
     except ValueError as error:
         raise InputError(f"{where}: {error}") from error
 

@@ -31,6 +31,7 @@ class Planned:
     one; `assumed` says what is not here and was taken as the config has it; `warnings` tell of records that are left out or cut.
     `notes` are what checkpoints' provenance files say of their weights, by source; `template_dates` are those that chat
     templates are given which read the clock, by model.
+    `void` says which sweeps can find nothing, `untuned` where there is nothing to sweep, `withheld` where no ρ will be given.
     """
 
     tasks: Mapping[str, tuple[int, int]]
@@ -52,6 +53,9 @@ class Planned:
     warnings: Sequence[str] = ()
     notes: Mapping[str, str] = field(default_factory=dict)
     template_dates: Mapping[str, str] = field(default_factory=dict)
+    void: Sequence[str] = ()
+    untuned: Sequence[str] = ()
+    withheld: Sequence[str] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -68,10 +72,13 @@ class Planned:
         from raysweep.engine.template_dates import date_texts
         from raysweep.report.kinds import kind_lines
 
-        lines = [f"assumed      {text}" for text in self.assumed]
+        lines = [f"void         {text}" for text in self.void]
+        lines += [f"assumed      {text}" for text in self.assumed]
         lines += [f"checkpoint   {source}: {note}" for source, note in self.notes.items()]
-        lines += [f"warning      {text}" for text in self.warnings]
+        lines += [f"warning      {text}" for text in self.warnings if text not in self.void]
         lines += [f"date         {text}" for text in date_texts(self.template_dates)]
+        lines += [f"not tuned    {text}" for text in self.untuned]
+        lines += [f"withheld     {text}" for text in self.withheld]
         lines += [f"{kind:<12} {n} tasks, {done} done" for kind, (done, n) in self.tasks.items()]
         lines += kind_lines(self.kinds)
         lines += [
@@ -154,6 +161,8 @@ def plan_run(
     from raysweep.engine.phases import fitted
     from raysweep.engine.preparation import prepare
     from raysweep.engine.promised import as_sized
+    from raysweep.engine.scored import untuned, withheld
+    from raysweep.engine.shared import shared_by
     from raysweep.engine.steps import with_steps
     from raysweep.errors import InputError
     from raysweep.report.records_words import records_warnings
@@ -224,6 +233,9 @@ def plan_run(
         records_warnings(dataset_records(config, facts), facts.warnings),
         checkpoint_notes(facts),
         facts.template_dates,
+        [shared.sentence for shared in shared_by(facts.models) if shared.sentence in facts.warnings],
+        untuned(config, facts, graph),
+        withheld(facts, graph),
     )
 
 

@@ -23,8 +23,10 @@ from raysweep.engine.assumed import assumptions, checkpoint_on_paper
 from raysweep.engine.facts import Cell, Facts, ModelFacts
 from raysweep.engine.reader import Reader
 from raysweep.engine.residency import choose_residency
+from raysweep.engine.shared import shared_by
 from raysweep.engine.steps import StepModel
 from raysweep.engine.template_dates import unused_dates
+from raysweep.engine.text_facts import with_texts, writes_text
 from raysweep.engine.training_facts import find_trainings, trained_on
 from raysweep.errors import InputError
 from raysweep.models.blocks import find_blocks
@@ -130,7 +132,9 @@ def inspect(
         dtype = resolve_dtype(model.dtype, base.dtype, device)
         pairs = [*tuned.values(), *([base] if will_be else [])]  # what will be made is of its base's size
         residency = choose_residency(config, model.name, base, pairs, dtype, device)
-        models[model.name] = ModelFacts(base, tuned, dtype, predicts, same, residency)
+        model_facts = ModelFacts(base, tuned, dtype, predicts, same, residency)
+        models[model.name], said = with_texts(model_facts) if writes_text(config.studies) else (model_facts, [])
+        noted += said
         if (tuned or will_be) and config.studies.substitution:
             asked_changes(config.studies.substitution, base.n_layers, f" of model '{model.name}'")
             if rule := stop_rule(config.studies.substitution):
@@ -178,7 +182,8 @@ def inspect(
     bases = {name: found.base for name, found in models.items()}
     trainings = find_trainings(config, bases, predicting, device, reader)
     assumed = _assumed(config, models, cells)
-    warnings = (*noted, *reader.warnings, *unused_dates(config, reader.read_for, reader.template_dates))
+    void = [shared.sentence for shared in shared_by(models) if shared.sentence] if config.studies.substitution else []
+    warnings = (*void, *noted, *reader.warnings, *unused_dates(config, reader.read_for, reader.template_dates))
     return Facts(models, cells, device, libraries(), trainings, assumed, warnings, reader.template_dates)
 
 

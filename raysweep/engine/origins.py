@@ -5,11 +5,13 @@ from __future__ import annotations
 import platform
 import shlex
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from raysweep.config import Config
 from raysweep.engine.facts import Facts
+from raysweep.engine.shared import shared_by
 from raysweep.engine.steps import StepModel
 from raysweep.studies.trainer_arguments import training_steps
 
@@ -46,6 +48,7 @@ def describe_run(config: Config, facts: Facts) -> dict[str, Any]:
         "checkpoints": checkpoints,
         "datasets": dataset_records(config, facts),
         "warnings": list(facts.warnings),
+        "shared": [asdict(shared) for shared in shared_by(facts.models)],
         "published_rho": config.studies.correlation.published if config.studies.correlation else {},
     }
 

@@ -16,6 +16,7 @@ from raysweep.models.peft_check import check_adapter
 from raysweep.models.peft_merge import merge_adapter
 from raysweep.models.peft_types import read_peft_config
 from raysweep.models.quantisation import is_quantised
+from raysweep.models.text_settings import plain_generation_config
 from raysweep.models.tied_weights import shared_names
 from raysweep.models.weights import NOT_PLAIN
 
@@ -64,7 +65,7 @@ def load_model(
             trust_remote_code=False,
             output_loading_info=True,
             device_map=device_map if device_map is not None else {"": device},
-            **_without_pooler(checkpoint),
+            **_options(checkpoint),
         )
     except pickle.UnpicklingError as error:
         raise InputError(f"checkpoint '{checkpoint.source}' {NOT_PLAIN}") from error
@@ -100,20 +101,21 @@ def _load_merged(
         state_dict=merged.state_dict(),
         dtype=getattr(torch, dtype),
         device_map=device_map if device_map is not None else {"": device},
-        **_without_pooler(base),
+        **_options(base),
     )
     if shared_names(model) != shared_names(merged):
         raise InputError(
             f"the layers of '{base.source}' share weights, which PEFT adapter '{adapter.source}' changes apart, and the model cannot "
             f"be made so in {dtype}; set the model's dtype to float32"
         )
-    model.generation_config = merged.generation_config
     return model.eval().requires_grad_(False)
 
 
-def _without_pooler(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The options to build an encoder's class without a pooler, if it can be."""
-    return {"add_pooling_layer": False} if not predicts_tokens(checkpoint) and may_pool(checkpoint) else {}
+def _options(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Generation settings for a model that predicts; for another, to be built without a pooler if its class can be."""
+    if predicts_tokens(checkpoint):
+        return {"generation_config": plain_generation_config(checkpoint)}
+    return {"add_pooling_layer": False} if may_pool(checkpoint) else {}
 
 
 def may_pool(checkpoint: Checkpoint) -> bool:

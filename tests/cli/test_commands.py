@@ -18,7 +18,12 @@ from raysweep import recipes
 def test_sweep_answers_on_standard_output(swept):
     result, folder = swept
     assert result.code == 0, result.err
-    answers = result.out.splitlines()
+    first, *answers = result.out.splitlines()
+    assert re.fullmatch(
+        r"On base · counts the tuned model is worse than its base: mean loss 6\.\d\d against 6\.\d\d nats, a gain of −0\.\d\d "
+        r"\[−0\.\d\d, −0\.\d\d\]\. Was the model tuned with this prompt template \(chat\) and format \(gsm8k\)\?",
+        first,
+    ), "weights are random"
     assert len(answers) == 3, "one a width, and the report"
     for line, width, windows in zip(answers[:2], (1, 2), (5, 4), strict=True):
         assert re.fullmatch(
