@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from raysweep.config import Config, parse_config
-from raysweep.errors import InputError
 
 DEMO_SETS = {"sums": "gsm8k", "facts": "boolq", "quiz": "openbookqa", "orders": "dolly"}
 DEMO_EXAMPLES = 64
@@ -110,14 +109,9 @@ def _dataset(
     if format is None and (prompt is not None or response is not None):
         format = "columns"
     if format is None:
-        from raysweep.data.formats import detect_format
-        from raysweep.data.records import read_records
+        from raysweep.data.sources import found_format
 
-        found = read_records(data, split=split, limit=1)
-        try:
-            format = detect_format(found.records[0])
-        except InputError as error:
-            raise InputError(f"{found.source}: {error}") from error
+        format = found_format(data, split=split)
     name = _name(data if Path(data).stem not in ("test", "train") else str(Path(data).parent))
     dataset: dict[str, Any] = {"name": name, "path": data, "format": format, "limit": limit, "split": split}
     dataset |= {"prompt": prompt, "response": response}

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from raysweep.data.exclusion import Exclude
 from raysweep.data.formats import Format, Record, find_format
-from raysweep.data.records import Records, read_records
+from raysweep.data.records import Records
+from raysweep.data.sources import Source, read_source
 from raysweep.data.wording import Wording, find_wording
 from raysweep.errors import InputError
 
@@ -85,7 +86,7 @@ class Loaded:
 
 
 def load_examples(
-    source: str,
+    source: Source,
     format: str,
     tokenizer: PreTrainedTokenizerBase,
     *,
@@ -105,7 +106,7 @@ def load_examples(
 ) -> Loaded:
     """The first `limit` records of `source`, worded, tokenised and cut to their first `max_tokens` tokens.
 
-    `source` and `split` are those of `read_records`, `format` and (for `columns`) `prompt` and `response` those of
+    `source` and `split` are those of `read_source` (a file, a folder, a name, or records in memory), `format` and (for `columns`) `prompt` and `response` those of
     `find_format`. With `prompts_only`, where no loss is measured, an example is its prompt's tokens: no response is
     tokenised or needed (for `columns` none need be given), and a cut spares the special tokens that close the prompt.
     Examples that are still longer than the context of `room` are cut to it, or refused, as `too_long` says.
@@ -122,9 +123,7 @@ def load_examples(
     record_format, chosen = find_format(format, prompt, response, prompts_only=prompts_only), find_wording(wording)
     chosen.check(tokenizer)
     leaves_out = None if exclude is None else partial(exclude.leaves_out, record_format=record_format)
-    records = read_records(
-        source, split=split, limit=limit, leaves_out=leaves_out, last=last, all_but_last=all_but_last
-    )
+    records = read_source(source, split=split, limit=limit, leaves_out=leaves_out, last=last, all_but_last=all_but_last)
     context = room.context if room and too_long == "cut" else None
     most = min((n for n in (max_tokens, context) if n is not None), default=None)
     examples: list[Example] = []

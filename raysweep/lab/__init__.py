@@ -6,6 +6,7 @@ Names: `lab://tiny` (the base model), `lab://tiny/<set>` (fine-tuned on the set)
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from raysweep.errors import InputError, nearest
@@ -33,3 +34,10 @@ def resolve(source: str) -> str:
     if name not in known:
         raise InputError(f"the laboratory has no '{source}'; {nearest(name, known)} (write it after {SCHEME})")
     return str(known[name])
+
+
+def as_text(source: str | os.PathLike[str]) -> str:
+    """A source that may be a path, as text. A `Path` of a laboratory name has lost one of its slashes, which it gets back."""
+    text = os.fspath(source)
+    short = SCHEME.removesuffix("/")
+    return SCHEME + text.removeprefix(short) if text.startswith(short) and not text.startswith(SCHEME) else text
