@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 WindowLike: TypeAlias = "Window | tuple[int, int] | Sequence[int] | range | slice | np.ndarray"
 Windows: TypeAlias = "Iterable[WindowLike] | range | slice | np.ndarray | pd.DataFrame"
-Widths: TypeAlias = "int | Iterable[int] | np.ndarray | Literal['all'] | None"
+Counts: TypeAlias = "int | Iterable[int] | np.ndarray"
+Widths: TypeAlias = "Counts | Literal['all'] | None"
 Layers: TypeAlias = "int | Iterable[int] | range | slice | np.ndarray"
 Names: TypeAlias = "str | Iterable[str]"
 Numbers: TypeAlias = "float | Iterable[float] | np.ndarray"
@@ -123,6 +124,15 @@ def widths_given(given: Widths) -> list[int] | Literal["all"]:
     if not widths:
         raise InputError("widths is empty; give at least one, or leave widths out")
     return widths
+
+
+def components_given(given: Counts) -> list[int]:
+    """The numbers of components that were given, of which one may be given by itself."""
+    values = _several("components", given, "a list of numbers from 1 on")
+    numbers = [number for value in values if (number := _integer(value)) is not None]
+    if not numbers or len(numbers) < len(values) or min(numbers) < 1 or len(set(numbers)) < len(numbers):
+        raise InputError(f"components are different numbers from 1 on, and at least one; got {shown(values)}")
+    return numbers
 
 
 def sets_given(given: Mapping[str, Layers] | None, n_layers: int) -> dict[str, list[int]]:

@@ -26,6 +26,7 @@ from raysweep.data.batches import labelled_positions, make_batches, pad
 from raysweep.data.examples import Example
 from raysweep.errors import InputError
 from raysweep.models.adapter import Adapter, BlockCall, apply_block
+from raysweep.models.alterations import altered_layers, altered_rest
 from raysweep.models.pair import check_settings
 from raysweep.models.same import Same, same_in_models
 from raysweep.studies.capture import Collector, Flight
@@ -94,8 +95,10 @@ class Pair:
 
     @cached_property
     def same(self) -> Same:
-        """What both models have in common, weight for weight."""
-        return same_in_models(self.base, self.tuned)
+        """What both models have in common, weight for weight; what has hooks in either is not in common."""
+        same, models = same_in_models(self.base, self.tuned), (self.base, self.tuned)
+        altered = frozenset[int]().union(*map(altered_layers, models))
+        return Same(same.layers - altered, same.rest and not any(map(altered_rest, models)))
 
     @property
     def spill(self) -> Path | None:
