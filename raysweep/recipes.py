@@ -51,11 +51,11 @@ def sweep_config(
     """The whole study of one pair on one data set; the format is that of the first record unless given."""
     dataset = _dataset(data, format=format, limit=limit, split=split, prompt=prompt, response=response)
     name = dataset["name"]
-    whole = "-".join(dict.fromkeys(part[:32] for part in (_name(base), _name(tuned), name)))
+    whole = "-".join(dict.fromkeys(part[:32] for part in (name_of(base), name_of(tuned), name)))
     return parse_config(
         {
             "name": whole,
-            "models": [{"name": _name(base), "base": base, "tuned": {name: tuned}, "wording": wording}],
+            "models": [{"name": name_of(base), "base": base, "tuned": {name: tuned}, "wording": wording}],
             "datasets": [dataset],
             "studies": {"substitution": {"widths": widths}, "similarity": {}, "correlation": {}},
             "storage": storage or f"runs/{whole}",
@@ -86,7 +86,7 @@ def critical_config(
     return parse_config(
         {
             "name": "critical",
-            "models": [{"name": _name(model), "base": model, "wording": wording}],
+            "models": [{"name": name_of(model), "base": model, "wording": wording}],
             "datasets": datasets,
             "studies": {"similarity": dict(similarity)},
             "execution": dict(execution),
@@ -112,13 +112,13 @@ def _dataset(
         from raysweep.data.sources import found_format
 
         format = found_format(data, split=split)
-    name = _name(data if Path(data).stem not in ("test", "train") else str(Path(data).parent))
+    name = name_of(data if Path(data).stem not in ("test", "train") else str(Path(data).parent))
     dataset: dict[str, Any] = {"name": name, "path": data, "format": format, "limit": limit, "split": split}
     dataset |= {"prompt": prompt, "response": response}
     return {key: value for key, value in dataset.items() if value is not None}
 
 
-def _name(source: str) -> str:
+def name_of(source: str) -> str:
     """A name made of the last part of a path, hub id or laboratory name, without the ending of a file of records."""
     from raysweep.data.records import KINDS
 

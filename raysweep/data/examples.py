@@ -19,7 +19,7 @@ from raysweep.data.formats import Format, Record, find_format
 from raysweep.data.records import Records
 from raysweep.data.sources import Source, read_source
 from raysweep.data.wording import Wording, find_wording
-from raysweep.errors import InputError
+from raysweep.errors import InputError, shortened
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 Rewrite = Callable[[int, Record, Format], tuple[Record, Format]]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Example:
     """One record, tokenised: `tokens` int64 [T] are the prompt's `n_prompt`, then the response's, which carry loss.
 
@@ -40,6 +40,10 @@ class Example:
     n_prompt: int
     prompt: str
     response: str
+
+    def __repr__(self) -> str:
+        texts = f"{shortened(repr(self.prompt), 40)}, {shortened(repr(self.response), 40)}"
+        return f"Example(id={self.id}, {self.n_prompt} prompt and {self.n_tokens} response tokens: {texts})"
 
     @property
     def length(self) -> int:
@@ -69,7 +73,7 @@ class Room:
     vocabulary: int | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Loaded:
     """Usable examples in their source's order.
 
@@ -83,6 +87,11 @@ class Loaded:
     n_unusable: int
     n_excluded: int = 0
     n_blank: int = 0
+
+    def __repr__(self) -> str:
+        counts = {"cut": self.n_cut, "unusable": self.n_unusable, "excluded": self.n_excluded, "blank": self.n_blank}
+        others = "".join(f", {n} {what}" for what, n in counts.items() if n)
+        return f"Loaded({len(self.examples)} examples{others})"
 
 
 def load_examples(

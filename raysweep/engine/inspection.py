@@ -78,6 +78,12 @@ def inspect(config: Config, find_device: Callable[[str], str] = resolve_device, 
     `may_assume`, for plans, what is not here is described by `architecture` and `expected` where the config has them.
     """
     device = find_device(config.execution.device)
+    return _inspect_data(config, device, inspect_models(config, device, may_assume=may_assume), may_assume=may_assume)
+
+
+@_unreadable_told()
+def inspect_models(config: Config, device: str, *, may_assume: bool = False) -> dict[str, ModelFacts]:
+    """Describe and check the config's checkpoints, as `inspect` does, without reading its data sets."""
     described: dict[tuple[str, str | None], Checkpoint] = {}
 
     def described_once(model: ModelConfig, source: str, base: Checkpoint | None = None) -> Checkpoint:
@@ -115,7 +121,11 @@ def inspect(config: Config, find_device: Callable[[str], str] = resolve_device, 
             if config.studies.substitution.modules:
                 for block in find_blocks(skeleton(base)):
                     parts_of(block)
+    return models
 
+
+def _inspect_data(config: Config, device: str, models: Mapping[str, ModelFacts], *, may_assume: bool) -> Facts:
+    """Read and check the config's data sets for its models."""
     predicting = {name: found.predicts for name, found in models.items()}
     asked_for = config.studies
     reader = Reader(

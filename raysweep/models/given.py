@@ -18,7 +18,7 @@ from raysweep.errors import InputError, shortened
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-ACCEPTED = "a transformers model, a raysweep.Adapter, or the name or folder of a checkpoint"
+A_MODEL = "a loaded transformers model"
 
 
 def unwrapped(given: object) -> object:
@@ -54,15 +54,17 @@ def is_compiled(module: nn.Module) -> bool:
     return "_orig_mod" in module._modules and module._modules["_orig_mod"] is not None
 
 
-def plain_model(given: object, name: str = "model") -> PreTrainedModel:
-    """The transformers model that was given, without the wrappers that `unwrapped` removes. `name` is the argument's.
+def plain_model(given: object, name: str = "model", accepted: str = A_MODEL) -> PreTrainedModel:
+    """The transformers model that was given, without the wrappers that `unwrapped` removes.
+
+    `name` is the argument's, and `accepted` says in messages what may be given for it.
 
     Raises InputError for another type, for a PEFT adapter that is not merged, for weights that are sharded over processes
     (FSDP, tensor parallelism), and for a model without weights (on the meta device).
     """
     model = unwrapped(given)
     if not isinstance(model, nn.Module):
-        raise InputError(f"{name} is of type {type(model).__name__}; give {ACCEPTED}")
+        raise InputError(f"{name} is of type {type(model).__name__}; give {accepted}")
     _refuse_peft(model, name)
     if any("FullyShardedDataParallel" in kind.__name__ for kind in type(model).__mro__):
         raise InputError(f"{name} is sharded by FSDP; {_WHOLE}")
@@ -70,7 +72,7 @@ def plain_model(given: object, name: str = "model") -> PreTrainedModel:
         inner = next((path for path, m in model.named_children() if _is_transformers(m)), None)
         hint = f"; its .{inner} is one" if inner is not None else ""
         raise InputError(
-            f"{name} is of type {type(model).__name__}, which is not a transformers model{hint}; give {ACCEPTED}"
+            f"{name} is of type {type(model).__name__}, which is not a transformers model{hint}; give {accepted}"
         )
     _refuse_absent_weights(model, name)
     for module in model.modules():
@@ -155,8 +157,14 @@ def check_distinct(base: object, tuned: object) -> None:
     one, other = unwrapped(base), unwrapped(tuned)
     if not isinstance(one, nn.Module) or not isinstance(other, nn.Module):
         return
+    by_peft = has_peft(one) or has_peft(other)
+    cause = "; a PEFT model was made on the base object, which PEFT changes in place" if by_peft else ""
+    again = "Load base again with its own from_pretrained"
     if one is other:
-        raise InputError(f"base and tuned are one and the same model object. {_LOAD_AGAIN}")
+        raise InputError(
+            f"base and tuned are one and the same model object{cause}. {again} (PEFT's get_peft_model and merge_and_unload "
+            "change the model that they are given)."
+        )
     ours, theirs = dict(_weights(one)), dict(_weights(other))
     same = {id(tensor): name for name, tensor in ours.items()}
     shared = [(same[id(tensor)], name) for name, tensor in theirs.items() if id(tensor) in same]
@@ -164,15 +172,9 @@ def check_distinct(base: object, tuned: object) -> None:
     if shared:
         names = " and ".join(dict.fromkeys(shared[0]))
         raise InputError(
-            f"base and tuned share weights: {len(shared)} of the {len(theirs)} tensors of tuned are in the memory of base's "
-            f"({names} is the first). {_LOAD_AGAIN}"
+            f"base and tuned share the memory of {len(shared)} weights ({names} among them){cause or ', so they are not two models'}. "
+            f"{again}, or make one of the two with copy.deepcopy."
         )
-
-
-_LOAD_AGAIN = (
-    "PEFT (get_peft_model, merge_and_unload) changes the model that it is given in place, and copy.copy copies no weights: "
-    "load base again with its own from_pretrained, or make the other one of copy.deepcopy(base)"
-)
 
 
 def _weights(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
@@ -216,9 +218,10 @@ def check_alike(base: nn.Module, tuned: nn.Module) -> None:
         if other is None or ours.dtype == other.dtype or not (ours.is_floating_point() and other.is_floating_point()):
             continue
         one, two = (str(p.dtype).removeprefix("torch.") for p in (ours, other))
+        narrow, wide = ("base", two) if ours.dtype.itemsize < other.dtype.itemsize else ("tuned", one)
         raise InputError(
-            f"base and tuned have different dtypes: {name} is {one} in base and {two} in tuned; load both with the same one, "
-            f"from_pretrained(…, dtype=torch.{two}), or convert one of them: base.to(torch.{two})"
+            f"base and tuned have different dtypes: {name} is {one} in base and {two} in tuned; load both with "
+            f"from_pretrained(…, dtype=torch.{wide}), or convert one: {narrow}.to(torch.{wide})"
         )
     if is_dispatched(base) or is_dispatched(tuned):
         return

@@ -76,12 +76,20 @@ def load_model(
 def _merge_adapter(
     adapter: Checkpoint, base: Checkpoint, *, dtype: str, device: str, device_map: str | Mapping[str, Any] | None
 ) -> PreTrainedModel:
-    """The base with the adapter's update added to its weights; every stored tensor must have found its place."""
+    """The base with the adapter's update added to its weights."""
+    model = load_model(base, dtype=dtype, device=device, device_map=device_map)
+    return merge_adapter(adapter, model, f"its base '{base.source}'")
+
+
+def merge_adapter(adapter: Checkpoint, model: PreTrainedModel, where: str) -> PreTrainedModel:
+    """The model with the adapter's update added to its weights, in place; every stored tensor must have found its place.
+
+    `where` names the model in messages. Raises InputError for an adapter that does not fit it, or cannot be merged.
+    """
     from peft import PeftConfig, PeftModel
     from safetensors import SafetensorError
 
-    unfit = f"PEFT adapter '{adapter.source}' does not fit its base '{base.source}'"
-    model = load_model(base, dtype=dtype, device=device, device_map=device_map)
+    unfit = f"PEFT adapter '{adapter.source}' does not fit {where}"
     try:
         config = PeftConfig.from_pretrained(adapter.folder)
         if config.is_prompt_learning:

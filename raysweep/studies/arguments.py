@@ -204,4 +204,4 @@ def _integer(value: object) -> int | None:
 
 
 def _described(value: object) -> str:
-    return f"{shown(value)}, of type {type(value).__name__}"
+    return shown(value) if type(value) in (int, str, type(None)) else f"{shown(value)}, of type {type(value).__name__}"

@@ -59,12 +59,12 @@ def spectrum(X_LND: Iterable[States], components: Counts = (1, 3, 10)) -> pd.Dat
     or components whose gap is lost in rounding. Examples that are not finite at some layer are left out of everything, as the
     reason of `examples` tells.
 
-    `components` is one number or several. `X_LND` is an array or tensor [L, N, D], or anything that gives the layers [N, D] each time it is iterated over (an open
-    activation store does, so that one layer at a time is held). Raises ValueError naming the layer for shapes that do not fit;
-    InputError for components that are no different numbers from 1 on, and where fewer than two examples are finite.
+    `components` is one number or several. `X_LND` is an array or tensor [L, N, D], a list of layers, or anything that gives the
+    layers [N, D] each time it is iterated over (an open activation store does, so that one layer at a time is held). Raises
+    ValueError naming the layer for shapes that do not fit; InputError for components that are no different numbers from 1 on, and where fewer than two examples are finite.
     """
     components = components_given(components)
-    layers = X_LND if hasattr(X_LND, "shape") or iter(X_LND) is not X_LND else list(X_LND)
+    layers = list(X_LND) if iter(X_LND) is X_LND else X_LND
     if isinstance(layers, list | tuple):
         layers = [as_states(layer, states) for layer, states in enumerate(layers)]
     finite_LN = _finite(layers)
