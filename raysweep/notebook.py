@@ -17,7 +17,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Unpack, cast, overload
 
-from raysweep.data.examples import Loaded
+import torch
+
+from raysweep.data.examples import Example, Loaded
 from raysweep.data.examples import load_examples as load_from
 from raysweep.data.formats import FORMATS
 from raysweep.errors import InputError, nearest, shown
@@ -60,7 +62,6 @@ from raysweep.studies.windows import UNTOUCHED, Window, check_windows
 
 if TYPE_CHECKING:
     import pandas as pd
-    import torch
 
     from raysweep.data.sources import Source
 
@@ -148,7 +149,8 @@ def estimate(
     with opened_pair(base, tuned, examples, reading, changes) as (pair, chosen, wanted):
         _refuse_hooks(pair, "estimate")
         _warn_of_identical(pair)
-        losses = estimate_losses(pair, chosen, wanted, points=count, batch_tokens=budget)
+        with torch.inference_mode(False):  # else there are no gradients
+            losses = estimate_losses(pair, chosen, wanted, points=count, batch_tokens=budget)
         return loss_table(losses, wanted, chosen, "gradient")
 
 
@@ -210,8 +212,8 @@ def critical_layers(
 
     def read(reader: ExampleReader) -> Any:
         if not isinstance(examples, Mapping) or hasattr(examples, "column_names"):  # a DatasetDict is one source
-            return reader.examples(examples)
-        return {str(name): reader.examples(given, f"examples['{name}']") for name, given in examples.items()}
+            return _several(reader, cast("Examples", examples), "examples")
+        return {str(name): _several(reader, given, f"examples['{name}']") for name, given in examples.items()}
 
     with opened_model(model, reading, check, read) as (opened, chosen), _bad_input():
         return find_critical(
@@ -307,6 +309,13 @@ def _warn_of_identical(pair: Pair) -> None:
             "that you mean?",
             stacklevel=3,
         )
+
+
+def _several(reader: ExampleReader, given: Examples, name: str) -> list[Example]:
+    found = reader.examples(given, name)
+    if len(found) < 2:
+        raise InputError(f"{name} has one example, and similarity compares examples; give 2 or more")
+    return found
 
 
 def _any_depth(n_layers: int) -> None:

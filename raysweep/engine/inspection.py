@@ -96,6 +96,8 @@ def inspect_models(config: Config, device: str, *, may_assume: bool = False) -> 
     models: dict[str, ModelFacts] = {}
     for model in config.models:
         base = described_once(model, model.base)
+        if base.adapter:
+            raise InputError(f"base '{base.source}' is a PEFT adapter; give the full checkpoint that it was trained on")
         tuned = {name: described_once(model, source, base) for name, source in model.tuned.items()}
         for checkpoint in tuned.values():
             check_pair(base, checkpoint)

@@ -25,6 +25,7 @@ import torch
 from torch import nn
 
 from raysweep.errors import InputError
+from raysweep.models.alterations import altered_modules
 from raysweep.models.blocks import StandIn, block_path, find_blocks, find_body, layers_pattern
 from raysweep.models.borrowed import configs_of, plain_outputs, without_compilation
 from raysweep.models.given import dtypes_in_words, plain_model
@@ -305,7 +306,13 @@ class Adapter:
         return f"; its weights have several dtypes, {told}: load it with one, from_pretrained(…, dtype=torch.float32), or call model.float()"
 
     def _refusal(self, reason: str) -> InputError:
-        return InputError(f"{type(self.model).__name__} cannot be swept layer by layer: {reason}")
+        altered = next((path or "the model" for path, _ in altered_modules(self.model)), None)
+        hint = (
+            f" ({altered} has hooks or a forward of its own: do they treat all tokens and rows alike?)"
+            if altered
+            else ""
+        )
+        return InputError(f"{type(self.model).__name__} cannot be swept layer by layer: {reason}{hint}")
 
 
 def _in_a_line(error: Exception) -> str:

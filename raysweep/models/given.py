@@ -168,7 +168,8 @@ def check_distinct(base: object, tuned: object) -> None:
     ours, theirs = dict(_weights(one)), dict(_weights(other))
     same = {id(tensor): name for name, tensor in ours.items()}
     shared = [(same[id(tensor)], name) for name, tensor in theirs.items() if id(tensor) in same]
-    shared = shared or list(_overlapping(_extents(ours), _extents(theirs)))
+    order = {name: place for place, name in enumerate(theirs)}
+    shared = shared or sorted(_overlapping(_extents(ours), _extents(theirs)), key=lambda names: order[names[1]])
     if shared:
         names = " and ".join(dict.fromkeys(shared[0]))
         raise InputError(

@@ -14,7 +14,7 @@ from torch import nn
 from raysweep.errors import InputError, nearest
 from raysweep.models.adapter import Adapter
 from raysweep.models.blocks import find_blocks
-from raysweep.models.given import is_compiled
+from raysweep.models.given import A_MODEL, is_compiled
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -148,7 +148,9 @@ def removed(
     and every token written after it; `all` every token; a slice those tokens of a pass. Only the block is hooked and no
     weight is touched. Raises InputError (IndexError for a layer that is not there) before anything is changed.
     """
-    owner = model.model if isinstance(model, Adapter) else model
+    owner: Any = model.model if isinstance(model, Adapter) else model
+    if not isinstance(owner, nn.Module) or not hasattr(owner, "config"):
+        raise InputError(f"model is of type {type(owner).__name__}; give {A_MODEL}, or a raysweep.Adapter")
     compiled = next(
         (path or "it" for path, m in owner.named_modules() if is_compiled(m) or m._compiled_call_impl), None
     )
@@ -174,7 +176,8 @@ def removed(
     stored_D = None if stored_D is None else _as_tensor("stored_D", stored_D)
     mean_D = None if mean_D is None else _as_tensor("mean_D", mean_D)
     basis_KD = orthonormal_rows(components_KD)
-    config = owner.config.get_text_config()
+    config: Any = owner.config
+    config = config.get_text_config()
     for name, given in (("components_KD", components_KD), ("stored_D", stored_D), ("mean_D", mean_D)):
         if given is not None and given.shape[-1:] != (config.hidden_size,):
             width = given.shape[-1] if given.ndim else "none"
