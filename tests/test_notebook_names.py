@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 
 import raysweep as rs
 from raysweep.data.examples import load_examples
+from raysweep.engine.residency import Residency
 
 LAYERS = 4
 WINDOWS = [(0, 2), range(1, 3)]
@@ -115,6 +116,19 @@ def test_capture_and_critical_layers_by_name(world: Path, examples: list[rs.Exam
     np.testing.assert_array_equal(found.stability, expected.stability)
     alone = rs.critical_layers(world / "base", world / "rows.jsonl", resamples=20, limit=8)
     assert alone.layers == found.datasets["b"].layers
+
+
+def test_named_models_that_do_not_fit_in_memory_are_streamed(
+    world: Path, examples: list[rs.Example], expected: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = rs.capture(world / "base", examples)
+    monkeypatch.setattr("raysweep.engine.inspection.choose_residency", lambda *given: Residency("stream", "as asked"))
+    monkeypatch.setattr("raysweep.notebook_models.load_model", None)
+    found = rs.sweep_windows(world / "base", world / "tuned", examples, WINDOWS)
+    np.testing.assert_allclose(found["loss"], expected["loss"], rtol=0, atol=1e-5)
+    assert torch.equal(rs.capture(world / "base", examples), whole)
+    assert rs.critical_layers(world / "base", examples, top=1, resamples=5).layers
+    assert len(rs.estimate(world / "base", world / "tuned", examples, widths=1)) > 0
 
 
 def test_names_of_the_laboratory_may_be_paths() -> None:
