@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from raysweep import lab
 from raysweep.collector import collection_paused
 from raysweep.config import Config, load_config, parse_config
 from raysweep.config_beside import beside_told
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
     from raysweep.studies.measured_cells import CorrelatedCells
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Run:
     """A run folder and what is in it. `tables` are data frames by name (substitution, similarity, dynamics, …).
 
@@ -63,6 +65,11 @@ class Run:
         what = "1 task failed" if n == 1 else f"{n} tasks failed, or needed one that did"
         return f"error: {what}; tracebacks are in {RunFolder(self.folder).events}" if n else ""
 
+    def __repr__(self) -> str:
+        rows = ", ".join(f"{name} {len(table):,}" for name, table in self.tables.items() if len(table))
+        failed = f"; {len(self.failed)} tasks failed" if self.failed else ""
+        return f"Run('{self.folder}', rows: {rows or 'none'}{failed})"
+
     def summary(self) -> list[str]:
         """The answer in a few lines; ρ of every cell, or the costliest windows where nothing was correlated.
 
@@ -75,15 +82,15 @@ class Run:
 
 def run(
     config: Config | Mapping[str, Any] | str | Path,
-    overrides: Sequence[str] = (),
+    overrides: str | Sequence[str] = (),
     *,
     fresh: bool = False,
     listener: Listener | None = None,
 ) -> Run:
     """Run a config (a file, plain values or a Config) to its end and draw the report; what is whole is not done again.
 
-    `overrides` are texts like `execution.chunk=16`. Raises InputError before anything runs, and RunError
-    where the run folder cannot be written to any more.
+    `overrides` are texts like `execution.chunk=16`. Plain values may hold paths, tuples and numbers of numpy's. Raises
+    InputError before anything runs, and RunError where the run folder cannot be written to any more.
     """
     from raysweep.engine.disk import failures_told
 
@@ -91,15 +98,30 @@ def run(
         from raysweep.engine.driver import drive
     from raysweep.store.places import location
 
-    given = config
+    given, texts = config, [overrides] if isinstance(overrides, str) else list(overrides)
     if isinstance(config, (str, Path)):
-        config = load_config(config, overrides)
+        config = load_config(config, texts)
     else:
-        values = config.model_dump() if isinstance(config, Config) else dict(config)
-        config = parse_config(values, overrides=overrides)
+        try:
+            values = config.model_dump() if isinstance(config, Config) else _plain_values(config)
+        except RecursionError:  # values nested in themselves, which parse_config refuses
+            values = config
+        config = parse_config(values, overrides=texts)
     with failures_told(location(config.storage, config.storage_options)), beside_told(given, config):
         done = drive(config, fresh=fresh, listener=listener)
         return _reported(done.folder, done.failed)
+
+
+def _plain_values(given: Any) -> Any:
+    """A config's values as YAML gives them: texts for paths, lists for tuples and arrays, Python's numbers for numpy's."""
+    if isinstance(given, os.PathLike):
+        return lab.as_text(given)
+    given = given.tolist() if hasattr(given, "tolist") else given
+    if isinstance(given, Mapping):
+        return {key: _plain_values(value) for key, value in given.items()}
+    if isinstance(given, list | tuple | range):
+        return [_plain_values(value) for value in given]
+    return given
 
 
 def open_run(folder: str | Location, storage_options: Mapping[str, Any] | None = None) -> Run:

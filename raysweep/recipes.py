@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from raysweep.config import Config, parse_config
-from raysweep.errors import InputError
 
 DEMO_SETS = {"sums": "gsm8k", "facts": "boolq", "quiz": "openbookqa", "orders": "dolly"}
 DEMO_EXAMPLES = 64
@@ -52,11 +51,11 @@ def sweep_config(
     """The whole study of one pair on one data set; the format is that of the first record unless given."""
     dataset = _dataset(data, format=format, limit=limit, split=split, prompt=prompt, response=response)
     name = dataset["name"]
-    whole = "-".join(dict.fromkeys(part[:32] for part in (_name(base), _name(tuned), name)))
+    whole = "-".join(dict.fromkeys(part[:32] for part in (name_of(base), name_of(tuned), name)))
     return parse_config(
         {
             "name": whole,
-            "models": [{"name": _name(base), "base": base, "tuned": {name: tuned}, "wording": wording}],
+            "models": [{"name": name_of(base), "base": base, "tuned": {name: tuned}, "wording": wording}],
             "datasets": [dataset],
             "studies": {"substitution": {"widths": widths}, "similarity": {}, "correlation": {}},
             "storage": storage or f"runs/{whole}",
@@ -88,7 +87,7 @@ def critical_config(
     return parse_config(
         {
             "name": "critical",
-            "models": [{"name": _name(model), "base": model, "wording": wording, "template_date": template_date}],
+            "models": [{"name": name_of(model), "base": model, "wording": wording, "template_date": template_date}],
             "datasets": datasets,
             "studies": {"similarity": dict(similarity)},
             "execution": dict(execution),
@@ -111,23 +110,18 @@ def _dataset(
     if format is None and (prompt is not None or response is not None):
         format = "columns"
     if format is None:
-        from raysweep.data.formats import detect_format
-        from raysweep.data.records import read_records
+        from raysweep.data.sources import found_format
 
-        found = read_records(data, split=split, limit=1)
-        try:
-            format = detect_format(found.records[0])
-        except InputError as error:
-            raise InputError(f"{found.source}: {error}") from error
+        format = found_format(data, split=split)
     from raysweep.data.files import stem_of
 
-    name = _name(data if stem_of(Path(data).name) not in ("test", "train") else str(Path(data).parent))
+    name = name_of(data if stem_of(Path(data).name) not in ("test", "train") else str(Path(data).parent))
     dataset: dict[str, Any] = {"name": name, "path": data, "format": format, "limit": limit, "split": split}
     dataset |= {"prompt": prompt, "response": response}
     return {key: value for key, value in dataset.items() if value is not None}
 
 
-def _name(source: str) -> str:
+def name_of(source: str) -> str:
     """A name made of the last part of a path, hub id or laboratory name, without the ending of a file of records."""
     from raysweep.data.files import stem_of
 

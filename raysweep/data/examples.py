@@ -17,11 +17,12 @@ from numpy.typing import NDArray
 
 from raysweep.data.exclusion import Exclude
 from raysweep.data.formats import Format, Record, find_format
-from raysweep.data.records import Records, read_records
+from raysweep.data.records import Records
+from raysweep.data.sources import Source, read_source
 from raysweep.data.template_date import TemplateClock, today
 from raysweep.data.template_notes import Notes
 from raysweep.data.wording import Wording, find_wording
-from raysweep.errors import InputError
+from raysweep.errors import InputError, shortened
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 Rewrite = Callable[[int, Record, Format], tuple[Record, Format]]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Example:
     """One record, tokenised: `tokens` int64 [T] are the prompt's `n_prompt`, then the response's, which carry loss.
 
@@ -42,6 +43,10 @@ class Example:
     n_prompt: int
     prompt: str
     response: str
+
+    def __repr__(self) -> str:
+        texts = f"{shortened(repr(self.prompt), 40)}, {shortened(repr(self.response), 40)}"
+        return f"Example(id={self.id}, {self.n_prompt} prompt and {self.n_tokens} response tokens: {texts})"
 
     @property
     def length(self) -> int:
@@ -71,7 +76,7 @@ class Room:
     vocabulary: int | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Loaded:
     """Usable examples in their source's order.
 
@@ -93,9 +98,14 @@ class Loaded:
     template_date: str | None = None
     source_warnings: tuple[str, ...] = ()
 
+    def __repr__(self) -> str:
+        counts = {"cut": self.n_cut, "unusable": self.n_unusable, "excluded": self.n_excluded, "blank": self.n_blank}
+        others = "".join(f", {n} {what}" for what, n in counts.items() if n)
+        return f"Loaded({len(self.examples)} examples{others})"
+
 
 def load_examples(
-    source: str,
+    source: Source,
     format: str,
     tokenizer: PreTrainedTokenizerBase,
     *,
@@ -116,7 +126,7 @@ def load_examples(
 ) -> Loaded:
     """The first `limit` records of `source`, worded, tokenised and cut to their first `max_tokens` tokens.
 
-    `source` and `split` are those of `read_records`, `format` and (for `columns`) `prompt` and `response` those of
+    `source` and `split` are those of `read_source` (a file, a folder, a name, or records in memory), `format` and (for `columns`) `prompt` and `response` those of
     `find_format`. With `prompts_only`, where no loss is measured, an example is its prompt's tokens: no response is
     tokenised or needed (for `columns` none need be given), and a cut spares the special tokens that close the prompt.
     Examples that are still longer than the context of `room` are cut to it, or refused, as `too_long` says.
@@ -136,9 +146,7 @@ def load_examples(
     chosen = find_wording(wording, clock)
     chosen.check(tokenizer)
     leaves_out = None if exclude is None else partial(exclude.leaves_out, record_format=record_format)
-    records = read_records(
-        source, split=split, limit=limit, leaves_out=leaves_out, last=last, all_but_last=all_but_last
-    )
+    records = read_source(source, split=split, limit=limit, leaves_out=leaves_out, last=last, all_but_last=all_but_last)
     context = room.context if room and too_long == "cut" else None
     most = min((n for n in (max_tokens, context) if n is not None), default=None)
     examples: list[Example] = []

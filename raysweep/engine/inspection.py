@@ -7,7 +7,7 @@ What to do with it is plan.py's.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from importlib.metadata import version
@@ -92,6 +92,25 @@ def inspect(
     `template_dates` are those recorded by an earlier run, by model, for chat templates that read the clock.
     """
     device = find_device(config.execution.device)
+    models, warnings = inspect_models(config, device, may_assume=may_assume)
+    reader = Reader(
+        {name: (found.base, found.tuned) for name, found in models.items()},
+        {name: found.predicts for name, found in models.items()},
+        states_alone=not (config.studies.substitution or config.studies.removal or config.studies.trainings),
+        may_assume=may_assume,
+        template_dates=template_dates,
+    )
+    return _inspect_data(config, device, models, reader, warnings)
+
+
+@_unreadable_told()
+def inspect_models(
+    config: Config, device: str, *, may_assume: bool = False
+) -> tuple[dict[str, ModelFacts], Sequence[str]]:
+    """Describe and check the config's checkpoints, as `inspect` does, without reading its data sets.
+
+    Returns what was found, by model, and warnings.
+    """
     described: dict[tuple[str, str | None], Checkpoint] = {}
     noted: list[str] = []
     checked: set[str] = set()
@@ -107,6 +126,8 @@ def inspect(
     models: dict[str, ModelFacts] = {}
     for model in config.models:
         base = described_once(model, model.base)
+        if base.adapter:
+            raise InputError(f"base '{base.source}' is a PEFT adapter; give the full checkpoint that it was trained on")
         tuned = {name: described_once(model, source, base) for name, source in model.tuned.items()}
         for name, checkpoint in tuned.items():
             found = check_pair(base, checkpoint)
@@ -142,16 +163,13 @@ def inspect(
             if config.studies.substitution.modules:
                 for block in find_blocks(skeleton(base)):
                     parts_of(block)
+    return models, noted
 
-    predicting = {name: found.predicts for name, found in models.items()}
-    asked_for = config.studies
-    reader = Reader(
-        {name: (found.base, found.tuned) for name, found in models.items()},
-        predicting,
-        states_alone=not (asked_for.substitution or asked_for.removal or asked_for.trainings),
-        may_assume=may_assume,
-        template_dates=template_dates,
-    )
+
+def _inspect_data(
+    config: Config, device: str, models: Mapping[str, ModelFacts], reader: Reader, noted: Sequence[str]
+) -> Facts:
+    """Read and check the config's data sets for its models."""
     cells: dict[tuple[str, str], Cell] = {}
     for model in config.models:
         removal = config.studies.removal
@@ -180,7 +198,7 @@ def inspect(
             cell = _cell(model.name, dataset.name, loaded, config.execution.chunk, stop)
             cells[model.name, dataset.name] = replace(cell, on_paper=on_paper)
     bases = {name: found.base for name, found in models.items()}
-    trainings = find_trainings(config, bases, predicting, device, reader)
+    trainings = find_trainings(config, bases, {name: found.predicts for name, found in models.items()}, device, reader)
     assumed = _assumed(config, models, cells)
     void = [shared.sentence for shared in shared_by(models) if shared.sentence] if config.studies.substitution else []
     warnings = (*void, *noted, *reader.warnings, *unused_dates(config, reader.read_for, reader.template_dates))

@@ -8,6 +8,7 @@ Published models go by `lab://` names as well. They do not ship with the package
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from raysweep.errors import InputError, nearest
@@ -58,3 +59,10 @@ def resolve(source: str) -> str:
 
 def _name(source: str) -> str:
     return source.removeprefix(SCHEME).strip("/")
+
+
+def as_text(source: str | os.PathLike[str]) -> str:
+    """A source that may be a path, as text. A `Path` of a laboratory name has lost one of its slashes, which it gets back."""
+    text = os.fspath(source)
+    short = SCHEME.removesuffix("/")
+    return SCHEME + text.removeprefix(short) if text.startswith(short) and not text.startswith(SCHEME) else text

@@ -39,6 +39,13 @@ def notes() -> dict[str, Any]:
     return dict(json.loads(NOTES.read_text(encoding="utf-8")))
 
 
+def test_a_path_of_a_name_is_the_name() -> None:
+    for name in ("lab://tiny", "lab://sums/test", "data/lab/x", "/lab://x"):
+        assert lab.as_text(name) == name
+    for name in ("lab://tiny", "lab://sums/test", "data/lab/x"):
+        assert lab.as_text(Path(name)) == name
+
+
 def shipped(name: str, split: str) -> list[dict[str, Any]]:
     lines = Path(lab.resolve(f"lab://{name}/{split}")).read_text(encoding="utf-8").splitlines()
     return [json.loads(line) for line in lines]
