@@ -45,7 +45,7 @@ _SYNTAX = jinja2.Environment(extensions=["jinja2.ext.loopcontrols", _Generation]
 
 
 @dataclass(frozen=True)
-class Vocabulary:
+class _Vocabulary:
     """Names of the variables that a chat template reads, and every text constant and attribute that it mentions."""
 
     variables: frozenset[str] = frozenset()
@@ -53,15 +53,15 @@ class Vocabulary:
 
 
 @lru_cache(maxsize=16)
-def _vocabulary(template: str) -> Vocabulary:
+def _vocabulary(template: str) -> _Vocabulary:
     """Nothing of a template that does not parse, which fails once it is applied."""
     try:
         tree = _SYNTAX.parse(template)
     except jinja2.TemplateSyntaxError:
-        return Vocabulary()
+        return _Vocabulary()
     mentioned = {node.value for node in tree.find_all(nodes.Const) if isinstance(node.value, str)}
     mentioned |= {node.attr for node in tree.find_all(nodes.Getattr)}
-    return Vocabulary(frozenset(jinja2.meta.find_undeclared_variables(tree)), frozenset(mentioned))
+    return _Vocabulary(frozenset(jinja2.meta.find_undeclared_variables(tree)), frozenset(mentioned))
 
 
 @lru_cache(maxsize=1)
@@ -133,11 +133,11 @@ class ChatTemplate:
             known |= {"tools"}
         return [name for name in names if name in known and name not in self._reserved]
 
-    def _vocabulary(self, arguments: Mapping[str, Any]) -> Vocabulary:
+    def _vocabulary(self, arguments: Mapping[str, Any]) -> _Vocabulary:
         try:
             return _vocabulary(self._tokenizer.get_chat_template(tools=arguments.get("tools")))
         except ValueError:  # several templates and no default: applying one says so
-            return Vocabulary()
+            return _Vocabulary()
 
     def _arguments(self, conversation: Conversation) -> dict[str, Any]:
         """What the template gets besides messages: of the record's fields those that it reads."""

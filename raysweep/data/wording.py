@@ -74,8 +74,8 @@ class ChatWording:
         if notes is not None:
             notes.add(template, conversation, found)
             if record_format.converse is None:
-                others = (str(key) for key, value in record.items() if key not in record_format.used and says(value))
-                notes.add_unpassed(template.variables(others))
+                read = template.variables(str(key) for key, value in record.items() if says(value))
+                notes.add_unpassed(sorted(set(read) - record_format.used) if read else ())
         rest, answer = found.whole[len(found.prompt) :], conversation.messages[-1].get("content")
         n_said = len(answer) if isinstance(answer, str) and rest.startswith(answer) else 0
         return found.prompt, rest[:n_said] + rest[n_said:].rstrip()  # white space of the response itself stays

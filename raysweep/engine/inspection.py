@@ -17,6 +17,7 @@ from raysweep.config_removal import RemovalConfig
 from raysweep.config_stop import StopConfig
 from raysweep.config_substitution import GenerationConfig
 from raysweep.data.examples import Example, Loaded, Room
+from raysweep.engine.adapters import inspect_adapters
 from raysweep.engine.asked import asked_changes, stop_rule
 from raysweep.engine.assumed import assumptions, checkpoint_on_paper
 from raysweep.engine.facts import Cell, Facts, ModelFacts
@@ -113,6 +114,8 @@ def inspect(
             if checkpoint.fingerprint not in checked:
                 checked.add(checkpoint.fingerprint)
                 noted += _passed_over(checkpoint)
+        tuned, warned = inspect_adapters(model.name, base, tuned)
+        noted += warned
         predicts = predicts_tokens(base)
         will_be = trained_on(config, model)
         if (tuned or will_be) and config.studies.substitution and not predicts:

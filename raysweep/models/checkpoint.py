@@ -115,7 +115,7 @@ def describe(source: str) -> Checkpoint:
     config_path = folder / ("adapter_config.json" if adapter else "config.json")
     if not config_path.exists():
         raise InputError(
-            f"checkpoint '{source}' has no config.json ({folder}); is it the folder that save_pretrained wrote?"
+            f"checkpoint '{source}' has no config.json ({folder}); {_subfolders(folder) or 'is it the folder that save_pretrained wrote?'}"
         )
     config = read_config(config_path, folder, adapter=adapter)
     weights = read_weights(folder, source, config_path, adapter=adapter)
@@ -130,6 +130,18 @@ def describe(source: str) -> Checkpoint:
         weights.digests,
         dtypes=weights.dtypes,
         note=read_note(folder),
+    )
+
+
+def _subfolders(folder: Path) -> str | None:
+    """Words that name the subfolders that hold a checkpoint (PEFT saves an adapter with a name of its own in one), if any does."""
+    names = ("adapter_config.json", "config.json")
+    found = sorted({path.parent.name for name in names for path in folder.glob(f"*/{name}")})
+    if not found:
+        return None
+    kind = "an adapter" if (folder / found[0] / names[0]).exists() else "a checkpoint"
+    return f"its subfolder '{found[0]}' has {kind}: give {folder / found[0]}" + (
+        f" (or one of {len(found) - 1} others)" if len(found) > 1 else ""
     )
 
 

@@ -36,7 +36,9 @@ NOTHING = Same()
 
 
 def same_in_checkpoints(base: Checkpoint, tuned: Checkpoint) -> Same:
-    """What the two have in common by their digests; of a PEFT adapter, the layers that none of its tensors belongs to.
+    """What the two have in common by their digests; of a PEFT adapter, the layers that it leaves alone.
+
+    An adapter leaves a layer alone if none of its tensors belongs to the layer, or if all of its updates there are zero.
 
     In doubt a layer counts as different: a checkpoint that stores equal values in another dtype has no layer in common
     with the other, and what carries a layer's number counts to that layer (an image tower's layer 3 to layer 3).
@@ -45,9 +47,9 @@ def same_in_checkpoints(base: Checkpoint, tuned: Checkpoint) -> Same:
         return NOTHING
     n_layers = base.n_layers
     if tuned.adapter:
-        if tuned.config.get("layer_replication"):  # its layers are copies of others
+        touched = _touched(base, tuned)
+        if touched is None:
             return NOTHING
-        touched = {layer_of(name) for name in tuned.shapes}
         return Same(frozenset(range(n_layers)) - touched, None not in touched)
     if not (base.digests and tuned.digests):  # of .bin files nothing is known to be alike
         return NOTHING
@@ -57,6 +59,21 @@ def same_in_checkpoints(base: Checkpoint, tuned: Checkpoint) -> Same:
     alike = {layer for layer, digests in ours.items() if theirs.get(layer) == digests}
     layers = frozenset(layer for layer in alike if layer is not None and layer < n_layers)
     return Same(layers, None in alike)
+
+
+def _touched(base: Checkpoint, adapter: Checkpoint) -> set[int | None] | None:
+    """Layers that an adapter changes (None: what is outside them); None if they cannot be told."""
+    from raysweep.models.idle_updates import idle_tensors
+    from raysweep.models.peft_check import adapted_modules
+    from raysweep.models.peft_types import OF_MODULES
+
+    if adapter.config.get("layer_replication"):  # its layers are copies of others
+        return None
+    touched = {layer_of(name) for name in adapter.shapes.keys() - idle_tensors(adapter)}
+    if all(name.startswith(OF_MODULES) for name in adapter.shapes):
+        return touched
+    modules = adapted_modules(adapter, base)  # tensors of no module serve several, which may have none of their own
+    return None if modules is None else touched | {layer_of(name) for name in modules}
 
 
 def layer_of(name: str) -> int | None:

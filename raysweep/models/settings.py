@@ -36,7 +36,7 @@ _NO_EFFECT = frozenset([
     "experts_implementation", "quantization_config", "rope_scaling", "rope_theta", "max_position_embeddings",
     "n_positions", "max_seq_len", "n_ctx", "is_encoder_decoder", "tokenizer_class", "prefix", "bad_words_ids",
     "unsloth_fixed", "unsloth_version", "model_max_length", "temperature", "repetition_penalty", "do_sample",
-    "max_length", "min_length", "num_beams",
+    "max_length", "min_length", "num_beams", "tie_word_embeddings",
 ])
 # fmt: on
 _NO_EFFECT_PATTERN = re.compile(r"dropout|_pdrop$|layerdrop|_token_ids?$|_token_index$")
