@@ -89,9 +89,7 @@ def test_one_model_may_be_named_and_the_other_loaded(world: Path, expected: pd.D
     assert not np.allclose(half["loss"], expected["loss"], atol=1e-5), "the named one is loaded in the other's dtype"
 
 
-def test_an_adapters_folder_is_merged_onto_a_named_base_alone(
-    world: Path, examples: list[rs.Example]
-) -> None:
+def test_an_adapters_folder_is_merged_onto_a_named_base_alone(world: Path, examples: list[rs.Example]) -> None:
     from peft import PeftModel
 
     merged = PeftModel.from_pretrained(loaded(world / "base"), world / "lora").merge_and_unload()
