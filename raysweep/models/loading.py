@@ -88,7 +88,7 @@ def _load_merged(
     """
     import torch
 
-    check_adapter(adapter, base)
+    check_adapter(adapter, base, dry_run=False)  # the real weights are next
     config = read_peft_config(adapter)
     if dtype == "float32":
         model = load_model(base, dtype=dtype, device=device, device_map=device_map)
