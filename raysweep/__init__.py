@@ -2,14 +2,14 @@
 
     import raysweep as rs
     rs.run("configs/demo.yaml")                        # a whole run from a config
-    rs.sweep_windows(base, tuned, examples, windows)   # losses with windows of layers put back
+    rs.sweep_windows(base, tuned, examples, windows)   # losses with windows of layers replaced by the base model's
     rs.sweep(base, tuned, examples, widths="all")      # every window; also sets, modules, coefficients, reverse
     rs.estimate(base, tuned, examples, widths="all")   # the same by first order in the weights, three forwards' cost
     rs.capture(model, examples)                        # states [L, N, D] of every layer
     rs.cka_matrix(X), rs.local_dynamics(S)             # arithmetic on plain arrays
     rs.similarity(X, metric="svcca")                    # other measures, between two models too
     rs.critical_layers(model, examples)                # the one-model answer
-    rs.load_examples(source, format, tokenizer)        # records to token sequences with a label mask
+    rs.load_examples(source, tokenizer)                # records to token sequences with a label mask
 
 Nothing heavy is imported until one of these is used.
 """
@@ -21,20 +21,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from raysweep.api import Run, open_run, run
-    from raysweep.data.examples import Example, load_examples
+    from raysweep.data.examples import Example
     from raysweep.data.exclusion import Exclude
     from raysweep.errors import InputError, RaysweepError, StoreError
     from raysweep.models.adapter import Adapter
     from raysweep.models.surgery import removed
+    from raysweep.notebook import capture, critical_layers, estimate, load_examples, sweep, sweep_windows
     from raysweep.numerics.cka import cka_between, cka_matrix
     from raysweep.numerics.dynamics import local_dynamics
     from raysweep.numerics.measures.registry import similarity
     from raysweep.numerics.minibatch import MinibatchCKA
-    from raysweep.studies.capture import capture
-    from raysweep.studies.critical import critical_layers
-    from raysweep.studies.gradient import estimate
     from raysweep.studies.spectrum import spectrum
-    from raysweep.studies.substitution import sweep, sweep_windows
 
 __all__ = [
     "Adapter",
@@ -69,21 +66,21 @@ _HOMES = {
     "RaysweepError": "errors",
     "Run": "api",
     "StoreError": "errors",
-    "capture": "studies.capture",
+    "capture": "notebook",
     "MinibatchCKA": "numerics.minibatch",
     "cka_between": "numerics.cka",
     "cka_matrix": "numerics.cka",
-    "critical_layers": "studies.critical",
-    "estimate": "studies.gradient",
-    "load_examples": "data.examples",
+    "critical_layers": "notebook",
+    "estimate": "notebook",
+    "load_examples": "notebook",
     "local_dynamics": "numerics.dynamics",
     "open_run": "api",
     "removed": "models.surgery",
     "run": "api",
     "spectrum": "studies.spectrum",
     "similarity": "numerics.measures.registry",
-    "sweep": "studies.substitution",
-    "sweep_windows": "studies.substitution",
+    "sweep": "notebook",
+    "sweep_windows": "notebook",
 }
 
 

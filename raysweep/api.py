@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from raysweep import lab
 from raysweep.collector import collection_paused
 from raysweep.config import Config, load_config, parse_config
 from raysweep.config_beside import beside_told
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
     from raysweep.studies.measured_cells import CorrelatedCells
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Run:
     """A run folder and what is in it. `tables` are data frames by name (substitution, similarity, dynamics, …).
 
@@ -63,6 +65,11 @@ class Run:
         what = "1 task failed" if n == 1 else f"{n} tasks failed, or needed one that did"
         return f"error: {what}; tracebacks are in {RunFolder(self.folder).events}" if n else ""
 
+    def __repr__(self) -> str:
+        rows = ", ".join(f"{name} {len(table):,}" for name, table in self.tables.items() if len(table))
+        failed = f"; {len(self.failed)} tasks failed" if self.failed else ""
+        return f"Run('{self.folder}', rows: {rows or 'none'}{failed})"
+
     def summary(self) -> list[str]:
         """The answer in a few lines; ρ of every cell, or the costliest windows where nothing was correlated.
 
@@ -75,15 +82,15 @@ class Run:
 
 def run(
     config: Config | Mapping[str, Any] | str | Path,
-    overrides: Sequence[str] = (),
+    overrides: str | Sequence[str] = (),
     *,
     fresh: bool = False,
     listener: Listener | None = None,
 ) -> Run:
     """Run a config (a file, plain values or a Config) to its end and draw the report; what is whole is not done again.
 
-    `overrides` are texts like `execution.chunk=16`. Raises InputError before anything runs, and RunError
-    where the run folder cannot be written to any more.
+    `overrides` are texts like `execution.chunk=16`. Plain values may hold paths, tuples and numbers of numpy's. Raises
+    InputError before anything runs, and RunError where the run folder cannot be written to any more.
     """
     from raysweep.engine.disk import failures_told
 
@@ -91,15 +98,30 @@ def run(
         from raysweep.engine.driver import drive
     from raysweep.store.places import location
 
-    given = config
+    given, texts = config, [overrides] if isinstance(overrides, str) else list(overrides)
     if isinstance(config, (str, Path)):
-        config = load_config(config, overrides)
+        config = load_config(config, texts)
     else:
-        values = config.model_dump() if isinstance(config, Config) else dict(config)
-        config = parse_config(values, overrides=overrides)
+        try:
+            values = config.model_dump() if isinstance(config, Config) else _plain_values(config)
+        except RecursionError:  # values nested in themselves, which parse_config refuses
+            values = config
+        config = parse_config(values, overrides=texts)
     with failures_told(location(config.storage, config.storage_options)), beside_told(given, config):
         done = drive(config, fresh=fresh, listener=listener)
         return _reported(done.folder, done.failed)
+
+
+def _plain_values(given: Any) -> Any:
+    """A config's values as YAML gives them: texts for paths, lists for tuples and arrays, Python's numbers for numpy's."""
+    if isinstance(given, os.PathLike):
+        return lab.as_text(given)
+    given = given.tolist() if hasattr(given, "tolist") else given
+    if isinstance(given, Mapping):
+        return {key: _plain_values(value) for key, value in given.items()}
+    if isinstance(given, list | tuple | range):
+        return [_plain_values(value) for value in given]
+    return given
 
 
 def open_run(folder: str | Location, storage_options: Mapping[str, Any] | None = None) -> Run:
@@ -279,14 +301,17 @@ def critical(
     resamples: int = 1000,
     seed: int = 0,
     progress: Callable[[str], None] | None = None,
+    warn: Callable[[str], None] | None = None,
 ) -> Critical:
     """The critical layers of a config's first model on its data sets, as its similarity study asks; writes nothing.
 
-    The model is streamed from disk where it does not fit in memory. Raises InputError before anything is computed, and
+    The model is streamed from disk where it does not fit in memory. `warn` is given what may mislead about the records, and the
+    date if the chat template reads the clock. Raises InputError before anything is computed, and
     RunError where states cannot be compared.
     """
     from raysweep.engine.inspection import inspect
     from raysweep.engine.loading import batch_budget
+    from raysweep.engine.template_dates import date_texts
     from raysweep.errors import InputError, RunError
     from raysweep.models.adapter import Adapter
     from raysweep.models.loading import load_model
@@ -302,6 +327,9 @@ def critical(
         raise InputError(
             f"--top {top}: '{model.base.source}' has {model.base.n_layers} decoder layers; give 1 to as many"
         )
+    if warn:
+        for text in (*facts.warnings, *date_texts(facts.template_dates, recorded=False)):
+            warn(text)
     loaded: StreamedModel | Adapter
     if model.residency.mode == "stream":
         loaded = StreamedModel(model.base, dtype=model.dtype, device=facts.device)
@@ -309,7 +337,7 @@ def critical(
         device_map = config.execution.device_map
         loaded = Adapter(load_model(model.base, dtype=model.dtype, device=facts.device, device_map=device_map))
     try:
-        return critical_layers(
+        found = critical_layers(
             loaded,
             {dataset: cell.examples for (of_model, dataset), cell in facts.cells.items() if of_model == name},
             top=top,
@@ -324,3 +352,4 @@ def critical(
         )
     except InputError as error:
         raise RunError(str(error)) from error
+    return replace(found, note=model.base.note)

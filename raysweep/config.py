@@ -15,7 +15,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from raysweep.config_datasets import DatasetConfig
 from raysweep.config_execution import ExecutionConfig
-from raysweep.config_fields import Name, Named, Place, Section
+from raysweep.config_fields import Date, Name, Named, Place, Section
 from raysweep.config_overrides import overridden
 from raysweep.config_problems import problems_in_words
 from raysweep.config_storage import checked_options, checked_storage, scheme_of
@@ -28,13 +28,15 @@ class ModelConfig(Named):
     """A base checkpoint and the checkpoints fine-tuned from it (data set → checkpoint or PEFT adapter).
 
     `architecture` is a config.json, its path relative to the config's, that `raysweep plan` takes sizes from where a checkpoint
-    is not on this machine.
+    is not on this machine. `template_date` is the date that a chat template is given which reads the clock: by default the one
+    recorded in the run folder, or else today's.
     """
 
     base: Place
     architecture: Place | None = None
     tuned: dict[Name, Place] = {}
     wording: str = "chat"
+    template_date: Date | None = None
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
 
 

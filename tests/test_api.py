@@ -6,6 +6,7 @@ import copy
 import json
 import pickle
 import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -15,7 +16,7 @@ import torch
 import yaml
 
 import raysweep as rs
-from raysweep.api import status
+from raysweep.api import _plain_values, status
 from raysweep.config import parse_config
 from raysweep.planned import plan_run
 from raysweep.report.tables import COLUMNS
@@ -131,6 +132,36 @@ def test_the_standing_and_the_plan_of_a_run(world, done):
     assert planned.tasks["substitute"] == (7, 11)
     # what is left: the trunk, two layers from each of four starts, and three, two, one layers behind them
     assert planned.layer_applications == 4 - 1 + 8 + 6
+
+
+def test_a_run_prints_in_a_line(done):
+    text = repr(done)
+    assert text.startswith(f"Run('{done.folder}', rows: substitution {len(done.substitution)}, ")
+    assert len(text) < 300
+    assert "\n" not in text
+
+
+def test_a_sweep_by_name_gives_the_runs_losses(world, done):
+    ours = rs.sweep(world / "base", world / "tuned", world / "test.jsonl", widths=1, prompt="q", response="a")
+    keys = ["layers", "example_id"]
+    both = ours.merge(done.substitution, on=keys, validate="one_to_one")
+    assert len(both) == len(ours) == len(done.substitution)
+    np.testing.assert_allclose(both["loss_x"], both["loss_y"], rtol=0, atol=1e-5)
+
+
+def test_a_config_may_hold_paths_tuples_and_numpys_numbers(world, tmp_path):
+    plain = settings(world, tmp_path)
+    given = {
+        **plain,
+        "models": ({"name": "m", "base": world / "base", "tuned": {"d": world / "tuned"}},),
+        "studies": {**plain["studies"], "substitution": {"widths": np.array([1])}},
+        "execution": {**plain["execution"], "chunk": np.int64(4)},
+        "storage": tmp_path,
+    }
+    assert parse_config(_plain_values(given)) == parse_config(plain)
+    assert _plain_values(Path("lab://tiny")) == "lab://tiny"
+    with pytest.raises(rs.InputError, match="chunk"):
+        rs.run(given, "execution.chunk=0")
 
 
 def test_bad_input_is_an_input_error(world, tmp_path):

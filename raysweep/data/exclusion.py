@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeVar
@@ -19,13 +19,13 @@ from raysweep.errors import InputError, shortened, shown
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Exclude:
     """Which records are left out: those that a phrase, the pattern or a value is found in.
 
     `phrases` (in any case) and `pattern` (a regular expression of Python's) are sought in the record's question and
     response, or in its `column` where one is named. `values` are whole texts of `column`; what is no text there is
-    compared as JSON writes it. Raises InputError for a pattern that does not compile, values without a column, and
+    compared as JSON writes it. One phrase or value may be given by itself. Raises InputError for a pattern that does not compile, values without a column, and
     where nothing is named.
     """
 
@@ -34,7 +34,13 @@ class Exclude:
     column: str | None = None
     values: tuple[str, ...] = ()
 
+    def __repr__(self) -> str:
+        told = {"phrases": self.phrases, "pattern": self.pattern, "column": self.column, "values": self.values}
+        return f"Exclude({', '.join(f'{name}={shown(value)}' for name, value in told.items() if value)})"
+
     def __post_init__(self) -> None:
+        for name in ("phrases", "values"):
+            object.__setattr__(self, name, _texts(name, getattr(self, name)))
         if not (self.phrases or self.pattern or self.values):
             raise InputError("exclude names nothing to leave out: give phrases, a pattern, or a column and its values")
         if "" in self.phrases:
@@ -79,6 +85,18 @@ class Exclude:
         if any(phrase in folded for phrase in self._folded):
             return True
         return self._expression is not None and self._expression.search(text) is not None
+
+
+def _texts(name: str, given: object) -> tuple[str, ...]:
+    """Several texts, of which one may be given by itself."""
+    several = [given] if isinstance(given, str) else given
+    if not isinstance(several, Iterable) or isinstance(several, bytes | Mapping):
+        raise InputError(f"exclude has {name} of type {type(given).__name__}; give a list of texts")
+    found = tuple(several)
+    odd = next((each for each in found if not isinstance(each, str)), None)
+    if odd is not None:
+        raise InputError(f"exclude has {shown(odd)}, of type {type(odd).__name__}, among its {name}; give texts")
+    return found
 
 
 def _text(value: Any) -> str:

@@ -32,6 +32,7 @@ class Cell:
     drawn: tuple[tuple[Example, ...], ...] = ()
     on_paper: bool = False
     n_blank: int = 0
+    n_answer_cut: int = 0
 
     @property
     def swept(self) -> tuple[tuple[Example, ...], ...]:
@@ -98,7 +99,10 @@ class ModelFacts:
 
 @dataclass(frozen=True)
 class Facts:
-    """What inspection found, what a plan assumes of what is not here, and what may mislead, in words."""
+    """What inspection found, what a plan assumes of what is not here, and what may mislead, in words.
+
+    `template_dates` has, by model, the date that a chat template was given which reads the clock.
+    """
 
     models: Mapping[str, ModelFacts]
     cells: Mapping[tuple[str, str], Cell]
@@ -107,3 +111,4 @@ class Facts:
     trainings: Trainings = field(default_factory=Trainings)
     assumed: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    template_dates: Mapping[str, str] = field(default_factory=dict)

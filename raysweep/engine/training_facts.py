@@ -85,6 +85,11 @@ def find_trainings(
             found, _ = reader.read(model, source)
             examples[cell] = tuple(found.examples)
             excluded[cell] = found.n_excluded
+            if found.n_answer_cut:
+                reader.warnings.append(
+                    f"{dataset.name} (for {model.name}): {found.n_answer_cut} of {len(found.examples)} examples to train on lose a part "
+                    "of their answer, which the chat template leaves out or rewrites"
+                )
             if backdoor := config.studies.backdoor:
                 for seed in backdoor.seeds:
                     poisoned[cell, seed] = tuple(reader.poisoned(model, source, backdoor, seed).examples)

@@ -25,7 +25,10 @@ import torch
 from torch import nn
 
 from raysweep.errors import InputError
+from raysweep.models.alterations import altered_modules
 from raysweep.models.blocks import StandIn, block_path, find_blocks, find_body, layers_pattern
+from raysweep.models.borrowed import configs_of, plain_outputs, without_compilation
+from raysweep.models.given import dtypes_in_words, plain_model
 from raysweep.models.kinds import model_predicts
 from raysweep.models.rotary import rotary_table
 
@@ -36,6 +39,8 @@ _PROBE_TOKENS = 8
 _PROBE_CUT = 5
 _PROBE_TOLERANCE = 1e-5
 _LEAK_TOLERANCE = 1e-3  # what a token sees of others moves it by far more, products of another shape by far less
+
+_FAILURES = (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError)  # what a forward may end in
 
 Shared = dict[str, tuple[torch.Tensor, ...]]  # layer type → keys and values, batch first
 
@@ -74,24 +79,33 @@ class _Stub(StandIn):
 
 
 class Adapter:
-    """A loaded model whose blocks can be called one at a time; it is put into evaluation mode.
+    """A loaded model whose blocks can be called one at a time; it is put into evaluation mode, and stays in it.
 
     It is a causal language model (`predicts`), or has states only: an encoder, or a decoder without its head. On
     construction a few tokens go through the model's own forward and through the replay of its blocks; where the two
     differ, or a token's state depends on padding behind it, the architecture is refused (InputError) instead of being
-    measured wrongly.
+    measured wrongly. What is no whole transformers model (an unmerged PEFT adapter, FSDP shards) is refused too.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
+        model = plain_model(model)
         self.predicts = model_predicts(model)
         self.model = model.eval()
-        self.blocks = find_blocks(model)
-        self._body = find_body(model)
-        self.device: torch.device = model.get_input_embeddings().weight.device
-        if self.device.type == "meta":  # offloaded by accelerate, which moves inputs by itself
-            self.device = torch.device("cpu")
-        self._items: list[int | None] = []
-        self._probe()
+        self._configs = configs_of(model)
+        with without_compilation(model):
+            self.blocks = find_blocks(model)
+            self._body = find_body(model)
+            self.device: torch.device = model.get_input_embeddings().weight.device
+            if self.device.type == "meta":  # offloaded by accelerate, which moves inputs by itself
+                self.device = torch.device("cpu")
+            self._items: list[int | None] = []
+            self._probe()
+
+    def __repr__(self) -> str:
+        what = "predicts tokens" if self.predicts else "states only"
+        return (
+            f"Adapter({type(self.model).__name__}, {self.n_layers} layers, {what}, {self.model.dtype}, {self.device})"
+        )
 
     @property
     def block_path(self) -> str:
@@ -138,7 +152,8 @@ class Adapter:
             inputs["attention_mask"] = (torch.arange(tokens.shape[1])[None] < real[:, None]).long().to(self.device)
         if "use_cache" in signature(module.forward).parameters:  # encoders do not know it
             inputs["use_cache"] = False
-        return module(**inputs)
+        with plain_outputs(self._configs):
+            return module(**inputs)
 
     def _forward(self, tokens: torch.Tensor, lengths: Sequence[int] | None = None) -> torch.Tensor:
         """Logits [B, T, V] of a model that predicts, the last hidden states [B, T, D] of another."""
@@ -223,6 +238,12 @@ class Adapter:
         hooks = [block.register_forward_hook(learn(index)) for index, block in enumerate(self.blocks)]
         try:
             expected = self._forward(tokens, lengths)
+        except torch.OutOfMemoryError:
+            raise
+        except _FAILURES as error:
+            raise self._refusal(
+                f"its own forward fails ({_in_a_line(error)}){self._mixed()}; correct the settings in its config.json"
+            ) from error
         finally:
             for hook in hooks:
                 hook.remove()
@@ -238,9 +259,8 @@ class Adapter:
             ours = self._replay_among_others(tokens, lengths).reshape(expected.shape)
         except torch.OutOfMemoryError:
             raise
-        except (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError) as error:
-            told = " ".join(str(error).split())
-            raise self._refusal(f"replaying its blocks fails ({type(error).__name__}: {told})") from error
+        except _FAILURES as error:
+            raise self._refusal(f"replaying its blocks fails ({_in_a_line(error)})") from error
         scale = max(1.0, float(expected.abs().max()))
         apart = float((ours.to(expected.device) - expected).abs().max())
         computed = self._computed_in(expected)
@@ -280,8 +300,25 @@ class Adapter:
         weights = {parameter.dtype for parameter in self.model.parameters() if parameter.is_floating_point()}
         return next((dtype for dtype in weights if dtype.itemsize < out.dtype.itemsize), out.dtype)
 
+    def _mixed(self) -> str:
+        """The hint for a forward that fails in a model whose weights have several dtypes."""
+        told = dtypes_in_words(self.model)
+        if told is None:
+            return ""
+        return f"; its weights have several dtypes, {told}: load it with one, from_pretrained(…, dtype=torch.float32), or call model.float()"
+
     def _refusal(self, reason: str) -> InputError:
-        return InputError(f"{type(self.model).__name__} cannot be swept layer by layer: {reason}")
+        altered = next((path or "the model" for path, _ in altered_modules(self.model)), None)
+        hint = (
+            f" ({altered} has hooks or a forward of its own: do they treat all tokens and rows alike?)"
+            if altered
+            else ""
+        )
+        return InputError(f"{type(self.model).__name__} cannot be swept layer by layer: {reason}{hint}")
+
+
+def _in_a_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def apply_block(block: nn.Module, states: torch.Tensor, call: BlockCall, shared: Shared | None = None) -> torch.Tensor:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, SupportsIndex, get_args
 
 import torch
+from numpy.typing import ArrayLike
 from torch import nn
 
 from raysweep.errors import InputError, nearest
 from raysweep.models.adapter import Adapter
 from raysweep.models.blocks import find_blocks
+from raysweep.models.given import A_MODEL, is_compiled
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -114,16 +116,26 @@ def part_within(states: torch.Tensor, basis_KD: torch.Tensor, mean_D: torch.Tens
     return (from_mean @ basis_KD.T) @ basis_KD
 
 
+def _as_tensor(name: str, given: ArrayLike | torch.Tensor) -> torch.Tensor:
+    """Numbers in lists or arrays as a tensor. Raises InputError for an empty list, and for what is no array of numbers."""
+    if isinstance(given, Sequence) and not len(given):
+        raise InputError(f"{name} is empty; give at least one direction")
+    try:
+        return torch.as_tensor(given)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"{name} is of type {type(given).__name__}, and no array of numbers: {error}") from error
+
+
 @contextmanager
 def removed(
     model: PreTrainedModel | Adapter,
     layer: int,
-    components_KD: torch.Tensor,
+    components_KD: ArrayLike | torch.Tensor,
     *,
     mode: Mode = "project",
     positions: Positions | slice = "last",
-    stored_D: torch.Tensor | None = None,
-    mean_D: torch.Tensor | None = None,
+    stored_D: ArrayLike | torch.Tensor | None = None,
+    mean_D: ArrayLike | torch.Tensor | None = None,
 ) -> Iterator[None]:
     """Take the directions [K, D] out of what a decoder layer (from 0) puts out, while the context lasts.
 
@@ -136,7 +148,20 @@ def removed(
     and every token written after it; `all` every token; a slice those tokens of a pass. Only the block is hooked and no
     weight is touched. Raises InputError (IndexError for a layer that is not there) before anything is changed.
     """
-    blocks = model.blocks if isinstance(model, Adapter) else find_blocks(model)
+    owner: Any = model.model if isinstance(model, Adapter) else model
+    if not isinstance(owner, nn.Module) or not hasattr(owner, "config"):
+        raise InputError(f"model is of type {type(owner).__name__}; give {A_MODEL}, or a raysweep.Adapter")
+    compiled = next(
+        (path or "it" for path, m in owner.named_modules() if is_compiled(m) or m._compiled_call_impl), None
+    )
+    if compiled is not None:
+        raise InputError(
+            f"{type(owner).__name__} is compiled ({compiled}), and compiled code does not see hooks that are registered after it "
+            "was made: give the model without torch.compile, and call that one"
+        )
+    blocks = model.blocks if isinstance(model, Adapter) else find_blocks(owner)
+    if isinstance(layer, bool) or not isinstance(layer, SupportsIndex):
+        raise InputError(f"layer is {layer!r}, of type {type(layer).__name__}; give the number of a layer, from 0")
     if not 0 <= layer < len(blocks):
         raise IndexError(f"layer {layer} is not among {len(blocks)} layers")
     if mode not in MODES:
@@ -147,11 +172,16 @@ def removed(
         raise InputError(
             f"mode '{mode}' {'needs' if mode == 'paper' else 'has no use for'} stored_D, the state whose part is subtracted"
         )
+    components_KD = _as_tensor("components_KD", components_KD)
+    stored_D = None if stored_D is None else _as_tensor("stored_D", stored_D)
+    mean_D = None if mean_D is None else _as_tensor("mean_D", mean_D)
     basis_KD = orthonormal_rows(components_KD)
-    config = (model.model if isinstance(model, Adapter) else model).config.get_text_config()
+    config: Any = owner.config
+    config = config.get_text_config()
     for name, given in (("components_KD", components_KD), ("stored_D", stored_D), ("mean_D", mean_D)):
-        if given is not None and given.shape[-1] != config.hidden_size:
-            raise InputError(f"{name} has width {given.shape[-1]}, and the model's states have {config.hidden_size}")
+        if given is not None and given.shape[-1:] != (config.hidden_size,):
+            width = given.shape[-1] if given.ndim else "none"
+            raise InputError(f"{name} has width {width}, and the model's states have {config.hidden_size}")
     chosen = {"last": slice(-1, None), "all": slice(None)}.get(positions) if isinstance(positions, str) else positions
     stored_part = None if stored_D is None else part_within(stored_D, basis_KD, mean_D)
 

@@ -5,7 +5,8 @@ Shape suffixes: L layers, K neighbourhoods.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import SupportsIndex
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -21,7 +22,7 @@ def local_dynamics(S_LL: ArrayLike, neighbourhood: int | Sequence[int] = 3, diag
     is higher. Without it a layer that has no neighbour has NaN. NaN among the neighbours gives NaN. Raises ValueError
     unless S is square and the neighbourhood an odd number, of 3 or more without the diagonal.
     """
-    if not isinstance(neighbourhood, int):
+    if isinstance(neighbourhood, Iterable):
         return np.stack([local_dynamics(S_LL, each, diagonal) for each in neighbourhood])
     S_LL = as_float64(S_LL)
     reach = reach_of(neighbourhood, diagonal)
@@ -38,7 +39,7 @@ def local_dynamics(S_LL: ArrayLike, neighbourhood: int | Sequence[int] = 3, diag
 
 def reach_of(neighbourhood: int, diagonal: bool = True) -> int:
     """How many layers to each side are neighbours. Raises ValueError for an even number, and for one that leaves none."""
-    if neighbourhood < 1 or neighbourhood % 2 == 0:
+    if not isinstance(neighbourhood, SupportsIndex) or neighbourhood < 1 or neighbourhood % 2 == 0:
         raise ValueError(f"neighbourhood must be an odd number of layers, 1 or more; got {neighbourhood}")
     if neighbourhood == 1 and not diagonal:
         raise ValueError("a neighbourhood of 1 has no layer but its own: without the diagonal give 3 or more")

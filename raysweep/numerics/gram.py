@@ -206,10 +206,12 @@ def _median(distances_NN: Array, rule: MedianRule) -> float:
 def check_layers(X_LND: Iterable[States]) -> list[States]:
     """The layers, once it is sure that they have the same examples, of which there are two at least.
 
-    They may differ in width. Raises ValueError, naming the layer, where shapes do not fit.
+    They may differ in width. A layer may be a list of rows or a pandas data frame, too. Raises ValueError, naming the layer,
+    where shapes do not fit.
     """
     layers: list[States] = []
-    for layer, states_ND in enumerate(X_LND):
+    for layer, given in enumerate(X_LND):
+        states_ND = as_states(layer, given)
         shape = tuple(states_ND.shape)
         if len(shape) != 2 or shape[0] < 2 or shape[1] < 1:
             raise LayerError(layer, f"states of shape {shape}; expected [N, D] with N at least 2")
@@ -219,6 +221,19 @@ def check_layers(X_LND: Iterable[States]) -> list[States]:
     if not layers:
         raise ValueError("no layers")
     return layers
+
+
+def as_states(layer: int, given: Any) -> States:
+    """One layer's states; a list of rows or a data frame as an array."""
+    if isinstance(given, (list, tuple)) or (hasattr(given, "columns") and hasattr(given, "to_numpy")):
+        try:
+            given = np.asarray(given, dtype=np.float64)
+        except (TypeError, ValueError) as error:
+            raise LayerError(layer, f"no matrix of numbers [N, D]: {error}") from error
+    if not (hasattr(given, "shape") and hasattr(given, "dtype")):
+        raise LayerError(layer, f"states of type {type(given).__name__}; expected an array or a tensor [N, D]")
+    states: States = given
+    return states
 
 
 def read_layers(

@@ -36,6 +36,10 @@ class MinibatchCKA:
         self._depths: tuple[int, int] | None = None  # of the two models; 0 where there is one
         self._total: Array = np.zeros((0, 0))
 
+    def __repr__(self) -> str:
+        layers = "" if self._depths is None else f", {' and '.join(str(n) for n in self._depths if n)} layers"
+        return f"MinibatchCKA({self.batches} batches{layers})"
+
     @single_threaded_blas()
     def update(self, X_LBD: Iterable[States], Y_MBD: Iterable[States] | None = None) -> None:
         """Add one batch: the states of all layers, and of another model's where two are compared.

@@ -78,6 +78,12 @@ class Agreement:
     chance: float
     repeated: float
 
+    def __repr__(self) -> str:
+        return (
+            f"Agreement({self.value:.3f}, 95 % interval {self.ci_low:.3f} to {self.ci_high:.3f}; {self.common:.2f} layers in common, "
+            f"{self.chance:.2f} by chance; one data set repeated {self.repeated:.3f})"
+        )
+
 
 def agreement_between(datasets: Sequence[Choices], draws: int = 1000, seed: int = 0) -> Agreement:
     """How far the choices on two or more data sets agree, with an interval over examples.

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -22,14 +22,11 @@ from raysweep.data.examples import Example
 from raysweep.errors import InputError, nearest
 from raysweep.models.adapter import Adapter, Shared, apply_block
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
 Pooling = Literal["first", "last", "mean"]
 POOLINGS: tuple[str, ...] = get_args(Pooling)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Captured:
     """States [L, N, D] with the place each was taken at: token_pos, token_id [N] (−1 where many were pooled)."""
 
@@ -37,6 +34,9 @@ class Captured:
     example_ids: np.ndarray
     token_pos: np.ndarray
     token_ids: np.ndarray
+
+    def __repr__(self) -> str:
+        return f"Captured(states {list(self.states.shape)}, {self.states.dtype})"
 
 
 class Collector:
@@ -159,18 +159,3 @@ def _pool(states: torch.Tensor, lengths: torch.Tensor, pooling: Pooling) -> torc
         return states[torch.arange(len(states), device=states.device), lengths - 1]
     real = torch.arange(states.shape[1], device=states.device)[None] < lengths[:, None]
     return states.float().masked_fill(~real[..., None], 0).sum(1) / lengths[:, None]
-
-
-def capture(
-    model: PreTrainedModel | Adapter,
-    examples: Sequence[Example],
-    pooling: Pooling = "last",
-    *,
-    batch_tokens: int = 8192,
-) -> torch.Tensor:
-    """States [L, N, D] of every decoder layer's output at the chosen position of each example's prompt.
-
-    In the model's own dtype for `last` and `first`, float32 for `mean`; on the CPU.
-    """
-    adapter = model if isinstance(model, Adapter) else Adapter(model)
-    return capture_states(adapter, examples, pooling=pooling, batch_tokens=batch_tokens).states

@@ -32,8 +32,10 @@ if TYPE_CHECKING:
     from raysweep.models.adapter import Adapter
     from raysweep.models.stream import StreamedModel
 
+_SHOWN = 8  # layers in a repr
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class DatasetChoice:
     """The choice on one data set of `n_examples` examples whose states are finite.
 
@@ -52,15 +54,20 @@ class DatasetChoice:
     trimmed: list[int]
     health: pd.DataFrame
 
+    def __repr__(self) -> str:
+        chosen = _chosen_in_words(self.layers, self.delta, self.stability)
+        warned = int(self.health["warning"].notna().sum())
+        return f"DatasetChoice({chosen}; {self.n_examples} examples, {warned} health warnings)"
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class Critical:
     """Critical layers of one base model: the layers with the smallest δ, and how stable that choice is.
 
     `delta` [L] is the mean over data sets, of which `layers` have the smallest; `stability` [L] is how often a layer is chosen
     over the half-samples of every data set, as a share (NaN where one has fewer than 8 examples). `shared` names the chosen
     layers' weights that an earlier layer has too, and that go by its name; `parameters` all weights of the chosen layers.
-    `agreement` is between the data sets; None for one.
+    `agreement` is between the data sets; None for one. `note` is what the checkpoint's provenance file says of its weights.
     """
 
     layers: list[int]
@@ -72,6 +79,12 @@ class Critical:
     parameters: tuple[str, ...] = ()
     datasets: Mapping[str, DatasetChoice] = field(default_factory=dict)
     agreement: Agreement | None = None
+    note: str = ""
+
+    def __repr__(self) -> str:
+        chosen, sets = _chosen_in_words(self.layers, self.delta, self.stability), len(self.datasets)
+        agreement = f", agreement {self.agreement.value:.2f}" if self.agreement else ""
+        return f"Critical({chosen}; {sets} data set{'s' if sets != 1 else ''}{agreement})"
 
     def peft_config(self) -> dict[str, object]:
         """Keyword arguments for a PEFT config that trains the critical layers only."""
@@ -81,6 +94,13 @@ class Critical:
     def freeze_list(self) -> list[str]:
         """Prefixes of the parameters that belong to the critical layers, as `named_parameters` names them."""
         return [*(f"{self.block_path}.{layer}." for layer in self.layers), *self.shared]
+
+
+def _chosen_in_words(layers: Sequence[int], delta_L: np.ndarray, stability_L: np.ndarray) -> str:
+    """The layers with δ and stability, the first of them if there are many."""
+    each = [f"{layer} (δ {delta_L[layer]:.3f}, stability {stability_L[layer]:.2f})" for layer in layers[:_SHOWN]]
+    more = f" and {len(layers) - _SHOWN} more" if len(layers) > _SHOWN else ""
+    return f"layers {', '.join(each)}{more} of {len(delta_L)}"
 
 
 def critical_layers(

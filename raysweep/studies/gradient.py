@@ -14,10 +14,9 @@ Shapes: B examples of a batch, T tokens, D width, L layers, W changes, N example
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -31,18 +30,12 @@ from raysweep.models.memory import free_bytes, private_bytes
 from raysweep.models.parts import parts_of
 from raysweep.models.surgery import interpolated
 from raysweep.studies.backward import Flow, Probe
-from raysweep.studies.interventions import Change, Module, check_changes
+from raysweep.studies.interventions import Change
 from raysweep.studies.passes import group_passes, states_of_a_way_back
 from raysweep.studies.schedule import Group, Step
 from raysweep.studies.streamed import StreamedPair, gigabytes
-from raysweep.studies.substitution import LOGIT_BYTES, Pair, Work, loss_table, pair_of
+from raysweep.studies.substitution import LOGIT_BYTES, Pair, Work
 from raysweep.studies.windows import BASE, TUNED, Part, Version, Window
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from transformers import PreTrainedModel
-
-    from raysweep.models.adapter import Adapter
 
 GRAPH = 40  # values by token and width that a layer keeps for its backward pass (Korthikanti et al. 2022: 34 bytes of 16 bits, and scores)
 
@@ -113,34 +106,6 @@ def estimate_losses(
             step += weight * at(change.in_base, share).scores[_part(change)][layers].sum(axis=0)
         estimates[row] = at(change.in_base, 0.0).losses + change.coefficient * step
     return estimates
-
-
-def estimate(
-    base: PreTrainedModel | Adapter,
-    tuned: PreTrainedModel | Adapter,
-    examples: Sequence[Example],
-    *,
-    points: int = 1,
-    widths: Sequence[int] | Literal["all"] = (),
-    sets: Mapping[str, Sequence[int]] | None = None,
-    modules: Sequence[Module] = (),
-    coefficients: Sequence[float] = (),
-    reverse: bool = False,
-    batch_tokens: int = 8192,
-) -> pd.DataFrame:
-    """What `sweep` measures, estimated by first order in the weights (estimator `gradient`): for about three layer applications a
-    layer and point, however many changes are asked for. Everything else is as `sweep` has it, the errors too; `points` is 1 or more.
-
-    An estimate is good where the step from tuned to base is small. Measure some of the rows with `sweep` before one is trusted.
-    """
-    if points < 1:
-        raise InputError(f"points must be 1 or more, got {points}")
-    pair = pair_of(base, tuned)
-    changes = check_changes(
-        pair.n_layers, widths, sets=sets, modules=modules, coefficients=coefficients, reverse=reverse
-    )
-    losses = estimate_losses(pair, examples, changes, points=points, batch_tokens=batch_tokens)
-    return loss_table(losses, changes, examples, "gradient")
 
 
 def first_order(

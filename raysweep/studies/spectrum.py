@@ -14,8 +14,9 @@ import numpy as np
 import pandas as pd
 
 from raysweep.numerics import spectral
-from raysweep.numerics.gram import States, as_float64
+from raysweep.numerics.gram import States, as_float64, as_states
 from raysweep.numerics.spectral import Decomposition, decompose
+from raysweep.studies.arguments import Counts, components_given
 from raysweep.studies.comparable import check_comparable
 
 NEIGHBOURS = (-2, -1, 1, 2)
@@ -35,7 +36,7 @@ def shared_name(measure: str, step: int) -> str:
     return f"{measure}{step:+d}"
 
 
-def spectrum(X_LND: Iterable[States], components: Sequence[int] = (1, 3, 10)) -> pd.DataFrame:
+def spectrum(X_LND: Iterable[States], components: Counts = (1, 3, 10)) -> pd.DataFrame:
     """The table spectrum of states [L, N, D] (without model and dataset): layer, components, measure, value, reason.
 
     Once a layer, with `components` NA:
@@ -58,13 +59,14 @@ def spectrum(X_LND: Iterable[States], components: Sequence[int] = (1, 3, 10)) ->
     or components whose gap is lost in rounding. Examples that are not finite at some layer are left out of everything, as the
     reason of `examples` tells.
 
-    `X_LND` is an array or tensor [L, N, D], or anything that gives the layers [N, D] each time it is iterated over (an open
-    activation store does, so that one layer at a time is held). Raises ValueError naming the layer for shapes that do not fit, and
-    for no or less than one components; InputError where fewer than two examples are finite.
+    `components` is one number or several. `X_LND` is an array or tensor [L, N, D], a list of layers, or anything that gives the
+    layers [N, D] each time it is iterated over (an open activation store does, so that one layer at a time is held). Raises
+    ValueError naming the layer for shapes that do not fit; InputError for components that are no different numbers from 1 on, and where fewer than two examples are finite.
     """
-    if not components or min(components) < 1 or len(set(components)) < len(components):
-        raise ValueError(f"components are different numbers from 1 on, and at least one; got {list(components)}")
+    components = components_given(components)
     layers = list(X_LND) if iter(X_LND) is X_LND else X_LND
+    if isinstance(layers, list | tuple):
+        layers = [as_states(layer, states) for layer, states in enumerate(layers)]
     finite_LN = _finite(layers)
     keep_N = np.asarray(finite_LN.all(axis=0))
     found = [_decomposed(layer, states, keep_N, max(components)) for layer, states in enumerate(layers)]

@@ -11,12 +11,12 @@ several come before B.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -26,19 +26,18 @@ from raysweep.data.batches import labelled_positions, make_batches, pad
 from raysweep.data.examples import Example
 from raysweep.errors import InputError
 from raysweep.models.adapter import Adapter, BlockCall, apply_block
-from raysweep.models.pair import check_settings
+from raysweep.models.alterations import altered_layers, altered_rest
 from raysweep.models.same import Same, same_in_models
+from raysweep.models.settings import check_settings
 from raysweep.studies.capture import Collector, Flight
-from raysweep.studies.interventions import Change, Module, check_changes, labels
+from raysweep.studies.interventions import Change, labels
 from raysweep.studies.passes import Pass
 from raysweep.studies.schedule import Schedule, Step, schedule
 from raysweep.studies.shelf import Branch, Branches, Shelf, open_shelf
 from raysweep.studies.versions import version_of
-from raysweep.studies.windows import UNTOUCHED, Window, check_windows
 
 if TYPE_CHECKING:
     import pandas as pd
-    from transformers import PreTrainedModel
 
 LOGIT_BYTES = 64 * 2**20
 
@@ -94,8 +93,10 @@ class Pair:
 
     @cached_property
     def same(self) -> Same:
-        """What both models have in common, weight for weight."""
-        return same_in_models(self.base, self.tuned)
+        """What both models have in common, weight for weight; what has hooks in either is not in common."""
+        same, models = same_in_models(self.base, self.tuned), (self.base, self.tuned)
+        altered = frozenset[int]().union(*map(altered_layers, models))
+        return Same(same.layers - altered, same.rest and not any(map(altered_rest, models)))
 
     @property
     def spill(self) -> Path | None:
@@ -291,53 +292,3 @@ def loss_table(
         tables.append(pd.DataFrame({**told, "loss": losses[row]}).astype({"centre": float}))
     rows = pd.concat(tables, ignore_index=True)
     return rows.astype(dict.fromkeys(("start", "stop"), "Int64" if rows["start"].hasnans else np.int64))
-
-
-def sweep_windows(
-    base: PreTrainedModel | Adapter,
-    tuned: PreTrainedModel | Adapter,
-    examples: Sequence[Example],
-    windows: Sequence[tuple[int, int]],
-    *,
-    batch_tokens: int = 8192,
-) -> pd.DataFrame:
-    """Per-example losses with each window [start, stop) of the tuned model put back to the base model's.
-
-    Both models are loaded causal language models on the same device, in the same dtype. The untouched tuned model (0, 0)
-    and all layers (0, L) are always among the rows. Raises InputError for a window that does not fit.
-    """
-    pair = pair_of(base, tuned)
-    chosen = check_windows([UNTOUCHED, *(Window(*w) for w in windows), Window(0, pair.n_layers)], pair.n_layers)
-    return loss_table(sweep_losses(pair, examples, chosen, batch_tokens=batch_tokens), chosen, examples)
-
-
-def sweep(
-    base: PreTrainedModel | Adapter,
-    tuned: PreTrainedModel | Adapter,
-    examples: Sequence[Example],
-    *,
-    widths: Sequence[int] | Literal["all"] = (),
-    sets: Mapping[str, Sequence[int]] | None = None,
-    modules: Sequence[Module] = (),
-    coefficients: Sequence[float] = (),
-    reverse: bool = False,
-    batch_tokens: int = 8192,
-) -> pd.DataFrame:
-    """Per-example losses of everything that a config's `substitution` may ask for, in one pass.
-
-    `widths`: every window of each (`all`: of every one); `sets`: layers put back together, by name; `modules` (`attention`,
-    `mlp`): that part of each window's layers alone; `coefficients`: windows and sets at steps between tuned (0) and base (1,
-    always there); `reverse`: the base model with each window of the tuned one. Models, rows and their order are as
-    `sweep_windows` has them, windows first; a set's rows tell its layers. Raises InputError for what does not fit the
-    models, and where a layer's attention and MLP cannot be told apart.
-    """
-    pair = pair_of(base, tuned)
-    changes = check_changes(
-        pair.n_layers, widths, sets=sets, modules=modules, coefficients=coefficients, reverse=reverse
-    )
-    return loss_table(sweep_losses(pair, examples, changes, batch_tokens=batch_tokens), changes, examples)
-
-
-def pair_of(base: PreTrainedModel | Adapter, tuned: PreTrainedModel | Adapter) -> Pair:
-    """The pair of two loaded causal language models. Raises InputError where they do not fit together."""
-    return Pair(*(model if isinstance(model, Adapter) else Adapter(model) for model in (base, tuned)))

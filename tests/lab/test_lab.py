@@ -39,6 +39,13 @@ def notes() -> dict[str, Any]:
     return dict(json.loads(NOTES.read_text(encoding="utf-8")))
 
 
+def test_a_path_of_a_name_is_the_name() -> None:
+    for name in ("lab://tiny", "lab://sums/test", "data/lab/x", "/lab://x"):
+        assert lab.as_text(name) == name
+    for name in ("lab://tiny", "lab://sums/test", "data/lab/x"):
+        assert lab.as_text(Path(name)) == name
+
+
 def shipped(name: str, split: str) -> list[dict[str, Any]]:
     lines = Path(lab.resolve(f"lab://{name}/{split}")).read_text(encoding="utf-8").splitlines()
     return [json.loads(line) for line in lines]
@@ -103,6 +110,26 @@ def test_pre_training_sees_no_record_that_is_measured_on(lab_tokenizer: PreTrain
 
 
 # names
+
+
+def test_a_published_model_is_in_the_users_cache_once_it_is_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAYSWEEP_CACHE", str(tmp_path))
+    for name in lab.PUBLISHED:
+        assert lab.is_unfetched(f"lab://{name}")
+        with pytest.raises(InputError, match=rf"'lab://{name}' is not on this machine yet; run: raysweep fetch {name}"):
+            lab.resolve(f"lab://{name}")
+        lab.published_folder(name).mkdir(parents=True)
+        assert not lab.is_unfetched(f"lab://{name}")
+        assert lab.resolve(f"lab://{name}/") == str(tmp_path / "checkpoints" / name)
+    assert not lab.is_unfetched("lab://tiny")
+    assert not lab.is_unfetched("smollm2"), "a folder's name"
+
+
+def test_a_published_models_name_is_hinted_at() -> None:
+    with pytest.raises(InputError, match=r"the laboratory has no 'lab://smolm2'; did you mean 'smollm2'\?"):
+        lab.resolve("lab://smolm2")
 
 
 def test_every_name_resolves_to_what_it_says() -> None:

@@ -13,7 +13,7 @@ from raysweep.data.examples import Example
 from raysweep.errors import InputError
 from raysweep.models.adapter import Adapter
 from raysweep.models.rotary import rotary_settings, rotary_table
-from raysweep.studies.capture import capture
+from raysweep.notebook import capture
 from raysweep.studies.substitution import Pair, sweep_losses
 from raysweep.studies.windows import windows_of_widths
 

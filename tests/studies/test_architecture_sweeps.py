@@ -18,9 +18,9 @@ from raysweep.data.examples import Example
 from raysweep.errors import InputError
 from raysweep.models.adapter import Adapter
 from raysweep.models.blocks import find_blocks
-from raysweep.studies.capture import capture
+from raysweep.notebook import capture, sweep_windows
 from raysweep.studies.generation import generate_text
-from raysweep.studies.substitution import Pair, sweep_losses, sweep_windows
+from raysweep.studies.substitution import Pair, sweep_losses
 from raysweep.studies.windows import Window, windows_of_widths
 
 TOLERANCE = 1e-5

@@ -13,7 +13,8 @@ from transformers import PreTrainedModel
 from raysweep.data.examples import Example
 from raysweep.errors import InputError
 from raysweep.models.adapter import Adapter
-from raysweep.studies.capture import _pool, capture, capture_states
+from raysweep.notebook import capture
+from raysweep.studies.capture import _pool, capture_states
 
 KINDS = ("llama", "gpt2", "qwen3", "falcon")
 Build = Callable[..., PreTrainedModel]

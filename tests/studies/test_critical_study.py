@@ -14,8 +14,8 @@ from transformers import PreTrainedModel
 from raysweep.data.examples import Example
 from raysweep.errors import InputError
 from raysweep.models.adapter import Adapter
+from raysweep.notebook import capture
 from raysweep.numerics.resampling import half_samples
-from raysweep.studies.capture import capture
 from raysweep.studies.critical import Critical, critical_layers
 
 

@@ -18,11 +18,12 @@ from raysweep.errors import InputError
 from raysweep.models.adapter import Adapter
 from raysweep.models.checkpoint import describe
 from raysweep.models.stream import StreamedModel
+from raysweep.notebook import estimate, sweep
 from raysweep.studies import gradient
-from raysweep.studies.gradient import estimate, estimate_losses, first_order, nodes
+from raysweep.studies.gradient import estimate_losses, first_order, nodes
 from raysweep.studies.interventions import Intervention, check_changes
 from raysweep.studies.streamed import StreamedPair
-from raysweep.studies.substitution import Pair, Work, sweep, sweep_losses
+from raysweep.studies.substitution import Pair, Work, sweep_losses
 from raysweep.studies.windows import Window
 
 Draw = Callable[..., list[Example]]

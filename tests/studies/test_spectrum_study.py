@@ -176,11 +176,26 @@ def test_layers_of_unlike_width_share_examples_and_no_directions() -> None:
         (np.ones((2, 1, 3)), (1,), r"layer 0: states of shape \(1, 3\); expected \[N, D\] with N at least 2"),
         ([np.ones((3, 2)), np.ones((4, 2))], (1,), "layer 1 has 4 examples, layer 0 has 3"),
         ([], (1,), "no layers"),
-        (np.ones((2, 3, 3)), (), r"components are different numbers from 1 on, and at least one; got \[\]"),
-        (np.ones((2, 3, 3)), (1, 0), r"components are different numbers from 1 on, and at least one; got \[1, 0\]"),
-        (np.ones((2, 3, 3)), (2, 2), r"components are different numbers from 1 on, and at least one; got \[2, 2\]"),
     ],
 )
 def test_refusals(states: Any, components: tuple[int, ...], said: str) -> None:
     with pytest.raises(ValueError, match=f"^{said}$"):
         spectrum(states, components)
+
+
+@pytest.mark.parametrize(
+    ("components", "told"),
+    [((), r"\[\]"), ([1, 0], r"\[1, 0\]"), ((2, 2), r"\[2, 2\]"), ([True], r"\[True\]"), ([1.5], r"\[1.5\]")],
+)
+def test_components_that_are_no_numbers_of_components_are_refused(components: Any, told: str) -> None:
+    with pytest.raises(InputError, match=f"^components are different numbers from 1 on, and at least one; got {told}$"):
+        spectrum(np.ones((2, 3, 3)), components)
+
+
+def test_components_may_be_one_number_a_range_or_an_array() -> None:
+    states = np.random.default_rng(0).normal(size=(2, 6, 4))
+    expected = spectrum(states, (1, 2))
+    for given in (range(1, 3), np.array([1, 2]), [np.int64(1), 2]):
+        pd.testing.assert_frame_equal(spectrum(states, given), expected)
+    pd.testing.assert_frame_equal(spectrum(states, 2), spectrum(states, [2]))
+    pd.testing.assert_frame_equal(spectrum([layer.tolist() for layer in states], (1, 2)), expected)

@@ -24,8 +24,9 @@ from raysweep.lab.train import TUNED
 from raysweep.models.adapter import Adapter
 from raysweep.models.checkpoint import describe
 from raysweep.models.loading import load_model, load_tokenizer
+from raysweep.notebook import sweep_windows
 from raysweep.studies.schedule import layer_applications
-from raysweep.studies.substitution import Pair, Work, sweep_losses, sweep_windows
+from raysweep.studies.substitution import Pair, Work, sweep_losses
 from raysweep.studies.windows import Window, windows_of_widths
 
 KINDS = ("llama", "gpt2", "qwen3", "falcon")

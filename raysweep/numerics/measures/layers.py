@@ -122,8 +122,7 @@ def read_models(X_LND: Iterable[States], Y_MND: Iterable[States] | None = None) 
 
 
 def _read(X_LND: Iterable[States]) -> list[Layer]:
-    states = list(X_LND)
-    return [Layer(*pair) for pair in zip(states, read_layers(states), strict=True)]
+    return [Layer(gram.states_ND, gram) for gram in read_layers(X_LND)]
 
 
 @dataclass(frozen=True)

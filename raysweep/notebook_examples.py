@@ -1,0 +1,216 @@
+"""What the Python calls are given for examples: those that are tokenised, or records and how to read them."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias, TypedDict, cast
+
+from transformers import PreTrainedTokenizerBase
+
+from raysweep import lab
+from raysweep.data.examples import Example, Loaded, Rewrite, Room, load_examples
+from raysweep.data.exclusion import Exclude
+from raysweep.data.sources import Source, found_format, is_named
+from raysweep.errors import InputError, nearest
+from raysweep.report.records_words import records_warnings
+from raysweep.studies.arguments import optional_number
+
+Examples: TypeAlias = "Sequence[Example] | Loaded | Source"
+Tokenizer: TypeAlias = "PreTrainedTokenizerBase | str | os.PathLike[str]"
+
+
+class RecordOptions(TypedDict, total=False):
+    """Which records are taken, and how they are made into texts: options of `load_examples`."""
+
+    wording: str
+    split: str | None
+    limit: int | None
+    max_tokens: int | None
+    too_long: Literal["refuse", "cut"]
+    prompt: str | None
+    response: str | None
+    exclude: Exclude | Mapping[str, Any] | None
+    last: int | None
+    all_but_last: int | None
+
+
+class Reading(RecordOptions, total=False):
+    """How examples are made of records; without meaning for examples that are tokenised already.
+
+    `format` is that of the first record unless given. `tokenizer` is a tokenizer, or the name or folder of a checkpoint; by
+    default that of the models that are given by name.
+    """
+
+    tokenizer: Tokenizer | None
+    format: str | None
+
+
+class LoadOptions(RecordOptions, total=False):
+    """All options of `load_examples`."""
+
+    prompts_only: bool
+    room: Room | None
+    rewrite: Rewrite | None
+
+
+def checked(options: Mapping[str, Any], known: type = Reading) -> dict[str, Any]:
+    """The options that are set, with checked numbers and an `Exclude`.
+
+    Raises InputError for a value that cannot be, and TypeError for an option that does not exist, as any call does.
+    """
+    unknown = next((name for name in options if name not in _option_names(known)), None)
+    if unknown is not None:
+        raise TypeError(f"unexpected keyword argument '{unknown}'; {nearest(unknown, _option_names(known))}")
+    found = dict(options)
+    for name in ("limit", "max_tokens", "last", "all_but_last"):
+        found[name] = optional_number(name, found.get(name))
+    if isinstance(exclude := found.get("exclude"), Mapping):
+        found["exclude"] = Exclude(**exclude)
+    if found.get("too_long", "refuse") not in ("refuse", "cut"):
+        raise InputError(f"too_long is {found['too_long']!r}; give 'refuse' or 'cut'")
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _option_names(known: type) -> set[str]:
+    return {name for kind in known.__mro__ for name in getattr(kind, "__annotations__", ())}
+
+
+def format_given(source: Source, reading: Mapping[str, Any]) -> str:
+    """The format of records, found as on the command line where none is given."""
+    if (given := reading.get("format")) is not None:
+        return str(given)
+    if reading.get("prompt") is not None or reading.get("response") is not None:
+        return "columns"
+    return found_format(source, split=reading.get("split"))
+
+
+def tokenizer_given(given: object) -> PreTrainedTokenizerBase:
+    """A tokenizer, or that of a checkpoint by its name or folder. Raises InputError for anything else."""
+    if isinstance(given, PreTrainedTokenizerBase):
+        return given
+    if not is_named(given):
+        raise InputError(
+            f"tokenizer is of type {type(given).__name__}; give a tokenizer of transformers, or the name or folder of a checkpoint"
+        )
+    from transformers import AutoTokenizer
+
+    source = lab.as_text(given)
+    try:
+        return AutoTokenizer.from_pretrained(lab.resolve(source), trust_remote_code=False)
+    except InputError:
+        raise
+    except Exception as error:  # a damaged file raises whatever its reader stumbled over
+        raise InputError(f"tokenizer '{source}' could not be loaded: {error}") from error
+
+
+Read: TypeAlias = Callable[
+    [Source, dict[str, Any], bool], Loaded
+]  # of records, options, and whether losses are measured
+
+
+@dataclass(frozen=True)
+class ExampleReader:
+    """Turns the argument `examples` into examples of a model that has this `room`.
+
+    With `losses` every example needs a response token. `read` makes examples of records where the models are named, by their own
+    tokenizer; others need the option `tokenizer`.
+    """
+
+    reading: dict[str, Any]
+    room: Room
+    losses: bool
+    predicts: bool
+    read: Read | None = None
+
+    def examples(self, given: Examples, name: str = "examples") -> list[Example]:
+        """The examples that were given, or made of the given records. Raises InputError, naming what is wrong."""
+        found = _tokenised(given, name)
+        if isinstance(found, _Records):
+            return self._of_records(found.source, name)
+        odd = next((option for option in self.reading if option != "tokenizer"), None)
+        if odd is not None:
+            raise InputError(f"{odd} is for records, and {name} are tokenised already; give it to load_examples")
+        for example in found:
+            if problem := self._problem(example):
+                raise InputError(f"{name}: the example with id {example.id} {problem}")
+        return found
+
+    def _of_records(self, source: Source, name: str) -> list[Example]:
+        if (tokenizer := self.reading.get("tokenizer")) is not None:
+            options = {key: value for key, value in self.reading.items() if key not in ("tokenizer", "format")}
+            record_format = format_given(source, self.reading)
+            without = not self.losses and record_format == "columns" and "response" not in options
+            loaded = load_examples(
+                source,
+                record_format,
+                tokenizer_given(tokenizer),
+                room=self.room,
+                prompts_only=without or not self.predicts,
+                **options,
+            )
+        elif self.read is not None:
+            loaded = self.read(source, self.reading, self.losses)
+        else:
+            what = f"'{source}'" if is_named(source) else "records"
+            raise InputError(
+                f"{name} is {what}, and a loaded model has no tokenizer: give tokenizer=…, or what load_examples returns"
+            )
+        _warn_of_lost(loaded, name)
+        return loaded.examples
+
+    def _problem(self, example: Example) -> str | None:
+        """What is wrong with an example that somebody made."""
+        tokens = example.tokens
+        if getattr(tokens, "ndim", None) != 1 or getattr(tokens.dtype, "kind", "") not in "iu":
+            return f"has tokens of type {type(tokens).__name__}; give a numpy array of whole numbers [T]"
+        if not 1 <= example.n_prompt <= len(tokens):
+            return f"has {example.n_prompt} prompt tokens of {len(tokens)}; give 1 or more"
+        if self.losses and not example.n_tokens:
+            return "has no response token, and a loss is measured on them"
+        vocabulary = self.room.vocabulary
+        if vocabulary is not None and not 0 <= int(tokens.min()) <= int(tokens.max()) < vocabulary:
+            odd = int(tokens.min()) if tokens.min() < 0 else int(tokens.max())
+            return f"has the token {odd}, and the model has embeddings for 0 to {vocabulary - 1}: use its own tokenizer"
+        return None
+
+
+def _warn_of_lost(loaded: Loaded, name: str) -> None:
+    """Warn of records that are not measured, or in part only."""
+    n = len(loaded.examples)
+    row = {"dataset": name, "model": "this call", "examples": str(n), "left_out": str(loaded.n_unusable)}
+    row |= {"cut": str(loaded.n_cut), "blank_responses": str(loaded.n_blank)}
+    for told in records_warnings([row]):
+        warnings.warn(told, stacklevel=2)
+
+
+@dataclass(frozen=True)
+class _Records:
+    """Records that are still to be tokenised."""
+
+    source: Source
+
+
+def _tokenised(given: object, name: str) -> list[Example] | _Records:
+    """Examples as a list, or else what is taken for a source of records."""
+    if isinstance(given, Loaded):
+        return list(given.examples)
+    if isinstance(given, Example):
+        raise InputError(f"{name} is one Example; give a list of them")
+    if is_named(given) or hasattr(given, "columns") or hasattr(given, "column_names") or isinstance(given, Mapping):
+        return _Records(cast("Source", given))
+    if not isinstance(given, Iterable) or isinstance(given, bytes):
+        raise InputError(f"{name} is of type {type(given).__name__}; give a list of examples, or records")
+    items = list(given)
+    if not items:
+        raise InputError(f"{name} is empty; give at least one example")
+    if not any(isinstance(item, Example) for item in items):
+        return _Records(items)
+    for place, item in enumerate(items):
+        if not isinstance(item, Example):
+            raise InputError(
+                f"{name}[{place}] is of type {type(item).__name__}, and others are Examples; give these alone"
+            )
+    return items
