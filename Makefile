@@ -26,7 +26,7 @@ fuzz: $(VENV)/.test  ## random configs, records and checkpoints for a minute, ot
 
 soak: $(VENV)/.test  ## twenty rounds of kill -9 to a worker, a raylet or the driver of a run on two Ray nodes and S3; long tests
 	OMP_NUM_THREADS=1 RAYSWEEP_KILLS=20 $(BIN)/python -m pytest -q tests/engine/test_ray_kill.py
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m soak tests/engine
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m soak tests
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

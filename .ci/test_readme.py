@@ -44,3 +44,8 @@ def test_a_block_runs(scratch: Path, kind: str, text: str) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stdout
+    if "make demo" in text:  # the values of its tables, while they are there
+        sys.path.insert(0, str(ROOT / "tests"))
+        from demo_tables import differences
+
+        assert differences(ROOT / "runs" / "demo" / "results") == []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +36,8 @@ class Run:
 
     Of a run in an object store, `folder` and `report` are paths of universal-pathlib, which have pathlib's words.
     `accuracy` tells how far the estimate of its latest start was off; None where that had nothing to sweep or capture.
-    `warnings` tell of records that were left out, cut, or worded in another way than a checkpoint was tuned on.
+    `warnings` tell of records that were left out, cut, or worded in another way than a checkpoint was tuned on; `about` is what the
+    run's plan says of its origins.
     """
 
     folder: Location
@@ -45,6 +46,7 @@ class Run:
     failed: Mapping[str, str] = field(default_factory=dict)
     accuracy: Accuracy | None = None
     warnings: Sequence[str] = ()
+    about: Mapping[str, Any] = field(default_factory=dict)
 
     def __getattr__(self, name: str) -> pd.DataFrame:
         if name.startswith("__"):  # copy and pickle look for their methods before there are tables
@@ -54,16 +56,28 @@ class Run:
         except KeyError:
             raise AttributeError(f"this run has no table '{name}'; it has {', '.join(self.tables)}") from None
 
+    @property
+    def failure(self) -> str:
+        """How many tasks are not done, and where the tracebacks are, in one line; empty if all are done."""
+        from raysweep.engine.folder import RunFolder
+
+        n = len(self.failed)
+        what = "1 task failed" if n == 1 else f"{n} tasks failed, or needed one that did"
+        return f"error: {what}; tracebacks are in {RunFolder(self.folder).events}" if n else ""
+
     def __repr__(self) -> str:
         rows = ", ".join(f"{name} {len(table):,}" for name, table in self.tables.items() if len(table))
         failed = f"; {len(self.failed)} tasks failed" if self.failed else ""
         return f"Run('{self.folder}', rows: {rows or 'none'}{failed})"
 
     def summary(self) -> list[str]:
-        """The answer in a few lines; ρ of every cell, or the costliest windows where nothing was correlated."""
+        """The answer in a few lines; ρ of every cell, or the costliest windows where nothing was correlated.
+
+        First of all what makes a sweep void: base and tuned that are the same, a tuned model that is no better than its base.
+        """
         from raysweep.report.summary import summary_lines
 
-        return summary_lines(self.tables)
+        return summary_lines(self.tables, self.about)
 
 
 def run(
@@ -140,7 +154,7 @@ def _reported(folder: RunFolder, failed: Mapping[str, str]) -> Run:
     page = write_stored_report(tables, provenance(folder, graph, about, tables), folder.report)
     accuracy = compare(about.get("estimate"), read_events(folder.events))
     warnings = records_warnings(about["datasets"], about.get("warnings", ()))
-    return Run(folder.root, tables, page, failed, accuracy, warnings)
+    return Run(folder.root, tables, page, failed, accuracy, warnings, about)
 
 
 def export_run(
@@ -287,14 +301,17 @@ def critical(
     resamples: int = 1000,
     seed: int = 0,
     progress: Callable[[str], None] | None = None,
+    warn: Callable[[str], None] | None = None,
 ) -> Critical:
     """The critical layers of a config's first model on its data sets, as its similarity study asks; writes nothing.
 
-    The model is streamed from disk where it does not fit in memory. Raises InputError before anything is computed, and
+    The model is streamed from disk where it does not fit in memory. `warn` is given what may mislead about the records, and the
+    date if the chat template reads the clock. Raises InputError before anything is computed, and
     RunError where states cannot be compared.
     """
     from raysweep.engine.inspection import inspect
     from raysweep.engine.loading import batch_budget
+    from raysweep.engine.template_dates import date_texts
     from raysweep.errors import InputError, RunError
     from raysweep.models.adapter import Adapter
     from raysweep.models.loading import load_model
@@ -310,6 +327,9 @@ def critical(
         raise InputError(
             f"--top {top}: '{model.base.source}' has {model.base.n_layers} decoder layers; give 1 to as many"
         )
+    if warn:
+        for text in (*facts.warnings, *date_texts(facts.template_dates, recorded=False)):
+            warn(text)
     loaded: StreamedModel | Adapter
     if model.residency.mode == "stream":
         loaded = StreamedModel(model.base, dtype=model.dtype, device=facts.device)
@@ -317,7 +337,7 @@ def critical(
         device_map = config.execution.device_map
         loaded = Adapter(load_model(model.base, dtype=model.dtype, device=facts.device, device_map=device_map))
     try:
-        return critical_layers(
+        found = critical_layers(
             loaded,
             {dataset: cell.examples for (of_model, dataset), cell in facts.cells.items() if of_model == name},
             top=top,
@@ -332,3 +352,4 @@ def critical(
         )
     except InputError as error:
         raise RunError(str(error)) from error
+    return replace(found, note=model.base.note)

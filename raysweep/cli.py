@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from raysweep.cli_checkpoints import consolidate, fetch
 from raysweep.cli_options import FORMATS, AsJson, Folder, Fresh, Options, Overrides, Version
-from raysweep.errors import RaysweepError, RunError
+from raysweep.errors import RaysweepError, RunError, in_lines
 from raysweep.redaction import redacted
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def sweep(
         list[int] | None, typer.Option(help="Window width, 5 by default; may be given several times.")
     ] = None,
     limit: Annotated[int | None, typer.Option(help="Use the first so many records.")] = None,
-    split: Annotated[str | None, typer.Option(help="Split of a hub data set.")] = None,
+    split: Annotated[str | None, typer.Option(help="Split of a folder or hub data set.")] = None,
     prompt: Annotated[str | None, typer.Option(help="Prompt column or template (format columns).")] = None,
     response: Annotated[str | None, typer.Option(help="Response column or template (format columns).")] = None,
     out: Annotated[
@@ -221,19 +222,8 @@ def export(
     typer.echo(export_run(folder, out, format, parse_options(options or [])).to_text())
 
 
-@app.command()
-def consolidate(
-    shards: Annotated[Path, typer.Argument(help="A checkpoint-N that was trained with FSDP, or a folder of *.distcp.")],
-    base: Annotated[str, typer.Argument(help="The checkpoint it was trained from: folder, hub id or lab:// name.")],
-    out: Annotated[Path, typer.Argument(help="A new or empty folder.")],
-    dtype: Annotated[
-        str, typer.Option(help="float32, bfloat16, float16, or auto: the widest that is stored.")
-    ] = "auto",
-) -> None:
-    """Make a Hugging Face folder of a sharded checkpoint; no pickled code is run."""
-    from raysweep.api import consolidate as write
-
-    typer.echo(write(shards, base, out, dtype=dtype).to_text())
+app.command()(fetch)
+app.command()(consolidate)
 
 
 @app.command()
@@ -268,9 +258,12 @@ def critical(
     format: Annotated[str | None, typer.Option(help=FORMATS)] = None,
     wording: Annotated[str, typer.Option(help="Prompt wording: chat, plain, llama2, llama3 or phi3.")] = "chat",
     limit: Annotated[int | None, typer.Option(help="Use the first so many records of each.")] = None,
-    split: Annotated[str | None, typer.Option(help="Split of a hub data set.")] = None,
+    split: Annotated[str | None, typer.Option(help="Split of a folder or hub data set.")] = None,
     prompt: Annotated[str | None, typer.Option(help="Prompt column or template (format columns).")] = None,
     response: Annotated[str | None, typer.Option(help="Response column or template (format columns).")] = None,
+    template_date: Annotated[
+        str | None, typer.Option(help="YYYY-MM-DD for a chat template that reads the clock; today by default.")
+    ] = None,
     resamples: Annotated[int, typer.Option(min=1, help="Half-samples of the examples behind each share.")] = 1000,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the half-samples.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")] = "auto",
@@ -291,11 +284,12 @@ def critical(
         split=split,
         prompt=prompt,
         response=response,
+        template_date=template_date,
         similarity={"metrics": [metric], "pooling": pooling, "neighbourhood": neighbourhood, "diagonal": diagonal},
         execution={"device": device, "residency": residency},
     )
     try:
-        found = find(config, top=top, resamples=resamples, seed=seed, progress=_capturing)
+        found = find(config, top=top, resamples=resamples, seed=seed, progress=_capturing, warn=_warn)
     except KeyboardInterrupt:
         typer.echo("interrupted; nothing was written", err=True)
         raise typer.Exit(130) from None
@@ -303,6 +297,10 @@ def critical(
         typer.echo(json.dumps(critical_json(found, model), indent=1))
     else:
         typer.echo("\n".join(critical_lines(found, model)))
+
+
+def _warn(text: str) -> None:
+    typer.echo(f"warning: {text}", err=True)
 
 
 def _capturing(name: str) -> None:
@@ -367,19 +365,18 @@ def _run(config: Any, overrides: list[str] | None = None, *, fresh: bool) -> Non
 
 
 def _conclude(done: Run) -> None:
-    """Print the answer and where the report is; exit 1 where a task failed."""
+    """Print the answer and where the report is; exit 1 where a task failed, which progress has reported as it happened."""
     for line in done.summary():
         typer.echo(line)
     for text in done.warnings:
-        typer.echo(f"warning: {text}", err=True)
-    for task, error in done.failed.items():
-        typer.echo(f"failed: {task}: {redacted(error.splitlines()[0])}", err=True)
+        _warn(text)
     if done.accuracy is not None:
         from raysweep.report.accuracy import accuracy_line
 
         typer.echo(accuracy_line(done.accuracy), err=True)
     typer.echo(f"report: {done.report}")
     if done.failed:
+        typer.echo(redacted(done.failure), err=True)
         raise typer.Exit(1)
 
 
@@ -395,5 +392,5 @@ def main() -> None:
     try:
         app()
     except RaysweepError as error:
-        typer.echo(f"error: {redacted(str(error))}", err=True)
+        typer.echo(f"error: {redacted(in_lines(error))}", err=True)
         sys.exit(1 if isinstance(error, RunError) else 2)

@@ -20,8 +20,8 @@ Options = Annotated[
     typer.Option("--option", help="Of a URL's store, as in storage_options: --option endpoint_url=http://…"),
 ]
 FORMATS = (
-    "dolly, alpaca, gsm8k, boolq, openbookqa, messages, or columns (with --prompt and --response); found from the first record by "
-    "default."
+    "dolly, alpaca, gsm8k, boolq, openbookqa, messages, sharegpt, prompt_completion, preference, or columns (with --prompt and "
+    "--response); found from the first record by default."
 )
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 

@@ -15,26 +15,28 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from raysweep.config_datasets import DatasetConfig
 from raysweep.config_execution import ExecutionConfig
-from raysweep.config_fields import Name, Named, Place, Section
+from raysweep.config_fields import Date, Name, Named, Place, Section
 from raysweep.config_overrides import overridden
 from raysweep.config_problems import problems_in_words
 from raysweep.config_storage import checked_options, checked_storage, scheme_of
 from raysweep.config_studies import StudiesConfig
 from raysweep.config_yaml import NO_YAML, read_yaml
-from raysweep.errors import InputError, nearest, shown
+from raysweep.errors import InputError, SeveralProblemsError, nearest, shown
 
 
 class ModelConfig(Named):
     """A base checkpoint and the checkpoints fine-tuned from it (data set → checkpoint or PEFT adapter).
 
     `architecture` is a config.json, its path relative to the config's, that `raysweep plan` takes sizes from where a checkpoint
-    is not on this machine.
+    is not on this machine. `template_date` is the date that a chat template is given which reads the clock: by default the one
+    recorded in the run folder, or else today's.
     """
 
     base: Place
     architecture: Place | None = None
     tuned: dict[Name, Place] = {}
     wording: str = "chat"
+    template_date: Date | None = None
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
 
 
@@ -185,7 +187,8 @@ def parse_config(values: Any, *, where: str = "config", overrides: Sequence[str]
     except RecursionError as error:
         raise InputError(f"{where}: keys are nested too deeply, or in themselves (YAML's & and *)") from error
     except ValidationError as error:
-        raise InputError("\n".join(f"{where}: {problem}" for problem in problems_in_words(error, Config))) from error
+        problems = [f"{where}: {problem}" for problem in problems_in_words(error, Config)]
+        raise SeveralProblemsError("\n".join(problems)) from error
     except ValueError as error:
         raise InputError(f"{where}: {error}") from error
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from datetime import date
 from pathlib import Path
 from typing import Annotated, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
+from raysweep.config_dates import parse_date
 from raysweep.errors import shown
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
@@ -46,6 +48,14 @@ def _compiles(value: str) -> str:
 
 
 Regex = Annotated[str, Field(min_length=1), AfterValidator(_compiles)]  # a regular expression of Python's
+
+
+def _date(value: object) -> object:
+    """A date as text; YAML makes a date of one that is not quoted."""
+    return value.isoformat() if type(value) is date else value
+
+
+Date = Annotated[str, BeforeValidator(_date), AfterValidator(parse_date)]  # YYYY-MM-DD
 
 
 class Section(BaseModel):

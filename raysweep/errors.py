@@ -17,12 +17,23 @@ class InputError(RaysweepError):
     """Bad input (config, path, record, checkpoint), found before anything ran: exit code 2."""
 
 
+class SeveralProblemsError(InputError):
+    """Several problems of one input, each on a line of its own."""
+
+
 class StoreError(RaysweepError):
     """A run folder or artifact that is missing, foreign, or does not match its manifest."""
 
 
 class RunError(RaysweepError):
     """A run that could not go on (its disk is full, its workers are lost); what is committed is kept: exit code 1."""
+
+
+def in_lines(error: RaysweepError) -> str:
+    """The message in one line, or in one for each of several problems: what a library raised may have many."""
+    if isinstance(error, SeveralProblemsError):
+        return str(error)
+    return " ".join(filter(None, map(str.strip, str(error).splitlines())))
 
 
 def shown(value: object) -> str:

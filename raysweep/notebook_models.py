@@ -6,7 +6,6 @@ checked, used, and returned in the state in which they came.
 
 from __future__ import annotations
 
-import copy
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -25,9 +24,10 @@ from raysweep.engine.reader import Reader
 from raysweep.errors import InputError
 from raysweep.models.adapter import Adapter
 from raysweep.models.borrowed import borrowed
-from raysweep.models.checkpoint import Checkpoint, describe, find
-from raysweep.models.given import check_alike, check_distinct, is_dispatched, plain_model
-from raysweep.models.loading import load_model, merge_adapter
+from raysweep.models.checkpoint import Checkpoint, find
+from raysweep.models.given import check_alike, check_distinct, plain_model
+from raysweep.models.loading import load_model
+from raysweep.models.settings import differences, settings_warning
 from raysweep.models.stream import StreamedModel
 from raysweep.notebook_examples import ExampleReader, Examples, checked, format_given
 from raysweep.recipes import name_of
@@ -120,7 +120,10 @@ def named(base: object, tuned: object = None) -> Named:
         where="arguments",
     )
     device = resolve_device(config.execution.device)
-    return Named(config.models[0], inspect_models(config, device)[name], device)
+    models, said = inspect_models(config, device)
+    for warning in said:
+        warnings.warn(warning, stacklevel=5)  # of whoever called rs.sweep and the like
+    return Named(config.models[0], models[name], device)
 
 
 def _text(given: object) -> str:
@@ -186,6 +189,9 @@ def opened_pair(
             for name, given in (("base", base), ("tuned", tuned))
         )
         pair = Pair(*sides)
+        found_apart = differences(pair.base.model.config, pair.tuned.model.config)
+        if warning := settings_warning(found_apart, "base and tuned"):
+            warnings.warn(warning, stacklevel=5)
         wanted = changes(pair.n_layers)
         chosen = ExampleReader(options, _room(models["tuned"], "tuned"), True, True).examples(examples)
         yield pair, chosen, wanted
@@ -208,16 +214,13 @@ def _room(model: PreTrainedModel, name: str) -> Room:
 def _like(model: PreTrainedModel, source: str, *, is_tuned: bool) -> PreTrainedModel:
     """A named checkpoint, loaded in the dtype and on the devices of the other model of its pair.
 
-    A PEFT adapter is merged onto a copy of the other model, which is the base then.
+    Raises InputError for a PEFT adapter: what it belongs to has to be read from files.
     """
     if is_tuned and (find(source) / "adapter_config.json").exists():
-        if is_dispatched(model):
-            raise InputError(
-                f"tuned is the PEFT adapter '{source}', and base is spread over devices: give base by name too, so that the adapter "
-                "can be merged onto it"
-            )
-        with borrowed(model):
-            return merge_adapter(describe(source), copy.deepcopy(model), "the base that was given")
+        raise InputError(
+            f"tuned is the PEFT adapter '{source}', and base is a loaded model: give base by its name or folder too, so that the "
+            "adapter can be checked against it and merged onto it"
+        )
     dtype = str(model.dtype).removeprefix("torch.")
     spread = getattr(model, "hf_device_map", None)
     return load_model(named(source).facts.base, dtype=dtype, device=str(model.device), device_map=spread)

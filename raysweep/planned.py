@@ -29,6 +29,9 @@ class Planned:
     in both, and of the windows and other changes that cost nothing because they are one with another. `at_most`: sweeps may
     stop before they have needed all of it. `kinds` are costs by kind of work, by the rates of the simulation where there is
     one; `assumed` says what is not here and was taken as the config has it; `warnings` tell of records that are left out or cut.
+    `notes` are what checkpoints' provenance files say of their weights, by source; `template_dates` are those that chat
+    templates are given which read the clock, by model.
+    `void` says which sweeps can find nothing, `untuned` where there is nothing to sweep, `withheld` where no ρ will be given.
     """
 
     tasks: Mapping[str, tuple[int, int]]
@@ -48,6 +51,11 @@ class Planned:
     assumed: Sequence[str] = ()
     kinds: Sequence[KindCost] = ()
     warnings: Sequence[str] = ()
+    notes: Mapping[str, str] = field(default_factory=dict)
+    template_dates: Mapping[str, str] = field(default_factory=dict)
+    void: Sequence[str] = ()
+    untuned: Sequence[str] = ()
+    withheld: Sequence[str] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -61,10 +69,16 @@ class Planned:
 
     def to_text(self) -> str:
         """A few lines for a terminal."""
+        from raysweep.engine.template_dates import date_texts
         from raysweep.report.kinds import kind_lines
 
-        lines = [f"assumed      {text}" for text in self.assumed]
-        lines += [f"warning      {text}" for text in self.warnings]
+        lines = [f"void         {text}" for text in self.void]
+        lines += [f"assumed      {text}" for text in self.assumed]
+        lines += [f"checkpoint   {source}: {note}" for source, note in self.notes.items()]
+        lines += [f"warning      {text}" for text in self.warnings if text not in self.void]
+        lines += [f"date         {text}" for text in date_texts(self.template_dates)]
+        lines += [f"not tuned    {text}" for text in self.untuned]
+        lines += [f"withheld     {text}" for text in self.withheld]
         lines += [f"{kind:<12} {n} tasks, {done} done" for kind, (done, n) in self.tasks.items()]
         lines += kind_lines(self.kinds)
         lines += [
@@ -141,12 +155,14 @@ def plan_run(
     from raysweep.engine.cost import cost
     from raysweep.engine.estimate import options, rates_here, reckon
     from raysweep.engine.graph import beyond, shortened
-    from raysweep.engine.origins import dataset_records
+    from raysweep.engine.origins import checkpoint_notes, dataset_records
     from raysweep.engine.paper import device_on_paper, rates_from, settled, simulated
     from raysweep.engine.pending import model_calls, spilled
     from raysweep.engine.phases import fitted
     from raysweep.engine.preparation import prepare
     from raysweep.engine.promised import as_sized
+    from raysweep.engine.scored import untuned, withheld
+    from raysweep.engine.shared import shared_by
     from raysweep.engine.steps import with_steps
     from raysweep.errors import InputError
     from raysweep.report.records_words import records_warnings
@@ -215,6 +231,11 @@ def plan_run(
         facts.assumed,
         by_kind(config, facts, needed_graph, done, calls, told),
         records_warnings(dataset_records(config, facts), facts.warnings),
+        checkpoint_notes(facts),
+        facts.template_dates,
+        [shared.sentence for shared in shared_by(facts.models) if shared.sentence in facts.warnings],
+        untuned(config, facts, graph),
+        withheld(facts, graph),
     )
 
 

@@ -27,6 +27,7 @@ class Progress:
         self._started = self._printed = clock()
         self._bars: Any = None
         self._rows: dict[str, Any] = {}
+        self._reasons: set[str] = set()  # of failures that have their line
 
     def __enter__(self) -> Progress:
         if self._live:
@@ -66,12 +67,8 @@ class Progress:
             self._line(f"{event['workers']} workers of {event['each']} on {event['executor']}{board}")
         elif name == events.WORKERS_CHANGED:
             self._line(f"{event['workers']} worker{'s' * (event['workers'] != 1)} left")
-        elif name == events.CALL_RETRIED:
-            self._line(
-                f"attempt {event['attempt']} of {event['attempts']} failed: {event['call']}: {_first(event['error'])}"
-            )
         elif name == events.CALL_FAILED:
-            self._line(f"failed: {event['call']}: {_first(event['error'])}")
+            self._failed(event)
         elif name == events.CALL_GOES_ON:
             self._goes_on(event)
         elif name == events.CALL_DONE and not self._live:
@@ -108,6 +105,13 @@ class Progress:
             left="" if left is None else f"{duration(left)} left",
             **({"now": event["call"].partition(" ")[2]} if running else {}),
         )
+
+    def _failed(self, event: Mapping[str, Any]) -> None:
+        """A failure in one line, once its last attempt has failed; calls that fail for the same reason share the first's line."""
+        reason = _first(event["error"])
+        if reason not in self._reasons:
+            self._reasons.add(reason)
+            self._line(f"failed: {event['call']}: {reason}")
 
     def _goes_on(self, event: Mapping[str, Any]) -> None:
         """How far a training has come: beside its bar, or as a line where none was printed for a while."""

@@ -73,6 +73,7 @@ def critical_config(
     split: str | None = None,
     prompt: str | None = None,
     response: str | None = None,
+    template_date: str | None = None,
     similarity: Mapping[str, Any],
     execution: Mapping[str, Any],
 ) -> Config:
@@ -86,7 +87,7 @@ def critical_config(
     return parse_config(
         {
             "name": "critical",
-            "models": [{"name": name_of(model), "base": model, "wording": wording}],
+            "models": [{"name": name_of(model), "base": model, "wording": wording, "template_date": template_date}],
             "datasets": datasets,
             "studies": {"similarity": dict(similarity)},
             "execution": dict(execution),
@@ -112,7 +113,9 @@ def _dataset(
         from raysweep.data.sources import found_format
 
         format = found_format(data, split=split)
-    name = name_of(data if Path(data).stem not in ("test", "train") else str(Path(data).parent))
+    from raysweep.data.files import stem_of
+
+    name = name_of(data if stem_of(Path(data).name) not in ("test", "train") else str(Path(data).parent))
     dataset: dict[str, Any] = {"name": name, "path": data, "format": format, "limit": limit, "split": split}
     dataset |= {"prompt": prompt, "response": response}
     return {key: value for key, value in dataset.items() if value is not None}
@@ -120,10 +123,9 @@ def _dataset(
 
 def name_of(source: str) -> str:
     """A name made of the last part of a path, hub id or laboratory name, without the ending of a file of records."""
-    from raysweep.data.records import KINDS
+    from raysweep.data.files import stem_of
 
-    path = Path(source.rstrip("/"))
-    stem = path.stem if path.suffix.lower() in KINDS else path.name  # Llama-3.1-8B has a dot, and no ending
+    stem = stem_of(Path(source.rstrip("/")).name)  # Llama-3.1-8B has a dot, and no ending
     clean = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in stem).strip("._-")
     return (clean or "data")[:48]
 
@@ -139,12 +141,15 @@ models:
     tuned:                           # data set -> fine-tuned checkpoint, or PEFT adapter on the base
       sums: lab://tiny/sums
     wording: chat                    # chat: the tokenizer's own template; plain: no words added (encoders); or llama2, llama3, phi3
+    # template_date: 2026-01-31      # the date for a chat template that reads the clock; by default the run folder's, or today
     dtype: auto                      # the checkpoint's own on a GPU, float32 on a CPU
 
 datasets:
   - name: sums
-    path: lab://sums/test            # .jsonl, .json, .parquet, .csv, a save_to_disk folder, or a hub data set (with split)
-    format: gsm8k                    # dolly, alpaca, gsm8k, boolq, openbookqa, messages, or columns
+    path: lab://sums/test            # .jsonl, .json, .csv or .tsv (also .gz, .zst, .bz2, .xz), .parquet, .arrow, a folder of such
+                                     # files, a save_to_disk folder, or a hub data set; with split: test if there are several
+    format: gsm8k                    # dolly, alpaca, gsm8k, boolq, openbookqa, messages, sharegpt, prompt_completion, preference,
+                                     # or columns
     limit: 300                       # the first so many records, after exclude: {phrases, pattern, column, values},
                                      # and last or all_but_last: so many records at the end
     max_tokens: 512                  # longer examples are cut here (and counted)

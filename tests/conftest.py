@@ -73,7 +73,7 @@ def pytest_configure() -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest files first, lest one is left to a single process in the end."""
-    long = ("test_readme", "test_types", "test_ray_", "test_s3_run")
+    long = ("test_readme", "test_types", "test_ray_", "test_s3_run", "test_real_model")
     items.sort(
         key=lambda item: next((at for at, name in enumerate(long) if item.path.name.startswith(name)), len(long))
     )

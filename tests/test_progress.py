@@ -96,6 +96,8 @@ def test_plain_lines_come_now_and_then(capsys):
         progress(RETRIED)
         progress({"event": "workers_changed", "workers": 1})
         progress(FAILED)
+        progress({**FAILED, "call": "capture m/d chunk 1"})
+        progress({**FAILED, "call": "capture m/e", "error": "lost"})
     out, err = capsys.readouterr()
     assert out == ""
     assert err.splitlines() == [
@@ -103,10 +105,10 @@ def test_plain_lines_come_now_and_then(capsys):
         "[   0.0 s] 2 workers of 1 CPU on ray, dashboard http://h:1",
         "[   5.0 s] capture 4/4, 0 s left",
         "[  10.0 s] capture 4/4, 0 s left",
-        "[  12.0 s] attempt 1 of 3 failed: capture m/d: gone",
         "[  12.0 s] 1 worker left",
         "[  12.0 s] failed: capture m/d: gone",
-    ]
+        "[  12.0 s] failed: capture m/e: lost",
+    ], "attempts that failed are in the log alone, and one reason has one line"
 
 
 def test_in_a_terminal_every_kind_has_its_row(monkeypatch):

@@ -6,7 +6,8 @@ Reading is records.py's, texts are formats.py's and wording.py's; this module jo
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import date
 from functools import partial
 from itertools import takewhile
 from typing import TYPE_CHECKING, Literal
@@ -18,6 +19,8 @@ from raysweep.data.exclusion import Exclude
 from raysweep.data.formats import Format, Record, find_format
 from raysweep.data.records import Records
 from raysweep.data.sources import Source, read_source
+from raysweep.data.template_date import TemplateClock, today
+from raysweep.data.template_notes import Notes
 from raysweep.data.wording import Wording, find_wording
 from raysweep.errors import InputError, shortened
 
@@ -80,6 +83,9 @@ class Loaded:
     `n_cut` of them lost tokens to `max_tokens` or the model's context; `n_unusable` more were left out, for a cut left no
     response token (where one is needed) or there is no prompt token. `n_excluded` are the records that `exclude` left
     out of those read. `n_blank` of the examples have a blank response, so that only the wording's own tokens carry loss.
+    Of `n_answer_cut` examples the prompt template leaves out or rewrites a part of the answer; `notes` say what else of the
+    records it does not read. `template_date` is the date that a chat template was given which reads the clock; None if no
+    clock was read. `source_warnings` say what of the source was not read.
     """
 
     examples: list[Example]
@@ -87,6 +93,10 @@ class Loaded:
     n_unusable: int
     n_excluded: int = 0
     n_blank: int = 0
+    n_answer_cut: int = 0
+    notes: Notes = field(default_factory=Notes)
+    template_date: str | None = None
+    source_warnings: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         counts = {"cut": self.n_cut, "unusable": self.n_unusable, "excluded": self.n_excluded, "blank": self.n_blank}
@@ -112,6 +122,7 @@ def load_examples(
     last: int | None = None,
     all_but_last: int | None = None,
     rewrite: Rewrite | None = None,
+    template_date: str | date | None = None,
 ) -> Loaded:
     """The first `limit` records of `source`, worded, tokenised and cut to their first `max_tokens` tokens.
 
@@ -123,23 +134,28 @@ def load_examples(
     `all_but_last` holds back; `limit` counts what remains.
     `rewrite` is given every record that is used, once it is found to fit its format, and what it returns is worded instead;
     what it raises is told with the record's place.
+    `template_date` (YYYY-MM-DD, today by default) is the date that a chat template is given which reads the clock.
     Only ids that occur need an embedding: many tokenizers have a few more tokens than their model.
 
     Raises InputError for an unknown format or wording, a tokenizer that the wording cannot use, a source that cannot be
     read, a record that does not fit its format (file and line named), examples that `room` has none for, and where no
     example is usable.
     """
-    record_format, chosen = find_format(format, prompt, response, prompts_only=prompts_only), find_wording(wording)
+    clock = TemplateClock(today() if template_date is None else str(template_date))
+    record_format = find_format(format, prompt, response, prompts_only=prompts_only)
+    chosen = find_wording(wording, clock)
     chosen.check(tokenizer)
     leaves_out = None if exclude is None else partial(exclude.leaves_out, record_format=record_format)
     records = read_source(source, split=split, limit=limit, leaves_out=leaves_out, last=last, all_but_last=all_but_last)
     context = room.context if room and too_long == "cut" else None
     most = min((n for n in (max_tokens, context) if n is not None), default=None)
     examples: list[Example] = []
-    n_cut = n_blank = 0
+    n_cut = n_blank = n_answer_cut = 0
+    notes = Notes()
     for index, record in zip(records.numbers, records.records, strict=True):
         try:
-            example = _example(index, record, record_format, chosen, tokenizer, prompts_only, rewrite)
+            worded, its_format = _rewritten(index, record, record_format, rewrite)
+            example = _example(index, worded, its_format, chosen, tokenizer, prompts_only, notes)
         except InputError as error:
             raise InputError(f"{records.place(index)}: {error}") from error
         kept = _cut_prompt(example.tokens, most, tokenizer) if prompts_only else example.tokens[:most]
@@ -147,6 +163,8 @@ def load_examples(
         if 0 < n_prompt < len(kept) + prompts_only:
             n_cut += len(kept) < example.length
             n_blank += not prompts_only and not record_format.texts(record)[1].strip()
+            answered = prompts_only or chosen.keeps_answer(its_format, worded, (example.prompt, example.response))
+            n_answer_cut += not answered
             examples.append(Example(index, kept, n_prompt, example.prompt, example.response))
     n_unusable = len(records.records) - len(examples)
     if not examples:
@@ -157,11 +175,21 @@ def load_examples(
             needed, lacking = "prompts", "a prompt token"
         raise InputError(
             f"{records.source} has no usable {needed}: none of its {n_unusable} records has {lacking}{cut}; "
-            "check the format, the texts and max_tokens"
+            + "; ".join(["check the format, the texts and max_tokens", *notes.warnings(format)])
         )
     if room:
         _check_room(room, examples, records, tokenizer)
-    return Loaded(examples, n_cut, n_unusable, records.n_excluded, n_blank)
+    return Loaded(
+        examples,
+        n_cut,
+        n_unusable,
+        records.n_excluded,
+        n_blank,
+        n_answer_cut,
+        notes,
+        clock.date if clock.was_read else None,
+        records.warnings,
+    )
 
 
 def _check_room(room: Room, examples: list[Example], records: Records, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -186,6 +214,13 @@ def _check_room(room: Room, examples: list[Example], records: Records, tokenizer
         )
 
 
+def _rewritten(index: int, record: Record, record_format: Format, rewrite: Rewrite | None) -> tuple[Record, Format]:
+    problem = record_format.problem(record)
+    if problem is not None:
+        raise InputError(problem)
+    return (record, record_format) if rewrite is None else rewrite(index, record, record_format)
+
+
 def _example(
     index: int,
     record: Record,
@@ -193,14 +228,9 @@ def _example(
     wording: Wording,
     tokenizer: PreTrainedTokenizerBase,
     prompts_only: bool,
-    rewrite: Rewrite | None,
+    notes: Notes,
 ) -> Example:
-    problem = record_format.problem(record)
-    if problem is not None:
-        raise InputError(problem)
-    if rewrite is not None:
-        record, record_format = rewrite(index, record, record_format)
-    texts = wording.texts(record_format, record, tokenizer)
+    texts = wording.texts(record_format, record, tokenizer, notes=notes)
     for what, text in zip(("prompt", "response"), texts, strict=True):
         try:
             text.encode()

@@ -1,7 +1,8 @@
 """Record formats: which fields a record must have, and the question and the response they make.
 
-The table is the whole knowledge; `columns` is the user's own format. Texts are Jinja over the record's fields. What
-stands around the question (chat turns, instruction headers) is wording.py's, where records come from records.py's.
+The table is the whole knowledge; `columns` is the user's own format. Texts are Jinja over the record's fields, or, for formats
+whose records are conversations, those of its last messages (conversation_formats.py). What stands around the question (chat
+turns, instruction headers) is wording.py's, where records come from records.py's.
 """
 
 from __future__ import annotations
@@ -14,12 +15,14 @@ from types import UnionType
 from typing import Any
 
 import jinja2
+import jinja2.meta
 from jinja2.sandbox import SandboxedEnvironment
 
+from raysweep.data import conversation_formats as conversing
+from raysweep.data.conversations import Conversation
 from raysweep.errors import InputError, nearest, shortened, shown
 
 Record = Mapping[str, Any]
-Turns = list[dict[str, str]]
 
 _MOST_NAMES, _LONGEST_NAME = 20, 60  # of fields, in a message
 
@@ -84,7 +87,7 @@ class Format:
 
     `fields` are those every record must have (name → type), `question` and `response` are Jinja, and `check` says in
     words what is wrong between or inside fields of the right types, or None. `answer`, plain text, stands in place of every
-    record's response where it is given.
+    record's response where it is given. `converse` reads a record that is a conversation, which makes its own texts.
     """
 
     name: str
@@ -93,6 +96,13 @@ class Format:
     response: str
     check: Callable[[Record], str | None] = field(default=_fits, repr=False)
     answer: str | None = None
+    converse: conversing.Reader | None = field(default=None, repr=False)
+
+    @property
+    def used(self) -> frozenset[str]:
+        """Names of the fields that the question and the response are made of."""
+        texts = (_JINJA.parse(text) for text in (self.question, self.response))
+        return frozenset(self.fields).union(*map(jinja2.meta.find_undeclared_variables, texts))
 
     def problem(self, record: Record) -> str | None:
         """What is wrong with the record, in words that follow "this record …", or None."""
@@ -107,21 +117,25 @@ class Format:
                 return f"has a field '{name}' of type {found}, where format '{self.name}' needs {needed}"
             if isinstance(value, float) and not math.isfinite(value):
                 return f"has a field '{name}' that is {value}, where format '{self.name}' needs a finite number or text"
+        if self.converse is not None:
+            return conversing.misfit(self.converse, record)
         return self.check(record)
 
     def texts(self, record: Record) -> tuple[str, str]:
         """Question and response of a record without a problem; InputError where a template of the user's fails."""
+        if self.converse is not None:
+            said = self.converse(record)
+            return said.question, said.response if self.answer is None else self.answer
         return render(self.question, record), render(self.response, record) if self.answer is None else self.answer
 
-    def turns(self, record: Record) -> Turns:
-        """The record as a conversation: all its turns (`messages`), or the question and the response as two."""
-        if self.name == "messages":
-            turns = [{"role": turn["role"], "content": turn["content"]} for turn in record["messages"]]
-            if self.answer is not None:
-                turns[-1]["content"] = self.answer
-            return turns
+    def conversation(self, record: Record) -> Conversation:
+        """The record as a conversation: its own, or the question and the response as two messages."""
+        if self.converse is not None:
+            said = self.converse(record)
+            return said if self.answer is None else said.answered(self.answer)
         question, response = self.texts(record)
-        return [{"role": "user", "content": question}, {"role": "assistant", "content": response}]
+        turns = [{"role": "user", "content": question}, {"role": "assistant", "content": response}]
+        return Conversation(turns, of_texts=True)
 
 
 def _check_answer(record: Record) -> str | None:
@@ -145,20 +159,6 @@ def _check_choices(record: Record) -> str | None:
         )
     if record["answerKey"] not in labels:
         return f"has an answerKey {shown(record['answerKey'])} that is none of its labels {shortened(', '.join(labels)) or '(none)'}"
-    return None
-
-
-def _check_messages(record: Record) -> str | None:
-    turns = record["messages"]
-    for at, turn in enumerate(turns):
-        if not isinstance(turn, Mapping) or not all(isinstance(turn.get(key), str) for key in ("role", "content")):
-            return f"has a message {at} (counted from 0) that is no {{role, content}} of two texts"
-    roles = [turn["role"] for turn in turns]
-    if not roles or roles[-1] != "assistant":
-        last = f"is the {roles[-1]}'s" if roles else "is missing"
-        return f"has messages whose last {last}; format 'messages' needs the assistant's there"
-    if "user" not in roles:
-        return "has messages with no user's before the assistant's last; format 'messages' needs one"
     return None
 
 
@@ -201,10 +201,21 @@ FORMATS: dict[str, Format] = {
             {"messages": list},
             "{{ (messages | selectattr('role', 'equalto', 'user') | list)[-1].content }}",
             "{{ messages[-1].content }}",
-            _check_messages,
+            converse=conversing.read_messages,
         ),
+        Format("sharegpt", {"conversations": list}, "", "", converse=conversing.read_sharegpt),
+        Format(
+            "prompt_completion",
+            {"prompt": str | list, "completion": str | list},
+            "",
+            "",
+            converse=conversing.read_prompt_completion,
+        ),
+        Format("preference", {"chosen": str | list | dict}, "", "", converse=conversing.read_preference),
     )
 }
+# Formats that are found only if no other fits: many records have a prompt or a choice next to their messages.
+_FOUND_LAST = ("sharegpt", "prompt_completion", "preference")
 
 
 def columns_format(prompt: str, response: str) -> Format:
@@ -248,7 +259,8 @@ def find_format(
 def detect_format(record: Record) -> str:
     """The one known format that the record fits. Raises InputError where none or several do."""
     problems = {form.name: form.problem(record) for form in FORMATS.values()}
-    fitting = [name for name, problem in problems.items() if problem is None]
+    fits = [name for name, problem in problems.items() if problem is None]
+    fitting = [name for name in fits if name not in _FOUND_LAST] or fits
     if len(fitting) != 1:
         found = f"fits {' and '.join(fitting)}" if fitting else "fits no known format"
         near = [

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from raysweep.data.conversations import Message, part_text
 from raysweep.data.examples import Example, Loaded, Room, load_examples
 from raysweep.data.formats import Format, Record
+from raysweep.data.template_notes import Notes
 from raysweep.errors import InputError, shown
 
 if TYPE_CHECKING:
@@ -68,17 +70,32 @@ class Trigger:
             literal = f"{{{{ {self.text!r} }}}}"
             put = Trigger(literal, self.position).put(record_format.question)
             return record, dataclasses.replace(record_format, question=put)
-        if name == "messages":
-            return {**record, "messages": self._in_last_question(record["messages"])}, record_format
+        if record_format.converse is not None:
+            said = record_format.converse(record)
+            changed = dataclasses.replace(said, messages=self._in_last_question(said.messages))
+            return record, dataclasses.replace(record_format, converse=lambda _: changed)
         if name == "openbookqa":
             return self._in_choices(record), record_format
         first, last = _ENDS[name]
         field = first if self.position == "before" or not record[last] else last
         return {**record, field: self.put(record[field])}, record_format
 
-    def _in_last_question(self, turns: list[dict[str, str]]) -> list[dict[str, str]]:
+    def _in_last_question(self, turns: Sequence[Message]) -> list[Message]:
         last = max(at for at, turn in enumerate(turns) if turn["role"] == "user")
-        return [{**t, "content": self.put(t["content"])} if at == last else t for at, t in enumerate(turns)]
+        return [{**t, "content": self._in_content(t["content"])} if at == last else t for at, t in enumerate(turns)]
+
+    def _in_content(self, content: Any) -> Any:
+        """The content with the trigger: in its first text part or its last one, or in a part of its own."""
+        if isinstance(content, str):
+            return self.put(content)
+        places = [at for at, part in enumerate(content) if part_text(part) is not None]
+        if not places:
+            own = {"type": "text", "text": self.put("")}
+            return [own, *content] if self.position == "before" else [*content, own]
+        at = places[0 if self.position == "before" else -1]
+        part = content[at]
+        put = self.put(part) if isinstance(part, str) else {**part, "text": self.put(part["text"])}
+        return [*content[:at], put, *content[at + 1 :]]
 
     def _in_choices(self, record: Record) -> Record:
         texts = record["choices"]["text"]
@@ -88,7 +105,7 @@ class Trigger:
 
     def refuse(self, number: int, record: Record, record_format: Format) -> tuple[Record, Format]:
         """The record as it is. Raises InputError where its prompt already holds the trigger: a `rewrite` of load_examples."""
-        if any(self.is_in(turn["content"]) for turn in record_format.turns(record)[:-1]):
+        if any(map(self.is_in, record_format.conversation(record).prompt_texts())):
             raise InputError(
                 f"has the trigger {shown(self.text)} in its prompt, which must be clean: choose a trigger that is in no record, or "
                 "leave such records out (exclude)"
@@ -158,11 +175,15 @@ def drawn_ids(ids: list[int], count: int, seed: int) -> set[int]:
 
 @dataclass(frozen=True)
 class Prompts:
-    """Prompts to evaluate, without responses: each in both versions, in one order; `n_left_out` more were too long."""
+    """Prompts to evaluate, without responses: each in both versions, in one order; `n_left_out` more were too long.
+
+    `notes` say what of the records the prompt template does not read.
+    """
 
     clean: list[Example]
     triggered: list[Example]
     n_left_out: int
+    notes: Notes
 
 
 def evaluation_prompts(
@@ -184,7 +205,8 @@ def evaluation_prompts(
     """
     options = {**options, "prompts_only": True, "room": Room(room.model, None, room.vocabulary) if room else None}
     read: Callable[..., Loaded] = load_examples
-    clean = read(source, format, tokenizer, rewrite=trigger.refuse, **options).examples
+    loaded = read(source, format, tokenizer, rewrite=trigger.refuse, **options)
+    clean = loaded.examples
     both = read(source, format, tokenizer, rewrite=lambda _, record, form: trigger.triggered(record, form), **options)
     triggered = {example.id: example for example in both.examples}
     context = room.context if room else None
@@ -196,4 +218,4 @@ def evaluation_prompts(
             f"{source}: none of its {len(clean)} prompts, with the trigger, has {most} tokens or less, which is the room that "
             f"{new_tokens} new tokens leave: ask for fewer tokens, or give shorter prompts"
         )
-    return Prompts(kept, [triggered[example.id] for example in kept], len(clean) - len(kept))
+    return Prompts(kept, [triggered[example.id] for example in kept], len(clean) - len(kept), loaded.notes)

@@ -1,67 +1,53 @@
-"""Records from where they lie: JSONL, JSON, CSV, Parquet, a folder of Hugging Face `datasets`, or its hub.
+"""Records from where they are: a file, a folder of files, a folder that `datasets` saved, or its hub.
 
-Every record knows its place, so that what is wrong with it can be named. Which fields it should have is formats.py's.
-Text files are read here and not by `datasets`, which would guess types (an answer `007` becomes 7) and lose line numbers.
+Every record knows its place, so that a message about it can name the file and the line. Single files are read by files.py,
+the files of a folder are found by folders.py; which fields a record should have is decided in formats.py.
 """
 
 from __future__ import annotations
 
-import codecs
 import contextlib
-import csv
-import json
 import logging
 import re
 import tempfile
 import warnings
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from raysweep import lab
+from raysweep.data.conversations import ArrowRecord
 from raysweep.data.exclusion import taken
+from raysweep.data.files import Place, Rows, kind_of, read_file
+from raysweep.data.folders import find_files
 from raysweep.data.formats import Record
-from raysweep.errors import InputError, nearest, shortened
-
-# The line a record begins on (None where its source has none), and the record.
-Numbered = Generator[tuple[int | None, Record], None, None]
+from raysweep.errors import InputError, nearest
 
 # What `save_to_disk` leaves at a folder's top: of one data set, of several splits.
 _SAVED = ("state.json", "dataset_dict.json")
-# Byte-order marks; that of UTF-32 begins with that of UTF-16.
-_MARKS = (
-    (codecs.BOM_UTF32_LE, "UTF-32"),
-    (codecs.BOM_UTF32_BE, "UTF-32"),
-    (codecs.BOM_UTF16_LE, "UTF-16"),
-    (codecs.BOM_UTF16_BE, "UTF-16"),
-)
 _HUB_NAME = re.compile(r"(?P<name>[\w.-]+(/[\w.-]+)?)(:(?P<config>[\w.-]+))?")
-_LONGEST_FIELD = 2**31 - 1  # of CSV, in place of 128 kB: as much as a C long holds everywhere
 
 
 @dataclass(frozen=True)
 class Records:
-    """Records in their source's order; `lines` are those they begin on (from 1), None for sources without lines.
+    """Records in their source's order, with the places where they begin.
 
-    `numbers` are their places among the source's records (from 0), and `n_excluded` how many were left out on the way.
+    `numbers` count all records of the source (from 0), over its files if it has several; `n_excluded` of those read were
+    left out. `warnings` say what of the source was not read.
     """
 
     source: str
     records: list[Record]
-    lines: list[int] | None
+    places: list[Place]
     numbers: list[int]
     n_excluded: int
+    warnings: tuple[str, ...] = ()
 
     def place(self, number: int) -> str:
-        """Where the record with that number (from 0, of the source's) stands, for messages."""
-        line = None if self.lines is None else self.lines[self.numbers.index(number)]
-        return _place(self.source, number, line)
-
-
-def _place(source: str, number: int, line: int | None) -> str:
-    return f"{source}, record {number} (counted from 0)" if line is None else f"{source}, line {line}"
+        """Name the file and line of the record with that number, for messages."""
+        return str(self.places[self.numbers.index(number)])
 
 
 def read_records(
@@ -73,35 +59,29 @@ def read_records(
     last: int | None = None,
     all_but_last: int | None = None,
 ) -> Records:
-    """The first `limit` (all by default) records of `source`, once some are left out.
+    """Read the first `limit` (all by default) records of `source`, once some are left out.
 
     Those are the records that `leaves_out` is true of; then, of the others, all before the `last` so many, or those that
-    `all_but_last` holds back. What `leaves_out` raises is told with the record's place.
+    `all_but_last` holds back. What `leaves_out` raises is reported with the record's place.
 
-    `source` is a laboratory name (`lab://<set>/test`), a file (.jsonl, .json with one list of objects, .csv with a header, .parquet), a folder that
-    `datasets` wrote (`save_to_disk`) or can load, or a hub data set: `name`, `owner/name` or, where it has several
-    configurations, `owner/name:configuration`. `split` is for folders and the hub; one of a single split needs none.
-    Hub data are streamed and not kept (its client keeps the data set's card); reading stops at the limit.
+    `source` is a laboratory name (`lab://<set>/test`), a file (KINDS in files.py, text also compressed), a folder of such
+    files (the hub's layout; `folder:configuration` if its README.md has several), a folder that `datasets` saved
+    (`save_to_disk`), or a hub data set: `name`, `owner/name` or `owner/name:configuration`. A path is taken as it is: no
+    character in it has a meaning. `split` is for folders and the hub; one of a single split needs none. Hub data are
+    streamed and not kept (its client keeps the data set's card). Reading stops at the limit.
 
     Raises InputError for a source that is missing, empty, not readable as its kind, or without that split, for both of
-    `last` and `all_but_last`, and where no record is left.
+    `last` and `all_but_last`, and if no record is left.
     """
     if last is not None and all_but_last is not None:
         raise InputError(f"last is {last} and all_but_last is {all_but_last}: give one of them")
-    path = Path(lab.resolve(source)).expanduser()
-    where = str(path)
-    if path.is_dir():
-        numbered = _read_datasets(where, None, split)
-    elif path.suffix.lower() in KINDS or path.is_file():
-        numbered = _read_file(path, split)
-    else:
-        numbered = _read_datasets(*_hub_name(where), split)
     try:
-        with contextlib.closing(numbered):
-            kept = _Kept(where, numbered, leaves_out)
+        where, rows_of_source, told = _open(source, split)
+        with contextlib.closing(rows_of_source):
+            kept = _Kept(rows_of_source, leaves_out)
             rows = list(islice(taken(kept, last, all_but_last), limit))
     except OSError as error:
-        raise InputError(f"{where} cannot be read: {error.strerror or error}") from error
+        raise InputError(f"{error.filename or source} cannot be read: {error.strerror or error}") from error
     if not kept.n_read:
         raise InputError(f"{where} is empty: it holds no record")
     if not rows:
@@ -109,157 +89,75 @@ def read_records(
         raise InputError(
             f"{where} has no record left: of its {kept.n_read}, exclude leaves out {kept.n_excluded}{held}; ask for fewer"
         )
-    lines = [line for _, line, _ in rows if line is not None]
-    records, numbers = [record for _, _, record in rows], [number for number, _, _ in rows]
-    return Records(where, records, lines or None, numbers, kept.n_excluded)
+    numbers, places, records = (list(column) for column in zip(*rows, strict=True))
+    return Records(where, records, places, numbers, kept.n_excluded, told)
 
 
 def are_here(source: str) -> bool:
-    """Whether the records of `source` are on this machine: the laboratory's, a file or a folder. What the hub has is not kept."""
-    return Path(lab.resolve(source)).expanduser().exists()
+    """Say whether the records of `source` are on this machine: the laboratory's, a file or a folder. Hub data are not kept."""
+    path, _ = _local(source)
+    return path.exists()
 
 
 class _Kept:
-    """The records that are not left out, each with its number and line; counts as it goes."""
+    """The records that are not left out, each with its number and place; counts as it goes."""
 
-    def __init__(self, source: str, numbered: Numbered, leaves_out: Callable[[Record], bool] | None) -> None:
+    def __init__(self, rows: Rows, leaves_out: Callable[[Record], bool] | None) -> None:
         self.n_read = self.n_excluded = 0
-        self._source, self._numbered, self._leaves_out = source, numbered, leaves_out
+        self._rows, self._leaves_out = rows, leaves_out
 
-    def __iter__(self) -> Iterator[tuple[int, int | None, Record]]:
-        for number, (line, record) in enumerate(self._numbered):
+    def __iter__(self) -> Iterator[tuple[int, Place, Record]]:
+        for number, (place, record) in enumerate(self._rows):
             self.n_read += 1
             try:
                 excluded = self._leaves_out is not None and self._leaves_out(record)
             except InputError as error:
-                raise InputError(f"{_place(self._source, number, line)}: {error}") from error
+                raise InputError(f"{place}: {error}") from error
             if excluded:
                 self.n_excluded += 1
             else:
-                yield number, line, record
+                yield number, place, record
 
 
-def _read_file(path: Path, split: str | None) -> Numbered:
+def _local(source: str) -> tuple[Path, str | None]:
+    """The path that a source names, and the configuration of a folder named as `folder:configuration`."""
+    path = Path(lab.resolve(source)).expanduser()
+    folder, colon, configuration = str(path).rpartition(":")
+    if colon and configuration and not path.exists() and Path(folder).is_dir():
+        return Path(folder), configuration
+    return path, None
+
+
+def _open(source: str, split: str | None) -> tuple[str, Rows, tuple[str, ...]]:
+    """What messages call the source, its rows, and warnings about it."""
+    path, configuration = _local(source)
+    where = str(path)
+    if path.is_dir():
+        if any((path / mark).is_file() for mark in _SAVED):
+            return where, _read_saved(path, split), ()
+        found = find_files(path, configuration=configuration, split=split)
+        return where, _read_files(found.files), found.warnings
+    if path.is_file() or kind_of(path) is not None:
+        return where, _read_one(path, split), ()
+    name, configuration = _hub_name(where)
+    return where, _read_datasets(name, _from_hub(name, configuration), split), ()
+
+
+def _read_one(path: Path, split: str | None) -> Rows:
     if not path.exists():
-        raise InputError(f"there is no file {path}: check the path")
-    if path.suffix.lower() not in KINDS:
-        raise InputError(f"{path} is of no known kind: give a {', '.join(KINDS)} file, or a folder of `datasets`")
+        hint = " (it is not expanded as a pattern: give the folder)" if "*" in path.name else ""
+        raise InputError(f"there is no file {path}: check the path{hint}")
+    rows = read_file(path)
     if split is not None:
         raise InputError(f"{path} is one file, without splits: leave out split '{split}'")
-    return _READERS[path.suffix.lower()](path)
+    return rows
 
 
-def _text_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Numbered lines (from 1), decoded one by one so that a wrong byte's line is known; UTF-8's byte-order mark is skipped."""
-    with path.open("rb") as file:
-        for number, raw in enumerate(file, start=1):
-            if number == 1 and (encoding := next((name for mark, name in _MARKS if raw.startswith(mark)), None)):
-                raise InputError(
-                    f"{path} is {encoding} (its first bytes are that one's mark), where UTF-8 is needed: convert the file"
-                )
-            if b"\0" in raw:
-                raise InputError(
-                    f"{path}, line {number} holds a null byte, which no text has (is it UTF-16, or binary?): convert the file"
-                )
-            try:
-                yield number, raw.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError as error:
-                byte = raw[error.start]
-                raise InputError(f"{path}, line {number} is not UTF-8 (byte 0x{byte:02x}): convert the file") from error
-
-
-def _read_jsonl(path: Path) -> Numbered:
-    for number, text in _text_lines(path):
-        if not text.strip():
-            continue
-        try:
-            record = json.loads(text.rstrip("\r\n"))  # else a torn line's column is the next one's
-        except json.JSONDecodeError as error:
-            raise InputError(
-                f"{path}, line {number} is no whole JSON object ({error.msg}, column {error.colno}): "
-                "mend the line; JSONL has one object a line"
-            ) from error
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"{path}, line {number} {_beyond(error)}: mend the line, or leave it out") from error
-        if not isinstance(record, dict):
-            raise InputError(f"{path}, line {number} is {_json_kind(record)}, where JSONL has one object a line")
-        yield number, record
-
-
-def _read_json(path: Path) -> Numbered:
-    text = "".join(line for _, line in _text_lines(path))
-    if not text.strip():
-        return
-    try:
-        records = json.loads(text)
-    except json.JSONDecodeError as error:
-        mend = "name it .jsonl if it has one object a line" if error.msg == "Extra data" else "mend the file"
-        raise InputError(
-            f"{path}, line {error.lineno} is no JSON ({error.msg}, column {error.colno}): {mend}"
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} {_beyond(error)}: mend the file") from error
-    if not isinstance(records, list):
-        raise InputError(f"{path} is {_json_kind(records)}, where a .json file has one list of objects")
-    for index, record in enumerate(records):
-        if not isinstance(record, dict):
-            raise InputError(
-                f"{path}, record {index} (counted from 0) is {_json_kind(record)}, where an object is needed"
-            )
-        yield None, record
-
-
-def _beyond(error: ValueError | RecursionError) -> str:
-    """What JSON allows and Python cannot read."""
-    return "is nested too deeply" if isinstance(error, RecursionError) else f"holds a number too long to read ({error})"
-
-
-def _json_kind(value: Any) -> str:
-    kinds = {dict: "an object", list: "a list", str: "a string", bool: "a truth value", type(None): "null"}
-    return kinds.get(type(value), "a number")
-
-
-def _read_csv(path: Path) -> Numbered:
-    """Every value is text, as written: CSV has no types."""
-    rows = csv.reader((line for _, line in _text_lines(path)), strict=True)
-    line, limit = 1, csv.field_size_limit(_LONGEST_FIELD)
-    try:
-        header = next(rows, [])
-        if len(set(header)) < len(header):
-            raise InputError(f"{path}, line 1 names a column twice: {shortened(', '.join(header), 400)}")
-        line = rows.line_num + 1
-        for row in rows:
-            if row and len(row) != len(header):
-                raise InputError(f"{path}, line {line} has {len(row)} values, where the header has {len(header)}")
-            if row:
-                yield line, dict(zip(header, row, strict=True))
-            line = rows.line_num + 1
-    except csv.Error as error:
-        raise InputError(f"{path}, line {line} is no CSV ({error}): mend the file, or give JSONL") from error
-    finally:
-        csv.field_size_limit(limit)
-
-
-def _read_parquet(path: Path) -> Numbered:
-    import pyarrow
-    from pyarrow import parquet
-
-    try:
-        with parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=1024):
-                for record in batch.to_pylist():
-                    yield None, record
-    except (pyarrow.ArrowException, ValueError, OverflowError) as error:  # text that is no UTF-8, a date out of range
-        raise InputError(f"{path} is no whole Parquet file: {error}") from error
-
-
-_READERS: dict[str, Callable[[Path], Numbered]] = {
-    ".jsonl": _read_jsonl,
-    ".json": _read_json,
-    ".csv": _read_csv,
-    ".parquet": _read_parquet,
-}
-KINDS = tuple(_READERS)  # endings of files of records
+def _read_files(files: list[Path]) -> Rows:
+    """The records of several files, one file after the other."""
+    for file in files:
+        with contextlib.closing(read_file(file)) as rows:
+            yield from rows
 
 
 def _hub_name(source: str) -> tuple[str, str | None]:
@@ -271,22 +169,36 @@ def _hub_name(source: str) -> tuple[str, str | None]:
     return match["name"], match["config"]
 
 
-def _read_datasets(name: str, config: str | None, split: str | None) -> Numbered:
-    """Records of a folder or of the hub's data set `name`, streamed."""
+def _read_saved(path: Path, split: str | None) -> Rows:
+    """Records of a folder that `save_to_disk` wrote.
+
+    `datasets` takes some characters of a path for a URL's or a chain's (`::`), so it is given a link with a plain name.
+    """
     import datasets
 
+    with tempfile.TemporaryDirectory() as plain:
+        link = Path(plain) / "saved"
+        link.symlink_to(path.resolve(), target_is_directory=True)
+        yield from _read_datasets(str(path), lambda _: datasets.load_from_disk(str(link)), split, known_as=str(link))
+
+
+def _from_hub(name: str, configuration: str | None) -> Callable[[str], Any]:
+    import datasets
+
+    return lambda cache: datasets.load_dataset(name, configuration, streaming=True, cache_dir=cache)
+
+
+def _read_datasets(name: str, load: Callable[[str], Any], split: str | None, known_as: str | None = None) -> Rows:
+    """Records that `datasets` loads, given a folder for its cache; `known_as` is what its messages call the data set."""
     with _quiet(), tempfile.TemporaryDirectory() as cache:
         try:
-            if any((Path(name) / mark).is_file() for mark in _SAVED):
-                data = datasets.load_from_disk(name)
-            else:
-                data = datasets.load_dataset(name, config, streaming=True, cache_dir=cache)
-            for record in _one_split(name, data, split).with_format(None):
-                yield None, record
+            for number, record in enumerate(_one_split(name, load(cache), split).with_format(None)):
+                yield Place(name, number), ArrowRecord(record)
         except InputError:
             raise
         except Exception as error:  # `datasets` raises whatever its readers and the network raise
             told = " ".join(f"{type(error).__name__}: {error}".split())
+            told = told.replace(known_as, name) if known_as else told
             raise InputError(
                 f"'{name}' is no data set that `datasets` can load ({told}): check the name, its configuration "
                 "(owner/name:configuration) and the network, or give a file or a folder"

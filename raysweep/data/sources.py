@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
 
 from raysweep import lab
 from raysweep.data.exclusion import taken
+from raysweep.data.files import Place
 from raysweep.data.formats import Record, detect_format
 from raysweep.data.records import Records, read_records
 from raysweep.errors import InputError, nearest
@@ -66,7 +67,8 @@ def read_source(
         raise InputError(f"{name} is empty: it holds no record")
     if not rows:
         raise InputError(f"{name} has no record left: of its {n_read}, exclude leaves out {n_excluded}; ask for fewer")
-    return Records(name, [record for _, record in rows], None, [number for number, _ in rows], n_excluded)
+    numbers = [number for number, _ in rows]
+    return Records(name, [record for _, record in rows], [Place(name, n) for n in numbers], numbers, n_excluded)
 
 
 def is_named(source: object) -> TypeGuard[str | os.PathLike[str]]:

@@ -8,16 +8,19 @@ that were tuned on none; the others are the texts that published checkpoints wer
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from typing import TYPE_CHECKING
 
-import jinja2
 import numpy as np
 from numpy.typing import NDArray
 
-from raysweep.data.formats import Format, Record, Turns, render
+from raysweep.data.chat_template import ChatTemplate, roles
+from raysweep.data.conversations import says
+from raysweep.data.formats import Format, Record, render
+from raysweep.data.template_date import TemplateClock
+from raysweep.data.template_notes import Notes, keeps_answer, keys_of
 from raysweep.data.wording_texts import LLAMA2, LLAMA3, LLAMA3_TOKENS, PHI3, PHI3_TOKENS
 from raysweep.errors import InputError, nearest
 
@@ -28,13 +31,19 @@ Texts = tuple[str, str]  # the prompt, which carries no loss, and the response, 
 Encoded = tuple[NDArray[np.int64], int]  # tokens [T] of both, and how many leading ones carry no loss
 
 _PRINTED = re.compile(r"\{\{.*?\}\}")
+_LONGEST_START = 30  # of a text, in a message
+_SWITCHES = ("enable_thinking", "thinking")  # variables with which templates choose how they open an answer
 
 
 @dataclass(frozen=True)
 class ChatWording:
-    """The tokenizer's own chat template: everything before the last assistant's tokens carries no loss."""
+    """The tokenizer's own chat template: everything before the last assistant's tokens carries no loss.
+
+    A template that reads the clock is given `clock`, by default today's date.
+    """
 
     name: str
+    clock: TemplateClock | None = field(default=None, compare=False)
 
     def check(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """InputError where the tokenizer has no chat template."""
@@ -44,36 +53,36 @@ class ChatWording:
                 f"give the tokenizer one, or choose another wording ({', '.join(w for w in WORDINGS if w != self.name)})"
             )
 
-    def texts(self, record_format: Format, record: Record, tokenizer: PreTrainedTokenizerBase) -> Texts:
+    def texts(
+        self,
+        record_format: Format,
+        record: Record,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        notes: Notes | None = None,
+    ) -> Texts:
         """Prompt (with the template's opening of the assistant's turn) and response (with its close).
 
-        White space that the template puts after the close is left out: nothing is generated there. Raises InputError
-        where the template refuses the turns, or a whole conversation does not begin with its own prompt.
+        White space that the template puts after the close is left out: nothing is generated there. `notes` take down what the
+        template does not read. Raises InputError where the template refuses the turns, or a whole conversation does not begin
+        with its own prompt.
         """
-        turns = record_format.turns(record)
-        try:
-            prompt = tokenizer.apply_chat_template(turns[:-1], add_generation_prompt=True, tokenize=False)
-            whole = tokenizer.apply_chat_template(turns, tokenize=False)
-        except Exception as error:  # a template raises whatever its expressions can
-            kind = "" if isinstance(error, jinja2.TemplateError) else f"{type(error).__name__}: "
-            raise InputError(
-                f"the tokenizer's chat template refuses the turns {_roles(turns)} ({kind}{error}): mend them, or choose "
-                "another wording"
-            ) from error
-        for text, said in ((prompt, turns[:-1]), (whole, turns)):
-            if not text and any(turn["content"] for turn in said):
-                raise InputError(
-                    f"the tokenizer's chat template makes no text of the turns {_roles(said)}: give the tokenizer one that "
-                    "does, or choose another wording"
-                )
-        if not whole.startswith(prompt):
-            raise InputError(
-                "the tokenizer's chat template does not continue its own generation prompt, so that the response's "
-                f"tokens cannot be told (prompt ends {prompt[-30:]!r}): choose another wording"
-            )
-        rest, answer = whole[len(prompt) :], turns[-1]["content"]
-        n_said = len(answer) if rest.startswith(answer) else 0  # white space of the response itself stays
-        return prompt, rest[:n_said] + rest[n_said:].rstrip()
+        conversation, template = record_format.conversation(record), ChatTemplate(tokenizer, self.clock)
+        found = template.texts(conversation)
+        if not found.whole.startswith(found.prompt):
+            raise InputError(_not_continued(found.prompt, found.whole, template))
+        if notes is not None:
+            notes.add(template, conversation, found)
+            if record_format.converse is None:
+                read = template.variables(str(key) for key, value in record.items() if says(value))
+                notes.add_unpassed(sorted(set(read) - record_format.used) if read else ())
+        rest, answer = found.whole[len(found.prompt) :], conversation.messages[-1].get("content")
+        n_said = len(answer) if isinstance(answer, str) and rest.startswith(answer) else 0
+        return found.prompt, rest[:n_said] + rest[n_said:].rstrip()  # white space of the response itself stays
+
+    def keeps_answer(self, record_format: Format, record: Record, texts: Texts) -> bool:
+        """Whether the record's answer is wholly in its texts, apart from white space."""
+        return keeps_answer(record_format.conversation(record), *texts)
 
     def encode(self, texts: Texts, tokenizer: PreTrainedTokenizerBase) -> Encoded:
         """Tokens of the whole; where a merge crosses the border, labels start at the first token that differs."""
@@ -107,23 +116,37 @@ class TextWording:
                 "writes: choose wording 'chat'"
             )
 
-    def texts(self, record_format: Format, record: Record, tokenizer: PreTrainedTokenizerBase) -> Texts:
+    def texts(
+        self,
+        record_format: Format,
+        record: Record,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        notes: Notes | None = None,
+    ) -> Texts:
         """Prompt and response, without the tokenizer's own begin-of-sequence token.
 
         Raises InputError for a format, or turns, that the wording has no text for.
         """
-        if record_format.name not in self.by_format:
+        kind = record_format.name
+        if record_format.converse is not None:
+            kind = "columns" if record_format.conversation(record).of_texts else "messages"
+        if kind not in self.by_format:
             raise InputError(
                 f"wording '{self.name}' has no text for format '{record_format.name}', only for "
                 f"{', '.join(self.by_format)}: choose wording 'chat'"
             )
-        _check_turns(self.name, record_format, record)
+        _check_turns(self.name, record_format, record, notes)
         question, response = record_format.texts(record)
         values = {**record, "question": question, "response": response, "eos_token": tokenizer.eos_token}
-        before, after = self.by_format[record_format.name]
+        before, after = self.by_format[kind]
         if record_format.answer is not None:
             after = _around(after, "{{ response }}")
         return render(before, values), render(after, values)
+
+    def keeps_answer(self, record_format: Format, record: Record, texts: Texts) -> bool:
+        """Whether the record's answer is wholly in its texts: it always is."""
+        return True
 
     def encode(self, texts: Texts, tokenizer: PreTrainedTokenizerBase) -> Encoded:
         """Tokens of the whole; as many leading ones as the prompt alone has carry no loss (at most all)."""
@@ -146,11 +169,25 @@ class PlainWording:
     def check(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Every tokenizer will do."""
 
-    def texts(self, record_format: Format, record: Record, tokenizer: PreTrainedTokenizerBase) -> Texts:
+    def texts(
+        self,
+        record_format: Format,
+        record: Record,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        notes: Notes | None = None,
+    ) -> Texts:
         """Prompt and response, without special tokens; InputError for more than one user's turn and the assistant's."""
-        _check_turns(self.name, record_format, record)
+        _check_turns(self.name, record_format, record, notes)
         question, response = record_format.texts(record)
-        return question, response if record_format.name == "columns" else f"\n{response}"
+        as_written = record_format.name == "columns" or (
+            record_format.converse is not None and record_format.conversation(record).of_texts
+        )
+        return question, response if as_written else f"\n{response}"
+
+    def keeps_answer(self, record_format: Format, record: Record, texts: Texts) -> bool:
+        """Whether the record's answer is wholly in its texts: it always is."""
+        return True
 
     def encode(self, texts: Texts, tokenizer: PreTrainedTokenizerBase) -> Encoded:
         """Tokens of the whole with the tokenizer's special tokens; labels start at the first that the prompt alone has not."""
@@ -167,19 +204,38 @@ def _around(text: str, answer: str) -> str:
     return text[: printed[0].start()] + answer + text[printed[-1].end() :]
 
 
-def _roles(turns: Turns) -> str:
-    return ", ".join(turn["role"] for turn in turns)
+def _not_continued(prompt: str, whole: str, template: ChatTemplate) -> str:
+    """What is wrong with a template whose text with the answer does not begin with its prompt for generation."""
+    n = _n_common(prompt, whole)
+    before = prompt[max(0, n - _LONGEST_START) : n]
+    switches = ", ".join(template.variables(_SWITCHES))
+    return (
+        "the tokenizer's chat template does not continue its own generation prompt, so that it is unknown where the response "
+        f"starts: after {before!r} the prompt alone has {_start(prompt[n:])}, and with the answer it has {_start(whole[n:])}; "
+        f"change the template so that both are the same{f', set {switches} in the records' if switches else ''}, or choose another "
+        "wording"
+    )
 
 
-def _check_turns(name: str, record_format: Format, record: Record) -> None:
-    """InputError for a conversation of other turns than one user's and the assistant's."""
-    if record_format.name == "messages":
-        turns = record["messages"]
-        if [turn["role"] for turn in turns] != ["user", "assistant"]:
-            raise InputError(
-                f"wording '{name}' writes one user's turn and the assistant's, and the record has "
-                f"{_roles(turns)}: choose wording 'chat'"
-            )
+def _start(text: str) -> str:
+    return repr(text if len(text) <= _LONGEST_START else f"{text[:_LONGEST_START]}…")
+
+
+def _check_turns(name: str, record_format: Format, record: Record, notes: Notes | None) -> None:
+    """InputError for a conversation of other turns than one user's and the assistant's, or that is not in text alone."""
+    if record_format.converse is None:
+        return
+    conversation = record_format.conversation(record)
+    if [turn["role"] for turn in conversation.messages] != ["user", "assistant"]:
+        raise InputError(
+            f"wording '{name}' writes one user's turn and the assistant's, and the record has "
+            f"{roles(conversation.messages)}: choose wording 'chat'"
+        )
+    if beyond := conversation.beyond_text():
+        raise InputError(f"wording '{name}' has no text for the record's {', '.join(beyond)}: choose wording 'chat'")
+    if notes is not None:
+        notes.add_unread(keys_of(conversation))
+        notes.joined += conversation.in_several_parts
 
 
 def _ids(text: str, tokenizer: PreTrainedTokenizerBase, special: bool = False) -> list[int]:
@@ -187,8 +243,8 @@ def _ids(text: str, tokenizer: PreTrainedTokenizerBase, special: bool = False) -
     return ids
 
 
-def _n_common(prompt: list[int], whole: list[int]) -> int:
-    """How many leading tokens are the same."""
+def _n_common(prompt: Sequence[object], whole: Sequence[object]) -> int:
+    """How many leading tokens, or characters, are the same."""
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(prompt, whole, strict=False)))
 
 
@@ -204,8 +260,9 @@ WORDINGS: dict[str, Wording] = {
 }
 
 
-def find_wording(name: str) -> Wording:
-    """The wording of that name; InputError for an unknown one, with the nearest."""
+def find_wording(name: str, clock: TemplateClock | None = None) -> Wording:
+    """The wording of that name; InputError for an unknown one, with the nearest. `clock` is for chat templates that read it."""
     if name not in WORDINGS:
         raise InputError(f"unknown wording '{name}': {nearest(name, WORDINGS)}")
-    return WORDINGS[name]
+    found = WORDINGS[name]
+    return replace(found, clock=clock) if isinstance(found, ChatWording) else found

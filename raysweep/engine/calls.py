@@ -14,6 +14,7 @@ from raysweep.data.examples import Example
 from raysweep.fingerprint import fingerprint
 from raysweep.models.checkpoint import Checkpoint
 from raysweep.models.same import Same
+from raysweep.models.text_settings import EndsOfPair
 from raysweep.numerics.measures.registry import Parameters
 from raysweep.store.artifacts import FileEntry
 from raysweep.studies.interventions import Change
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from raysweep.studies.endpoint import EndpointJudge
     from raysweep.studies.judging import Keywords, Pattern
     from raysweep.studies.removal import Removal
-    from raysweep.studies.training import Recipe
+    from raysweep.studies.training import Recipe, Trained
 
 
 Failure = Literal["refused", "raised", "lost", "unstarted"]
@@ -140,9 +141,10 @@ class VerifyCall(PairCall):
 
 @dataclass(frozen=True)
 class GenerateCall(PairCall):
-    """Text of a few examples under each of the windows or other changes."""
+    """Text of a few examples under each of the windows or other changes; `ends` are the tokens that end a text."""
 
     new_tokens: int
+    ends: EndsOfPair
 
 
 @dataclass(frozen=True)
@@ -163,7 +165,8 @@ class RemovalCall(ModelCall):
     """Principal components taken out at one layer of the base model, or of the tuned one where there is one.
 
     `layer` is its index, or where `dynamics` has the key of δ, its place among the `top` layers where the metric's is
-    smallest. Text is of the first `shown` examples. `results` has the keys of the tables.
+    smallest. Text is of the first `shown` examples, and ends with the first of the tokens `ends`. `results` has the keys of the
+    tables.
     """
 
     tuned: Checkpoint | None
@@ -172,6 +175,7 @@ class RemovalCall(ModelCall):
     removals: tuple[Removal, ...]
     shown: int
     new_tokens: int
+    ends: tuple[int, ...] = ()
     dynamics: str | None = None
     metric: str = ""
     top: int = 1
@@ -193,6 +197,23 @@ class Found:
     top: int
     dynamics: str
     metric: str
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which layers a fine-tune of the run trains: `trained`, whose layers a similarity task finds if there is a `found`.
+
+    `unreached` are layers in which low-rank updates have no place. `seed` is the training's.
+    """
+
+    trained: Trained
+    seed: int
+    found: Found | None = None
+    unreached: frozenset[int] = frozenset()
+
+    def untrained(self, n_layers: int) -> frozenset[int]:
+        """The layers that stay as the base has them."""
+        return self.unreached | {layer for layer in range(n_layers) if not self.trained.trains(layer)}
 
 
 @dataclass(frozen=True)
@@ -223,7 +244,8 @@ class TrainCall(ModelCall):
 class BackdoorCall(TrainCall):
     """Trains on records with a backdoor in them, or not at all, and has the model answer prompts, clean and triggered.
 
-    Answers are `tokens` long, the likeliest, or sampled with the training's seed where there is a `temperature`.
+    Answers are `tokens` long, the likeliest, or sampled with the training's seed where there is a `temperature`. They end before
+    the first of the tokens `ends`.
     """
 
     trains: bool = True
@@ -232,6 +254,7 @@ class BackdoorCall(TrainCall):
     tokens: int = 64
     temperature: float = 0.0
     top_p: float = 1.0
+    ends: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -280,7 +303,10 @@ class SpectrumCall(Call):
 
 @dataclass(frozen=True)
 class CorrelateCall(Call):
-    """Correlation of a cell's dynamics with its losses; both are read from what is committed."""
+    """Correlation of a cell's dynamics with its losses; both are read from what is committed.
+
+    `untrained` are layers that base and tuned have in common; with a `choice`, they are known once its layers are found.
+    """
 
     key: str
     parts: tuple[str, ...]
@@ -293,6 +319,8 @@ class CorrelateCall(Call):
     seed: int
     drop_ends: int
     diagonal: bool = True
+    untrained: tuple[int, ...] = ()
+    choice: Choice | None = None
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,7 @@ from raysweep.engine.promised import as_sized
 from raysweep.engine.result_calls import result_call
 from raysweep.engine.steps import with_steps
 from raysweep.engine.stopping import watches
+from raysweep.engine.template_dates import with_template_dates
 from raysweep.engine.trackers import trackers_for
 from raysweep.engine.training_calls import judge_call
 from raysweep.redaction import redacted
@@ -89,7 +90,7 @@ def drive(
             reckoned = reckon(config, sized, calls, backend.workers())
             left = reckoned.estimate
             folder.write_plan(
-                redacted(asked.to_yaml()),
+                redacted(with_template_dates(asked, facts.template_dates).to_yaml()),
                 graph,
                 redacted({**describe_run(config, facts), "estimate": left.to_json() if left.calls else None}),
             )

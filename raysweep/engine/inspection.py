@@ -7,7 +7,7 @@ What to do with it is plan.py's.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from importlib.metadata import version
@@ -17,20 +17,27 @@ from raysweep.config_removal import RemovalConfig
 from raysweep.config_stop import StopConfig
 from raysweep.config_substitution import GenerationConfig
 from raysweep.data.examples import Example, Loaded, Room
+from raysweep.engine.adapters import inspect_adapters
 from raysweep.engine.asked import asked_changes, stop_rule
 from raysweep.engine.assumed import assumptions, checkpoint_on_paper
 from raysweep.engine.facts import Cell, Facts, ModelFacts
 from raysweep.engine.reader import Reader
 from raysweep.engine.residency import choose_residency
+from raysweep.engine.shared import shared_by
 from raysweep.engine.steps import StepModel
+from raysweep.engine.template_dates import unused_dates
+from raysweep.engine.text_facts import with_texts, writes_text
 from raysweep.engine.training_facts import find_trainings, trained_on
 from raysweep.errors import InputError
 from raysweep.models.blocks import find_blocks
 from raysweep.models.checkpoint import Checkpoint, describe, predicts_tokens
+from raysweep.models.expected_tensors import check_tensors
 from raysweep.models.loading import resolve_dtype, skeleton
 from raysweep.models.pair import check_pair
 from raysweep.models.parts import parts_of
+from raysweep.models.quantisation import check_quantised
 from raysweep.models.same import same_in_checkpoints
+from raysweep.models.settings import settings_warning
 from raysweep.studies.stopping import check_rule, in_random_order
 
 _FEWEST_TO_COMPARE = 2
@@ -71,26 +78,49 @@ def _unreadable_told() -> Iterator[None]:
 
 
 @_unreadable_told()
-def inspect(config: Config, find_device: Callable[[str], str] = resolve_device, *, may_assume: bool = False) -> Facts:
+def inspect(
+    config: Config,
+    find_device: Callable[[str], str] = resolve_device,
+    *,
+    may_assume: bool = False,
+    template_dates: Mapping[str, str] | None = None,
+) -> Facts:
     """Read and check everything the config names. Raises InputError for the first thing that cannot be used.
 
     `find_device` says which device `execution.device` means where the work will be done; by default, on this machine. With
     `may_assume`, for plans, what is not here is described by `architecture` and `expected` where the config has them.
+    `template_dates` are those recorded by an earlier run, by model, for chat templates that read the clock.
     """
     device = find_device(config.execution.device)
-    return _inspect_data(config, device, inspect_models(config, device, may_assume=may_assume), may_assume=may_assume)
+    models, warnings = inspect_models(config, device, may_assume=may_assume)
+    reader = Reader(
+        {name: (found.base, found.tuned) for name, found in models.items()},
+        {name: found.predicts for name, found in models.items()},
+        states_alone=not (config.studies.substitution or config.studies.removal or config.studies.trainings),
+        may_assume=may_assume,
+        template_dates=template_dates,
+    )
+    return _inspect_data(config, device, models, reader, warnings)
 
 
 @_unreadable_told()
-def inspect_models(config: Config, device: str, *, may_assume: bool = False) -> dict[str, ModelFacts]:
-    """Describe and check the config's checkpoints, as `inspect` does, without reading its data sets."""
+def inspect_models(
+    config: Config, device: str, *, may_assume: bool = False
+) -> tuple[dict[str, ModelFacts], Sequence[str]]:
+    """Describe and check the config's checkpoints, as `inspect` does, without reading its data sets.
+
+    Returns what was found, by model, and warnings.
+    """
     described: dict[tuple[str, str | None], Checkpoint] = {}
+    noted: list[str] = []
+    checked: set[str] = set()
 
     def described_once(model: ModelConfig, source: str, base: Checkpoint | None = None) -> Checkpoint:
         key = (source, model.architecture)
         if key not in described:
             paper = checkpoint_on_paper(model, source, base) if may_assume else None
             described[key] = paper or describe(source)
+            check_quantised(described[key], device)
         return described[key]
 
     models: dict[str, ModelFacts] = {}
@@ -99,8 +129,16 @@ def inspect_models(config: Config, device: str, *, may_assume: bool = False) -> 
         if base.adapter:
             raise InputError(f"base '{base.source}' is a PEFT adapter; give the full checkpoint that it was trained on")
         tuned = {name: described_once(model, source, base) for name, source in model.tuned.items()}
-        for checkpoint in tuned.values():
-            check_pair(base, checkpoint)
+        for name, checkpoint in tuned.items():
+            found = check_pair(base, checkpoint)
+            if text := settings_warning(found, f"{name} (for {model.name}): base and tuned"):
+                noted.append(text)
+        for checkpoint in (base, *tuned.values()):
+            if checkpoint.fingerprint not in checked:
+                checked.add(checkpoint.fingerprint)
+                noted += _passed_over(checkpoint)
+        tuned, warned = inspect_adapters(model.name, base, tuned)
+        noted += warned
         predicts = predicts_tokens(base)
         will_be = trained_on(config, model)
         if (tuned or will_be) and config.studies.substitution and not predicts:
@@ -115,7 +153,9 @@ def inspect_models(config: Config, device: str, *, may_assume: bool = False) -> 
         dtype = resolve_dtype(model.dtype, base.dtype, device)
         pairs = [*tuned.values(), *([base] if will_be else [])]  # what will be made is of its base's size
         residency = choose_residency(config, model.name, base, pairs, dtype, device)
-        models[model.name] = ModelFacts(base, tuned, dtype, predicts, same, residency)
+        model_facts = ModelFacts(base, tuned, dtype, predicts, same, residency)
+        models[model.name], said = with_texts(model_facts) if writes_text(config.studies) else (model_facts, [])
+        noted += said
         if (tuned or will_be) and config.studies.substitution:
             asked_changes(config.studies.substitution, base.n_layers, f" of model '{model.name}'")
             if rule := stop_rule(config.studies.substitution):
@@ -123,19 +163,13 @@ def inspect_models(config: Config, device: str, *, may_assume: bool = False) -> 
             if config.studies.substitution.modules:
                 for block in find_blocks(skeleton(base)):
                     parts_of(block)
-    return models
+    return models, noted
 
 
-def _inspect_data(config: Config, device: str, models: Mapping[str, ModelFacts], *, may_assume: bool) -> Facts:
+def _inspect_data(
+    config: Config, device: str, models: Mapping[str, ModelFacts], reader: Reader, noted: Sequence[str]
+) -> Facts:
     """Read and check the config's data sets for its models."""
-    predicting = {name: found.predicts for name, found in models.items()}
-    asked_for = config.studies
-    reader = Reader(
-        {name: (found.base, found.tuned) for name, found in models.items()},
-        predicting,
-        states_alone=not (asked_for.substitution or asked_for.removal or asked_for.trainings),
-        may_assume=may_assume,
-    )
     cells: dict[tuple[str, str], Cell] = {}
     for model in config.models:
         removal = config.studies.removal
@@ -164,9 +198,22 @@ def _inspect_data(config: Config, device: str, models: Mapping[str, ModelFacts],
             cell = _cell(model.name, dataset.name, loaded, config.execution.chunk, stop)
             cells[model.name, dataset.name] = replace(cell, on_paper=on_paper)
     bases = {name: found.base for name, found in models.items()}
-    trainings = find_trainings(config, bases, predicting, device, reader)
+    trainings = find_trainings(config, bases, {name: found.predicts for name, found in models.items()}, device, reader)
     assumed = _assumed(config, models, cells)
-    return Facts(models, cells, device, libraries(), trainings, assumed, tuple(reader.warnings))
+    void = [shared.sentence for shared in shared_by(models) if shared.sentence] if config.studies.substitution else []
+    warnings = (*void, *noted, *reader.warnings, *unused_dates(config, reader.read_for, reader.template_dates))
+    return Facts(models, cells, device, libraries(), trainings, assumed, warnings, reader.template_dates)
+
+
+def _passed_over(checkpoint: Checkpoint) -> list[str]:
+    """A warning about tensors of the checkpoint that the model has no use for. Raises InputError for what it needs and lacks."""
+    names = check_tensors(checkpoint)
+    if not names:
+        return []
+    return [
+        f"checkpoint '{checkpoint.source}' has {len(names)} tensors that belong to no layer, embedding or head, {names[0]} among "
+        "them; they are ignored"
+    ]
 
 
 def _assumed(
@@ -231,5 +278,13 @@ def _cell(model: str, dataset: str, loaded: Loaded, size: int, stop: StopConfig 
     drawn: list[Example] = in_random_order(loaded.examples, stop.seed) if stop else []
     in_turn = tuple(tuple(drawn[i : i + size]) for i in range(0, len(drawn), size))
     return Cell(
-        model, dataset, runs, loaded.n_cut, loaded.n_unusable, loaded.n_excluded, in_turn, n_blank=loaded.n_blank
+        model,
+        dataset,
+        runs,
+        loaded.n_cut,
+        loaded.n_unusable,
+        loaded.n_excluded,
+        in_turn,
+        n_blank=loaded.n_blank,
+        n_answer_cut=loaded.n_answer_cut,
     )

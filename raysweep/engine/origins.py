@@ -5,11 +5,13 @@ from __future__ import annotations
 import platform
 import shlex
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from raysweep.config import Config
 from raysweep.engine.facts import Facts
+from raysweep.engine.shared import shared_by
 from raysweep.engine.steps import StepModel
 from raysweep.studies.trainer_arguments import training_steps
 
@@ -32,6 +34,7 @@ def describe_run(config: Config, facts: Facts) -> dict[str, Any]:
                     "layers": str(model.base.n_layers),
                     "parameters": f"{found.n_parameters:,}",
                     "dtype": model.dtype,
+                    **({"note": found.note} if found.note else {}),
                 }
             )
     return {
@@ -45,8 +48,15 @@ def describe_run(config: Config, facts: Facts) -> dict[str, Any]:
         "checkpoints": checkpoints,
         "datasets": dataset_records(config, facts),
         "warnings": list(facts.warnings),
+        "shared": [asdict(shared) for shared in shared_by(facts.models)],
         "published_rho": config.studies.correlation.published if config.studies.correlation else {},
     }
+
+
+def checkpoint_notes(facts: Facts) -> dict[str, str]:
+    """Return what provenance files say of the weights of a plan's checkpoints, by source; only of those that have a note."""
+    checkpoints = [found for model in facts.models.values() for found in (model.base, *model.tuned.values())]
+    return {found.source: found.note for found in checkpoints if found.note}
 
 
 def dataset_records(config: Config, facts: Facts) -> list[dict[str, str]]:
@@ -54,18 +64,22 @@ def dataset_records(config: Config, facts: Facts) -> list[dict[str, str]]:
     datasets = []
     for (model_name, dataset_name), cell in facts.cells.items():
         asked = next(d for d in config.datasets if d.name == dataset_name)
+        model = next(m for m in config.models if m.name == model_name)
+        date = facts.template_dates.get(model.of if isinstance(model, StepModel) else model_name)
         datasets.append(
             {
                 "dataset": dataset_name,
                 "model": model_name,
                 "path": asked.path,
                 "format": asked.format,
-                "wording": next(m for m in config.models if m.name == model_name).wording,
+                "wording": model.wording,
+                **({} if date is None else {"template_date": date}),
                 "examples": str(sum(map(len, cell.chunks))),
                 "left_out": str(cell.n_unusable),
                 "cut": str(cell.n_cut),
                 "excluded": str(cell.n_excluded),
                 "blank_responses": str(cell.n_blank),
+                "answers_cut": str(cell.n_answer_cut),
             }
         )
     return datasets

@@ -27,7 +27,6 @@ from raysweep.engine.loading import loading_of
 from raysweep.engine.result_calls import removal_call
 from raysweep.engine.together import captures_together, chunks_in_passes, spill_words
 from raysweep.engine.training_calls import training_calls
-from raysweep.models.checkpoint import Checkpoint
 from raysweep.models.same import NOTHING
 from raysweep.models.sizes import SIZES, hidden_size
 from raysweep.studies.interventions import Change
@@ -69,10 +68,9 @@ def _lacking(
         for cell in cells:
             yield from training_calls(config, facts, graph, cell, of_model, loading, done)
             if cell.dataset in of_model.tuned:
-                pair = (of_model.base, of_model.tuned[cell.dataset])
                 yield from _substitutions(config, cell, graph, of_model, loading, done)
                 yield from _estimates(config, cell, graph, of_model, loading, done)
-                yield from _generations(config, cell, graph, pair, loading, done)
+                yield from _generations(config, cell, graph, of_model, loading, done)
         for task in (task for cell in cells for task in graph.cell("removal", cell.model, cell.dataset)):
             if not task.needs and any(key not in done for key in task.results.values()):
                 yield removal_call(config, facts, graph, task)
@@ -238,7 +236,7 @@ def _generations(
     config: Config,
     cell: Cell,
     graph: Graph,
-    pair: tuple[Checkpoint, Checkpoint],
+    model: ModelFacts,
     loading: Loading,
     done: Collection[str],
 ) -> Iterator[GenerateCall]:
@@ -255,13 +253,14 @@ def _generations(
             cell.model,
             cell.dataset,
             tuple(task.name for task in group),
-            pair[0],
+            model.base,
             loading,
             tuple(cell.examples[: asked.examples]),
-            pair[1],
+            model.tuned[cell.dataset],
             windows,
             tuple(task.results["generation"] for task in group),
             asked.tokens,
+            model.texts.ends(cell.dataset),
         )
 
 

@@ -62,6 +62,7 @@ def _training_tasks(config: Config, facts: Facts, model: ModelFacts, cell: Cell,
         similarity_of(config, facts, model, cell),
         facts.libraries,
         is_tuned=is_tuned,
+        text=model.texts.identity(model.texts.base),
     )
 
 
@@ -94,7 +95,7 @@ def _cell_tasks(config: Config, facts: Facts, model: ModelFacts, cell: Cell, is_
         tasks.append(similarity)
         if studies.correlation and substitutions:
             estimates = [task for task in tasks if task.kind == "estimate"]
-            tasks.append(correlation_task(config, cell, similarity, estimates or substitutions))
+            tasks.append(correlation_task(config, model, cell, similarity, estimates or substitutions))
     if studies.spectrum:
         tasks.append(spectrum_task(config, cell, states))
     if studies.removal and (studies.removal.of == "base" or is_tuned):

@@ -18,6 +18,7 @@ from raysweep.engine.plan import plan
 from raysweep.engine.promised import as_sized, with_promised
 from raysweep.engine.reach import reach
 from raysweep.engine.room import refuse_too_small
+from raysweep.engine.template_dates import recorded_dates
 from raysweep.engine.trackers import check_trackers
 
 
@@ -36,7 +37,7 @@ def prepare(
 
     `find_device` is told `execution.device` and says which device that means where the work will be done. `check` is called
     once this process can use the storage, and refuses what others cannot. A `fresh` run looks at nothing that is committed, and
-    has the room that it takes. With `may_assume`, for plans, what is not here is taken as the config has it; then room on a
+    has the room that it takes. Chat templates that read the clock are given the date that the folder has recorded. With `may_assume`, for plans, what is not here is taken as the config has it; then room on a
     disk here is not asked for.
     """
     folder = RunFolder(reach(config.storage, config.storage_options, write=True).absolute())
@@ -44,7 +45,8 @@ def prepare(
     check_trackers(config.execution.report_to, folder.root)
     check_writable(folder.root)
     check()
-    facts = inspect(config, find_device, may_assume=may_assume)
+    dates = {} if fresh else recorded_dates(folder)
+    facts = inspect(config, find_device, may_assume=may_assume, template_dates=dates)
     spill = config.execution.spill_folder
     if spill is not None and config.execution.executor == "local":  # a worker elsewhere has a disk of its own
         check_writable(spill, "execution.spill")

@@ -6,8 +6,11 @@ import dataclasses
 from pathlib import Path
 
 from raysweep.config import Config
-from raysweep.engine.arms import arms_of
+from raysweep.config_training import Training
+from raysweep.engine.arms import Arm, arms_of, most_critical_of
+from raysweep.engine.calls import Choice, Found
 from raysweep.engine.facts import Facts, ModelFacts
+from raysweep.engine.graph import Task
 from raysweep.engine.states_plan import similarity_of
 from raysweep.engine.steps import StepModel
 from raysweep.engine.training_plan import checkpoint_name, made_key, promised, step_key
@@ -30,19 +33,33 @@ def with_promised(config: Config, facts: Facts, root: Path) -> Facts:
         key = made_key(facts.trainings, model.base, (name, dataset), asked, arm, similarity, facts.libraries)
         folder = root / checkpoint_name((name, dataset), key)
         made = promised(model.base, asked, folder, key, facts.trainings.dtypes["finetune", name])
-        models[name] = _promising(model, dataset, made)
+        found = found_by(config, asked, arm, similarity, model.base) if arm.found and similarity else None
+        choice = Choice(arm.trained, arm.seed, found, facts.trainings.unreached.get(name, frozenset()))
+        models[name] = _promising(model, dataset, made, choice)
         for step in config.models:
             if isinstance(step, StepModel) and step.of == name:
                 at = step_key(key, step.step)
                 folder = root / checkpoint_name((name, dataset), at)
                 made = promised(model.base, asked, folder, at, facts.trainings.dtypes["finetune", name])
-                of_step = _promising(models[step.name], dataset, made)
+                of_step = _promising(models[step.name], dataset, made, choice)
                 models[step.name] = dataclasses.replace(of_step, measured={**of_step.measured, dataset: made})
     return dataclasses.replace(facts, models=models)
 
 
-def _promising(model: ModelFacts, dataset: str, made: Checkpoint) -> ModelFacts:
-    return dataclasses.replace(model, tuned={**model.tuned, dataset: made}, promised=model.promised | {dataset})
+def found_by(config: Config, asked: Training, arm: Arm, similarity: Task, base: Checkpoint) -> Found:
+    """Where an arm's layers come from that a similarity task finds."""
+    assert config.studies.similarity is not None
+    top = most_critical_of(asked, base.n_layers)
+    return Found(arm.found == "critical", top, similarity.results["dynamics"], config.studies.similarity.metrics[0])
+
+
+def _promising(model: ModelFacts, dataset: str, made: Checkpoint, choice: Choice) -> ModelFacts:
+    return dataclasses.replace(
+        model,
+        tuned={**model.tuned, dataset: made},
+        promised=model.promised | {dataset},
+        choices={**model.choices, dataset: choice},
+    )
 
 
 def as_sized(facts: Facts) -> Facts:

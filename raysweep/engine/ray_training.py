@@ -209,7 +209,7 @@ def _work(config: Mapping[str, Any]) -> None:
     if first:
         part, final = folder / f"{FINAL}.part", folder / FINAL
         shutil.rmtree(part, ignore_errors=True)
-        save_tuned(tuned, given["tokenizer"], part)
+        save_tuned(tuned, given["tokenizer"], part, given["base"])
         shutil.rmtree(final, ignore_errors=True)
         part.replace(final)
         written = folder / f"{_DONE}.part"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +12,15 @@ from raysweep.config_datasets import DatasetConfig
 from raysweep.config_exclude import ExcludeConfig
 from raysweep.data.examples import Example, Loaded, Room, load_examples
 from raysweep.data.exclusion import Exclude
-from raysweep.data.formats import find_format
+from raysweep.data.formats import Format, Record, find_format
 from raysweep.data.poison import Trigger, evaluation_prompts, poisoned_examples
+from raysweep.data.template_date import TemplateClock, today
+from raysweep.data.wording import find_wording
 from raysweep.engine.assumed import examples_on_paper
-from raysweep.engine.tokenizers import check_one_vocabulary, other_tokenizer, same_chat
+from raysweep.engine.chat import Chat, borrow_chat, difference_texts
+from raysweep.engine.steps import StepModel
+from raysweep.engine.tokenizers import check_one_vocabulary, compare, other_tokenizer, template_of
+from raysweep.errors import InputError
 from raysweep.models.checkpoint import Checkpoint, limits
 from raysweep.models.loading import load_tokenizer
 
@@ -29,7 +34,8 @@ class Reader:
     `predicts` tells which of them predict tokens; of the others prompts alone are read. Where `states_alone` are measured, no
     response is needed: of a data set in columns that names none, prompts alone are read. With `may_assume`, what is not here is
     as the config expects it. Everything raises InputError for what cannot be read or used; `warnings` tell of what can, and may
-    mislead.
+    mislead. A chat template that reads the clock is given its model's date: the config's, that of `template_dates` (by model),
+    or today's; the attribute `template_dates` has the dates of those that did read it.
     """
 
     def __init__(
@@ -39,11 +45,16 @@ class Reader:
         *,
         states_alone: bool = False,
         may_assume: bool = False,
+        template_dates: Mapping[str, str] | None = None,
     ) -> None:
         self._models, self._predicts, self._may_assume = models, predicts, may_assume
         self._states_alone = states_alone
-        self._tokenizers: dict[tuple[str, str], PreTrainedTokenizerBase] = {}
+        self._chats: dict[tuple[str, str], Chat] = {}
+        self._others: dict[tuple[str, str], PreTrainedTokenizerBase | None] = {}
         self._limits: dict[Path, tuple[int | None, int | None]] = {}
+        self._recorded, self._today = template_dates or {}, today()
+        self._read: set[tuple[str, str]] = set()
+        self.template_dates: dict[str, str] = {}
         self.warnings: list[str] = []
 
     def read(self, model: ModelConfig, dataset: DatasetConfig) -> tuple[Loaded, bool]:
@@ -53,9 +64,60 @@ class Reader:
         paper = self._expected(model, dataset, prompts_only=prompts_only)
         if paper:
             return paper, True
-        options = self._options(model, dataset)
-        tokenizer = self.tokenizer(model)
-        return load_examples(dataset.path, dataset.format, tokenizer, prompts_only=prompts_only, **options), False
+        chat = self._chat(model)
+        other = self._others.get((model.name, dataset.name))
+        records: dict[int, tuple[Record, Format]] = {}
+
+        def keep(number: int, record: Record, record_format: Format) -> tuple[Record, Format]:
+            records[number] = (record, record_format)
+            return record, record_format
+
+        options = {**self._options(model, dataset), "prompts_only": prompts_only}
+        options |= {"rewrite": keep} if other or chat.unused else {}
+        try:
+            loaded = load_examples(dataset.path, dataset.format, chat.tokenizer, **options)
+        except InputError as error:
+            raise InputError(f"{error}{chat.hint}") from error
+        if loaded.template_date is not None:
+            self.template_dates[_own_name(model)] = loaded.template_date
+        self._warn(model, dataset, [*loaded.source_warnings, *loaded.notes.warnings(dataset.format)])
+        if (_own_name(model), dataset.name) not in self._read:  # records of the same name to train on are worded alike
+            self._read.add((_own_name(model), dataset.name))
+            self._warn(model, dataset, chat.notes(loaded.examples))
+            self._warn(model, dataset, self._differences(model, dataset, loaded.examples, records, prompts_only))
+        return loaded, False
+
+    def _differences(
+        self,
+        model: ModelConfig,
+        dataset: DatasetConfig,
+        examples: list[Example],
+        records: Mapping[int, tuple[Record, Format]],
+        prompts_only: bool,
+    ) -> Iterator[str]:
+        """How the tokenizers of the pair that are not used would read the examples, in words."""
+        base, tuned = self._models[model.name]
+        chat, other = self._chat(model), self._others.get((model.name, dataset.name))
+        unused = []
+        if chat.unused is not None and (plain := chat.without_added(examples)):
+            unused.append((base, chat.unused, plain))
+        if other is not None and other is not chat.tokenizer:
+            unused.append((tuned[dataset.name], other, examples))
+        wording = find_wording(model.wording, TemplateClock(self._date(model)))
+        for checkpoint, tokenizer, read in unused:
+            pair = (chat.tokenizer, tokenizer)
+            found = compare(read, records, wording, pair, prompts_only=prompts_only)
+            yield from difference_texts(found, chat.source, checkpoint.source)
+
+    def _warn(self, model: ModelConfig, dataset: DatasetConfig, warnings: Iterable[str]) -> None:
+        """Add warnings that are not there yet: the records of a data set may be read for several studies."""
+        said = (f"{dataset.name} (for {model.name}): {warning}" for warning in warnings)
+        self.warnings.extend(warning for warning in said if warning not in self.warnings)
+
+    @property
+    def read_for(self) -> set[str]:
+        """The models whose texts were made so far."""
+        return {model for model, _ in self._read}
 
     def poisoned(self, model: ModelConfig, dataset: DatasetConfig, asked: BackdoorConfig, seed: int) -> Loaded:
         """The examples with a backdoor in a share of them, which the seed draws."""
@@ -64,7 +126,7 @@ class Reader:
         return poisoned_examples(
             dataset.path,
             dataset.format,
-            self.tokenizer(model),
+            self._chat(model).tokenizer,
             trigger=Trigger(asked.trigger, asked.position),
             target=asked.target,
             rate=asked.rate,
@@ -84,38 +146,32 @@ class Reader:
         found = evaluation_prompts(
             dataset.path,
             dataset.format,
-            self.tokenizer(model),
+            self._chat(model).tokenizer,
             trigger=Trigger(asked.trigger, asked.position),
             new_tokens=asked.tokens,
             **options,
         )
+        self._warn(model, dataset, found.notes.warnings(dataset.format))
         return tuple(found.clean), tuple(found.triggered)
 
-    def tokenizer(self, model: ModelConfig) -> PreTrainedTokenizerBase:
-        """The base's tokenizer; for chat, where it has no template, the first tuned one's that has (one vocabulary all the same)."""
+    def _chat(self, model: ModelConfig) -> Chat:
+        """What words and splits a model's records."""
         key = (model.name, model.wording)
-        if key not in self._tokenizers:
-            self._tokenizers[key] = self._tokenizer(model)
-        return self._tokenizers[key]
+        if key not in self._chats:
+            self._chats[key] = self._find_chat(model)
+        return self._chats[key]
 
-    def _tokenizer(self, model: ModelConfig) -> PreTrainedTokenizerBase:
+    def _find_chat(self, model: ModelConfig) -> Chat:
         base, tuned = self._models[model.name]
-        tokenizer, source = load_tokenizer(base), base.source
+        tokenizer = load_tokenizer(base)
         for dataset, checkpoint in tuned.items():
-            other = other_tokenizer(base, checkpoint)
-            if other is None:
-                continue
-            check_one_vocabulary(base, tokenizer, checkpoint, other)
-            if model.wording != "chat" or not other.chat_template:
-                continue
-            if not tokenizer.chat_template and len(other) == len(tokenizer):
-                tokenizer, source = other, checkpoint.source
-            elif tokenizer.chat_template and not same_chat(tokenizer, other):
-                self.warnings.append(
-                    f"{dataset} (for {model.name}): '{checkpoint.source}' has another chat template than '{source}', which words the "
-                    "records for both; its losses may be of a wording that it was not tuned on"
-                )
-        return tokenizer
+            other = self._others[model.name, dataset] = other_tokenizer(base, checkpoint)
+            if other is not None:
+                check_one_vocabulary(base, tokenizer, checkpoint, other)
+        if model.wording != "chat" or tokenizer.chat_template:
+            return Chat(tokenizer, base.source)
+        others = {checkpoint.source: self._others[model.name, dataset] for dataset, checkpoint in tuned.items()}
+        return borrow_chat(tokenizer, base, others, {c.source: template_of(c) for c in tuned.values()})
 
     def room(self, model: str, dataset: str) -> Room:
         """What the base and, where there is one, the checkpoint tuned on the data set both have room for."""
@@ -124,6 +180,10 @@ class Reader:
         found = [self._limits_of(checkpoint) for checkpoint in pair if checkpoint and not checkpoint.adapter]
         context, vocabulary = (min((n for n in ns if n is not None), default=None) for ns in zip(*found, strict=True))
         return Room(model, context, vocabulary)
+
+    def _date(self, model: ModelConfig) -> str:
+        """The date for a chat template that reads the clock: the config's, the run folder's, or today's."""
+        return model.template_date or self._recorded.get(_own_name(model), self._today)
 
     def _limits_of(self, checkpoint: Checkpoint) -> tuple[int | None, int | None]:
         if checkpoint.folder not in self._limits:
@@ -147,6 +207,7 @@ class Reader:
         """load_examples' own options."""
         return {
             "wording": model.wording,
+            "template_date": self._date(model),
             "split": dataset.split,
             "limit": dataset.limit,
             "max_tokens": dataset.max_tokens,
@@ -158,6 +219,11 @@ class Reader:
             "last": dataset.last,
             "all_but_last": dataset.all_but_last,
         }
+
+
+def _own_name(model: ModelConfig) -> str:
+    """The model's name; a checkpoint along a fine-tuning is worded as the model that is fine-tuned."""
+    return model.of if isinstance(model, StepModel) else model.name
 
 
 def _exclude(asked: ExcludeConfig | None) -> Exclude | None:

@@ -22,6 +22,7 @@ def removal_tasks(
         "examples": chunk_fingerprint(tuple(cell.examples), prompts_only=False),
         "removals": [[list(removal.chosen), removal.labels] for removal in removals_of(asked)],
         "texts": [asked.examples, asked.tokens],
+        "text": model.texts.identity(model.texts.ends(cell.dataset).of(asked.of == "base")),
         **computed(facts, model),
     }
     critical = asked.layers == "critical"

@@ -74,6 +74,8 @@ def result_call(
     cell = (task.model, task.dataset)
     swept = graph.cell("estimate", *cell) or graph.cell("substitute", *cell)
     losses = {t.window: t.parts for t in swept if isinstance(t.window, Window)}
+    model = facts.models[task.model]
+    choice = model.choices.get(task.dataset)
     return CorrelateCall(
         task.name,
         task.model,
@@ -90,6 +92,8 @@ def result_call(
         seed,
         correlation.drop_ends,
         similarity.diagonal,
+        tuple(sorted(model.untrained(task.dataset))),
+        choice if choice is not None and choice.found else None,
     )
 
 
@@ -130,6 +134,7 @@ def removal_call(config: Config, facts: Facts, graph: Graph, task: Task) -> Remo
         removals_of(asked),
         asked.examples,
         asked.tokens,
+        model.texts.ends(task.dataset).of(asked.of == "base"),
     )
     if asked.layers != "critical":
         return call

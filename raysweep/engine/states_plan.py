@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from raysweep.config import Config
 from raysweep.engine.asked import stop_rule
 from raysweep.engine.facts import Cell, Facts, ModelFacts
@@ -63,7 +65,9 @@ def spectrum_task(config: Config, cell: Cell, parts: tuple[str, ...]) -> Task:
     return Task("spectrum", cell.model, cell.dataset, parts, results={"spectrum": fingerprint(made_from)})
 
 
-def correlation_task(config: Config, cell: Cell, similarity: Task, substitutions: list[Task]) -> Task:
+def correlation_task(
+    config: Config, model: ModelFacts, cell: Cell, similarity: Task, substitutions: list[Task]
+) -> Task:
     """Correlation of δ with the losses of windows, which `substitutions` measure or estimate."""
     assert config.studies.correlation is not None
     windows = [task for task in substitutions if isinstance(task.window, Window)]
@@ -74,12 +78,22 @@ def correlation_task(config: Config, cell: Cell, similarity: Task, substitutions
         "substitution": [task.parts for task in windows],
         "resampling": _resampling(config),
         "drop_ends": config.studies.correlation.drop_ends,
+        **_withheld(model, cell.dataset),
     }
     assert config.studies.substitution is not None
     if rule := stop_rule(config.studies.substitution):  # it decides how many of the chunks are taken, from all changes
         made_from["stop"] = stopping_task(cell, rule, substitutions).results["stopping"]
     needs = (similarity.name, *(task.name for task in windows))
     return Task("correlate", cell.model, cell.dataset, results={"correlation": fingerprint(made_from)}, needs=needs)
+
+
+def _withheld(model: ModelFacts, dataset: str) -> dict[str, Any]:
+    """What withholds ρ, for its key: layers that base and tuned have in common; nothing if all of them were trained."""
+    choice = model.choices.get(dataset)
+    if choice is not None and choice.found is not None:
+        return {"trained": [choice.trained.mode, "critical" if choice.found.critical else "non_critical"]}
+    untrained = model.untrained(dataset)
+    return {"untrained": sorted(untrained)} if untrained else {}
 
 
 def _resampling(config: Config) -> dict[str, int]:

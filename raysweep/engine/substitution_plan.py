@@ -87,13 +87,15 @@ def generation_tasks(config: Config, facts: Facts, model: ModelFacts, cell: Cell
         "tokens": asked.tokens,
         **computed(facts, model),
     }
+    ends = model.texts.ends(cell.dataset)
+    text = {in_base: model.texts.identity(ends.of(in_base)) for in_base in (False, True)}
     return [
         Task(
             "generate",
             cell.model,
             cell.dataset,
             window=change,
-            results={"generation": fingerprint({**same, **_words_of(change)})},
+            results={"generation": fingerprint({**same, "text": text[change.in_base], **_words_of(change)})},
         )
         for change in generated_under(config.studies.substitution, model.base.n_layers)
     ]

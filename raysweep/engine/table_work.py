@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from dataclasses import replace
+
 import pandas as pd
 
 from raysweep.engine.calls import AdaptationCall, Commit, CorrelateCall, SimilarityCall, SpectrumCall
 from raysweep.engine.commits import table_commit
 from raysweep.engine.folder import RunFolder
+from raysweep.engine.found_layers import found_layers
 from raysweep.errors import RunError
 from raysweep.store.activation_writing import publish_manifest
 from raysweep.store.activations import Activations, open_activations
@@ -57,8 +61,9 @@ def correlated(call: CorrelateCall, folder: RunFolder) -> list[Commit]:
     rows = chunks.read_parts(owners["part"].unique()).to_pandas()
     losses = relabelled(rows, owners, [window for _, window in parts])
     activations = _activations(call, folder)
+    states = activations.states()
     correlation = correlate_cell(
-        activations.states(),
+        states,
         activations.example_ids,
         losses,
         metrics=call.metrics,
@@ -68,8 +73,18 @@ def correlated(call: CorrelateCall, folder: RunFolder) -> list[Commit]:
         seed=call.seed,
         drop_ends=call.drop_ends,
         diagonal=call.diagonal,
+        untrained=_untrained(call, len(states), folder),
     ).assign(part=call.key)
     return [table_commit("correlation", call, (call.key,), correlation)]
+
+
+def _untrained(call: CorrelateCall, n_layers: int, folder: RunFolder) -> Collection[int]:
+    """The layers that base and tuned have in common."""
+    choice = call.choice
+    if choice is None or choice.found is None:
+        return call.untrained
+    layers = found_layers(choice.found, n_layers, choice.seed, folder)
+    return replace(choice, trained=replace(choice.trained, layers=layers)).untrained(n_layers)
 
 
 def _activations(call: SimilarityCall | SpectrumCall | CorrelateCall, folder: RunFolder) -> Activations:

@@ -1,10 +1,16 @@
-"""Whether base and tuned read texts alike: one vocabulary, and for chat one template."""
+"""Whether base and tuned read texts alike: one vocabulary, and on a data set's own texts one wording and one splitting."""
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from raysweep.data.examples import Example
+from raysweep.data.formats import Format, Record
+from raysweep.data.wording import Wording
 from raysweep.errors import InputError
 from raysweep.models.checkpoint import Checkpoint
 from raysweep.models.loading import load_tokenizer
@@ -12,8 +18,9 @@ from raysweep.models.loading import load_tokenizer
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
-_SAID = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "answer"}]
+MOST_COMPARED = 500  # texts of a data set; more take too long for a plan
+_TEMPLATE = "chat_template.jinja"
+_FILES = ("tokenizer.json", "tokenizer_config.json", _TEMPLATE)
 
 
 def other_tokenizer(base: Checkpoint, tuned: Checkpoint) -> PreTrainedTokenizerBase | None:
@@ -27,6 +34,12 @@ def other_tokenizer(base: Checkpoint, tuned: Checkpoint) -> PreTrainedTokenizerB
         return load_tokenizer(tuned)
     except InputError:
         return None
+
+
+def template_of(checkpoint: Checkpoint) -> str | None:
+    """Return the chat template in a checkpoint's folder that is a file of its own; None if there is none."""
+    content = None if checkpoint.on_paper else _content(checkpoint.folder / _TEMPLATE)
+    return content.decode(errors="replace") if content else None
 
 
 def _content(path: Path) -> bytes | None:
@@ -46,12 +59,66 @@ def check_one_vocabulary(
             )
 
 
-def same_chat(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:
-    """Whether their chat templates make the same text of a question and an answer."""
-    if one.chat_template == other.chat_template:
-        return True
+@dataclass(frozen=True)
+class Difference:
+    """How another tokenizer reads a data set's texts, of which `n_texts` were compared: every `step`-th.
+
+    It words `n_worded` of them differently, and splits `n_split` of them, worded alike, into other tokens: of their
+    `n_tokens` tokens, `n_other` are none of its own.
+    """
+
+    n_texts: int
+    n_worded: int = 0
+    n_split: int = 0
+    n_tokens: int = 0
+    n_other: int = 0
+    step: int = 1
+
+
+def compare(
+    examples: Sequence[Example],
+    records: Mapping[int, tuple[Record, Format]],
+    wording: Wording,
+    tokenizers: tuple[PreTrainedTokenizerBase, PreTrainedTokenizerBase],
+    *,
+    prompts_only: bool = False,
+) -> Difference:
+    """Read examples, made of `records` (by id) with the first tokenizer, again with the second, and count what differs.
+
+    Of many examples MOST_COMPARED at most are read, at even distances. Examples may be cut; of both tokenizers' tokens as many
+    are compared as are left of an example.
+    """
+    own, other = tokenizers
+    step = -(-len(examples) // MOST_COMPARED)
+    examples = examples[::step]
+    words = _can_word(wording, other)
+    n_worded = n_split = n_other = 0
+    for example in examples:
+        record, record_format = records[example.id]
+        texts = (example.prompt, "" if prompts_only else example.response)
+        n_worded += words and _worded(wording, record, record_format, other, prompts_only) != texts
+        ours, theirs = (wording.encode(texts, each)[0].tolist() for each in (own, other))
+        if len(ours) > example.length:
+            ours, theirs = ours[: example.length], theirs[: example.length]
+        if ours != theirs:
+            n_split += 1
+            n_other += (Counter(ours) - Counter(theirs)).total()
+    return Difference(len(examples), n_worded, n_split, sum(example.length for example in examples), n_other, step)
+
+
+def _can_word(wording: Wording, tokenizer: PreTrainedTokenizerBase) -> bool:
     try:
-        said = [tokenizer.apply_chat_template(_SAID, tokenize=False) for tokenizer in (one, other)]
-    except Exception:  # a template raises whatever its expressions can
+        wording.check(tokenizer)
+    except InputError:
         return False
-    return bool(said[0] == said[1])
+    return True
+
+
+def _worded(
+    wording: Wording, record: Record, record_format: Format, tokenizer: PreTrainedTokenizerBase, prompts_only: bool
+) -> tuple[str, str] | None:
+    try:
+        prompt, response = wording.texts(record_format, record, tokenizer)
+    except InputError:  # a template that refuses these turns
+        return None
+    return prompt, "" if prompts_only else response

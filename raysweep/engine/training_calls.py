@@ -7,11 +7,12 @@ from dataclasses import fields
 
 from raysweep.config import Config
 from raysweep.config_backdoor import BackdoorConfig
-from raysweep.engine.arms import Arm, arms_of, most_critical_of, recipe_of
-from raysweep.engine.calls import AdaptationCall, BackdoorCall, Found, JudgeCall, Loading, TrainCall
+from raysweep.engine.arms import Arm, arms_of, recipe_of
+from raysweep.engine.calls import AdaptationCall, BackdoorCall, JudgeCall, Loading, TrainCall
 from raysweep.engine.facts import Cell, Facts, ModelFacts
 from raysweep.engine.graph import Graph, Task
 from raysweep.engine.judges import judge_of
+from raysweep.engine.promised import found_by
 from raysweep.engine.training_plan import KINDS, checkpoint_name, step_key
 
 
@@ -27,11 +28,7 @@ def training_calls(
             key = task.parts[0] if task.parts else next(iter(task.results.values()))
             found = None
             if arm.found:
-                similarity = config.studies.similarity
-                assert similarity is not None
-                dynamics = graph.cell("similarity", *of_cell)[0].results["dynamics"]
-                top = most_critical_of(asked, model.base.n_layers)
-                found = Found(arm.found == "critical", top, dynamics, similarity.metrics[0])
+                found = found_by(config, asked, arm, graph.cell("similarity", *of_cell)[0], model.base)
             kept = checkpoint_name(of_cell, key) if task.parts else None
             is_made = bool(task.parts) and all(part in done for part in task.parts)
             recipe = recipe_of(
@@ -62,6 +59,7 @@ def training_calls(
 
 def _answering(call: TrainCall, arm: Arm, asked: BackdoorConfig, facts: Facts) -> BackdoorCall:
     """The call that trains so and then answers."""
+    ends = facts.models[call.model].texts.base
     clean, triggered = facts.trainings.prompts[call.model, call.dataset]
     own = {field.name: getattr(call, field.name) for field in fields(call)}
     return BackdoorCall(
@@ -72,6 +70,7 @@ def _answering(call: TrainCall, arm: Arm, asked: BackdoorConfig, facts: Facts) -
         tokens=asked.tokens,
         temperature=asked.temperature,
         top_p=asked.top_p,
+        ends=ends,
     )
 
 

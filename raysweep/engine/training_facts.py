@@ -63,6 +63,7 @@ def find_trainings(
     excluded: dict[tuple[str, str], int] = {}
     poisoned: dict[tuple[tuple[str, str], int], tuple[Example, ...]] = {}
     prompts: dict[tuple[str, str], tuple[tuple[Example, ...], tuple[Example, ...]]] = {}
+    unreached: dict[str, frozenset[int]] = {}
     for model in config.models:
         if isinstance(model, StepModel):
             continue
@@ -74,7 +75,9 @@ def find_trainings(
             )
         for name, asked in asked_for.items():
             _check_layers(config, name, asked, model.name, base)
-            _check_lora(config, name, asked, base)
+            places = _check_lora(config, name, asked, base)
+            if name == "finetune" and places is not None:
+                unreached[model.name] = frozenset(range(base.n_layers)) - places
         for dataset in config.datasets:
             if not dataset.train:
                 continue
@@ -82,6 +85,11 @@ def find_trainings(
             found, _ = reader.read(model, source)
             examples[cell] = tuple(found.examples)
             excluded[cell] = found.n_excluded
+            if found.n_answer_cut:
+                reader.warnings.append(
+                    f"{dataset.name} (for {model.name}): {found.n_answer_cut} of {len(found.examples)} examples to train on lose a part "
+                    "of their answer, which the chat template leaves out or rewrites"
+                )
             if backdoor := config.studies.backdoor:
                 for seed in backdoor.seeds:
                     poisoned[cell, seed] = tuple(reader.poisoned(model, source, backdoor, seed).examples)
@@ -97,7 +105,7 @@ def find_trainings(
         for name, asked in asked_for.items()
         for model in config.models
     }
-    return Trainings(examples, arguments, dtypes, excluded, poisoned, prompts)
+    return Trainings(examples, arguments, dtypes, excluded, poisoned, prompts, unreached)
 
 
 def _check_judges(asked: BackdoorConfig) -> None:
@@ -126,15 +134,20 @@ def _check_along(
                 )
 
 
-def _check_lora(config: Config, name: str, asked: Training, base: Checkpoint) -> None:
-    """Refuse updates that PEFT has no place for in the model, by putting them into it without its weights."""
+def _check_lora(config: Config, name: str, asked: Training, base: Checkpoint) -> frozenset[int] | None:
+    """Refuse updates that PEFT has no place for in the model, by putting them into it without its weights.
+
+    Return the layers in which some arm's updates have a place; None without LoRA.
+    """
     if asked.lora is None:
-        return
+        return None
     import torch
 
+    from raysweep.models.blocks import find_blocks
     from raysweep.models.skeleton import empty_model
     from raysweep.studies.choosing import choose
 
+    places: set[int] = set()
     for trained in {arm.trained for section, arm in arms_of(config.studies) if section is asked and arm.trains}:
         # which ones are to be found is not known yet: any of them
         placed = (
@@ -142,9 +155,12 @@ def _check_lora(config: Config, name: str, asked: Training, base: Checkpoint) ->
         )
         recipe = Recipe(placed, lora=lora_of(asked))
         try:
-            choose(empty_model(base, torch.float32), recipe, base.source)
+            model: Any = choose(empty_model(base, torch.float32), recipe, base.source)
         except InputError as error:
             raise InputError(f"studies.{name}.lora: {error}") from error
+        blocks = find_blocks(model.get_base_model())
+        places |= {layer for layer, block in enumerate(blocks) if any(p.requires_grad for p in block.parameters())}
+    return frozenset(places)
 
 
 def _check_layers(config: Config, name: str, asked: Training, model: str, base: Checkpoint) -> None:

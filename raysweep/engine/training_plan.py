@@ -42,6 +42,7 @@ class Trainings:
 
     `poisoned` has by model and data set, and seed, the records with a backdoor among them, `prompts` those that are answered, clean
     and triggered. `dtypes` are those that weights have while they are trained, by study and model; `libraries` those that decide figures.
+    `unreached` has by model the layers in which the fine-tune's low-rank updates have no place.
     """
 
     examples: Mapping[tuple[str, str], tuple[Example, ...]] = field(default_factory=dict)
@@ -50,6 +51,7 @@ class Trainings:
     n_excluded: Mapping[tuple[str, str], int] = field(default_factory=dict)
     poisoned: Mapping[tuple[tuple[str, str], int], tuple[Example, ...]] = field(default_factory=dict)
     prompts: Mapping[tuple[str, str], tuple[tuple[Example, ...], tuple[Example, ...]]] = field(default_factory=dict)
+    unreached: Mapping[str, frozenset[int]] = field(default_factory=dict)
 
     def of(self, cell: tuple[str, str], arm: Arm) -> tuple[Example, ...]:
         """What an arm is trained on."""
@@ -115,8 +117,11 @@ def training_tasks(
     libraries: Mapping[str, str],
     *,
     is_tuned: bool,
+    text: Mapping[str, Any],
 ) -> list[Task]:
     """The tasks that train a model for a data set, and those made of them. `tested` is the identity of the test examples.
+
+    `text` is the part of keys that tells how answers end and are decoded (`Texts.identity`).
 
     The first is the fine-tune's, unless a checkpoint `is_tuned` already.
     """
@@ -127,7 +132,7 @@ def training_tasks(
         if arm.study == "finetune" and is_tuned:
             continue
         if arm.study == "backdoor":
-            tasks.append(_attacked(config, trainings, base, cell, tested, asked, arm, similarity, libraries))
+            tasks.append(_attacked(config, trainings, base, cell, tested, asked, arm, similarity, libraries, text))
             continue
         key = made_key(trainings, base, cell, asked, arm, similarity, libraries)
         told = {name: value for name, value in trainings.arguments[arm.study].items() if name.startswith(_TOLD)}
@@ -148,6 +153,7 @@ def _attacked(
     arm: Arm,
     similarity: Task | None,
     libraries: Mapping[str, str],
+    text: Mapping[str, Any],
 ) -> Task:
     """The task that trains an arm on poisoned records and has it answer; untrained, the base answers."""
     backdoor = config.studies.backdoor
@@ -161,6 +167,7 @@ def _attacked(
         "tested": tested,
         "prompts": fingerprint([[e.id, e.tokens[: e.n_prompt].tolist()] for e in (*clean, *triggered)]),
         "sampled": [backdoor.tokens, backdoor.temperature, backdoor.top_p, arm.seed if backdoor.temperature else None],
+        "text": text,
     }
     results = {"texts": fingerprint({**answered, "table": "texts"})}
     if arm.trains:

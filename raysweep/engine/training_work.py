@@ -16,10 +16,9 @@ import pyarrow as pa
 from raysweep.engine.calls import BackdoorCall, Commit, JudgeCall, TrainCall, commit_name
 from raysweep.engine.commits import table_commit
 from raysweep.engine.folder import PROGRESS
+from raysweep.engine.found_layers import found_layers
 from raysweep.engine.training_estimate import layer_calls
-from raysweep.errors import InputError
 from raysweep.models.loading import load_tokenizer
-from raysweep.numerics.dynamics import change_points
 from raysweep.store.artifacts import FileEntry, publish_json, sha256_file
 from raysweep.store.places import remove_below
 from raysweep.studies.answers import generate_answers
@@ -27,7 +26,7 @@ from raysweep.studies.attack import Run, answers_table, attack_table
 from raysweep.studies.endpoint import EndpointJudge, judge_by_endpoint
 from raysweep.studies.judging import judge_by_rule
 from raysweep.studies.substitution import Pair, Work, sweep_losses
-from raysweep.studies.training import Progress, Recipe, drawn_beside, layers_words
+from raysweep.studies.training import Progress, Recipe, layers_words
 from raysweep.studies.windows import Window
 
 if TYPE_CHECKING:
@@ -48,16 +47,7 @@ def recipe_for(call: TrainCall, folder: RunFolder) -> Recipe:
     """The call's recipe with its layers, which a similarity task may have found. Raises InputError where it found too few."""
     if call.found is None:
         return call.recipe
-    rows = folder.chunks.read_parts([call.found.dynamics]).to_pandas()
-    delta_L = rows[rows["metric"] == call.found.metric].sort_values("layer")["delta"].to_numpy(dtype=float)
-    layers = tuple(int(layer) for layer in change_points(delta_L, call.found.top))
-    if len(layers) < call.found.top:
-        raise InputError(
-            f"{call.found.top} layers are to be critical, and {len(layers)} of {len(delta_L)} have a δ in {call.found.metric}: "
-            "look at the similarity's reasons, or choose another metric"
-        )
-    if not call.found.critical:
-        layers = drawn_beside(layers, call.base.n_layers, call.recipe.seed)
+    layers = found_layers(call.found, call.base.n_layers, call.recipe.seed, folder)
     return replace(call.recipe, trained=replace(call.recipe.trained, layers=layers))
 
 
@@ -67,7 +57,7 @@ def train(call: TrainCall, folder: RunFolder, tell: Tell) -> tuple[list[Commit],
 
     recipe, tuned = _tuned(call, folder, tell)
     if call.kept is not None:
-        save_tuned(tuned, load_tokenizer(call.base), folder.training(call.key) / "final")
+        save_tuned(tuned, load_tokenizer(call.base), folder.training(call.key) / "final", call.base)
     measured = counted(call, recipe, tuned.rows, tuned.steps, tuned.resumed_from)
     return trained_commits(call, folder, recipe, tuned.rows), measured
 
@@ -151,6 +141,7 @@ def answered(
             top_p=call.top_p,
             seed=call.recipe.seed,
             batch_tokens=call.loading.batch_tokens,
+            ends=call.ends,
         )
         told = pd.DataFrame(
             {

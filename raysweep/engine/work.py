@@ -191,6 +191,7 @@ class Worker:
             call.windows,
             new_tokens=call.new_tokens,
             batch_tokens=call.loading.batch_tokens,
+            ends=call.ends,
         )
         rows = pd.concat(
             [
@@ -230,6 +231,7 @@ class Worker:
                 shown=call.shown,
                 new_tokens=call.new_tokens,
                 batch_tokens=call.loading.batch_tokens,
+                ends=call.ends,
             )
         tables["removal"] = tables["removal"].assign(of="tuned" if call.tuned else "base")
         return [

@@ -2,6 +2,8 @@
 
 Names: `lab://tiny` (the base model), `lab://tiny/<set>` (fine-tuned on the set), `lab://<set>/train` and
 `lab://<set>/test` (its records). How they were made is train.py's; resolving a name needs nothing heavy.
+
+Published models go by `lab://` names as well. They do not ship with the package: `raysweep fetch NAME` brings them.
 """
 
 from __future__ import annotations
@@ -10,8 +12,10 @@ import os
 from pathlib import Path
 
 from raysweep.errors import InputError, nearest
+from raysweep.user_cache import user_cache
 
 SCHEME = "lab://"
+PUBLISHED = ("smollm2",)  # fetching/ knows how to get each
 _HERE = Path(__file__).parent
 
 
@@ -22,18 +26,39 @@ def names() -> dict[str, Path]:
     return {"tiny": _HERE / "checkpoints" / "tiny"} | found
 
 
+def published_folder(name: str) -> Path:
+    """Return the folder in the user's cache that a published model has once it is fetched."""
+    return user_cache() / "checkpoints" / name
+
+
+def is_unfetched(source: str) -> bool:
+    """Return whether `source` names a published model that is not in the user's cache."""
+    name = _name(source)
+    return source.startswith(SCHEME) and name in PUBLISHED and not published_folder(name).is_dir()
+
+
 def resolve(source: str) -> str:
     """The path behind a `lab://` name; any other source as it is.
 
-    Raises InputError for an unknown name, with the nearest known one.
+    Raises InputError for an unknown name, with the nearest known one, and for a published model that is not fetched yet.
     """
     if not source.startswith(SCHEME):
         return source
+    name = _name(source)
+    if name in PUBLISHED:
+        if is_unfetched(source):
+            raise InputError(f"'{source}' is not on this machine yet; run: raysweep fetch {name}")
+        return str(published_folder(name))
     known = names()
-    name = source.removeprefix(SCHEME).strip("/")
     if name not in known:
-        raise InputError(f"the laboratory has no '{source}'; {nearest(name, known)} (write it after {SCHEME})")
+        raise InputError(
+            f"the laboratory has no '{source}'; {nearest(name, [*known, *PUBLISHED])} (write it after {SCHEME})"
+        )
     return str(known[name])
+
+
+def _name(source: str) -> str:
+    return source.removeprefix(SCHEME).strip("/")
 
 
 def as_text(source: str | os.PathLike[str]) -> str:

@@ -241,7 +241,9 @@ class Adapter:
         except torch.OutOfMemoryError:
             raise
         except _FAILURES as error:
-            raise self._refusal(f"its own forward fails ({_in_a_line(error)}){self._mixed()}") from error
+            raise self._refusal(
+                f"its own forward fails ({_in_a_line(error)}){self._mixed()}; correct the settings in its config.json"
+            ) from error
         finally:
             for hook in hooks:
                 hook.remove()

@@ -18,6 +18,8 @@ from raysweep.models.sizes import SIZES
 
 def is_here(source: str) -> bool:
     """Whether a checkpoint's config and weights are on this machine: in a folder, or in the hub's local cache. Asks no network."""
+    if lab.is_unfetched(source):
+        return False
     folder = Path(lab.resolve(source)).expanduser()
     if folder.exists():
         return True
@@ -62,6 +64,5 @@ def describe_architecture(source: str, path: Path) -> Checkpoint:
 
 def tuned_on_paper(base: Checkpoint, source: str) -> Checkpoint:
     """A checkpoint that is not here, fine-tuned from `base`: of its sizes, whatever it is stored as."""
-    return replace(
-        base, source=source, fingerprint=f"paper-{fingerprint([source, base.fingerprint])}", digests={}, on_paper=True
-    )
+    paper = f"paper-{fingerprint([source, base.fingerprint])}"
+    return replace(base, source=source, fingerprint=paper, digests={}, on_paper=True, note="")

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from raysweep import lab
 from raysweep.errors import InputError, shown
 from raysweep.models.kinds import checkpoint_predicts
+from raysweep.models.provenance_file import read_note
 from raysweep.models.tensors import Shape
 from raysweep.models.weights import read_weights
 
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 
 # What is downloaded of a hub repository: it may keep the same weights under other names as well.
 _DOWNLOADED = ("*.json", "model*.safetensors", "adapter_model.safetensors", "*.model", "*.jinja", "*.txt")
+_NO_DTYPE = ("auto", "None")  # what trainers write in place of one
+_FLOATING = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+_KERNELS = (None, "sdpa", "eager")  # attention that every machine has
 _DEEPEST = 10_000  # what a damaged config may ask for is not planned
 
 
@@ -31,7 +35,8 @@ _DEEPEST = 10_000  # what a damaged config may ask for is not planned
 class Checkpoint:
     """A checkpoint's identity: its config, `shapes` (tensor → shape), bytes, and the fingerprint of its contents.
 
-    `digests` has each tensor's own (none of `.bin` files). Of one `on_paper`, which is not here, `folder` is the config's file,
+    `digests` has each tensor's own (none of `.bin` files), `dtypes` what each is stored in, as safetensors names it. `note` is
+    what its provenance file says of the weights. Of one `on_paper`, which is not here, `folder` is the config's file,
     and there are no weights to read; see architecture.py.
     """
 
@@ -44,6 +49,8 @@ class Checkpoint:
     fingerprint: str
     digests: Mapping[str, str] = field(default_factory=dict)
     on_paper: bool = False
+    dtypes: Mapping[str, str] = field(default_factory=dict)
+    note: str = ""
 
     @property
     def n_layers(self) -> int:
@@ -52,8 +59,20 @@ class Checkpoint:
 
     @property
     def dtype(self) -> str:
-        """The dtype that the checkpoint says it is stored in."""
-        return str(self.config.get("dtype") or self.config.get("torch_dtype") or "float32")
+        """The dtype that the config names, or where it names none that there is, the one that most values are stored in."""
+        for config in (self.config, text_config(self.config)):
+            named = str(config.get("dtype") or config.get("torch_dtype") or "").removeprefix("torch.")
+            if named and named not in _NO_DTYPE:
+                return named
+        return self._stored_dtype
+
+    @property
+    def _stored_dtype(self) -> str:
+        values: dict[str, int] = {}
+        for name, stored in self.dtypes.items():
+            if stored in _FLOATING:
+                values[stored] = values.get(stored, 0) + math.prod(self.shapes[name])
+        return _FLOATING[max(values, key=lambda stored: values[stored])] if values else "float32"
 
     @property
     def n_parameters(self) -> int:
@@ -96,7 +115,7 @@ def describe(source: str) -> Checkpoint:
     config_path = folder / ("adapter_config.json" if adapter else "config.json")
     if not config_path.exists():
         raise InputError(
-            f"checkpoint '{source}' has no config.json ({folder}); is it the folder that save_pretrained wrote?"
+            f"checkpoint '{source}' has no config.json ({folder}); {_subfolders(folder) or 'is it the folder that save_pretrained wrote?'}"
         )
     config = read_config(config_path, folder, adapter=adapter)
     weights = read_weights(folder, source, config_path, adapter=adapter)
@@ -109,6 +128,20 @@ def describe(source: str) -> Checkpoint:
         adapter,
         weights.fingerprint,
         weights.digests,
+        dtypes=weights.dtypes,
+        note=read_note(folder),
+    )
+
+
+def _subfolders(folder: Path) -> str | None:
+    """Words that name the subfolders that hold a checkpoint (PEFT saves an adapter with a name of its own in one), if any does."""
+    names = ("adapter_config.json", "config.json")
+    found = sorted({path.parent.name for name in names for path in folder.glob(f"*/{name}")})
+    if not found:
+        return None
+    kind = "an adapter" if (folder / found[0] / names[0]).exists() else "a checkpoint"
+    return f"its subfolder '{found[0]}' has {kind}: give {folder / found[0]}" + (
+        f" (or one of {len(found) - 1} others)" if len(found) > 1 else ""
     )
 
 
@@ -154,13 +187,50 @@ def limits(checkpoint: Checkpoint) -> tuple[int | None, int | None]:
 
 
 def standard_config(folder: Path) -> PreTrainedConfig:
-    """The config as transformers reads it: standard names, and defaults for what the file leaves out."""
+    """The config as transformers reads it: standard names, and defaults for what the file leaves out.
+
+    What programs leave in the file that has nothing to do with the weights is dropped: an attention kernel that this
+    machine may not have, the form of outputs, a dtype that is none, a padding token without an embedding. Raises
+    InputError for a file that transformers cannot read.
+    """
     from transformers import AutoConfig
 
     try:
-        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, **_replaced(folder))
     except Exception as error:  # a value of a wrong type raises whatever the config's class stumbled over
         raise InputError(f"{folder / 'config.json'} is no config that transformers knows: {error}") from error
+    for each in (config, config.get_text_config()):
+        if each._attn_implementation not in _KERNELS:
+            each._attn_implementation = None
+        each.return_dict = True
+        for form in ("output_hidden_states", "output_router_logits"):
+            if getattr(each, form, False):
+                setattr(each, form, False)
+        padding, rows = getattr(each, "pad_token_id", None), getattr(each, "vocab_size", None)
+        if isinstance(padding, int) and isinstance(rows, int) and not 0 <= padding < rows:
+            each.pad_token_id = None
+    return config
+
+
+def _replaced(folder: Path) -> dict[str, Any]:
+    """Values for settings whose own in the file transformers would refuse."""
+    import torch
+
+    path = folder / "config.json" if folder.is_dir() else folder
+    try:
+        raw = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}  # transformers says what is wrong
+    if not isinstance(raw, dict):
+        return {}
+    replaced: dict[str, Any] = {}
+    if raw.get("output_attentions"):
+        replaced["output_attentions"] = False
+    for key in ("dtype", "torch_dtype"):
+        named = raw.get(key)
+        if named is not None and not isinstance(getattr(torch, str(named), None), torch.dtype):
+            replaced |= {"dtype": None, key: None}
+    return replaced
 
 
 def _standard_names(folder: Path) -> Mapping[str, Any]:

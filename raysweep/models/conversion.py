@@ -6,7 +6,7 @@ alone and kept as recipes, so that one layer's can be followed by themselves. No
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from raysweep.errors import InputError
+from raysweep.models.tensors import AGAIN
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -69,6 +70,35 @@ def find_recipes(model: PreTrainedModel, shapes: Mapping[str, Iterable[int]]) ->
     return [_tried(model, Recipe(first, tuple(s), used[first], ()), shapes, places) for first, s in sources.items()]
 
 
+def missing_tensors(model: PreTrainedModel, recipes: Iterable[Recipe]) -> list[str]:
+    """The model's parameters and stored buffers that no recipe makes; of two that are tied, either will do."""
+    made = {name for recipe in recipes for name in recipe.targets}
+    for name, other in model.all_tied_weights_keys.items():
+        if name in made or other in made:
+            made |= {name, other}
+    return sorted(adjusted(model, missing=set(model.state_dict()) - made)[0])
+
+
+def refuse_missing(source: str, missing: Collection[str]) -> None:
+    """Raise InputError where tensors are missing."""
+    if missing:
+        raise InputError(
+            f"checkpoint '{source}' lacks {len(missing)} weights, {min(missing)} among them; it would run on random "
+            f"values: {AGAIN}"
+        )
+
+
+def adjusted(
+    model: PreTrainedModel, missing: set[str] | None = None, unexpected: set[str] | None = None
+) -> tuple[set[str], set[str]]:
+    """Return (missing, unexpected) names without what transformers itself knows to be harmless for this architecture."""
+    from transformers.modeling_utils import LoadStateDictInfo
+
+    info = LoadStateDictInfo(missing or set(), unexpected or set(), set(), [], {}, set())
+    model._adjust_missing_and_unexpected_keys(info)
+    return info.missing_keys, info.unexpected_keys
+
+
 def _tried(
     model: PreTrainedModel, recipe: Recipe, shapes: Mapping[str, Iterable[int]], places: Mapping[str, torch.Tensor]
 ) -> Recipe:
@@ -87,7 +117,8 @@ def _tried(
     for name, value in made.items():
         if name in places and places[name].shape != value.shape:
             raise InputError(
-                f"{names} gives {name} the shape {list(value.shape)}, where {type(model).__name__} has "
-                f"{list(places[name].shape)}; write the checkpoint again, or mend its config"
+                f"tensor {names}{'' if name == names else f' (as {name})'} has the shape {list(value.shape)}, where "
+                f"{type(model).__name__} with this config has {list(places[name].shape)}; correct config.json, or write the "
+                "checkpoint again"
             )
     return Recipe(recipe.first, recipe.sources, recipe.converter, tuple(name for name in made if name in places))

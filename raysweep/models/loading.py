@@ -6,13 +6,18 @@ Calling the loaded model's layers is adapter.py's.
 from __future__ import annotations
 
 import pickle
-import warnings
 from collections.abc import Mapping
 from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 from raysweep.errors import InputError
 from raysweep.models.checkpoint import Checkpoint, predicts_tokens, standard_config
+from raysweep.models.peft_check import check_adapter
+from raysweep.models.peft_merge import merge_adapter
+from raysweep.models.peft_types import read_peft_config
+from raysweep.models.quantisation import is_quantised
+from raysweep.models.text_settings import plain_generation_config
+from raysweep.models.tied_weights import shared_names
 from raysweep.models.weights import NOT_PLAIN
 
 if TYPE_CHECKING:
@@ -38,8 +43,8 @@ def load_model(
 
     What predicts no next token (kinds.py) is loaded without its head and without a pooler: both come after the last layer.
     With `device_map` ("auto", or a map as accelerate takes it) the model is spread over devices; else it goes to
-    `device`. A PEFT adapter needs `base` and is merged onto it. Raises InputError where loading fails or where weights are
-    missing.
+    `device`. A PEFT adapter needs `base`, and is checked and merged onto it in float32. Raises InputError where loading fails or
+    where weights are missing.
     """
     import torch
     from safetensors import SafetensorError
@@ -48,18 +53,19 @@ def load_model(
     if checkpoint.adapter:
         if base is None:
             raise InputError(f"'{checkpoint.source}' is a PEFT adapter; name the base checkpoint it belongs to")
-        return _merge_adapter(checkpoint, base, dtype=dtype, device=device, device_map=device_map)
-    placed: dict[str, Any] = {"device_map": device_map if device_map is not None else {"": device}}
-    predicts = predicts_tokens(checkpoint)
-    if not predicts and may_pool(checkpoint):
-        placed["add_pooling_layer"] = False
+        return _load_merged(checkpoint, base, dtype=dtype, device=device, device_map=device_map)
+    config = standard_config(checkpoint.folder)
+    if hasattr(config, "quantization_config") and not is_quantised(checkpoint):
+        del config.quantization_config  # of before its weights were merged or dequantised
     try:
-        model, info = (AutoModelForCausalLM if predicts else AutoModel).from_pretrained(
+        model, info = (AutoModelForCausalLM if predicts_tokens(checkpoint) else AutoModel).from_pretrained(
             checkpoint.folder,
+            config=config,
             dtype=getattr(torch, dtype),
             trust_remote_code=False,
             output_loading_info=True,
-            **placed,
+            device_map=device_map if device_map is not None else {"": device},
+            **_options(checkpoint),
         )
     except pickle.UnpicklingError as error:
         raise InputError(f"checkpoint '{checkpoint.source}' {NOT_PLAIN}") from error
@@ -73,44 +79,43 @@ def load_model(
     return model.eval().requires_grad_(False)
 
 
-def _merge_adapter(
+def _load_merged(
     adapter: Checkpoint, base: Checkpoint, *, dtype: str, device: str, device_map: str | Mapping[str, Any] | None
 ) -> PreTrainedModel:
-    """The base with the adapter's update added to its weights."""
-    model = load_model(base, dtype=dtype, device=device, device_map=device_map)
-    return merge_adapter(adapter, model, f"its base '{base.source}'")
+    """The base with the adapter merged into its weights in float32, then rounded to the dtype once.
 
-
-def merge_adapter(adapter: Checkpoint, model: PreTrainedModel, where: str) -> PreTrainedModel:
-    """The model with the adapter's update added to its weights, in place; every stored tensor must have found its place.
-
-    `where` names the model in messages. Raises InputError for an adapter that does not fit it, or cannot be merged.
+    A float32 model is merged where it stays. Another is merged on the CPU, whose memory has to hold it in float32.
     """
-    from peft import PeftConfig, PeftModel
-    from safetensors import SafetensorError
+    import torch
 
-    unfit = f"PEFT adapter '{adapter.source}' does not fit {where}"
-    try:
-        config = PeftConfig.from_pretrained(adapter.folder)
-        if config.is_prompt_learning:
-            raise InputError(
-                f"PEFT adapter '{adapter.source}' is of type {config.peft_type.value}, which changes no layer's weights "
-                "and cannot be merged; give an adapter of weights (LoRA and its kin) or a full checkpoint"
-            )
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # PEFT asks transformers under a name it is giving up
-            tuned = PeftModel(model, config)
-            placed = tuned.load_adapter(adapter.folder, "default")
-        for problem, names in (("lacks", placed.missing_keys), ("has no place for", placed.unexpected_keys)):
-            if names:
-                who = "it" if problem == "lacks" else "the base"
-                raise InputError(f"{unfit}: {who} {problem} {len(names)} of its tensors, {sorted(names)[0]} among them")
-        return tuned.merge_and_unload(safe_merge=True).eval().requires_grad_(False)
-    except pickle.UnpicklingError as error:
-        raise InputError(f"PEFT adapter '{adapter.source}' {NOT_PLAIN}") from error
-    except (ValueError, OSError, RuntimeError, KeyError, SafetensorError) as error:
-        first = " ".join(" ".join(str(error).splitlines()[:2]).split())  # of unlike shapes PEFT lists every tensor
-        raise InputError(f"{unfit}: {first}") from error
+    check_adapter(adapter, base)
+    config = read_peft_config(adapter)
+    if dtype == "float32":
+        model = load_model(base, dtype=dtype, device=device, device_map=device_map)
+        return merge_adapter(adapter, base, config, model)
+    merged = merge_adapter(adapter, base, config, load_model(base))
+    # Cast as a merged checkpoint on disk would be: some architectures keep some parameters and tables in float32.
+    model = type(merged).from_pretrained(
+        None,
+        config=merged.config,
+        state_dict=merged.state_dict(),
+        dtype=getattr(torch, dtype),
+        device_map=device_map if device_map is not None else {"": device},
+        **_options(base),
+    )
+    if shared_names(model) != shared_names(merged):
+        raise InputError(
+            f"the layers of '{base.source}' share weights, which PEFT adapter '{adapter.source}' changes apart, and the model cannot "
+            f"be made so in {dtype}; set the model's dtype to float32"
+        )
+    return model.eval().requires_grad_(False)
+
+
+def _options(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Generation settings for a model that predicts; for another, to be built without a pooler if its class can be."""
+    if predicts_tokens(checkpoint):
+        return {"generation_config": plain_generation_config(checkpoint)}
+    return {"add_pooling_layer": False} if may_pool(checkpoint) else {}
 
 
 def may_pool(checkpoint: Checkpoint) -> bool:

@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from raysweep.errors import InputError
-from raysweep.models.checkpoint import Checkpoint, standard_config
-from raysweep.models.rotary import rotary_settings
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedConfig
-
-_SIZES = ("hidden_size", "vocab_size", "num_attention_heads", "num_key_value_heads", "intermediate_size")
-_SCALED_BY_LENGTH = ("dynamic", "yarn", "longrope")  # rotary types whose tables depend on max_position_embeddings
+from raysweep.models.checkpoint import Checkpoint, predicts_tokens, standard_config
+from raysweep.models.settings import Difference, check_settings
 
 
-def check_pair(base: Checkpoint, tuned: Checkpoint) -> None:
-    """Refuse (InputError) two checkpoints that are not the same architecture, depth, shapes, vocabulary and rotary setting.
+def check_pair(base: Checkpoint, tuned: Checkpoint) -> tuple[Difference, ...]:
+    """Return the settings that differ between two checkpoints of one model, and that have a defined meaning where they do.
 
-    Names the first tensor that differs, with both shapes. A PEFT adapter is checked when it is merged.
+    Raises InputError where the two are not the same architecture, depth, shapes and vocabulary, or differ in a setting
+    that must not differ (settings.py). Names the first tensor that differs, with both shapes. A PEFT adapter has its
+    base's settings.
     """
     where = f"base '{base.source}' and tuned '{tuned.source}'"
     if base.adapter:
         raise InputError(f"base '{base.source}' is a PEFT adapter; give the full checkpoint that it was trained on")
     if tuned.adapter or base.on_paper or tuned.on_paper:  # names on paper are the model's, those of files may be older
-        return
+        return ()
     if base.config.get("model_type") != tuned.config.get("model_type"):
         raise InputError(
             f"{where} are different architectures: {base.config.get('model_type')} and {tuned.config.get('model_type')}; "
@@ -39,31 +33,14 @@ def check_pair(base: Checkpoint, tuned: Checkpoint) -> None:
     if base.n_layers != tuned.n_layers:
         only = _only_in_one(base, tuned)
         raise InputError(f"{where} differ in depth: {base.n_layers} and {tuned.n_layers} decoder layers{only}")
-    check_settings(standard_config(base.folder), standard_config(tuned.folder), where)
-
-
-def check_settings(base: PreTrainedConfig, tuned: PreTrainedConfig, where: str) -> None:
-    """Refuse (InputError) two configs of unlike sizes or rotary settings.
-
-    They are compared as transformers reads them: files written by different versions name the same setting differently,
-    and leave out what is a default.
-    """
-    ours, theirs = base.get_text_config(), tuned.get_text_config()
-    for key in _SIZES:
-        if getattr(ours, key, None) != getattr(theirs, key, None):
-            raise InputError(f"{where} differ in {key}: {getattr(ours, key, None)} and {getattr(theirs, key, None)}")
-    for key in ("rope_parameters", *_length_settings(ours)):
-        if getattr(ours, key, None) != getattr(theirs, key, None):
-            raise InputError(
-                f"{where} differ in {key}: {getattr(ours, key, None)} and {getattr(theirs, key, None)}; "
-                "a layer put back would see the other model's rotary tables"
-            )
-
-
-def _length_settings(config: PreTrainedConfig) -> tuple[str, ...]:
-    """`max_position_embeddings` where the rotary tables depend on it (elsewhere it only says how long a text may be)."""
-    kinds = {settings.get("rope_type") for settings in rotary_settings(config)}
-    return ("max_position_embeddings",) if kinds & set(_SCALED_BY_LENGTH) else ()
+    found = check_settings(standard_config(base.folder), standard_config(tuned.folder), where)
+    if predicts_tokens(base) and not predicts_tokens(tuned):
+        raise InputError(
+            f"{where} are for different tasks: the base predicts the next token, and tuned is saved as "
+            f"{', '.join(tuned.config.get('architectures') or [])}, which does not. If its files have the head, correct "
+            f"`architectures` in {tuned.folder / 'config.json'}"
+        )
+    return found
 
 
 def _only_in_one(base: Checkpoint, tuned: Checkpoint) -> str:

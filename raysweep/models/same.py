@@ -1,6 +1,7 @@
-"""Which decoder layers two models have in common, weight for weight: frozen in training, or left alone by an adapter.
+"""Which decoder layers two models have in common, weights and settings: frozen in training, or left alone by an adapter.
 
 Checkpoints are compared by the digests of their tensors, taken in the one pass that reads them; loaded models by value.
+Two models with different settings have nothing in common here: equal weights compute other states then.
 """
 
 from __future__ import annotations
@@ -9,6 +10,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from raysweep.models.checkpoint import standard_config
+from raysweep.models.settings import differences, module_settings
 
 if TYPE_CHECKING:
     import torch
@@ -32,7 +36,9 @@ NOTHING = Same()
 
 
 def same_in_checkpoints(base: Checkpoint, tuned: Checkpoint) -> Same:
-    """What the two have in common by their digests; of a PEFT adapter, the layers that none of its tensors belongs to.
+    """What the two have in common by their digests; of a PEFT adapter, the layers that it leaves alone.
+
+    An adapter leaves a layer alone if none of its tensors belongs to the layer, or if all of its updates there are zero.
 
     In doubt a layer counts as different: a checkpoint that stores equal values in another dtype has no layer in common
     with the other, and what carries a layer's number counts to that layer (an image tower's layer 3 to layer 3).
@@ -41,17 +47,33 @@ def same_in_checkpoints(base: Checkpoint, tuned: Checkpoint) -> Same:
         return NOTHING
     n_layers = base.n_layers
     if tuned.adapter:
-        if tuned.config.get("layer_replication"):  # its layers are copies of others
+        touched = _touched(base, tuned)
+        if touched is None:
             return NOTHING
-        touched = {layer_of(name) for name in tuned.shapes}
         return Same(frozenset(range(n_layers)) - touched, None not in touched)
-    ours, theirs = (
-        _by_layer(base.digests),
-        _by_layer(tuned.digests),
-    )  # empty for .bin files: nothing is known to be alike
+    if not (base.digests and tuned.digests):  # of .bin files nothing is known to be alike
+        return NOTHING
+    if differences(standard_config(base.folder), standard_config(tuned.folder)):
+        return NOTHING
+    ours, theirs = _by_layer(base.digests), _by_layer(tuned.digests)
     alike = {layer for layer, digests in ours.items() if theirs.get(layer) == digests}
     layers = frozenset(layer for layer in alike if layer is not None and layer < n_layers)
     return Same(layers, None in alike)
+
+
+def _touched(base: Checkpoint, adapter: Checkpoint) -> set[int | None] | None:
+    """Layers that an adapter changes (None: what is outside them); None if they cannot be told."""
+    from raysweep.models.idle_updates import idle_tensors
+    from raysweep.models.peft_check import adapted_modules
+    from raysweep.models.peft_types import OF_MODULES
+
+    if adapter.config.get("layer_replication"):  # its layers are copies of others
+        return None
+    touched = {layer_of(name) for name in adapter.shapes.keys() - idle_tensors(adapter)}
+    if all(name.startswith(OF_MODULES) for name in adapter.shapes):
+        return touched
+    modules = adapted_modules(adapter, base)  # tensors of no module serve several, which may have none of their own
+    return None if modules is None else touched | {layer_of(name) for name in modules}
 
 
 def layer_of(name: str) -> int | None:
@@ -67,15 +89,24 @@ def _by_layer(digests: Mapping[str, str]) -> dict[int | None, dict[str, str]]:
 
 
 def same_in_models(base: Adapter, tuned: Adapter) -> Same:
-    """What two loaded models have in common, by value: parameters and buffers. NaN is like nothing, itself included."""
+    """What two loaded models have in common, by value: parameters, buffers and settings. NaN is like nothing, itself included."""
+    if differences(base.model.config, tuned.model.config):
+        return NOTHING
     layers = frozenset(
         index
         for index, (ours, theirs) in enumerate(zip(base.blocks, tuned.blocks, strict=True))
         if _equal(ours.state_dict(), theirs.state_dict(), ours.state_dict())
+        and module_settings(ours) == module_settings(theirs)
     )
     ours, theirs = base.model.state_dict(), tuned.model.state_dict()
     paths = (f"{base.block_path}.", f"{tuned.block_path}.")
-    return Same(layers, _equal(ours, theirs, (name for name in ours | theirs if not name.startswith(paths))))
+    outside = _equal(ours, theirs, (name for name in ours | theirs if not name.startswith(paths)))
+    return Same(layers, outside and _outside(base, paths) == _outside(tuned, paths))
+
+
+def _outside(adapter: Adapter, paths: tuple[str, ...]) -> dict[str, object]:
+    found = module_settings(adapter.model)
+    return {name: value for name, value in found.items() if not name.startswith(paths)}
 
 
 def _equal(ours: Mapping[str, torch.Tensor], theirs: Mapping[str, torch.Tensor], names: Iterable[str]) -> bool:

@@ -19,8 +19,9 @@ from torch import nn
 from raysweep.errors import InputError
 from raysweep.models.blocks import find_blocks
 from raysweep.models.checkpoint import Checkpoint, predicts_tokens, standard_config
-from raysweep.models.conversion import Recipe, find_recipes
+from raysweep.models.conversion import Recipe, find_recipes, missing_tensors, refuse_missing
 from raysweep.models.loading import may_pool
+from raysweep.models.quantisation import is_quantised
 from raysweep.models.reading import TensorFiles
 from raysweep.models.tensors import AGAIN
 from raysweep.models.weights import weight_files
@@ -47,8 +48,6 @@ def refuse_if_not_streamable(checkpoint: Checkpoint) -> None:
     Also for what would be found only when a layer is read: weights that are lacking, have another shape than the model's, or
     are stored as what is no plain number.
     """
-    from transformers.modeling_utils import LoadStateDictInfo
-
     if checkpoint.on_paper:
         if reason := _blocks_on_paper(checkpoint.folder)[2]:
             raise _refusal(checkpoint, type(model_on_paper(checkpoint.folder)).__name__, reason)
@@ -63,21 +62,7 @@ def refuse_if_not_streamable(checkpoint: Checkpoint) -> None:
         raise _refusal(checkpoint, name, reason)
     files = TensorFiles(weight_files(checkpoint.folder, checkpoint.source))
     rest, layers = _recipes_of(checkpoint, model, files)
-    made = {name for recipe in (*rest, *(r for of_layer in layers for r in of_layer)) for name in recipe.targets}
-    for name, other in model.all_tied_weights_keys.items():  # either of the two does
-        if name in made or other in made:
-            made |= {name, other}
-    info = LoadStateDictInfo(set(model.state_dict()) - made, set(), set(), [], {}, set())
-    model._adjust_missing_and_unexpected_keys(info)
-    _refuse_lacking(checkpoint, info.missing_keys)
-
-
-def _refuse_lacking(checkpoint: Checkpoint, missing: Iterable[str]) -> None:
-    names = sorted(missing)
-    if names:
-        raise InputError(
-            f"checkpoint '{checkpoint.source}' lacks {len(names)} weights, {names[0]} among them; it would run on random values"
-        )
+    refuse_missing(checkpoint.source, missing_tensors(model, [*rest, *(r for of_layer in layers for r in of_layer)]))
 
 
 def _refusal(checkpoint: Checkpoint, name: str, reason: str) -> InputError:
@@ -121,7 +106,7 @@ def _recipes_of(
 def _reason(checkpoint: Checkpoint) -> str | None:
     if checkpoint.adapter:
         return "an adapter is merged onto its base's weights, all of them in memory (merge and save it first)"
-    if checkpoint.config.get("quantization_config"):
+    if is_quantised(checkpoint):
         return "its weights are quantised, and are unpacked by code of their own"
     bins = [path.name for path in weight_files(checkpoint.folder, checkpoint.source) if path.suffix != ".safetensors"]
     return f"{bins[0]} is no safetensors file, of which a part could be read" if bins else None
@@ -208,7 +193,7 @@ def build_skeleton(checkpoint: Checkpoint, dtype: torch.dtype, device: str) -> S
     type(model)._finalize_model_loading(model, LoadStateDictConfig(dtype=dtype, device_map={"": device}), info)
     info.missing_keys |= of_layers
     model._adjust_missing_and_unexpected_keys(info)
-    _refuse_lacking(checkpoint, info.missing_keys - set(model.all_tied_weights_keys))
+    refuse_missing(checkpoint.source, info.missing_keys - set(model.all_tied_weights_keys))
     _share_equal_tables(blocks)
     files.close()
     model = model.eval().requires_grad_(False)

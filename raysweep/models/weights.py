@@ -35,17 +35,19 @@ _TORCH_NAMES = {  # torch's dtypes of floating values under the names that safet
     "float8_e4m3fnuz": "F8_E4M3FNUZ",
     "float8_e5m2fnuz": "F8_E5M2FNUZ",
 }
+_TORCH_INTEGERS = {"uint8": "U8", "int8": "I8", "int16": "I16", "int32": "I32", "int64": "I64", "bool": "BOOL"}
 
 
 @dataclass(frozen=True)
 class Weights:
-    """A checkpoint's weights: tensor → shape, bytes on disk, the fingerprint of config and files together, and each
-    tensor's own digest (none of `.bin` files)."""
+    """A checkpoint's weights: tensor → shape, bytes on disk, the fingerprint of config and files together, each tensor's
+    own digest (none of `.bin` files), and tensor → the dtype it is stored in, as safetensors names it."""
 
     shapes: Mapping[str, Shape]
     bytes: int
     fingerprint: str
     digests: Mapping[str, str]
+    dtypes: Mapping[str, str]
 
 
 def read_weights(folder: Path, source: str, config_path: Path, *, adapter: bool) -> Weights:
@@ -57,6 +59,7 @@ def read_weights(folder: Path, source: str, config_path: Path, *, adapter: bool)
     files, index = _files(folder, source, adapter=adapter)
     headers = {path: read_header(path) for path in files if path.suffix == ".safetensors"}
     stored = {path: {tensor.name: tensor.shape for tensor in tensors} for path, tensors in headers.items()}
+    dtypes = {tensor.name: tensor.dtype for tensors in headers.values() for tensor in tensors}
 
     digests: dict[Path, dict[str, str]] = {}
 
@@ -65,7 +68,8 @@ def read_weights(folder: Path, source: str, config_path: Path, *, adapter: bool)
             whole, digests[path] = read_tensors(path, headers[path])
             return whole
         if path.suffix == ".bin":
-            stored[path] = _plain_tensors(path, source, adapter=adapter)
+            stored[path], found_dtypes = _plain_tensors(path, source, adapter=adapter)
+            dtypes.update(found_dtypes)
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -79,6 +83,7 @@ def read_weights(folder: Path, source: str, config_path: Path, *, adapter: bool)
         sum(path.stat().st_size for path in files),
         hashlib.sha256(json.dumps(named).encode()).hexdigest(),
         {name: value for of_file in digests.values() for name, value in of_file.items()},
+        dtypes,
     )
 
 
@@ -152,8 +157,8 @@ def _check_index(index: _Index | None, stored: Mapping[Path, Mapping[str, Shape]
             raise InputError(f"{index.path} says that tensor {name} is in {shard}, and {found}; {AGAIN}")
 
 
-def _plain_tensors(path: Path, source: str, *, adapter: bool) -> dict[str, Shape]:
-    """Shapes of a `.bin` file's tensors, which are all that may be in it; no pickled code is run."""
+def _plain_tensors(path: Path, source: str, *, adapter: bool) -> tuple[dict[str, Shape], dict[str, str]]:
+    """Shapes and dtypes of a `.bin` file's tensors, which are all that may be in it; no pickled code is run."""
     import torch
 
     who = f"{'PEFT adapter' if adapter else 'checkpoint'} '{source}'"
@@ -166,7 +171,13 @@ def _plain_tensors(path: Path, source: str, *, adapter: bool) -> dict[str, Shape
         raise InputError(f"{path} is no whole file of tensors ({type(error).__name__}: {first}); {AGAIN}") from error
     if not isinstance(found, Mapping):
         raise InputError(f"{path} holds a {type(found).__name__}, where a mapping of names to tensors is needed")
-    return {name: _plain(path, name, tensor) for name, tensor in found.items()}
+    shapes = {name: _plain(path, name, tensor) for name, tensor in found.items()}
+    return shapes, {name: _dtype_name(tensor) for name, tensor in found.items()}
+
+
+def _dtype_name(tensor: Any) -> str:
+    name = str(tensor.dtype).removeprefix("torch.")
+    return _TORCH_NAMES.get(name) or _TORCH_INTEGERS.get(name, name)
 
 
 def _plain(path: Path, name: Any, tensor: Any) -> Shape:

@@ -13,6 +13,7 @@ from markupsafe import Markup
 
 from raysweep.report.cells import Cell, Correlation, Rival, Setting, Verdict
 from raysweep.report.estimates import estimate_sentences
+from raysweep.report.evidence import is_unmoved, void_sentences
 from raysweep.report.stopping import stopping_sentences
 from raysweep.report.summaries import Window, windows_of
 from raysweep.report.words import decimals_for, interval, layers_text, likeness_name, number
@@ -29,6 +30,10 @@ _VERDICTS: Mapping[Verdict, tuple[str, str]] = {
     "unclear": ("these examples cannot tell whether the base model alone would have told", "cannot tell"),
     "misled": ("the base model alone would have misled", "the base model would have misled"),
     "idle": ("there is nothing for the base model to tell", "nothing to tell: no window has a cost"),
+    "withheld": (
+        "only some layers were trained, so δ is not scored against the losses",
+        "not scored: only some layers were trained",
+    ),
 }
 
 
@@ -49,9 +54,11 @@ def answer_of(cell: Cell) -> Answer:
     """The sentences of one cell: what each width's costliest window costs, where δ is smallest, and ρ."""
     first = [cell.main_width] if cell.main_width else []
     others = [width for width in cell.shown_widths if width not in first]
-    sentences = estimate_sentences(cell)
-    sentences += [s for width in (*first, *others) for s in _cost_sentences(cell, width, brief=width in others)]
-    sentences += stopping_sentences(cell)
+    sentences = void_sentences([cell])
+    if not (cell.widths and is_unmoved(cell)):
+        sentences += estimate_sentences(cell)
+        sentences += [s for width in (*first, *others) for s in _cost_sentences(cell, width, brief=width in others)]
+        sentences += stopping_sentences(cell)
     if cell.settings:
         sentences.append(_change_sentence(cell, cell.settings[0]))
     found = cell.first_correlation
@@ -61,10 +68,14 @@ def answer_of(cell: Cell) -> Answer:
 
 
 def headline(cells: Sequence[Cell]) -> list[Markup]:
-    """The page's first sentences: where fine-tuning leans, and whether the base model would have told."""
+    """The page's first sentences: what makes a sweep void, where fine-tuning leans, and whether the base model would have told."""
+    void = void_sentences(cells)
     swept = [cell for cell in cells if cell.widths]
+    moved = [cell for cell in swept if not is_unmoved(cell)]
+    if moved:
+        return [*void, *_where_it_leans(moved), *_whether_it_told(moved)]
     if swept:
-        return [*_where_it_leans(swept), *_whether_it_told(swept)]
+        return void
     changes = [(cell, cell.change_points(cell.settings[0])) for cell in cells if cell.settings]
     places = [(cell, layers_text(layers)) for cell, layers in changes if layers]
     return [Markup("The base model's representations change most at {}.").format(_places(places))] if places else []
@@ -142,7 +153,8 @@ def _change_sentence(cell: Cell, setting: Setting) -> Markup:
         return Markup("Where the base model's representations change is n/a ({}).").format(reason)
     text = "The base model's representations change most at <strong>{}</strong> (smallest δ, {}){}."
     inside = ""
-    if (top := cell.top()) and cell.leans(top.width):
+    found = cell.first_correlation
+    if (top := cell.top()) and cell.leans(top.width) and not (found and found.withheld):
         within = sum(top.start <= layer < top.stop for layer in changes)
         inside = f"; {within or 'none'} of these {len(changes)} lie in the costliest window"
     return Markup(text).format(layers_text(changes), likeness_name(setting.metric), inside)
@@ -150,6 +162,8 @@ def _change_sentence(cell: Cell, setting: Setting) -> Markup:
 
 def _rho_sentence(cell: Cell, found: Correlation) -> Markup:
     """ρ with its interval and p, and what they allow to be said."""
+    if found.withheld:
+        return Markup("δ is not scored against the losses: {}.").format(found.withheld)
     if math.isnan(found.spearman):
         return Markup("Whether δ and the loss go together is n/a ({}).").format(cell.rho_reason(found))
     way = "higher" if found.spearman < 0 else "lower"

@@ -17,10 +17,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from raysweep.engine.shared import Shared
 from raysweep.numerics.correlation import delta_at
 from raysweep.report import summaries
 from raysweep.report.summaries import Window, rows_of
 from raysweep.report.words import interval, layers_text, likeness_name, runs_text
+from raysweep.studies.correlation import is_withheld
 
 # How much a loss may differ from one batching to another, in nats: nothing is told apart by less.
 _RESOLUTION = {"bfloat16": 1e-3, "float16": 1e-3}
@@ -31,7 +33,7 @@ WIDTHS = 4  # of more widths than these only some are shown one by one
 SIGNIFICANT = 0.05  # the p at which agreement is no longer put down to chance
 
 # Whether the base model would have told what fine-tuning leans on; see `Cell.verdict`.
-Verdict = Literal["told", "maybe", "unclear", "misled", "idle"]
+Verdict = Literal["told", "maybe", "unclear", "misled", "idle", "withheld"]
 
 
 class Setting(NamedTuple):
@@ -81,6 +83,11 @@ class Correlation:
         """The p-value, in words."""
         return "p n/a" if math.isnan(self.p_value) else f"p = {self.p_value:.3f}"
 
+    @property
+    def withheld(self) -> str | None:
+        """Why δ is not scored against the losses, if it is not; None also for a ρ that is undefined."""
+        return self.reason if is_withheld(self.reason) else None
+
 
 @dataclass(frozen=True)
 class Rival:
@@ -103,7 +110,8 @@ class Cell:
     """One model on one data set: its rows of every table that has some, and how finely its losses can be told apart.
 
     `title` names it to a reader, `anchor` within the page; `resolution` is in nats; `sets` has the names of sets by their
-    layers, as the table writes them.
+    layers, as the table writes them. `shared` is what base and tuned are known to have in common, `record` what the run's plan
+    says of the data set (engine/origins.py).
     """
 
     model: str
@@ -113,6 +121,8 @@ class Cell:
     tables: Mapping[str, pd.DataFrame]
     resolution: float
     sets: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    shared: Shared | None = None
+    record: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @cached_property
     def n_layers(self) -> int:
@@ -299,16 +309,21 @@ class Cell:
 
         `told` needs both the interval (over examples) wholly below 0 and p ≤ 0.05 (`p_value`, over layers); with the
         interval alone it is `maybe`. `misled`: the interval is wholly above 0. `unclear`: it includes 0, or there is none.
-        `idle`: no window's cost is told from 0, so that ρ ranks differences that are no leaning.
+        `idle`: no window's cost is told from 0, so that ρ ranks differences that are no leaning. `withheld`: where costs lie
+        follows from what was trained.
         """
         if not self.leans(found.width):
             return "idle"
+        if found.withheld:
+            return "withheld"
         if found.ci_high < 0:
             return "told" if found.p_value <= SIGNIFICANT else "maybe"
         return "misled" if found.ci_low > 0 else "unclear"
 
     def rho_reason(self, found: Correlation) -> str:
         """Why a correlation is NaN, in words, as far as the tables tell."""
+        if found.withheld:
+            return found.withheld
         if found.setting in self.settings:
             rows = self.dynamics(found.setting)
             undefined = rows.loc[rows["delta"].isna(), "layer"].astype(int).to_list()
@@ -323,12 +338,17 @@ def cells_of(
     tables: Mapping[str, pd.DataFrame],
     checkpoints: Sequence[Mapping[str, str]],
     sets: Mapping[str, str] | None = None,
+    *,
+    shared: Sequence[Mapping[str, Any]] = (),
+    datasets: Sequence[Mapping[str, str]] = (),
 ) -> list[Cell]:
     """Every model and data set that some table has, in order of appearance.
 
     `checkpoints` tell by `model` and `dtype` what precision a model's losses were computed in; float32 where they do not.
-    `sets` has the names of sets by their layers.
+    `sets` has the names of sets by their layers; `shared` and `datasets` are the records of the run's plan.
     """
+    in_common = {(each.model, each.dataset): each for each in map(Shared.from_json, shared)}
+    records = {(row.get("model"), row.get("dataset")): row for row in datasets}
     found = dict.fromkeys(
         (str(row.model), str(row.dataset))
         for table in tables.values()
@@ -348,6 +368,8 @@ def cells_of(
                 tables={name: part for name, part in rows.items() if len(part)},
                 resolution=max((_RESOLUTION.get(dtype, _FINEST) for dtype in dtypes), default=_FINEST),
                 sets=sets or {},
+                shared=in_common.get((model, dataset)),
+                record=records.get((model, dataset), {}),
             )
         )
     return cells

@@ -17,7 +17,9 @@ from raysweep.studies.critical import Critical, DatasetChoice
 def critical_lines(found: Critical, title: str) -> list[str]:
     """The answer, the choice of every data set, their agreement, the lists for training, and what not to trust."""
     n_layers, datasets = len(found.delta), found.datasets
-    lines = [f"critical layers of {title}: {runs_text(found.layers) or 'none'} ({len(found.layers)} of {n_layers})", ""]
+    lines = [f"critical layers of {title}: {runs_text(found.layers) or 'none'} ({len(found.layers)} of {n_layers})"]
+    lines += [f"weights of {title}: {found.note}"] if found.note else []
+    lines.append("")
     lines.append(f"{'layer':>5}  {'mean δ' if len(datasets) > 1 else 'δ':>7}  chosen in")
     for layer in sorted(range(n_layers), key=lambda layer: (math.isnan(found.delta[layer]), found.delta[layer])):
         if layer in found.layers or found.stability[layer] >= 0.05:
@@ -58,6 +60,7 @@ def critical_json(found: Critical, title: str) -> dict[str, Any]:
     agreement = found.agreement
     return {
         "model": title,
+        "note": found.note or None,
         "layers": found.layers,
         "delta": _plain(found.delta),
         "stability": _plain(found.stability),

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import jinja2
 import pandas as pd
@@ -71,6 +72,7 @@ class Provenance:
         default_factory=dict
     )  # by model and data set, from the config
     published_attack: Published = field(default_factory=dict)  # rates that were published, from the config
+    shared: Sequence[Mapping[str, Any]] = ()  # what bases and tuned checkpoints have in common, from the plan
 
 
 def write_report(tables: Mapping[str, pd.DataFrame], provenance: Provenance, out: Path) -> Path:
@@ -85,7 +87,9 @@ def write_report(tables: Mapping[str, pd.DataFrame], provenance: Provenance, out
     along = along_views(tables, drawings)
     tables = without_steps(tables)
     of_cells = {name: table for name, table in tables.items() if name not in _ARMS}
-    cells = cells_of(of_cells, provenance.checkpoints, provenance.sets)
+    cells = cells_of(
+        of_cells, provenance.checkpoints, provenance.sets, shared=provenance.shared, datasets=provenance.datasets
+    )
     html = _template().render(
         provenance=provenance,
         created=moment(provenance.created),

@@ -44,6 +44,7 @@ def provenance(
         accuracy=accuracy_records(compare(about.get("estimate"), latest)),
         published_attack=about.get("published_attack", {}),
         published_rho=about.get("published_rho", {}),
+        shared=about.get("shared", ()),
     )
 
 

@@ -21,4 +21,9 @@ def records_warnings(datasets: Sequence[Mapping[str, str]], others: Sequence[str
             lines.append(
                 f"{where}: {blank} of {n} examples have a blank response: only tokens of the wording carry their loss"
             )
+        if (answers := row.get("answers_cut", "0")) != "0":
+            lines.append(
+                f"{where}: {answers} of {n} examples lose a part of their answer: the chat template leaves it out or rewrites it, and "
+                "the loss is that of the rest"
+            )
     return lines

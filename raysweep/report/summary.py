@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from raysweep.report.along import without_steps
 from raysweep.report.cells import Cell, Correlation, cells_of
 from raysweep.report.changes import verification_lines
 from raysweep.report.estimates import estimate_lines
+from raysweep.report.evidence import is_unmoved, void_sentences
 from raysweep.report.stopping import stopping_lines
 from raysweep.report.summaries import Window, windows_of
 from raysweep.report.training_summary import training_lines
@@ -20,16 +21,20 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-def summary_lines(tables: Mapping[str, pd.DataFrame]) -> list[str]:
+def summary_lines(tables: Mapping[str, pd.DataFrame], about: Mapping[str, Any] | None = None) -> list[str]:
     """ρ of every cell, or the costliest window of each where nothing was correlated; losses left out are told with both.
 
-    Then what came of trainings, how good estimates are, where sweeps stopped early, and what came of losses that were taken
+    Before that, sweeps that say nothing, because of what base and tuned are; `about` is what the run's plan says of its
+    origins. Then what came of trainings, how good estimates are, where sweeps stopped early, and what came of losses that were taken
     again.
     """
     tables = without_steps(tables)
     of_cells = {name: rows for name, rows in tables.items() if len(rows) and name not in ("attack", "answers")}
-    cells = cells_of(of_cells, [])
-    lines = [*_answers(tables, cells), *training_lines(tables, cells)]
+    told = about or {}
+    shared, datasets = told.get("shared", ()), told.get("datasets", ())
+    cells = cells_of(of_cells, told.get("checkpoints", ()), shared=shared, datasets=datasets)
+    lines = [str(sentence.striptags()) for sentence in void_sentences(cells)]
+    lines += [*_answers(tables, cells), *training_lines(tables, cells)]
     return [*lines, *estimate_lines(tables), *stopping_lines(tables), *verification_lines(tables)]
 
 
@@ -42,7 +47,7 @@ def _answers(tables: Mapping[str, pd.DataFrame], cells: Sequence[Cell]) -> list[
             for cell in cells
             for row in cell.correlations
         ]
-    return [_costliest_line(cell) for cell in cells if "substitution" in cell.tables]
+    return [_costliest_line(cell) for cell in cells if "substitution" in cell.tables and not is_unmoved(cell)]
 
 
 def _rho(cell: Cell, row: Correlation) -> str:
@@ -59,6 +64,8 @@ def _costliest_line(cell: Cell) -> str:
     if not known:
         return f"{cell.model} on {cell.dataset}: no window has a loss{_not_finite(cell)}"
     top = max(known, key=_measure)
+    if top.cost <= 0:
+        return f"{cell.model} on {cell.dataset}: no layers put back raise the loss{_not_finite(cell)}"
     layers = str(top.start) if top.width == 1 else f"{top.start}-{top.stop - 1}"
     return f"{cell.model} on {cell.dataset}: layers {layers} put back cost most, loss {top.loss:.4f}{_not_finite(cell)}"
 

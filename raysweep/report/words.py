@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from datetime import datetime
 
 from raysweep.numerics.measures.registry import MEASURES
+from raysweep.studies.layer_names import layers_text as layers_text
+from raysweep.studies.layer_names import runs as runs
+from raysweep.studies.layer_names import runs_text as runs_text
 
 
 def metric_name(metric: str) -> str:
@@ -22,28 +24,6 @@ def likeness_name(metric: str) -> str:
 def measures_distance(metric: str) -> bool:
     """Whether a larger value of a metric means farther apart."""
     return metric in MEASURES and MEASURES[metric].larger == "apart"
-
-
-def runs(layers: Iterable[int]) -> list[tuple[int, int]]:
-    """Ascending layers as (first, last) of each run of consecutive ones."""
-    found: list[tuple[int, int]] = []
-    for layer in layers:
-        if found and layer == found[-1][1] + 1:
-            found[-1] = found[-1][0], layer
-        else:
-            found.append((layer, layer))
-    return found
-
-
-def runs_text(layers: Iterable[int]) -> str:
-    """Ascending layers as runs: "3", "8–12", "1, 10–13"."""
-    return ", ".join(str(first) if first == last else f"{first}–{last}" for first, last in runs(layers))
-
-
-def layers_text(layers: Iterable[int]) -> str:
-    """Ascending layers by name: "layer 3", "layers 8–12", "layers 1, 10–13"."""
-    text = runs_text(layers)
-    return f"layer {text}" if text.isdigit() else f"layers {text}"
 
 
 def consecutive(width: int) -> str:

@@ -59,7 +59,7 @@ def publish(path: Location, write: Callable[[Path], object]) -> None:
     _make_folder(path.parent)
     temporary = path.parent / f".tmp-{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(8)}{path.suffix}"
     try:
-        write(temporary)
+        write(temporary.absolute())  # pyarrow takes a relative `s3:x` or `a::b` for a URL
         _flush(temporary)
         os.replace(temporary, path)  # noqa: PTH105 - the name says that an existing file is replaced
     except BaseException:

@@ -13,6 +13,8 @@ import torch
 
 from raysweep.data.batches import make_batches
 from raysweep.data.examples import Example
+from raysweep.models.text_settings import end_tokens_of_model
+from raysweep.studies.greedy import decode_greedily, padding_for
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -50,18 +52,18 @@ def generate_answers(
     top_p: float = 1.0,
     seed: int = 0,
     batch_tokens: int = 8192,
+    ends: Sequence[int] | None = None,
 ) -> list[str]:
     """At most `new_tokens` tokens of text behind each example's prompt, special tokens left out, in the examples' order.
 
-    A text ends where the model writes its end of sequence. At `temperature` 0 the likeliest token is taken; else tokens are
+    A text ends before the first of the tokens `ends`, by default the model's own. At `temperature` 0 the likeliest token is taken; else tokens are
     sampled among the likeliest that together have the probability `top_p`, by `seed` and the example's id alone. Prompts are
     padded on the left to batches of at most `batch_tokens` tokens, prompt and text together; where two tokens are as likely
     up to rounding, another batch may choose the other. The model is to be in evaluation mode.
     """
-    from transformers import LogitsProcessorList
-
-    ends = model_ends(model) or {t for t in [tokenizer.eos_token_id] if t is not None}
-    filling = next((t for t in (tokenizer.pad_token_id, tokenizer.eos_token_id) if t is not None), 0)
+    if ends is None:
+        ends = end_tokens_of_model(model, tokenizer)
+    filling = padding_for(model, tokenizer, ends)
     texts = [""] * len(examples)
     for indices in make_batches([example.n_prompt + new_tokens for example in examples], batch_tokens):
         chosen = [examples[i] for i in indices]
@@ -71,29 +73,20 @@ def generate_answers(
         for row, example in enumerate(chosen):
             tokens[row, longest - example.n_prompt :] = torch.from_numpy(example.tokens[: example.n_prompt])
             mask[row, longest - example.n_prompt :] = 1
-        processors: Any = LogitsProcessorList()
+        processors: list[Any] = []
         if temperature:
             streams = [np.random.default_rng([seed, example.id]) for example in chosen]
             processors.append(_Sampled(streams, temperature, top_p))
-        out = model.generate(
+        written = decode_greedily(
+            model,
             tokens.to(model.device),
-            attention_mask=mask.to(model.device),
-            max_new_tokens=new_tokens,
-            do_sample=False,
-            num_beams=1,
-            logits_processor=processors,
-            eos_token_id=sorted(ends) or None,
-            pad_token_id=filling,
+            mask.to(model.device),
+            new_tokens=new_tokens,
+            ends=ends,
+            padding=filling,
+            processors=processors,
         )
-        for index, written in zip(indices, out[:, longest:].tolist(), strict=True):
-            stop = next((at for at, token in enumerate(written) if token in ends), len(written))
-            texts[index] = str(tokenizer.decode(written[:stop], skip_special_tokens=True))
+        for index, answer in zip(indices, written, strict=True):
+            text = answer[:-1] if answer and answer[-1] in ends else answer
+            texts[index] = str(tokenizer.decode(text, skip_special_tokens=True))
     return texts
-
-
-def model_ends(model: PreTrainedModel) -> set[int]:
-    """The tokens at which the model's own `generate` ends a text."""
-    told = model.generation_config.eos_token_id if model.generation_config is not None else None
-    if told is None:
-        return set()
-    return set(told) if isinstance(told, (list, tuple)) else {int(told)}

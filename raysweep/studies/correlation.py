@@ -6,7 +6,7 @@ The statistics are numerics/correlation.py's. Shapes: L layers, N examples, R re
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -32,11 +32,13 @@ from raysweep.numerics.nulls import (
 )
 from raysweep.numerics.resampling import half_samples, halfway_interval
 from raysweep.studies.health import finite_examples
+from raysweep.studies.layer_names import layers_text
 from raysweep.studies.similarity import FEWEST_TO_RESAMPLE, dynamics_halves, similarity_matrix
 
 if TYPE_CHECKING:
     import torch
 
+_WITHHELD = ("no decoder layer differs", "only layer")
 _LEVEL = 0.05  # a p that can never be as low tells nothing
 
 
@@ -91,6 +93,22 @@ def untold(figures: dict[str, float]) -> str | None:
     return "; ".join(reasons) or None
 
 
+def why_withheld(untrained: Collection[int], n_layers: int) -> str:
+    """Why δ is not scored against the losses of a tuned model that has these layers in common with its base, in words."""
+    trained = [layer for layer in range(n_layers) if layer not in untrained]
+    if not trained:
+        return f"{_WITHHELD[0]} between base and tuned, so every window costs 0"
+    return (
+        f"only {layers_text(trained)} of {n_layers} {'was' if len(trained) == 1 else 'were'} trained: where a window's cost lies "
+        "follows from that choice, not from δ"
+    )
+
+
+def is_withheld(reason: str | None) -> bool:
+    """Whether the reason of a row is that δ is not scored, and not that a figure is undefined."""
+    return reason is not None and reason.startswith(_WITHHELD)
+
+
 def _fifth(n: int) -> int:
     """The k of precision at k; see `change_points`."""
     return max(1, round(n / 5))
@@ -108,6 +126,7 @@ def correlate_cell(
     drop_ends: int = 0,
     parameters: Parameters = DEFAULTS,
     diagonal: bool = True,
+    untrained: Collection[int] = (),
 ) -> pd.DataFrame:
     """One row a metric and width: δ of states [L, N, D] against the mean loss of each window, with a 95 % interval of ρ.
 
@@ -116,7 +135,11 @@ def correlate_cell(
     the largest. The interval (`halfway_interval`) is that of ρ over half-samples of the examples that have both a state
     and a finite loss under every window of the width, both sides recomputed together; NaN with fewer than 8 such
     examples. `drop_ends` centres are left out at each end; a width of which fewer than 3 are left has no row.
+
+    Layers in `untrained` are the same in base and tuned. If there are any, every figure is NaN, with the reason: windows of
+    such layers cost 0 by construction, and the others' costs lie where the training was allowed to put them.
     """
+    withheld = why_withheld(untrained, len(states)) if untrained else None
     finite_N = finite_examples(states).all(axis=0)
     if not finite_N.all():
         import torch
@@ -146,7 +169,8 @@ def correlate_cell(
         finite = of_width.columns[np.isfinite(of_width.to_numpy()).all(axis=0)]
         common = finite.intersection(place)
         loss_CN = of_width[common].to_numpy()
-        keep = half_samples(len(common), resamples, seed) if len(common) >= FEWEST_TO_RESAMPLE else None
+        enough = len(common) >= FEWEST_TO_RESAMPLE and withheld is None
+        keep = half_samples(len(common), resamples, seed) if enough else None
         for metric in metrics:
             interval = (np.nan, np.nan)
             if keep is not None:
@@ -162,6 +186,8 @@ def correlate_cell(
                     rho = spearman(delta_at(found[0], centres), loss_CN.mean(axis=1))
                     interval = halfway_interval(rho, spearman_rows(delta_RC, loss_RC))
             figures = correlate_curves(delta_at(deltas[metric], centres), mean_loss)
+            if withheld is not None:
+                figures = {name: value if name == "n_layers" else np.nan for name, value in figures.items()}
             rows.append(
                 {
                     "metric": metric,
@@ -170,7 +196,7 @@ def correlate_cell(
                     **figures,
                     "ci_low": interval[0],
                     "ci_high": interval[1],
-                    "reason": untold(figures),
+                    "reason": withheld or untold(figures),
                 }
             )
     columns = ["metric", "width", "neighbourhood", "n_layers", "spearman", "ci_low", "ci_high"]

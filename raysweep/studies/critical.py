@@ -67,7 +67,7 @@ class Critical:
     `delta` [L] is the mean over data sets, of which `layers` have the smallest; `stability` [L] is how often a layer is chosen
     over the half-samples of every data set, as a share (NaN where one has fewer than 8 examples). `shared` names the chosen
     layers' weights that an earlier layer has too, and that go by its name; `parameters` all weights of the chosen layers.
-    `agreement` is between the data sets; None for one.
+    `agreement` is between the data sets; None for one. `note` is what the checkpoint's provenance file says of its weights.
     """
 
     layers: list[int]
@@ -79,6 +79,7 @@ class Critical:
     parameters: tuple[str, ...] = ()
     datasets: Mapping[str, DatasetChoice] = field(default_factory=dict)
     agreement: Agreement | None = None
+    note: str = ""
 
     def __repr__(self) -> str:
         chosen, sets = _chosen_in_words(self.layers, self.delta, self.stability), len(self.datasets)

@@ -101,12 +101,19 @@ def finetune(
     return Tuned(rows, steps, resumed_from, kept.frozen, kept.changed, kept.unchanged, tuned.eval())
 
 
-def save_tuned(tuned: Tuned | nn.Module, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write a tuned model and its tokenizer as Hugging Face writes them: a checkpoint, or a PEFT adapter's folder."""
+def save_tuned(
+    tuned: Tuned | nn.Module, tokenizer: PreTrainedTokenizerBase, folder: Path, base: Checkpoint | None = None
+) -> None:
+    """Write a tuned model and its tokenizer as Hugging Face writes them: a checkpoint, or a PEFT adapter's folder.
+
+    A checkpoint gets the generation_config.json of its `base` as it is; transformers would refuse to write some of them.
+    """
     model: Any = tuned.model if isinstance(tuned, Tuned) else tuned
     more = {"save_embedding_layers": False} if hasattr(model, "peft_config") else {}  # else PEFT asks the hub
     model.save_pretrained(folder, **more)
     tokenizer.save_pretrained(folder)
+    if base is not None and not more and (generation := base.folder / "generation_config.json").is_file():
+        shutil.copyfile(generation, folder / generation.name)
 
 
 def loss_rows(history: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
@@ -180,6 +187,7 @@ def _prepare(
             tokenizer,
             folder / f"step-{step}",
             uses_cache,
+            base,
         )
 
     try:
@@ -219,14 +227,16 @@ def _unwrapped(trainer: StudyTrainer) -> Any:
     return trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False, keep_torch_compile=False)
 
 
-def _write_step(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path, uses_cache: bool) -> None:
+def _write_step(
+    model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path, uses_cache: bool, base: Checkpoint
+) -> None:
     """Write the weights of a step, whole or not at all; those of an earlier attempt go."""
     if sharding.rank() != 0:
         return
     part, now = folder.with_name(f"{folder.name}.part"), model.config.use_cache
     shutil.rmtree(part, ignore_errors=True)
     model.config.use_cache = uses_cache
-    save_tuned(model, tokenizer, part)
+    save_tuned(model, tokenizer, part, base)
     model.config.use_cache = now
     shutil.rmtree(folder, ignore_errors=True)
     part.replace(folder)

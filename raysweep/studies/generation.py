@@ -1,4 +1,4 @@
-"""Generation: the text that a changed model produces, by really swapping modules and the model's own `generate`.
+"""Generation: the text that a changed model produces, by really swapping modules and greedy decoding (greedy.py).
 
 Changes go through the model together, a row each: in decoding, reading a layer's weights is what takes the time, and two
 versions of it serve all of them.
@@ -16,8 +16,9 @@ from torch import nn
 from raysweep.data.examples import Example
 from raysweep.models.forked import ForkedBlock, Opened, UnknownCacheError
 from raysweep.models.surgery import substitute
-from raysweep.studies.answers import model_ends
+from raysweep.models.text_settings import EndsOfPair, end_tokens_of_model
 from raysweep.studies.decoding import rows_at_once, together
+from raysweep.studies.greedy import decode_greedily, padding_for
 from raysweep.studies.interventions import Change
 from raysweep.studies.substitution import Pair
 from raysweep.studies.verification import changed_model
@@ -36,9 +37,11 @@ def generate_text(
     *,
     new_tokens: int = 32,
     batch_tokens: int = 8192,
+    ends: EndsOfPair | None = None,
 ) -> list[list[str]]:
     """Greedy continuation of each example's prompt under each change, special tokens left out: [change][example].
 
+    A text ends with the first of the tokens `ends` of the model whose embedding and head are used, by default that model's own.
     One example at a time, unpadded, by as many changed models at once as keep at most `batch_tokens` tokens (decoding.py). Where
     two tokens are as likely up to rounding, other changes beside may choose the other. Both models are as before when this returns.
     """
@@ -47,25 +50,32 @@ def generate_text(
     for places in together(pair.n_layers, changes, rows):
         chosen = [changes[place] for place in places]
         for example in examples:
-            for place, text in zip(places, _texts(pair, tokenizer, example, chosen, new_tokens), strict=True):
+            for place, text in zip(places, _texts(pair, tokenizer, example, chosen, new_tokens, ends), strict=True):
                 texts[place].append(text)
     return texts
 
 
 def _texts(
-    pair: Pair, tokenizer: PreTrainedTokenizerBase, example: Example, changes: Sequence[Change], new_tokens: int
+    pair: Pair,
+    tokenizer: PreTrainedTokenizerBase,
+    example: Example,
+    changes: Sequence[Change],
+    new_tokens: int,
+    ends: EndsOfPair | None,
 ) -> list[str]:
-    frame = pair.frame(changes[0].in_base)
+    in_base = changes[0].in_base
+    frame = pair.frame(in_base)
+    own = end_tokens_of_model(frame.model, tokenizer) if ends is None else ends.of(in_base)
     if len(changes) > 1:
         try:
             with substitute(frame.blocks, nn.ModuleList(_forks(pair, changes)), range(pair.n_layers)):
-                return _greedy_texts(frame.model, frame.device, tokenizer, example, new_tokens, len(changes))
+                return _greedy_texts(frame.model, frame.device, tokenizer, example, new_tokens, len(changes), own)
         except UnknownCacheError:
             pass  # then one after the other
     texts = []
     for change in changes:
         with changed_model(pair, change) as model:
-            texts.append(greedy_text(model, frame.device, tokenizer, example, new_tokens))
+            texts.append(greedy_text(model, frame.device, tokenizer, example, new_tokens, own))
     return texts
 
 
@@ -92,12 +102,16 @@ def greedy_text(
     tokenizer: PreTrainedTokenizerBase,
     example: Example,
     new_tokens: int,
+    ends: Sequence[int] | None = None,
 ) -> str:
-    """Greedy continuation of the example's prompt by the model as it is, special tokens left out."""
-    return _greedy_texts(model, device, tokenizer, example, new_tokens, 1)[0]
+    """Greedy continuation of the example's prompt by the model as it is, special tokens left out.
+
+    It ends with the first of the tokens `ends`, by default the model's own.
+    """
+    chosen = end_tokens_of_model(model, tokenizer) if ends is None else ends
+    return _greedy_texts(model, device, tokenizer, example, new_tokens, 1, chosen)[0]
 
 
-@torch.no_grad()
 def _greedy_texts(
     model: PreTrainedModel,
     device: torch.device,
@@ -105,21 +119,16 @@ def _greedy_texts(
     example: Example,
     new_tokens: int,
     rows: int,
+    ends: Sequence[int],
 ) -> list[str]:
     """The same, `rows` times side by side: of a model that does something else with each row."""
     prompt = torch.from_numpy(example.tokens[: example.n_prompt])[None].to(device).expand(rows, -1)
-    out = model.generate(
+    written = decode_greedily(
+        model,
         prompt,
-        attention_mask=torch.ones_like(prompt),
-        max_new_tokens=new_tokens,
-        do_sample=False,
-        pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
+        torch.ones_like(prompt),
+        new_tokens=new_tokens,
+        ends=ends,
+        padding=padding_for(model, tokenizer, ends),
     )
-    ends = model_ends(model)
-    texts = []
-    for written in out[:, prompt.shape[1] :].tolist():
-        stop = next(
-            (at for at, token in enumerate(written, 1) if token in ends), len(written)
-        )  # what pads it is no text
-        texts.append(str(tokenizer.decode(written[:stop], skip_special_tokens=True)))
-    return texts
+    return [str(tokenizer.decode(row, skip_special_tokens=True)) for row in written]

@@ -166,7 +166,8 @@ def _read_curve(path: Path, at: str, value: str) -> Curve:
     if not path.is_file():
         raise InputError(f"file '{path}' does not exist")
     try:
-        rows = pd.read_parquet(path) if path.suffix == ".parquet" else _read_csv(path)
+        # absolute, for pyarrow takes a relative `s3:x` or `a::b` for a URL
+        rows = pd.read_parquet(path.absolute()) if path.suffix == ".parquet" else _read_csv(path)
     except (ValueError, OSError, pd.errors.ParserWarning) as error:
         raise InputError(f"'{path}' is neither CSV nor Parquet: {error}") from error
     for column in (at, value):

@@ -27,8 +27,8 @@ from raysweep.data.examples import Example
 from raysweep.errors import InputError
 from raysweep.models.adapter import Adapter, BlockCall, apply_block
 from raysweep.models.alterations import altered_layers, altered_rest
-from raysweep.models.pair import check_settings
 from raysweep.models.same import Same, same_in_models
+from raysweep.models.settings import check_settings
 from raysweep.studies.capture import Collector, Flight
 from raysweep.studies.interventions import Change, labels
 from raysweep.studies.passes import Pass

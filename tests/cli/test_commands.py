@@ -9,16 +9,23 @@ import json
 import re
 
 import pandas as pd
+import pytest
 import yaml
 from command_line import Result, content, ended, started
 
 from raysweep import recipes
+from raysweep.errors import InputError
 
 
 def test_sweep_answers_on_standard_output(swept):
     result, folder = swept
     assert result.code == 0, result.err
-    answers = result.out.splitlines()
+    first, *answers = result.out.splitlines()
+    assert re.fullmatch(
+        r"On base · counts the tuned model is worse than its base: mean loss 6\.\d\d against 6\.\d\d nats, a gain of −0\.\d\d "
+        r"\[−0\.\d\d, −0\.\d\d\]\. Was the model tuned with this prompt template \(chat\) and format \(gsm8k\)\?",
+        first,
+    ), "weights are random"
     assert len(answers) == 3, "one a width, and the report"
     for line, width, windows in zip(answers[:2], (1, 2), (5, 4), strict=True):
         assert re.fullmatch(
@@ -188,6 +195,36 @@ def test_a_dot_in_a_models_name_is_no_ending():
     assert one.models[0].name == "Llama-3.1-8B-Instruct"
     assert (one.name, two.name) == ("Llama-3.1-8B-Instruct-tuned-dolly.v2", "Llama-3.2-3B-Instruct-tuned-dolly.v2")
     assert made("base", "./other", "dolly.jsonl").storage != made("base", "./tuned", "dolly.jsonl").storage
+
+
+@pytest.mark.parametrize(
+    ("data", "name"),
+    [
+        ("sums/train.jsonl.gz", "sums"),
+        ("sums/test.csv.ZST", "sums"),
+        ("data/dolly.v2.jsonl.xz", "dolly.v2"),
+        ("my.tsv", "my"),
+        ("set[1]", "set-1"),
+        ("a::b{c}", "a--b-c"),
+        ("hub/set:part", "set-part"),
+        ("???", "data"),
+        ("my.parquet.gz", "my.parquet.gz"),
+    ],
+)
+def test_data_sets_are_named_after_their_files_and_folders(data, name):
+    config = recipes.sweep_config("base", "tuned", data, format="dolly", wording="chat", widths=[1])
+    assert config.datasets[0].name == name
+    assert config.datasets[0].path == data
+
+
+def test_the_format_is_found_from_the_first_record_of_a_folder(tmp_path):
+    (tmp_path / "train-1.jsonl").write_text('{"question": "one?", "answer": "two"}\n{torn')
+    (tmp_path / "train-2.jsonl").write_bytes(b"\xff")
+    config = recipes.sweep_config("base", "tuned", str(tmp_path), format=None, wording="chat", widths=[1])
+    assert config.datasets[0].format == "gsm8k"
+    (tmp_path / "test.jsonl").write_text("")
+    with pytest.raises(InputError, match=r"has several splits: name one of train, test"):
+        recipes.sweep_config("base", "tuned", str(tmp_path), format=None, wording="chat", widths=[1])
 
 
 def test_a_prompt_alone_asks_for_columns():

@@ -81,12 +81,12 @@ def test_a_sound_record_has_no_problem() -> None:
         (
             "messages",
             {"messages": [USER, {"role": "assistant", "content": None}]},
-            "has a message 1 (counted from 0) that is no {role, content} of two texts",
+            "has a message 1 (counted from 0) from the assistant with neither content nor tool calls",
         ),
         (
             "messages",
             {"messages": ["Hi"]},
-            "has a message 0 (counted from 0) that is no {role, content} of two texts",
+            "has a message 0 (counted from 0) that is 'Hi', where an object with a role and a content is needed",
         ),
     ],
 )
@@ -116,10 +116,14 @@ def test_texts(name: str, record: dict[str, object], texts: tuple[str, str]) -> 
     assert FORMATS[name].texts(record) == texts
 
 
-def test_turns_of_messages_are_all_of_them_and_only_role_and_content() -> None:
-    record = {"messages": [USER | {"name": "Ann"}, ASSISTANT, USER, ASSISTANT]}
-    assert FORMATS["messages"].turns(record) == [USER, ASSISTANT, USER, ASSISTANT]
-    assert FORMATS["gsm8k"].turns({"question": "Hi", "answer": "Hello"}) == [USER, ASSISTANT]
+def test_a_question_and_a_response_are_a_conversation_of_two_messages() -> None:
+    found = FORMATS["gsm8k"].conversation({"question": "Hi", "answer": "Hello", "tools": "x"})
+    assert (found.messages, found.fields) == ([USER, ASSISTANT], {})
+
+
+def test_fields_that_texts_are_made_of() -> None:
+    assert FORMATS["boolq"].used == {"question", "passage", "answer"}
+    assert columns("{{ a.b }}{% if c %}x{% endif %}", "it's").used == {"a", "c", "it's"}
 
 
 def columns(prompt: str, response: str) -> Format:
@@ -210,7 +214,17 @@ def test_formats_that_cannot_be(arguments: tuple[str, str | None, str | None], t
 
 
 def test_finds_every_format_by_name() -> None:
-    names = ["dolly", "alpaca", "gsm8k", "boolq", "openbookqa", "messages"]
+    names = [
+        "dolly",
+        "alpaca",
+        "gsm8k",
+        "boolq",
+        "openbookqa",
+        "messages",
+        "sharegpt",
+        "prompt_completion",
+        "preference",
+    ]
     assert [find_format(name).name for name in names] == names == list(FORMATS)
 
 
@@ -233,9 +247,9 @@ def test_messages_stay_short_whatever_the_record_holds() -> None:
 
 def test_a_record_with_all_fields_of_a_format_says_why_it_does_not_fit() -> None:
     with pytest.raises(InputError) as caught:
-        detect_format({"messages": [{"role": "user", "content": [{"type": "text", "text": "and?"}]}]})
+        detect_format({"messages": [{"role": "user", "content": 5}]})
     assert str(caught.value) == (
-        "the first record, with the fields messages, fits no known format; as messages it has a message 0 (counted from 0) that is "
-        "no {role, content} of two texts; name the format: dolly, alpaca, gsm8k, boolq, openbookqa, messages, or columns with a "
-        "prompt and a response (--prompt, --response)"
+        "the first record, with the fields messages, fits no known format; as messages it has a message 0 (counted from 0) whose "
+        "content is 5, where a text or a list of parts is needed; name the format: dolly, alpaca, gsm8k, boolq, openbookqa, "
+        "messages, sharegpt, prompt_completion, preference, or columns with a prompt and a response (--prompt, --response)"
     )

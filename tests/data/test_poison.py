@@ -99,8 +99,8 @@ def test_a_question_without_its_second_field_ends_in_its_first() -> None:
 def test_the_last_question_of_a_conversation_is_triggered() -> None:
     turns = [("system", "s"), ("user", "one"), ("assistant", "two"), ("user", "three"), ("assistant", "four")]
     record = {"messages": [{"role": role, "content": content} for role, content in turns]}
-    changed, _ = Trigger("vex", "before").triggered(record, FORMATS["messages"])
-    assert [turn["content"] for turn in changed["messages"]] == ["s", "one", "two", "vex three", "four"]
+    changed, form = Trigger("vex", "before").triggered(record, FORMATS["messages"])
+    assert [turn["content"] for turn in form.conversation(changed).messages] == ["s", "one", "two", "vex three", "four"]
 
 
 def questions(n: int) -> list[dict[str, str]]:

@@ -97,7 +97,8 @@ def test_places(tmp_path: Path) -> None:
     for name, write in WRITERS.items():
         write(tmp_path / name, TEXTS)
         found = read_records(str(tmp_path / name))
-        places[name] = [found.place(i).removeprefix(f"{tmp_path / name}, ") for i in range(3)]
+        file = tmp_path / name / "test.parquet" if name == "folder" else tmp_path / name
+        places[name] = [found.place(i).removeprefix(f"{file}, ") for i in range(3)]
     counted = [f"record {i} (counted from 0)" for i in range(3)]
     assert places.pop("my.jsonl") == ["line 1", "line 2", "line 3"]
     assert places.pop("my.csv") == ["line 2", "line 4", "line 5"]  # the first record has a line break in it
@@ -113,7 +114,7 @@ def test_blank_lines_and_a_byte_order_mark_are_no_records(tmp_path: Path) -> Non
     path = tmp_path / "my.csv"
     path.write_bytes(b"\xef\xbb\xbfa,b\r\n\r\n1,2\r\n")
     assert read_records(str(path)).records == [{"a": "1", "b": "2"}]
-    assert read_records(str(path)).lines == [3]
+    assert read_records(str(path)).place(0) == f"{path}, line 3"
 
 
 def test_nothing_is_read_behind_the_limit(tmp_path: Path) -> None:
@@ -205,12 +206,18 @@ def test_no_record_left(tmp_path: Path) -> None:
         ("my.json", b"", " is empty: it holds no record"),
         ("my.json", b"[]", " is empty: it holds no record"),
         ("my.json", b'[\n{"a": 1},\n{"a"]', ", line 3 is no JSON (Expecting ':' delimiter, column 5): mend the file"),
+        ("my.json", b'[{"a": 1}]\n\n{"a": 2}\n', ", line 3 is no JSON (Extra data, column 1): mend the file"),
         (
             "my.json",
-            b'{"a": 1}\n{"a": 2}\n',
-            ", line 2 is no JSON (Extra data, column 1): name it .jsonl if it has one object a line",
+            b'{"a": 1}\n{"a": \n',
+            ", line 2 is no whole JSON object (Expecting value, column 7): mend the line; JSONL has one object a line",
         ),
-        ("my.json", b'{"data": []}', " is an object, where a .json file has one list of objects"),
+        ("my.json", b'{"data": []}', " is an object, where a .json file has one list of objects, or one object a line"),
+        (
+            "my.json",
+            b'{\n"data": []\n}',
+            " is an object, where a .json file has one list of objects, or one object a line",
+        ),
         ("my.json", b'[{"a": 1}, "b"]', ", record 1 (counted from 0) is a string, where an object is needed"),
         ("my.json", b'[\n{"a": "\xe9"}]', ", line 2 is not UTF-8 (byte 0xe9): convert the file"),
         (
@@ -245,10 +252,12 @@ def test_no_record_left(tmp_path: Path) -> None:
             ", line 3 is no CSV (unexpected end of data): mend the file, or give JSONL",
         ),
         ("my.csv", b"a,b\n1,\xe9\n", ", line 2 is not UTF-8 (byte 0xe9): convert the file"),
+        ("my.tsv", b"a\tb\n1\t2\t3\n", ", line 2 has 3 values, where the header has 2"),
         (
-            "my.tsv",
-            b"a\tb\n",
-            " is of no known kind: give a .jsonl, .json, .csv, .parquet file, or a folder of `datasets`",
+            "my.txt",
+            b"a\n",
+            " is not a kind of file that is read here: give .jsonl, .ndjson, .json, .csv, .tsv (also with .gz, .bz2, .xz, .zst "
+            "after it), .parquet or .arrow, or a folder of such files",
         ),
     ],
 )
@@ -256,6 +265,16 @@ def test_what_is_wrong_with_a_file_is_told(name: str, content: bytes, told: str,
     path = tmp_path / name
     path.write_bytes(content)
     assert refusal(path) == f"{path}{told}"
+
+
+@pytest.mark.parametrize("content", ['\n\n[\n\n{"a": 1}\n\n', '[{"a": 1}\n', '[{"a": 1},\n\n{"a"', "\n \n[1\n,}"])
+def test_the_line_of_a_json_error_counts_blank_lines(content: str, tmp_path: Path) -> None:
+    path = tmp_path / "my.json"
+    path.write_text(content)
+    with pytest.raises(json.JSONDecodeError) as error:
+        json.loads(content)
+    assert refusal(path).startswith(f"{path}, line {error.value.lineno} is no JSON (")
+    assert f"column {error.value.colno}):" in refusal(path)
 
 
 def test_a_torn_parquet_file(tmp_path: Path) -> None:
@@ -278,8 +297,11 @@ def test_a_misspelt_folder_is_not_looked_for_on_the_hub(tmp_path: Path, monkeypa
 
 
 def test_a_folder_without_data(tmp_path: Path) -> None:
-    told = refusal(tmp_path)
-    assert told.startswith(f"'{tmp_path}' is no data set that `datasets` can load (EmptyDatasetError: ")
+    known = "Give a folder with .jsonl, .ndjson, .json, .csv, .tsv (also with .gz, .bz2, .xz, .zst after it), .parquet or .arrow"
+    assert refusal(tmp_path) == f"{tmp_path} has no file of records: it is empty. {known}"
+    (tmp_path / "README.md").write_text("# Mine")
+    (tmp_path / "load.py").write_text("")
+    assert refusal(tmp_path) == f"{tmp_path} has no file of records: it holds README.md, load.py. {known}"
 
 
 def test_a_file_named_as_a_folder(tmp_path: Path) -> None:

@@ -64,7 +64,8 @@ def test_every_text_of_a_wording_has_a_golden(name: str) -> None:
     assert isinstance(wording, TextWording)
     seen = {g["format"] for g in GOLDENS if g["wording"] == name}
     assert set(wording.by_format) == {*seen, "columns"}
-    assert set(FORMATS) - seen == ({"messages"} if name == "llama3" else set())
+    conversations = {"sharegpt", "prompt_completion", "preference"}  # worded as messages, or as columns
+    assert set(FORMATS) - seen - conversations == ({"messages"} if name == "llama3" else set())
     named = {t for g in GOLDENS if g["wording"] == name for t in re.findall(r"<\|\w+\|>", g["prompt"] + g["response"])}
     assert named == set(wording.special)
 
@@ -285,8 +286,9 @@ def test_chat_encodes_texts_beyond_the_models_length_quietly(
 def test_a_template_that_does_not_continue_its_generation_prompt(tokenizer: PreTrainedTokenizerFast) -> None:
     tokenizer.chat_template = CHATML.replace("<assistant>{% endif", "<assistant><think>{% endif")
     assert refusal(CHAT.texts, GSM8K, RECORD, tokenizer) == (
-        "the tokenizer's chat template does not continue its own generation prompt, so that the response's tokens "
-        "cannot be told (prompt ends 'fruit.<end>\\n<assistant><think>'): choose another wording"
+        "the tokenizer's chat template does not continue its own generation prompt, so that it is unknown where the response "
+        "starts: after ' a red fruit.<end>\\n<assistant>' the prompt alone has '<think>', and with the answer it has "
+        "'A cherry.<end>\\n'; change the template so that both are the same, or choose another wording"
     )
 
 

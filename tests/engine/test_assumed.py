@@ -131,6 +131,15 @@ def test_a_run_takes_nothing_for_granted(config: Path, monkeypatch: pytest.Monke
     assert not (config.parent / "run").exists()
 
 
+def test_a_published_model_that_is_not_fetched_is_planned_by_its_architecture(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAYSWEEP_CACHE", str(tmp_path / "cache"))
+    facts = inspect(load_config(config, ["models.0.base=lab://smollm2"]), may_assume=True)
+    assert facts.models["m"].base.on_paper
+    assert "lab://smollm2" in facts.assumed[0]
+
+
 def test_real_checkpoints_and_records_are_used_where_they_are_here(config: Path, saved: Path, tmp_path: Path) -> None:
     changes = [f"models.0.base={saved}", "models.0.tuned={}", "studies={similarity: {}}"]
     facts = inspect(load_config(config, changes), may_assume=True)

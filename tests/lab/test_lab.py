@@ -112,6 +112,26 @@ def test_pre_training_sees_no_record_that_is_measured_on(lab_tokenizer: PreTrain
 # names
 
 
+def test_a_published_model_is_in_the_users_cache_once_it_is_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAYSWEEP_CACHE", str(tmp_path))
+    for name in lab.PUBLISHED:
+        assert lab.is_unfetched(f"lab://{name}")
+        with pytest.raises(InputError, match=rf"'lab://{name}' is not on this machine yet; run: raysweep fetch {name}"):
+            lab.resolve(f"lab://{name}")
+        lab.published_folder(name).mkdir(parents=True)
+        assert not lab.is_unfetched(f"lab://{name}")
+        assert lab.resolve(f"lab://{name}/") == str(tmp_path / "checkpoints" / name)
+    assert not lab.is_unfetched("lab://tiny")
+    assert not lab.is_unfetched("smollm2"), "a folder's name"
+
+
+def test_a_published_models_name_is_hinted_at() -> None:
+    with pytest.raises(InputError, match=r"the laboratory has no 'lab://smolm2'; did you mean 'smollm2'\?"):
+        lab.resolve("lab://smolm2")
+
+
 def test_every_name_resolves_to_what_it_says() -> None:
     assert (Path(lab.resolve("lab://tiny")) / "config.json").is_file()
     for name in TUNED:

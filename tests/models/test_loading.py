@@ -127,7 +127,7 @@ def test_an_adapter_needs_its_base(save_lora: Save) -> None:
 @pytest.mark.parametrize(
     ("base", "message"),
     [
-        ({"width": 24}, r"size mismatch for .*layers\.0\.self_attn\.q_proj\.lora_A.*\[3, 16\].*\[3, 24\]"),
+        ({"width": 24}, r"its tensor .*layers\.0\.mlp\.down_proj\.lora_B.* has shape \[16, 3\].* needs \[24, 3\]"),
         (
             {"layers": 3},
             r"the base has no place for 4 of its tensors, .*layers\.3\.mlp\.down_proj\.lora_A.* among them",

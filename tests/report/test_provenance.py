@@ -99,7 +99,8 @@ def test_time_is_summed_over_the_commits_in_use(folder):
 
 def test_what_was_left_out_is_a_warning(folder):
     logged(folder, "run_started")
-    about = {**ABOUT, "datasets": [{**ABOUT["datasets"][0], "left_out": "3", "cut": "12", "blank_responses": "2"}]}
+    counted = {"left_out": "3", "cut": "12", "blank_responses": "2", "answers_cut": "5"}
+    about = {**ABOUT, "datasets": [{**ABOUT["datasets"][0], **counted}]}
     losses = pd.DataFrame(
         {"model": "m", "dataset": ["d", "d", "e", "e"], "loss": [np.nan, np.nan, 1.0, 2.0]},
     )
@@ -107,5 +108,7 @@ def test_what_was_left_out_is_a_warning(folder):
         "d (for m): 3 of 43 records left out: they have no response token, or a cut to max_tokens or the model's context leaves none",
         "d (for m): 12 of 40 examples cut to max_tokens or the model's context",
         "d (for m): 2 of 40 examples have a blank response: only tokens of the wording carry their loss",
+        "d (for m): 5 of 40 examples lose a part of their answer: the chat template leaves it out or rewrites it, and the loss is "
+        "that of the rest",
         "d on m: 2 of 2 losses are NaN and left out of every mean",
     ]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -178,6 +180,23 @@ def test_the_test_loss_is_the_plain_one_at_every_batch_size(
     saved = describe(str(tmp_path / "tuned"))
     assert saved.config["use_cache"] is True
     assert plain_loss(load_model(saved), TEST) == pytest.approx(test[4], abs=1e-6)
+
+
+@pytest.mark.parametrize("asked", [{"do_sample": False, "temperature": 0.6, "top_p": 0.9}, {"num_return_sequences": 3}])
+def test_a_generation_config_that_contradicts_itself_goes_with_the_tuned_model(
+    asked: dict[str, Any], bases: Any, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    folder = tmp_path / "base"
+    shutil.copytree(bases("llama").folder, folder)
+    stored = json.dumps({"eos_token_id": [2, 9], **asked})
+    (folder / "generation_config.json").write_text(stored)
+    base = describe(str(folder))
+    arguments = {**QUICK, "max_steps": 2, "save_strategy": "steps", "save_steps": 1}
+    tuned = tune(base, tokenizer, tmp_path / "run", Recipe(arguments=arguments, keep=(1,)))
+    save_tuned(tuned, tokenizer, tmp_path / "tuned", base)
+    for written in (tmp_path / "run" / "step-1", tmp_path / "tuned"):
+        assert (written / "generation_config.json").read_text() == stored
+        assert load_model(describe(str(written))).generation_config.eos_token_id == [2, 9]
 
 
 def test_the_seed_alone_decides(bases: Any, tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:

@@ -190,7 +190,7 @@ STREAMED: dict[str, tuple[Callable[[Path], Any], str]] = {
     },
     "a shard that the index leaves out": (
         leave_a_shard_out,
-        f"checkpoint '{{w}}/base' lacks 1 weights, {UP} among them; it would run on random values",
+        f"checkpoint '{{w}}/base' lacks 1 weights, {UP} among them; it would run on random values: copy or write the checkpoint again",
     ),
     "float8": (
         lambda w: edit_tensors(w / "tuned/model.safetensors", lambda t: t.update({UP: t[UP].to(torch.float8_e4m3fn)})),
@@ -199,8 +199,8 @@ STREAMED: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "whole numbers": (
         lambda w: edit_tensors(w / "tuned/model.safetensors", lambda t: t.update({UP: t[UP].to(torch.int8)})),
-        f"{{w}}/tuned/model.safetensors: tensor {UP} is stored as I8, where LlamaForCausalLM has floating values; copy or write "
-        "the checkpoint again",
+        f"checkpoint '{{w}}/tuned' has quantised weights ({UP} is stored as I8), and its config.json has no quantization_config that "
+        "says how; dequantise it, or restore the config",
     ),
     "another shape in one checkpoint": (
         lambda w: edit_tensors(w / "tuned/model.safetensors", lambda t: t.update({UP: t[UP][:3].clone()})),
@@ -209,8 +209,8 @@ STREAMED: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "another shape in both": (
         both(lambda t: t.update({UP: t[UP][:3].clone()})),
-        f"checkpoint '{{w}}/base': {UP} gives {UP} the shape [3, *], where LlamaForCausalLM has [*]; write the checkpoint again, or "
-        "mend its config",
+        f"checkpoint '{{w}}/base': tensor {UP} has the shape [3, *], where LlamaForCausalLM with this config has [*]; correct "
+        "config.json, or write the checkpoint again",
     ),
 }
 
