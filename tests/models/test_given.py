@@ -237,6 +237,17 @@ def test_one_weight_of_another_dtype_is_named(tiny_pair: Any) -> None:
         check_alike(base, tuned)
 
 
+def test_tables_of_positions_that_one_model_has_rounded_are_named(tiny_pair: Any) -> None:
+    base, tuned = tiny_pair("llama")
+    base, tuned = base.bfloat16(), tuned.bfloat16()
+    check_alike(base, tuned)
+    tuned.model.rotary_emb.float()
+    with pytest.raises(
+        InputError, match=r"dtypes: model\.rotary_emb\.inv_freq is bfloat16 in base and float32 in tuned"
+    ):
+        check_alike(base, tuned)
+
+
 def test_other_devices_are_refused_with_both(tiny_pair: Any) -> None:
     base, tuned = tiny_pair("llama")
     with pytest.raises(InputError, match=r"^base and tuned are on different devices: cpu and meta:0; move one of them"):
