@@ -85,7 +85,7 @@ def test_one_model_may_be_named_and_the_other_loaded(world: Path, expected: pd.D
     pd.testing.assert_frame_equal(rs.sweep_windows(base, world / "tuned", ROWS, WINDOWS), expected)
     pd.testing.assert_frame_equal(rs.sweep_windows(str(world / "base"), tuned, ROWS, WINDOWS), expected)
     assert base.training
-    half = rs.sweep_windows(base.bfloat16(), world / "tuned", ROWS, WINDOWS)
+    half = rs.sweep_windows(loaded(world / "base", torch.bfloat16), world / "tuned", ROWS, WINDOWS)
     np.testing.assert_allclose(half["loss"], expected["loss"], atol=0.3)
     assert not np.allclose(half["loss"], expected["loss"], atol=1e-5), "the named one is loaded in the other's dtype"
 
