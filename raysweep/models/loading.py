@@ -87,7 +87,7 @@ def _load_merged(
     A float32 model is merged where it stays. Another is merged on the CPU, whose memory has to hold it in float32.
     """
 
-    check_adapter(adapter, base)
+    check_adapter(adapter, base, dry_run=False)  # the real weights are next
     config = read_peft_config(adapter)
     if dtype == "float32":
         model = load_model(base, dtype=dtype, device=device, device_map=device_map)

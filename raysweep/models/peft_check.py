@@ -27,10 +27,11 @@ class AdapterFacts:
     unties: bool = False
 
 
-def check_adapter(adapter: Checkpoint, base: Checkpoint) -> AdapterFacts:
+def check_adapter(adapter: Checkpoint, base: Checkpoint, *, dry_run: bool = True) -> AdapterFacts:
     """Check a PEFT adapter against its base, from its config and the shapes of both; no weight of the base is read.
 
-    Raises InputError for an adapter that cannot be merged, that a reload does not reproduce, or whose tensors do not fit.
+    With `dry_run`, an adapter of a small base is also merged into made-up weights. Raises InputError for an adapter that
+    cannot be merged, that a reload does not reproduce, or whose tensors do not fit.
     """
     import torch
 
@@ -44,7 +45,7 @@ def check_adapter(adapter: Checkpoint, base: Checkpoint) -> AdapterFacts:
         if fit is not None:
             try_adapter(adapter, config, fit)
             refuse_if_not_mergeable(adapter, config, fit)
-        if is_small(base):
+        if dry_run and is_small(base):
             try_merging(adapter, base, config)
     return AdapterFacts(tuple(_warnings(adapter, base, config)), fit is not None and fit.unties)
 

@@ -95,9 +95,10 @@ def _wrong(adapter: Checkpoint, base: Checkpoint, config: PeftConfig, difference
 def _loaded(adapter: Checkpoint, base: Checkpoint, config: PeftConfig, model: PreTrainedModel) -> PeftModel:
     from peft import PeftModel
 
+    device = _device(model)
     with quiet():
         tuned = PeftModel(model, config)
-        placed = tuned.load_adapter(adapter.folder, ADAPTER_NAME)
+        placed = tuned.load_adapter(adapter.folder, ADAPTER_NAME, torch_device=device)
     if problem := misplaced(lacking_tensors(tuned, config, placed.missing_keys), placed.unexpected_keys):
         raise InputError(f"{_unfit(adapter, base)}: {problem}")
     return tuned.eval()
@@ -124,10 +125,13 @@ def probe_tokens(model: PreTrainedModel, trained: Iterable[int] = ()) -> torch.T
     chosen = [token for token in trained if 0 <= token < vocabulary][:_MOST_TRAINED]
     spread = [usual[(7919 * place + 13) % len(usual)] for place in range(_ROWS * _LENGTH)]
     rows = [[*spread[row * _LENGTH : (row + 1) * _LENGTH], *chosen[:: 1 - 2 * row]] for row in range(_ROWS)]
+    return torch.tensor(rows, device=_device(model))
+
+
+def _device(model: PreTrainedModel) -> str:
+    """Where the model takes its tokens; if its embedding is offloaded, hooks move them there from the CPU."""
     device = model.get_input_embeddings().weight.device
-    return torch.tensor(
-        rows, device="cpu" if device.type == "meta" else device
-    )  # of one on disk, hooks take them along
+    return "cpu" if device.type == "meta" else str(device)
 
 
 def output_of(model: PreTrainedModel | PeftModel, tokens: torch.Tensor) -> torch.Tensor:

@@ -1,8 +1,7 @@
-"""A trial of a PEFT adapter's type on a few small layers with made-up weights: does loading it give the same model each time, and
-is the merged layer the adapter's own?
+"""A trial of a PEFT adapter's type on a few small layers with made-up weights.
 
-A type may start from random values that are not saved (PiSSA by subspace iterations takes another part out of the base in every
-process), sample while it runs, or depend on the input. Configs do not say so; running the installed PEFT's own classes does.
+It shows whether each reload gives the same model, and whether the merged layers compute what the adapter does. A type may start from random values that are not saved (PiSSA by subspace iterations takes another part out of the base in every process),
+sample while it runs, or depend on the input. Configs do not say so; running the installed PEFT's own classes does.
 """
 
 from __future__ import annotations
@@ -23,10 +22,8 @@ if TYPE_CHECKING:
 
     from raysweep.models.peft_fit import Fit
 
-WIDTHS = (
-    128,
-    512,
-)  # layers are cut down to about this; the second if a type's blocks or ranks do not fit into the first
+# Layers are cut down to about the first of these; to the next if a type's blocks or ranks do not fit.
+WIDTHS = (128, 512, 2048)
 TOLERANCE = 1e-4  # relative, of float32
 _UNLIKE = 1e-3  # relative; the made-up weights make what is left to chance far larger than rounding
 _LARGEST = 2**23  # values of a layer that cannot be cut down any more

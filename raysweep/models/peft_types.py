@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 ADAPTER_NAME = "default"  # PEFT's own name for the only adapter of a model
 OF_MODULES = "base_model.model."  # how the names of tensors begin that belong to one module of the base
 INSTEAD = "merge it into its base where it was trained and give the merged checkpoint"
-NOT_MERGEABLE = "give a full checkpoint, or an adapter of a type that can be merged (LoRA and its kin)"
+NOT_MERGEABLE = "give a full checkpoint, or an adapter that can be merged (plain LoRA or DoRA, for example)"
+_NOTES = ("unsloth_",)  # how names begin that record the tool that trained the adapter
 # Settings that every adapter has, or that decide nothing about merging: not worth a place in a message.
 _COMMON = {
     *("auto_mapping", "base_model_name_or_path", "inference_mode", "lora_alpha", "lora_dropout", "peft_type", "peft_version"),
@@ -87,9 +88,10 @@ def described_type(config: PeftConfig) -> str:
 
 
 def unknown_settings(adapter: Checkpoint, config: PeftConfig) -> dict[str, object]:
-    """What adapter_config.json sets and the installed PEFT ignores, because it has no such setting; empty values left out."""
-    known = {field.name for field in dataclasses.fields(config)} | {"runtime_config"}
-    return {name: value for name, value in adapter.config.items() if name not in known and value}
+    """Return what adapter_config.json sets and the installed PEFT has no setting for, except empty values and other tools' notes."""
+    known = {field.name for field in dataclasses.fields(config)}
+    found = {name: value for name, value in adapter.config.items() if name not in known and value}
+    return {name: value for name, value in found.items() if not name.startswith(_NOTES)}
 
 
 def one_line(error: BaseException) -> str:

@@ -19,7 +19,7 @@ REFUSALS = {
     ),
     "a folder that is no checkpoint": (
         ["models.0.base={world}"],
-        "checkpoint '{world}' has no config.json ({world}); is it the folder that save_pretrained wrote?",
+        "checkpoint '{world}' has no config.json ({world}); its subfolder 'base' has a checkpoint: give {world}/base (or one of *",
     ),
     "records that are missing": (["datasets.0.path=./gone.jsonl"], "there is no file gone.jsonl: check the path"),
     "a name that the laboratory has not": (
