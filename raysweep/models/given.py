@@ -173,7 +173,7 @@ def check_distinct(base: object, tuned: object) -> None:
     if shared:
         names = " and ".join(dict.fromkeys(shared[0]))
         raise InputError(
-            f"base and tuned share the memory of {len(shared)} weights ({names} among them){cause or ', so they are not two models'}. "
+            f"base and tuned share the memory of {len(shared)} weight{'s' if len(shared) > 1 else ''} ({names} among them){cause or ', so they are not two models'}. "
             f"{again}, or make one of the two with copy.deepcopy."
         )
 
