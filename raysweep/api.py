@@ -46,7 +46,7 @@ class Run:
     failed: Mapping[str, str] = field(default_factory=dict)
     accuracy: Accuracy | None = None
     warnings: Sequence[str] = ()
-    about: Mapping[str, Any] = field(default_factory=dict)
+    about: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     def __getattr__(self, name: str) -> pd.DataFrame:
         if name.startswith("__"):  # copy and pickle look for their methods before there are tables

@@ -115,8 +115,9 @@ def _each(
 def unmoved_sentence(cell: Cell) -> Markup:
     """That no window costs anything, and why."""
     if cell.shared is not None and (text := cell.shared.sentence):
-        line = Markup("<strong>{}</strong>").format(text[0].upper() + text[1:])
-        return line if text.endswith("?") else line + "."
+        claim, _, rest = text.partition(": ")
+        end = "" if text.endswith("?") else "."
+        return Markup("<strong>{}</strong>: {}{}").format(claim[0].upper() + claim[1:], rest, end)
     return Markup(
         "<strong>No window changes any loss of <bdi>{}</bdi>.</strong> Base and tuned compute the same, whichever layers are put "
         "back. Is the tuned checkpoint the base itself?"
