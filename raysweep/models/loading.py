@@ -86,7 +86,6 @@ def _load_merged(
 
     A float32 model is merged where it stays. Another is merged on the CPU, whose memory has to hold it in float32.
     """
-
     if not adapter.config:  # a training of the run wrote it after it was planned
         adapter = describe(str(adapter.folder))
     check_adapter(adapter, base, dry_run=False)  # the real weights are next

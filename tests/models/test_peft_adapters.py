@@ -419,10 +419,12 @@ def test_zero_factors_do_not_make_every_adapter_idle(
 
 @pytest.mark.parametrize(("modules", "left"), [(["q_proj"], set()), (r".*\.1\..*q_proj", {0})])
 def test_an_adapter_without_tensors_of_its_layers_changes_them_all_the_same(
-    modules: Any, left: set[int], bases: dict[bool, Path], tmp_path: Path
+    modules: Any, left: set[int], bases: dict[bool, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """UniLoRA stores one vector for all layers, and draws from a seed where its values go."""
     config = peft.UniLoraConfig(r=4, theta_d_length=32, target_modules=modules)
     adapter = describe(str(trained(bases[False], config, tmp_path / "adapter")))
     assert all("layers" not in name for name in adapter.shapes)
     assert same_in_checkpoints(describe(str(bases[False])), adapter).layers == left
+    monkeypatch.setattr("raysweep.models.made_up._SMALL", 0)  # PEFT places this type on no base without weights
+    assert same_in_checkpoints(describe(str(bases[False])), adapter) == NOTHING
