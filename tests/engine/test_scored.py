@@ -196,6 +196,19 @@ def test_an_adapter_on_a_few_layers_gives_no_rho(
     assert rows["reason"].str.startswith("only layers 1–2, 4 of 6 were trained: ").all()
 
 
+def test_an_adapter_that_changes_nothing_is_the_base(make_config: MakeConfig, world: Path, tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    lora = LoraConfig(r=2, target_modules=["q_proj"])  # its updates begin at zero
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        get_peft_model(load_model(describe(str(world / "base"))), lora).save_pretrained(tmp_path / "lora")
+    config = make_config(tmp_path / "run", tuned_on(tmp_path / "lora"))
+    assert any(line.startswith(IDENTICAL) for line in plan_run(config).void)
+    assert not drive(config).failed
+    assert open_run(str(tmp_path / "run")).summary()[0].startswith(IDENTICAL[0].upper() + IDENTICAL[1:])
+
+
 @pytest.mark.parametrize(
     ("asked", "reason", "planned"),
     [
