@@ -34,6 +34,7 @@ from raysweep.notebook_examples import (
     checked,
     format_given,
     tokenizer_given,
+    warn_of_texts,
 )
 from raysweep.notebook_models import Model, opened_model, opened_pair
 from raysweep.numerics.dynamics import reach_of
@@ -248,7 +249,8 @@ def load_examples(
     the name or folder of a checkpoint. It may come second, without a format before it.
 
     The other options are `limit`, `split`, `wording`, `max_tokens`, `too_long`, `prompt`, `response`, `exclude`, `last`,
-    `all_but_last` and `prompts_only`, as raysweep.data.examples.load_examples has them. Raises InputError as it does.
+    `all_but_last`, `template_date` and `prompts_only`, as raysweep.data.examples.load_examples has them. Warns of what the
+    prompt template does not read or changes, and if it reads the clock. Raises InputError as load_examples there does.
     """
     if len(given) > 2:
         raise TypeError(
@@ -266,7 +268,9 @@ def load_examples(
         raise InputError(f"format is of type {type(format).__name__}; give the name of a format, then the tokenizer")
     found, source = checked(options, LoadOptions), list(source) if isinstance(source, Iterator) else source
     record_format = format_given(source, {**found, "format": format})
-    return load_from(source, record_format, tokenizer_given(tokenizer), **found)
+    loaded = load_from(source, record_format, tokenizer_given(tokenizer), **found)
+    warn_of_texts(loaded, record_format, found)
+    return loaded
 
 
 # --- checks -------------------------------------------------------------------------------------------------------

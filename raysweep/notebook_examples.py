@@ -6,6 +6,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date
 from typing import Any, Literal, TypeAlias, TypedDict, cast
 
 from transformers import PreTrainedTokenizerBase
@@ -35,6 +36,7 @@ class RecordOptions(TypedDict, total=False):
     exclude: Exclude | Mapping[str, Any] | None
     last: int | None
     all_but_last: int | None
+    template_date: str | date | None
 
 
 class Reading(RecordOptions, total=False):
@@ -151,8 +153,10 @@ class ExampleReader:
                 prompts_only=without or not self.predicts,
                 **options,
             )
+            warn_of_texts(loaded, record_format, self.reading)
         elif self.read is not None:
             loaded = self.read(source, self.reading, self.losses)
+            warn_of_date(loaded, self.reading)
         else:
             what = f"'{source}'" if is_named(source) else "records"
             raise InputError(
@@ -177,13 +181,36 @@ class ExampleReader:
         return None
 
 
+def warn_of_texts(loaded: Loaded, record_format: str, reading: Mapping[str, Any]) -> None:
+    """Warn of what may mislead about the texts that were made of records."""
+    said = [*loaded.source_warnings, *loaded.notes.warnings(record_format)]
+    if loaded.n_answer_cut:
+        said.append(
+            f"{loaded.n_answer_cut} of {len(loaded.examples)} examples lose a part of their answer: the chat template leaves it "
+            "out or rewrites it, and the loss is that of the rest"
+        )
+    for warning in said:
+        warnings.warn(warning, stacklevel=2)
+    warn_of_date(loaded, reading)
+
+
+def warn_of_date(loaded: Loaded, reading: Mapping[str, Any]) -> None:
+    """Warn if a chat template was given today's date, and will be given another tomorrow."""
+    if loaded.template_date is not None and reading.get("template_date") is None:
+        warnings.warn(
+            f"the chat template reads the clock and is given {loaded.template_date}; pass template_date='{loaded.template_date}' to "
+            "get the same texts on another day",
+            stacklevel=2,
+        )
+
+
 def _warn_of_lost(loaded: Loaded, name: str) -> None:
     """Warn of records that are not measured, or in part only."""
     n = len(loaded.examples)
     row = {"dataset": name, "model": "this call", "examples": str(n), "left_out": str(loaded.n_unusable)}
     row |= {"cut": str(loaded.n_cut), "blank_responses": str(loaded.n_blank)}
-    for told in records_warnings([row]):
-        warnings.warn(told, stacklevel=2)
+    for warning in records_warnings([row]):
+        warnings.warn(warning, stacklevel=2)
 
 
 @dataclass(frozen=True)

@@ -21,12 +21,12 @@ from raysweep.data.sources import Source, is_named
 from raysweep.engine.facts import ModelFacts
 from raysweep.engine.inspection import inspect_models, resolve_device
 from raysweep.engine.reader import Reader
-from raysweep.errors import InputError
 from raysweep.models.adapter import Adapter
 from raysweep.models.borrowed import borrowed
-from raysweep.models.checkpoint import Checkpoint, find
+from raysweep.models.checkpoint import Checkpoint, describe, find
 from raysweep.models.given import check_alike, check_distinct, plain_model
 from raysweep.models.loading import load_model
+from raysweep.models.merged_copy import merge_onto_copy
 from raysweep.models.settings import differences, settings_warning
 from raysweep.models.stream import StreamedModel
 from raysweep.notebook_examples import ExampleReader, Examples, checked, format_given
@@ -63,15 +63,17 @@ class Named:
         reader = Reader(
             {name: (self.facts.base, self.facts.tuned)}, {name: self.facts.predicts}, states_alone=not losses
         )
-        options = {key: value for key, value in reading.items() if key != "wording"}
+        own = ("wording", "template_date")
+        options = {key: value for key, value in reading.items() if key not in own}
         dataset = DatasetConfig.model_construct(
             name=_DATASET, **{**options, "path": source, "format": format_given(source, reading)}
         )
         if is_named(source):
             dataset = dataset.model_copy(update={"path": lab.as_text(source)})
-        loaded, _ = reader.read(self.model.model_copy(update={"wording": reading.get("wording", "chat")}), dataset)
-        for told in reader.warnings:
-            warnings.warn(told, stacklevel=2)
+        asked = {key: str(value) for key, value in reading.items() if key in own}
+        loaded, _ = reader.read(self.model.model_copy(update=asked), dataset)
+        for warning in reader.warnings:
+            warnings.warn(warning, stacklevel=2)
         return loaded
 
     def room(self) -> Room:
@@ -214,13 +216,14 @@ def _room(model: PreTrainedModel, name: str) -> Room:
 def _like(model: PreTrainedModel, source: str, *, is_tuned: bool) -> PreTrainedModel:
     """A named checkpoint, loaded in the dtype and on the devices of the other model of its pair.
 
-    Raises InputError for a PEFT adapter: what it belongs to has to be read from files.
+    A PEFT adapter is merged onto a copy of the other model, which is the base then.
     """
     if is_tuned and (find(source) / "adapter_config.json").exists():
-        raise InputError(
-            f"tuned is the PEFT adapter '{source}', and base is a loaded model: give base by its name or folder too, so that the "
-            "adapter can be checked against it and merged onto it"
-        )
+        with borrowed(model):
+            merged, said = merge_onto_copy(describe(source), model)
+        for warning in said:
+            warnings.warn(warning, stacklevel=6)
+        return merged
     dtype = str(model.dtype).removeprefix("torch.")
     spread = getattr(model, "hf_device_map", None)
     return load_model(named(source).facts.base, dtype=dtype, device=str(model.device), device_map=spread)

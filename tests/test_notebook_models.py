@@ -288,10 +288,15 @@ def at_random(module: nn.Module, args: Any, output: torch.Tensor) -> torch.Tenso
     return output + torch.randn_like(output)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("hook", [at_the_end, in_the_first_row, at_random])
 def test_hooks_that_treat_tokens_or_rows_unlike_are_refused(
-    hook: Any, pair: tuple[Any, Any], examples: list[rs.Example]
+    hook: Any, dtype: torch.dtype, pair: tuple[Any, Any], examples: list[rs.Example]
 ) -> None:
+    for model in pair:
+        model.to(dtype)
+    pair[1].model.layers[2].register_forward_hook(halve)
+    assert len(rs.sweep_windows(*pair, examples, WINDOWS)) > 0
     pair[1].model.layers[2].register_forward_hook(hook)
     with pytest.raises(rs.InputError, match=r"cannot be swept layer by layer: .*\(model\.layers\.2 has hooks"):
         rs.sweep_windows(*pair, examples, WINDOWS)

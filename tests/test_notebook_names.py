@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -84,19 +85,56 @@ def test_one_model_may_be_named_and_the_other_loaded(world: Path, expected: pd.D
     pd.testing.assert_frame_equal(rs.sweep_windows(base, world / "tuned", ROWS, WINDOWS), expected)
     pd.testing.assert_frame_equal(rs.sweep_windows(str(world / "base"), tuned, ROWS, WINDOWS), expected)
     assert base.training
-    half = rs.sweep_windows(base.bfloat16(), world / "tuned", ROWS, WINDOWS)
+    half = rs.sweep_windows(loaded(world / "base", torch.bfloat16), world / "tuned", ROWS, WINDOWS)
     np.testing.assert_allclose(half["loss"], expected["loss"], atol=0.3)
     assert not np.allclose(half["loss"], expected["loss"], atol=1e-5), "the named one is loaded in the other's dtype"
 
 
-def test_an_adapters_folder_is_merged_onto_a_named_base_alone(world: Path, examples: list[rs.Example]) -> None:
+def test_an_adapters_folder_is_merged_onto_a_named_base_or_a_copy_of_a_loaded_one(
+    world: Path, examples: list[rs.Example]
+) -> None:
     from peft import PeftModel
 
     merged = PeftModel.from_pretrained(loaded(world / "base"), world / "lora").merge_and_unload()
     expected = rs.sweep_windows(loaded(world / "base"), merged, examples, WINDOWS)
     pd.testing.assert_frame_equal(rs.sweep_windows(world / "base", world / "lora", examples, WINDOWS), expected)
-    with pytest.raises(rs.InputError, match="base is a loaded model: give base by its name or folder too"):
-        rs.sweep_windows(loaded(world / "base"), str(world / "lora"), examples, WINDOWS)
+    base = loaded(world / "base").train()
+    before = {name: parameter.clone() for name, parameter in base.named_parameters()}
+    pd.testing.assert_frame_equal(rs.sweep_windows(base, str(world / "lora"), examples, WINDOWS), expected)
+    assert base.training
+    assert all(torch.equal(before[name], parameter) for name, parameter in base.named_parameters())
+
+
+def test_an_adapter_on_a_loaded_base_of_16_bits_is_rounded_once(
+    world: Path, tmp_path: Path, examples: list[rs.Example]
+) -> None:
+    from peft import PeftModel
+
+    base = loaded(world / "base", torch.bfloat16)
+    exact = PeftModel.from_pretrained(copy.deepcopy(base).float(), world / "lora").merge_and_unload()
+    exact.save_pretrained(tmp_path)
+    expected = rs.sweep_windows(base, loaded(tmp_path, torch.bfloat16), examples, WINDOWS)
+    pd.testing.assert_frame_equal(rs.sweep_windows(base, world / "lora", examples, WINDOWS), expected)
+    assert base.dtype == torch.bfloat16
+
+
+def test_an_adapter_that_cannot_be_merged_onto_a_loaded_base_is_refused(world: Path, tmp_path: Path) -> None:
+    from accelerate import cpu_offload
+    from peft import LoraConfig, PromptTuningConfig, get_peft_model
+
+    get_peft_model(
+        loaded(world / "base"), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
+    ).save_pretrained(tmp_path / "prompt")
+    other = loaded(world / "base")
+    other.model.layers[1].mlp.up_proj = torch.nn.Linear(16, 44, bias=False)
+    get_peft_model(other, LoraConfig(r=2, target_modules=["up_proj"])).save_pretrained(tmp_path / "wide")
+    base = loaded(world / "base")
+    for adapter in ("prompt", "wide"):
+        with pytest.raises(rs.InputError, match=f"adapter '.*{adapter}'"):
+            rs.sweep_windows(base, tmp_path / adapter, ROWS, WINDOWS)
+    cpu_offload(base, execution_device=torch.device("cpu"))
+    with pytest.raises(rs.InputError, match=r"a base that is spread over devices: give base by its name or folder$"):
+        rs.sweep_windows(base, world / "lora", ROWS, WINDOWS)
 
 
 def test_capture_and_critical_layers_by_name(world: Path, examples: list[rs.Example]) -> None:
@@ -155,12 +193,39 @@ def test_warnings_of_the_command_line_are_warnings(
     changed = copy.deepcopy(tokenizer)
     changed.chat_template = tokenizer.chat_template + "{{ ' ' }}{{ 'bye' }}"
     changed.save_pretrained(tmp_path)
-    with pytest.warns(UserWarning, match="has another chat template than"):
+    with pytest.warns(UserWarning, match="words 10 of 10 texts differently from that of"):
         rs.sweep_windows(world / "base", tmp_path, ROWS, WINDOWS)
     most = max(example.length for example in examples) - 1
     n_cut = sum(example.length > most for example in examples)
     with pytest.warns(UserWarning, match=rf"^examples \(for this call\): {n_cut} of 10 examples cut to max_tokens"):
         rs.sweep_windows(world / "base", world / "tuned", ROWS, WINDOWS, max_tokens=most)
+
+
+def test_what_a_template_does_to_texts_is_a_warning_wherever_they_are_made(
+    world: Path, tokenizer: Any, pair: Any
+) -> None:
+    cutting = copy.deepcopy(tokenizer)
+    cutting.chat_template = "{% for m in messages %}<{{ m.role }}>{{ m.content.split('</think>')[-1] }}{% endfor %}"
+    cutting.chat_template += "{% if add_generation_prompt %}<assistant>{% endif %}"
+    turns = [{"role": "user", "content": "two"}, {"role": "assistant", "content": "a</think>b", "weight": 1}]
+    for call in (
+        lambda: rs.load_examples([{"messages": turns}] * 3, cutting),
+        lambda: rs.sweep_windows(*pair, [{"messages": turns}] * 3, WINDOWS, tokenizer=cutting),
+    ):
+        with (
+            pytest.warns(UserWarning, match="^3 of 3 examples lose a part of their answer"),
+            pytest.warns(UserWarning, match=r"does not read these, which are ignored: .*weight"),
+        ):
+            call()
+    dated = copy.deepcopy(tokenizer)
+    dated.chat_template = "{{ strftime_now('%Y-%m-%d') }}" + tokenizer.chat_template
+    with pytest.warns(UserWarning, match=r"reads the clock and is given (.*); pass template_date='\1' to get the same"):
+        rs.load_examples(ROWS, dated)
+    for day in ("2026-01-31", date(2026, 1, 31)):
+        found = rs.load_examples(ROWS, dated, template_date=day).examples
+        assert found[0].prompt.startswith("2026-01-31")
+        losses = rs.sweep_windows(*pair, ROWS, WINDOWS, tokenizer=dated, template_date=day)
+        pd.testing.assert_frame_equal(losses, rs.sweep_windows(*pair, found, WINDOWS))
 
 
 # --- examples -----------------------------------------------------------------------------------------------------

@@ -99,7 +99,13 @@ class Loaded:
     source_warnings: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
-        counts = {"cut": self.n_cut, "unusable": self.n_unusable, "excluded": self.n_excluded, "blank": self.n_blank}
+        counts = {
+            "cut": self.n_cut,
+            "unusable": self.n_unusable,
+            "excluded": self.n_excluded,
+            "blank": self.n_blank,
+            "with an answer cut by the template": self.n_answer_cut,
+        }
         others = "".join(f", {n} {what}" for what, n in counts.items() if n)
         return f"Loaded({len(self.examples)} examples{others})"
 
@@ -126,8 +132,8 @@ def load_examples(
 ) -> Loaded:
     """The first `limit` records of `source`, worded, tokenised and cut to their first `max_tokens` tokens.
 
-    `source` and `split` are those of `read_source` (a file, a folder, a name, or records in memory), `format` and (for `columns`) `prompt` and `response` those of
-    `find_format`. With `prompts_only`, where no loss is measured, an example is its prompt's tokens: no response is
+    `source` and `split` are those of `read_source` (a file, a folder, a name, or records in memory), `format` and (for `columns`)
+    `prompt` and `response` those of `find_format`. With `prompts_only`, where no loss is measured, an example is its prompt's tokens: no response is
     tokenised or needed (for `columns` none need be given), and a cut spares the special tokens that close the prompt.
     Examples that are still longer than the context of `room` are cut to it, or refused, as `too_long` says.
     Records that `exclude` names are left out first, then of the rest all but the `last` so many, or those that

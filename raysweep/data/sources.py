@@ -13,6 +13,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
 
 from raysweep import lab
+from raysweep.data.conversations import ArrowRecord
 from raysweep.data.exclusion import taken
 from raysweep.data.files import Place
 from raysweep.data.formats import Record, detect_format
@@ -93,12 +94,13 @@ def found_format(source: Source, *, split: str | None = None) -> str:
 
 
 def _in_memory(source: object, split: str | None, name: str) -> Iterator[Record]:
+    kind: type[dict[str, Any]] = dict
     if (found := _of_datasets(source, split, name)) is not None:
-        source = found
+        source, kind = found, ArrowRecord
     elif split is not None:
         raise InputError(f"{name} is in memory and has no splits: leave out split '{split}'")
     if hasattr(source, "columns") and hasattr(source, "to_dict"):
-        source = _rows_of_frame(source, name)
+        source, kind = _rows_of_frame(source, name), ArrowRecord
     if isinstance(source, Mapping):
         raise InputError(f"one record was given (a {type(source).__name__}); give a list of records")
     if not isinstance(source, Iterable) or isinstance(source, bytes):
@@ -113,7 +115,7 @@ def _in_memory(source: object, split: str | None, name: str) -> Iterator[Record]
             raise InputError(
                 f"{name}, record {number} (counted from 0), has the key {odd!r}, which is no text; name its fields with texts"
             )
-        yield {key: _plain(value) for key, value in record.items()}
+        yield kind({key: _plain(value) for key, value in record.items()})
 
 
 def _of_datasets(source: object, split: str | None, name: str) -> Iterable[Any] | None:

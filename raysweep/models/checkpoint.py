@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 _DOWNLOADED = ("*.json", "model*.safetensors", "adapter_model.safetensors", "*.model", "*.jinja", "*.txt")
 _NO_DTYPE = ("auto", "None")  # what trainers write in place of one
 _FLOATING = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+_FORMS = ("use_return_dict", "output_attentions")  # what a program wants of outputs
 _KERNELS = (None, "sdpa", "eager")  # attention that every machine has
 _DEEPEST = 10_000  # what a damaged config may ask for is not planned
 
@@ -193,10 +195,8 @@ def standard_config(folder: Path) -> PreTrainedConfig:
     machine may not have, the form of outputs, a dtype that is none, a padding token without an embedding. Raises
     InputError for a file that transformers cannot read.
     """
-    from transformers import AutoConfig
-
     try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, **_replaced(folder))
+        config = _read_standard(folder)
     except Exception as error:  # a value of a wrong type raises whatever the config's class stumbled over
         raise InputError(f"{folder / 'config.json'} is no config that transformers knows: {error}") from error
     for each in (config, config.get_text_config()):
@@ -212,25 +212,35 @@ def standard_config(folder: Path) -> PreTrainedConfig:
     return config
 
 
-def _replaced(folder: Path) -> dict[str, Any]:
-    """Values for settings whose own in the file transformers would refuse."""
-    import torch
+def _read_standard(folder: Path) -> PreTrainedConfig:
+    from transformers import AutoConfig
 
     path = folder / "config.json" if folder.is_dir() else folder
     try:
         raw = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError):
-        return {}  # transformers says what is wrong
+        raw = None  # transformers says what is wrong
+    plain = _without_leftovers(raw)
+    if plain == raw:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    with tempfile.TemporaryDirectory() as scratch:
+        (Path(scratch) / "config.json").write_text(json.dumps(plain), encoding="utf-8")
+        return AutoConfig.from_pretrained(scratch, trust_remote_code=False)
+
+
+def _without_leftovers(raw: Any) -> Any:
+    """A config's values without settings whose own value transformers would stumble over while it reads the file."""
+    import torch
+
     if not isinstance(raw, dict):
-        return {}
-    replaced: dict[str, Any] = {}
-    if raw.get("output_attentions"):
-        replaced["output_attentions"] = False
+        return raw
+    plain = {key: _without_leftovers(value) if key == "text_config" else value for key, value in raw.items()}
+    for key in _FORMS:
+        plain.pop(key, None)
     for key in ("dtype", "torch_dtype"):
-        named = raw.get(key)
-        if named is not None and not isinstance(getattr(torch, str(named), None), torch.dtype):
-            replaced |= {"dtype": None, key: None}
-    return replaced
+        if plain.get(key) is not None and not isinstance(getattr(torch, str(plain[key]), None), torch.dtype):
+            del plain[key]
+    return plain
 
 
 def _standard_names(folder: Path) -> Mapping[str, Any]:

@@ -7,7 +7,7 @@ How a model is returned in the state in which it came is borrowed.py's.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, NamedTuple, TypeGuard
 
 import torch
@@ -173,7 +173,7 @@ def check_distinct(base: object, tuned: object) -> None:
     if shared:
         names = " and ".join(dict.fromkeys(shared[0]))
         raise InputError(
-            f"base and tuned share the memory of {len(shared)} weights ({names} among them){cause or ', so they are not two models'}. "
+            f"base and tuned share the memory of {len(shared)} weight{'s' if len(shared) > 1 else ''} ({names} among them){cause or ', so they are not two models'}. "
             f"{again}, or make one of the two with copy.deepcopy."
         )
 
@@ -209,20 +209,25 @@ def _overlapping(ours: list[_Extent], theirs: list[_Extent]) -> Iterator[tuple[s
 
 
 def check_alike(base: nn.Module, tuned: nn.Module) -> None:
-    """Raise InputError if two models have weights of different dtypes, or are on different devices.
+    """Raise InputError if two models have weights or tables of different dtypes, or are on different devices.
 
     Weights of integers (quantised ones) are not compared. Models that accelerate spreads over devices may differ in them.
     """
-    theirs = dict(tuned.named_parameters())
-    for name, ours in base.named_parameters():
-        other = theirs.get(name)
-        if other is None or ours.dtype == other.dtype or not (ours.is_floating_point() and other.is_floating_point()):
-            continue
-        one, two = (str(p.dtype).removeprefix("torch.") for p in (ours, other))
-        narrow, wide = ("base", two) if ours.dtype.itemsize < other.dtype.itemsize else ("tuned", one)
+    apart = _dtypes_apart(base.named_parameters(), tuned.named_parameters())
+    if apart is not None:
+        name, ours, theirs = apart
+        narrow, wide = ("base", theirs) if ours.itemsize < theirs.itemsize else ("tuned", ours)
         raise InputError(
-            f"base and tuned have different dtypes: {name} is {one} in base and {two} in tuned; load both with "
-            f"from_pretrained(…, dtype=torch.{wide}), or convert one: {narrow}.to(torch.{wide})"
+            f"base and tuned have different dtypes: {name} is {_named(ours)} in base and {_named(theirs)} in tuned; load both with "
+            f"from_pretrained(…, dtype={wide}), or convert one: {narrow}.to({wide})"
+        )
+    apart = _dtypes_apart(base.named_buffers(), tuned.named_buffers())
+    if apart is not None:
+        name, ours, theirs = apart
+        dtype = next((p.dtype for p in base.parameters() if p.is_floating_point()), ours)
+        raise InputError(
+            f"base and tuned have tables of different dtypes: {name} is {_named(ours)} in base and {_named(theirs)} in tuned. One was "
+            f"converted after it was loaded, which rounds its tables too: load both with from_pretrained(…, dtype={dtype})"
         )
     if is_dispatched(base) or is_dispatched(tuned):
         return
@@ -231,6 +236,22 @@ def check_alike(base: nn.Module, tuned: nn.Module) -> None:
         raise InputError(
             f"base and tuned are on different devices: {one_device} and {two_device}; move one of them: base.to('{two_device}')"
         )
+
+
+def _dtypes_apart(
+    ours: Iterable[tuple[str, torch.Tensor]], theirs: Iterable[tuple[str, torch.Tensor]]
+) -> tuple[str, torch.dtype, torch.dtype] | None:
+    """The first floating tensor that has two dtypes, and both."""
+    others = dict(theirs)
+    for name, one in ours:
+        other = others.get(name)
+        if other is not None and one.is_floating_point() and other.is_floating_point() and one.dtype != other.dtype:
+            return name, one.dtype, other.dtype
+    return None
+
+
+def _named(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _device(model: nn.Module) -> str:
@@ -250,6 +271,5 @@ def dtypes_in_words(model: nn.Module) -> str | None:
     if len(found) < 2:
         return None
     return " and ".join(
-        f"{str(dtype).removeprefix('torch.')} ({len(names)}, {shortened(names[0])} among them)"
-        for dtype, names in found.items()
+        f"{_named(dtype)} ({len(names)}, {shortened(names[0])} among them)" for dtype, names in found.items()
     )

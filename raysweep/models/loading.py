@@ -86,7 +86,6 @@ def _load_merged(
 
     A float32 model is merged where it stays. Another is merged on the CPU, whose memory has to hold it in float32.
     """
-    import torch
 
     check_adapter(adapter, base, dry_run=False)  # the real weights are next
     config = read_peft_config(adapter)
@@ -94,20 +93,35 @@ def _load_merged(
         model = load_model(base, dtype=dtype, device=device, device_map=device_map)
         return merge_adapter(adapter, base, config, model)
     merged = merge_adapter(adapter, base, config, load_model(base))
-    # Cast as a merged checkpoint on disk would be: some architectures keep some parameters and tables in float32.
+    return in_dtype(
+        merged,
+        dtype,
+        device_map if device_map is not None else {"": device},
+        why=f"the layers of '{base.source}' share weights, which PEFT adapter '{adapter.source}' changes apart",
+        options=_options(base),
+    )
+
+
+def in_dtype(
+    merged: PreTrainedModel, dtype: str, device_map: str | Mapping[str, Any], *, why: str, options: Mapping[str, Any]
+) -> PreTrainedModel:
+    """Cast a merged model as a checkpoint of it would be on loading: some architectures keep some weights in float32.
+
+    `options` are for its class. Raises InputError if weights are not shared as in the merged model; `why` says what may be the
+    reason.
+    """
+    import torch
+
     model = type(merged).from_pretrained(
         None,
         config=merged.config,
         state_dict=merged.state_dict(),
         dtype=getattr(torch, dtype),
-        device_map=device_map if device_map is not None else {"": device},
-        **_options(base),
+        device_map=device_map,
+        **options,
     )
     if shared_names(model) != shared_names(merged):
-        raise InputError(
-            f"the layers of '{base.source}' share weights, which PEFT adapter '{adapter.source}' changes apart, and the model cannot "
-            f"be made so in {dtype}; set the model's dtype to float32"
-        )
+        raise InputError(f"{why}, and the model cannot be made so in {dtype}; set the model's dtype to float32")
     return model.eval().requires_grad_(False)
 
 

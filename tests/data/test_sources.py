@@ -45,7 +45,7 @@ def forms(rows: list[dict[str, Any]]) -> dict[str, Any]:
         {"all_but_last": 4},
         {"leaves_out": lambda record: record["answer"].endswith("2"), "limit": 4},
     ],
-    ids=str,
+    ids=["all", "limit", "last", "all_but_last", "leaves_out"],
 )
 def test_records_in_memory_are_those_of_a_file(tmp_path: Path, form: str, options: dict[str, Any]) -> None:
     path = tmp_path / "rows.jsonl"

@@ -30,6 +30,7 @@ LEFT: dict[str, dict[str, Any]] = {
     "flex attention": {"attn_implementation": "flex_attention"},
     "a kernel of the hub": {"attn_implementation": "kernels-community/flash-attn"},
     "tuples for outputs": {"return_dict": False},
+    "tuples for outputs, by an old name": {"use_return_dict": False},
     "all states among the outputs": {"output_hidden_states": True, "output_attentions": True},
     "all states, with a kernel that has none": {"output_attentions": True, "attn_implementation": "flash_attention_2"},
     "TorchScript": {"torchscript": True},

@@ -101,6 +101,6 @@ def test_a_sweep_of_encoders_is_refused(random_examples: Callable[..., list[Exam
 
 
 def test_a_headless_decoder_cannot_be_swept(random_examples: Callable[..., list[Example]]) -> None:
-    model = build(ENCODERS["headless_llama"])
+    base, tuned = (build(ENCODERS["headless_llama"], seed) for seed in (0, 1))
     with pytest.raises(InputError, match=r"^LlamaModel does not predict the next token"):
-        sweep_windows(model, model, random_examples(1), [(0, 1)])
+        sweep_windows(base, tuned, random_examples(1), [(0, 1)])

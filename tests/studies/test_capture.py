@@ -143,4 +143,4 @@ def test_an_unknown_pooling_is_refused_with_the_nearest(tiny: Build, random_exam
 
 def test_nothing_to_capture_is_refused(tiny: Build) -> None:
     with pytest.raises(InputError, match="there are no examples to capture"):
-        capture(tiny("llama", 2), [])
+        capture_states(Adapter(tiny("llama", 2)), [])
