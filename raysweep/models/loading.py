@@ -11,7 +11,7 @@ from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 from raysweep.errors import InputError
-from raysweep.models.checkpoint import Checkpoint, predicts_tokens, standard_config
+from raysweep.models.checkpoint import Checkpoint, describe, predicts_tokens, standard_config
 from raysweep.models.peft_check import check_adapter
 from raysweep.models.peft_merge import merge_adapter
 from raysweep.models.peft_types import read_peft_config
@@ -87,6 +87,8 @@ def _load_merged(
     A float32 model is merged where it stays. Another is merged on the CPU, whose memory has to hold it in float32.
     """
 
+    if not adapter.config:  # a run made it after its plan was made
+        adapter = describe(adapter.source)
     check_adapter(adapter, base, dry_run=False)  # the real weights are next
     config = read_peft_config(adapter)
     if dtype == "float32":
