@@ -86,8 +86,9 @@ def _load_merged(
 
     A float32 model is merged where it stays. Another is merged on the CPU, whose memory has to hold it in float32.
     """
-    if not adapter.config:  # a training of the run wrote it after it was planned
-        adapter = describe(str(adapter.folder))
+
+    if not adapter.config:  # a run made it after its plan was made
+        adapter = describe(adapter.source)
     check_adapter(adapter, base, dry_run=False)  # the real weights are next
     config = read_peft_config(adapter)
     if dtype == "float32":
