@@ -31,7 +31,7 @@ from raysweep.engine.training_facts import find_trainings, trained_on
 from raysweep.errors import InputError
 from raysweep.models.blocks import find_blocks
 from raysweep.models.checkpoint import Checkpoint, describe, predicts_tokens
-from raysweep.models.expected_tensors import check_tensors
+from raysweep.models.expected_tensors import check_tensors, refuse_empty
 from raysweep.models.loading import resolve_dtype, skeleton
 from raysweep.models.pair import check_pair
 from raysweep.models.parts import parts_of
@@ -121,6 +121,7 @@ def inspect_models(
             paper = checkpoint_on_paper(model, source, base) if may_assume else None
             described[key] = paper or describe(source)
             check_quantised(described[key], device)
+            refuse_empty(described[key])
         return described[key]
 
     models: dict[str, ModelFacts] = {}

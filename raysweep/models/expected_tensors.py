@@ -57,7 +57,7 @@ def check_tensors(checkpoint: Checkpoint) -> tuple[str, ...]:
     """
     if checkpoint.adapter or checkpoint.on_paper or is_quantised(checkpoint):
         return ()
-    _refuse_empty(checkpoint)
+    refuse_empty(checkpoint)
     model = tried_model(checkpoint)
     try:
         recipes = find_recipes(model, checkpoint.shapes)
@@ -89,7 +89,8 @@ def _is_of_model(name: str, *, predicts: bool) -> bool:
     return bool(_IN_LAYER.search(name) or (predicts and _AROUND_LAYERS.search(name)))
 
 
-def _refuse_empty(checkpoint: Checkpoint) -> None:
+def refuse_empty(checkpoint: Checkpoint) -> None:
+    """Raise InputError where a tensor has no values."""
     empty = [name for name, shape in checkpoint.shapes.items() if 0 in shape]
     if empty:
         raise InputError(
