@@ -51,9 +51,9 @@ def byte_lines(path: Path) -> Iterator[bytes]:
         except (EOFError, zlib.error, lzma.LZMAError, OSError) as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise
-            told = " ".join(str(error).split())
+            reason = " ".join(str(error).split())
             raise InputError(
-                f"{path} is damaged: its {compression} data cannot be decompressed to the end ({told}). Copy or compress "
+                f"{path} is damaged: its {compression} data cannot be decompressed to the end ({reason}). Copy or compress "
                 "the file again"
             ) from error
 

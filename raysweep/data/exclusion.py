@@ -35,8 +35,8 @@ class Exclude:
     values: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
-        told = {"phrases": self.phrases, "pattern": self.pattern, "column": self.column, "values": self.values}
-        return f"Exclude({', '.join(f'{name}={shown(value)}' for name, value in told.items() if value)})"
+        given = {"phrases": self.phrases, "pattern": self.pattern, "column": self.column, "values": self.values}
+        return f"Exclude({', '.join(f'{name}={shown(value)}' for name, value in given.items() if value)})"
 
     def __post_init__(self) -> None:
         for name in ("phrases", "values"):

@@ -76,7 +76,7 @@ def read_records(
     if last is not None and all_but_last is not None:
         raise InputError(f"last is {last} and all_but_last is {all_but_last}: give one of them")
     try:
-        where, rows_of_source, told = _open(source, split)
+        where, rows_of_source, warned = _open(source, split)
         with contextlib.closing(rows_of_source):
             kept = _Kept(rows_of_source, leaves_out)
             rows = list(islice(taken(kept, last, all_but_last), limit))
@@ -90,7 +90,7 @@ def read_records(
             f"{where} has no record left: of its {kept.n_read}, exclude leaves out {kept.n_excluded}{held}; ask for fewer"
         )
     numbers, places, records = (list(column) for column in zip(*rows, strict=True))
-    return Records(where, records, places, numbers, kept.n_excluded, told)
+    return Records(where, records, places, numbers, kept.n_excluded, warned)
 
 
 def are_here(source: str) -> bool:
@@ -197,10 +197,10 @@ def _read_datasets(name: str, load: Callable[[str], Any], split: str | None, kno
         except InputError:
             raise
         except Exception as error:  # `datasets` raises whatever its readers and the network raise
-            told = " ".join(f"{type(error).__name__}: {error}".split())
-            told = told.replace(known_as, name) if known_as else told
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            reason = reason.replace(known_as, name) if known_as else reason
             raise InputError(
-                f"'{name}' is no data set that `datasets` can load ({told}): check the name, its configuration "
+                f"'{name}' is no data set that `datasets` can load ({reason}): check the name, its configuration "
                 "(owner/name:configuration) and the network, or give a file or a folder"
             ) from error
 

@@ -157,8 +157,8 @@ def _depends(template: ChatTemplate, conversation: Conversation, on: Iterable[_K
 def _roles_dropped(conversation: Conversation, prompt: str) -> list[str]:
     """Roles of messages whose text is not in the prompt, white space apart. Templates may cut or quote other roles' texts."""
     said = squeezed(prompt)
-    told = [(m["role"], m) for m in conversation.messages[:-1] if m["role"] in ("system", "developer", "user")]
-    lost = [role for role, message in told if any(squeezed(text) not in said for text in texts_of(message))]
+    messages = [(m["role"], m) for m in conversation.messages[:-1] if m["role"] in ("system", "developer", "user")]
+    lost = [role for role, message in messages if any(squeezed(text) not in said for text in texts_of(message))]
     return list(dict.fromkeys(lost))
 
 

@@ -304,10 +304,10 @@ class Adapter:
 
     def _mixed(self) -> str:
         """The hint for a forward that fails in a model whose weights have several dtypes."""
-        told = dtypes_in_words(self.model)
-        if told is None:
+        dtypes = dtypes_in_words(self.model)
+        if dtypes is None:
             return ""
-        return f"; its weights have several dtypes, {told}: load it with one, from_pretrained(…, dtype=torch.float32), or call model.float()"
+        return f"; its weights have several dtypes, {dtypes}: load it with one, from_pretrained(…, dtype=torch.float32), or call model.float()"
 
     def _refusal(self, reason: str) -> InputError:
         altered = next((path or "the model" for path, _ in altered_modules(self.model)), None)

@@ -121,14 +121,14 @@ def _refuse_peft(model: nn.Module, name: str) -> None:
     if _is_peft(model):
         config = getattr(model, "active_peft_config", None)
         kind = getattr(getattr(config, "peft_type", None), "value", "")
-        told = f"{name} is a {type(model).__name__}" + (f" ({kind})" if kind else "")
+        what = f"{name} is a {type(model).__name__}" + (f" ({kind})" if kind else "")
         if getattr(config, "is_prompt_learning", False):
             raise InputError(
-                f"{told}, whose adapter changes the prompt and no layer's weights, so it cannot be merged; give a model whose "
+                f"{what}, whose adapter changes the prompt and no layer's weights, so it cannot be merged; give a model whose "
                 "weights were fine-tuned"
             )
         raise InputError(
-            f"{told} whose adapter is not merged; give copy.deepcopy(model).merge_and_unload(), or the adapter's folder"
+            f"{what} whose adapter is not merged; give copy.deepcopy(model).merge_and_unload(), or the adapter's folder"
         )
     path = next((path for path, module in model.named_modules() if _is_peft(module)), None)
     if path is not None:
