@@ -172,6 +172,15 @@ def test_nothing_is_left_changed_by_a_call_that_is_refused(
     assert [state_of(model) for model in pair] == before
 
 
+def test_settings_that_differ_are_computed_and_named(tiny_pair: Any, tiny: Any, examples: list[rs.Example]) -> None:
+    base, _ = tiny_pair("llama", LAYERS)
+    tuned = tiny("llama", LAYERS, hidden_act="relu")
+    tuned.load_state_dict(base.state_dict())
+    with pytest.warns(UserWarning, match=r"different settings: hidden_act \(base 'silu', tuned 'relu'\)"):
+        table = rs.sweep_windows(base, tuned, examples, WINDOWS)
+    assert np.abs(losses_of(table) - by_swapping(base, tuned, examples)).max() <= TOLERANCE
+
+
 def test_an_adapter_leaves_its_model_in_evaluation_mode_and_a_call_takes_care_of_it(
     pair: tuple[Any, Any], examples: list[rs.Example]
 ) -> None:
