@@ -52,6 +52,7 @@ _STRUCTURE = {
     "use_bidirectional_attention": "a layer of one sees tokens that the other's must not see",
     "is_decoder": "a layer of one sees tokens that the other's must not see",
     "alibi": "a layer of one would get the other's encoding of positions",
+    "use_mem_rope": "a layer of one would get the other's encoding of positions",
     "position_embedding_type": "a layer of one would get the other's encoding of positions",
     "num_kv_shared_layers": "a layer of one would look for keys and values that the other's layers do not leave",
     "altup_num_inputs": "the layers of one carry another number of streams than the other's",
