@@ -269,7 +269,7 @@ def _renamed(old: str, new: str) -> Callable[[dict[str, torch.Tensor]], None]:
 
 
 @pytest.mark.parametrize("part", ["_orig_mod.", "module.", "_fsdp_wrapped_module."])
-@pytest.mark.parametrize("kind", ["lora", "SHIRA"])
+@pytest.mark.parametrize("kind", ["lora", "SHIRA", pytest.param("BOFT", marks=pytest.mark.soak)])
 def test_a_wrappers_prefix_is_refused(
     part: str, kind: str, bases: dict[bool, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
