@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from raysweep.store.artifacts import flush, flush_below
 from raysweep.store.scratch import scratch_folder
 
 
@@ -22,12 +23,11 @@ def install_folder(target: Path, build: Callable[[Path, Path], None], *, replace
         whole = scratch / "whole"
         whole.mkdir()
         build(whole, scratch)
-        for path in (*whole.rglob("*"), whole):
-            _flush(path)
+        flush_below(whole)
         while not _rename(whole, target) and replace:
             with contextlib.suppress(FileNotFoundError):  # another process has just moved it away
                 target.rename(scratch / f"replaced-{os.urandom(4).hex()}")
-        _flush(target.parent)
+        flush(target.parent)
 
 
 def _rename(whole: Path, target: Path) -> bool:
@@ -39,11 +39,3 @@ def _rename(whole: Path, target: Path) -> bool:
             raise
         return False
     return True
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
