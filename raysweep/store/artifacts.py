@@ -85,7 +85,7 @@ def publish_new(path: Location, data: bytes) -> bool:
         temporary.write_bytes(data)
         flush(temporary)
         try:
-            os.link(temporary, path)  # noqa: PTH200 - pathlib's name for it swaps the arguments
+            os.link(temporary, path)
         except FileExistsError:
             return False
         except OSError as error:

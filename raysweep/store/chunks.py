@@ -210,9 +210,9 @@ class ChunkStore:
         rank = pc.index_in(rows["part"], value_set=_like(wanted, rows["part"])).to_numpy()
         return rows.take(np.argsort(rank, kind="stable"))
 
-    def forget(self, manifest: Manifest) -> None:
+    def forget(self, name: str) -> None:
         """Take a commit back: its manifest is removed, so its parts count as not done and its name is free."""
-        self._manifest_path(manifest.name).unlink(missing_ok=True)
+        self._manifest_path(name).unlink(missing_ok=True)
 
     def forget_all(self) -> None:
         """Take every commit back, whole or broken."""

@@ -59,15 +59,15 @@ class Held:
         self._thread = threading.Thread(target=self._keep_beating, name="raysweep lock", daemon=True)
         self._thread.start()
 
-    def check(self) -> None:
+    def check(self, *, ask: bool = True) -> None:
         """Raise LostError if another process has taken the lock over, or the lock was removed.
 
-        The store is asked, with one listing; if the last heartbeat is so old that another process may be about to take over,
-        this one also says that it is alive. Raises what the store raises.
+        The store is asked, with one listing. With `ask` False it is asked only if the last heartbeat is so old that another process
+        may be about to take over; then this process also says that it is alive. Raises what the store raises.
         """
         if not self._lost and _now() - self._heard > STALE_SECONDS:
             self._beat()
-        elif not self._lost:
+        elif not self._lost and ask:
             self._look()
         if self._lost:
             raise LostError(str(self._place))
