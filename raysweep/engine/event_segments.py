@@ -101,14 +101,19 @@ def is_segment(name: str) -> bool:
 
 def segment_lines(folder: UPath) -> Iterator[str]:
     """Yield the lines of a log in an object store, oldest first, including torn ones; a few segments are in memory at a time."""
-    sizes = {name: int(info["size"]) for name, info in listing(folder).items() if _NAME.fullmatch(name)}
+    for _, content in segments(folder):
+        lines = content.decode("utf-8", errors="replace").removesuffix("\n").split("\n")
+        yield from (line for line in lines if not line.startswith(_OPENED))
+
+
+def segments(folder: UPath) -> Iterator[tuple[str, bytes]]:
+    """Yield the name of each segment that counts and what counts of it, oldest first."""
+    sizes = {name: int(info["size"]) for name, info in listing(folder).items() if is_segment(name)}
     counted = counted_bytes(sizes, _openings(folder, sizes))
     names = sorted(counted)
     for start in range(0, len(names), _AT_A_TIME):
         read = read_many(folder, {name: counted[name] for name in names[start : start + _AT_A_TIME]})
-        for name in sorted(read):
-            lines = read[name].decode("utf-8", errors="replace").removesuffix("\n").split("\n")
-            yield from (line for line in lines if not line.startswith(_OPENED))
+        yield from sorted(read.items())
 
 
 @dataclass(frozen=True)
