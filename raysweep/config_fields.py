@@ -61,7 +61,9 @@ Date = Annotated[str, BeforeValidator(_date), AfterValidator(parse_date)]  # YYY
 def _mode(value: object) -> object:
     """Permissions as text. Raises ValueError for a number, which YAML may have read as octal or not, and without the owner's own."""
     if not isinstance(value, str) or not re.fullmatch(r"0?7[0-7]{2}", value):
-        raise ValueError(f'{shown(value)} is not a mode of a folder that its owner can use; write it in quotes, such as "700"')
+        raise ValueError(
+            f'{shown(value)} is not a mode of a folder that its owner can use; write it in quotes, such as "700"'
+        )
     return value
 
 

@@ -309,7 +309,10 @@ class _Run:
         log = {"call": call.name, "tasks": list(call.tasks), "measured": dict(measured)}
         kept = self.folder.commit(commit, log)
         if kept.extra["log"] != log:  # of a driver that lost the folder to this one and committed all the same
-            log, commit = kept.extra["log"], replace(commit, table=self.folder.chunks.read(kept) if kept.table else None)
+            log, commit = (
+                kept.extra["log"],
+                replace(commit, table=self.folder.chunks.read(kept) if kept.table else None),
+            )
         written = {"results": kept.table.bytes if kept.table else 0, "activations": sum(f.bytes for f in kept.files)}
         self.log.emit(events.CHUNK_COMMITTED, commit=commit.name, keys=commit.keys, **log, bytes=written)
         if isinstance(call, TrainCall) and isinstance(self.folder.root, Path):

@@ -6,6 +6,7 @@ hands everything else back; making commits visible is the driver's.
 
 from __future__ import annotations
 
+import secrets
 import time
 import traceback
 from collections.abc import Sequence
@@ -267,23 +268,24 @@ class Worker:
         for part in parts:
             rows = slice(first, first + part.stop - part.first)
             first = rows.stop
+            name = f"{part.name}-{secrets.token_hex(4)}"  # no other writer's, who may be writing the same chunk
             files = write_part(
                 folder,
-                part.name,
+                name,
                 captured.states[:, rows],
                 captured.example_ids[rows],
                 captured.token_pos[rows],
                 captured.token_ids[rows],
             )
             extra = {
-                "part": part.name,
+                "part": name,
                 "folder": f"activations/{call.model}/{call.dataset}",
                 "layers": depth,
                 "width": width,
                 "torch_dtype": str(captured.states.dtype).removeprefix("torch."),
             }
-            name = commit_name("capture", call.model, call.dataset, [part.key])
-            commits.append(Commit(name, (part.key,), None, tuple(files), extra))
+            commit = commit_name("capture", call.model, call.dataset, [part.key])
+            commits.append(Commit(commit, (part.key,), None, tuple(files), extra))
         return commits
 
     @_run.register

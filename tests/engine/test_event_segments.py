@@ -151,9 +151,13 @@ def test_what_a_writer_adds_after_another_opened_the_log_does_not_count(folder, 
 def test_a_log_without_openings_counts_whole(folder):
     """As logs from before every log began with what it found."""
     for number, token in ((1, "aaaaaaaa"), (2, "bbbbbbbb")):
-        put_bytes(folder.events / f"{number:06d}-{token}.jsonl", f'{{"event": "call_started", "n": {number}}}\n'.encode())
+        put_bytes(
+            folder.events / f"{number:06d}-{token}.jsonl", f'{{"event": "call_started", "n": {number}}}\n'.encode()
+        )
     assert told(folder) == [1, 2]
     with EventLog(folder.events) as log:
         log.emit("call_started", n=3)
-    put_bytes(folder.events / "000002-bbbbbbbb.jsonl", b'{"event": "call_started", "n": 2}\n{"event": "late", "n": 4}\n')
+    put_bytes(
+        folder.events / "000002-bbbbbbbb.jsonl", b'{"event": "call_started", "n": 2}\n{"event": "late", "n": 4}\n'
+    )
     assert told(folder) == [1, 2, 3]

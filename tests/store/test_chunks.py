@@ -187,7 +187,9 @@ def test_a_second_writer_does_not_touch_what_the_first_committed(
     kept = first.commit("c0", rows(("a", 1.0)), parts={"a": None})
     before = names(tmp_path)
     for store in (first, second):
-        with pytest.raises(AlreadyCommittedError, match=r"c0\.json: this chunk is already committed; commit under anoth"):
+        with pytest.raises(
+            AlreadyCommittedError, match=r"c0\.json: this chunk is already committed; commit under anoth"
+        ):
             store.commit("c0", None if store is first else rows(("a", 2.0)), parts={"a": None})
     assert names(tmp_path) == before, "the second writer's table is removed"
     assert second.read_parts(["a"])["loss"].to_pylist() == [1.0]
