@@ -39,7 +39,7 @@ from raysweep.engine.calls import (
     commit_name,
 )
 from raysweep.engine.commits import table_commit
-from raysweep.engine.disk import is_lasting
+from raysweep.engine.disk import is_lasting, storage_failed
 from raysweep.engine.folder import RunFolder
 from raysweep.engine.memory import Budgets, is_out_of_memory, is_training, let_go, too_large, too_much_to_train
 from raysweep.engine.residents import Residents
@@ -73,7 +73,7 @@ class Worker:
         self._budgets = Budgets()
 
     def attempt(self, call: Call) -> Outcome:
-        """Run the call; whatever it raises becomes an outcome with the traceback, but for a disk that is full or gone (OSError)."""
+        """Run the call; whatever it raises becomes an outcome with the traceback, except StorageFailedError: it ends the run."""
         started = time.monotonic()
         self._models.begin()
         peak = Peak(call.loading.device if isinstance(call, ModelCall) else "cpu")
@@ -81,8 +81,8 @@ class Worker:
             with peak:
                 commits, measured = self._within_memory(call)
         except Exception as error:
-            if is_lasting(error):  # the run ends: the disk that this call could not write to takes no other's either
-                raise
+            if is_lasting(error, self.folder.root):  # the run ends: no other call could be committed either
+                raise storage_failed(self.folder.root, error) from error
             refused = isinstance(error, RaysweepError)
             return Outcome(
                 call,
