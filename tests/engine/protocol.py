@@ -243,15 +243,41 @@ def _renamed(state: State) -> State:
     )
 
 
-def walk(processes: int, rules: Rules, generator: random.Random) -> tuple[list[Step], State]:
-    """A random way to an end of all processes. A heartbeat is not cut in two, and crashes are rare."""
+def walk_with(feature: str, rules: Rules, generator: random.Random) -> tuple[list[Step], State]:
+    """A random way of three processes on which `feature` (of `features`) happens."""
+    while True:
+        way, state = walk(3, rules, generator, stop=generator.random() < 0.3)
+        if feature in features(way, state, rules):
+            return way, state
+
+
+def features(way: list[Step], state: State, rules: Rules) -> set[str]:
+    """What happens on a way: ends of processes, steps that are not in every one, and lines that do not count."""
+    names = [name for _, name in way]
+    happened = {*names, *(process.at for process in state.processes)}
+    if logged(state, rules) < sum(state.lines):
+        happened.add("uncounted")
+    if names.count("verify") > names.count("clean"):
+        happened.add("refused again")
+    return happened
+
+
+def walk(processes: int, rules: Rules, generator: random.Random, *, stop: bool = False) -> tuple[list[Step], State]:
+    """A random way to an end of all processes, or with `stop` to somewhere. A heartbeat is not cut in two, and crashes are rare."""
     state, way = start(processes), list[Step]()
     while choices := list(steps(state, rules)):
+        if stop and generator.random() < 0.05 and not any(step[1] == "beat" for step, _ in choices):
+            break
         beating = next((c for c in choices if c[0][1] == "beat"), None)
-        weights = [0.1 if step[1] == "crash" else 0.2 if step[1] == "listen" else 1.0 for step, _ in choices]
+        weights = [
+            _WEIGHTS.get(step[1], 1.0) * (after.processes[step[0]].at != "refused" or 0.2) for step, after in choices
+        ]
         step, state = beating or generator.choices(choices, weights)[0]
         way.append(step)
     return way, state
+
+
+_WEIGHTS = {"crash": 0.1, "listen": 0.2, "look, taking the holder for dead": 2.0}
 
 
 def without(rule: str) -> Rules:
