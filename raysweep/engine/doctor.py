@@ -24,7 +24,7 @@ from raysweep.errors import InputError, StoreError
 from raysweep.store import lock, object_lock
 from raysweep.store.activation_files import MANIFEST
 from raysweep.store.activations import open_activations
-from raysweep.store.artifacts import FileEntry, check_file, is_left_over, publish, publish_bytes
+from raysweep.store.artifacts import FileEntry, check_file, files_below, is_left_over, publish, publish_bytes
 from raysweep.store.chunks import Manifest
 from raysweep.store.places import listing, read_bytes, remove_below
 
@@ -249,7 +249,7 @@ def _moved(entry: FileEntry, folder: str) -> FileEntry:
 def _files(root: Location) -> dict[str, int]:
     if not isinstance(root, Path):
         return {path: int(info["size"]) for path, info in sorted(listing(root).items())}
-    files = sorted(path for path in root.rglob("*") if path.is_file() and not path.is_symlink())
+    files = (path for path in files_below(root) if path.is_file() and not path.is_symlink())
     return {path.relative_to(root).as_posix(): path.stat().st_size for path in files}
 
 

@@ -21,7 +21,7 @@ from raysweep.engine.found_layers import found_layers
 from raysweep.engine.training_estimate import layer_calls
 from raysweep.errors import RunError
 from raysweep.models.loading import load_tokenizer
-from raysweep.store.artifacts import FileEntry, publish_json, sha256_file
+from raysweep.store.artifacts import FileEntry, files_below, publish_json, sha256_file
 from raysweep.store.lock import HeldError, hold
 from raysweep.store.places import remove_below
 from raysweep.store.scratch import scratch_folder
@@ -298,10 +298,11 @@ def _provenance(call: TrainCall, recipe: Recipe, key: str, which: str) -> dict[s
 def _kept(source: Path, top: Path, name: str) -> list[FileEntry]:
     """Move a checkpoint to where it is kept, flushed to the disk, replacing what a broken commit left there; return its files."""
     to = top / name
-    with scratch_folder(source.parent) as aside:
-        publish_folder(source, to, aside=aside)
+    # One that is not there was moved before, by a process that was killed before it had moved the others.
+    if source.is_dir() or not to.is_dir():
+        with scratch_folder(source.parent) as aside:
+            publish_folder(source, to, aside=aside)
     return [
         FileEntry(f"{name}/{path.relative_to(to).as_posix()}", 0, path.stat().st_size, sha256_file(path))
-        for path in sorted(to.rglob("*"))
-        if path.is_file()
+        for path in files_below(to)
     ]

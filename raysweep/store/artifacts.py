@@ -120,7 +120,7 @@ def sweep_temporaries(folder: Location) -> list[Path]:
     """
     if not isinstance(folder, Path):
         return []
-    removed = [path for path in sorted(folder.rglob(".tmp-*")) if is_left_over(path)]
+    removed = [path for path in files_below(folder) if path.name.startswith(".tmp-") and is_left_over(path)]
     for path in removed:
         path.unlink(missing_ok=True)
     return removed
@@ -168,8 +168,24 @@ def _naming(path: Path) -> Iterator[None]:
 
 def flush_below(folder: Path) -> None:
     """Flush every file and folder below `folder`, then `folder` itself."""
-    for path in (*folder.rglob("*"), folder):
+    for path in files_below(folder):
         flush(path)
+    for path, _, _ in os.walk(folder, topdown=False, onerror=_raise):
+        flush(Path(path))
+
+
+def files_below(folder: Path) -> list[Path]:
+    """List the files below a folder, sorted; none if there is no folder. Raises OSError for one that cannot be read.
+
+    pathlib's glob would pass over a folder that it may not read, as if it were empty. Links to folders are not followed.
+    """
+    if not folder.is_dir():
+        return []
+    return sorted(Path(above, name) for above, _, names in os.walk(folder, onerror=_raise) for name in names)
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 def _temporary(path: Path) -> Path:

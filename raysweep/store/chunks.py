@@ -7,6 +7,7 @@ wakes up cannot change what another one has committed. Which chunks there are, a
 from __future__ import annotations
 
 import json
+import os
 import secrets
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -132,7 +133,7 @@ class ChunkStore:
         another size than its manifest says.
         """
         if isinstance(self.folder, Path):
-            return [self._load(path) for path in sorted(self.folder.glob("*.json")) if not path.name.startswith(".")]
+            return [self._load(self.folder / name) for name in self._names(self.folder)]
         return self._listed(self.folder)
 
     def _listed(self, folder: UPath) -> list[Manifest]:
@@ -219,10 +220,19 @@ class ChunkStore:
     def forget_all(self) -> None:
         """Take every commit back, whole or broken."""
         if isinstance(self.folder, Path):
-            found = [path.name for path in self.folder.glob("*.json")]
+            found = self._names(self.folder)
         else:
             found = [name for name in listing(self.folder) if "/" not in name and name.endswith(".json")]
         for_each(self.folder, lambda name: (self.folder / name).unlink(missing_ok=True), found)
+
+    @staticmethod
+    def _names(folder: Path) -> list[str]:
+        """The manifests' file names, sorted. glob would take a folder that may not be read for an empty one."""
+        try:
+            names = os.listdir(folder)  # noqa: PTH208 - names are all that is needed
+        except FileNotFoundError:
+            return []
+        return sorted(name for name in names if name.endswith(".json") and not name.startswith("."))
 
     def _manifest_path(self, name: str) -> Location:
         return self.folder / f"{name}.json"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from raysweep.errors import InputError
 from raysweep.models.shards import OPTIMIZER, WEIGHTS, check_plain
-from raysweep.store.artifacts import flush_below, publish_json
+from raysweep.store.artifacts import files_below, flush_below, publish_json
 
 _LIST = "whole.json"
 _NAME = re.compile(r"checkpoint-(\d+)")
@@ -87,9 +87,8 @@ def _listed(checkpoint: Path) -> dict[str, object] | None:
 
 def _sizes(checkpoint: Path) -> dict[str, int]:
     """Every file below a checkpoint but its list, and its bytes."""
-    files = (path for path in sorted(checkpoint.rglob("*")) if path.is_file())
     return {
         path.relative_to(checkpoint).as_posix(): path.stat().st_size
-        for path in files
-        if not path.name.startswith(_LIST)
+        for path in files_below(checkpoint)
+        if not path.name.startswith((_LIST, ".tmp-"))
     }
