@@ -165,15 +165,19 @@ def unseen() -> Iterator[None]:
 @contextmanager
 def _patched(root: Path, around: Callable[[str, Path, Callable[[], Any]], Any]) -> Iterator[None]:
     real = {name: getattr(os, name) for name in (*CHANGING, *READING) if name != "open"}
-    real_open, real_os_open = io.open, os.open
+    real_open, real_os_open, below = io.open, os.open, f"{root}/"
 
     def where(argument: Any) -> Path | None:
         if isinstance(argument, int):
             argument = Path(f"/proc/self/fd/{argument}").readlink()
         if not isinstance(argument, (str, bytes, os.PathLike)):
             return None
-        path = Path.cwd() / os.fsdecode(argument)
-        return path if path.is_relative_to(root) else None
+        path = (
+            f"{Path.cwd()}/{os.fsdecode(argument)}"
+            if not os.fsdecode(argument).startswith("/")
+            else os.fsdecode(argument)
+        )
+        return Path(path) if path.startswith(below) or path == str(root) else None
 
     def wrap(name: str, call: Callable[..., Any], changes: Callable[..., bool] = lambda *_: True) -> Callable[..., Any]:
         def wrapped(*arguments: Any, **options: Any) -> Any:

@@ -9,8 +9,9 @@ import json
 import os
 import random
 import shutil
+import tempfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import get_args
 
@@ -143,6 +144,14 @@ def export(root: Path) -> Tables:
 WORK = {"run": run, "training": train, "export": export}
 
 
+@pytest.fixture
+def in_memory() -> Iterator[Path]:
+    """A folder in memory where there is one: thousands of small folders are made and removed."""
+    memory = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as folder:
+        yield Path(folder)
+
+
 @pytest.fixture(params=WORK)
 def work(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], Tables]:
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # what it does is reckoned, and a disk's takes long
@@ -156,15 +165,15 @@ def check(root: Path, expected: Tables, again: Callable[[Path], Tables], point: 
     assert set(Counter(event["commit"] for event in log).values()) <= {1}, point
 
 
-def test_a_kill_or_a_power_cut_after_any_call_is_resumed_from(work: Callable[[Path], Tables], tmp_path: Path) -> None:
-    (tmp_path / "whole").mkdir()
-    with recorded(tmp_path / "whole") as found:
-        expected = work(tmp_path / "whole")
+def test_a_kill_or_a_power_cut_after_any_call_is_resumed_from(work: Callable[[Path], Tables], in_memory: Path) -> None:
+    (in_memory / "whole").mkdir()
+    with recorded(in_memory / "whole") as found:
+        expected = work(in_memory / "whole")
     assert len(found.moments) > 15
     generator = random.Random(0)
     for n, moment in enumerate(found.moments):
         for cut in get_args(Cut):
-            root = tmp_path / f"{n}-{cut}"
+            root = in_memory / f"{n}-{cut}"
             moment.leave(root, cut, generator)
             check(root, expected, work, f"{cut} after call {n}, {moment.call}")
             shutil.rmtree(root)
@@ -181,13 +190,13 @@ def attempt(work: Callable[[Path], Tables], root: Path) -> Tables | None:
 
 
 @pytest.mark.parametrize("number", ERRORS, ids=["EIO", "ENOSPC", "EPERM"])
-def test_any_call_may_fail(work: Callable[[Path], Tables], tmp_path: Path, number: int) -> None:
-    (tmp_path / "whole").mkdir()
-    with failing(tmp_path / "whole", number, 0) as counted:
-        expected = work(tmp_path / "whole")
+def test_any_call_may_fail(work: Callable[[Path], Tables], in_memory: Path, number: int) -> None:
+    (in_memory / "whole").mkdir()
+    with failing(in_memory / "whole", number, 0) as counted:
+        expected = work(in_memory / "whole")
     assert counted.calls > 50
     for n in range(1, counted.calls + 1):
-        root = tmp_path / str(n)
+        root = in_memory / str(n)
         root.mkdir()
         with failing(root, number, n) as failed:
             found = attempt(work, root)
