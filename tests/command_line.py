@@ -13,7 +13,8 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,6 +37,10 @@ _SERVER.set_forkserver_preload(
 )
 
 
+# A function that gives a context, and its arguments.
+Within = tuple[Callable[..., AbstractContextManager[object]], tuple[object, ...]]
+
+
 class Result(NamedTuple):
     code: int
     out: str
@@ -45,11 +50,17 @@ class Result(NamedTuple):
 class Process:
     """`raysweep …` in a process of its own, to be used as a Popen whose output is kept."""
 
-    def __init__(self, arguments: Sequence[str], environment: Mapping[str, str], cwd: Path | None = None) -> None:
+    def __init__(
+        self,
+        arguments: Sequence[str],
+        environment: Mapping[str, str],
+        cwd: Path | None = None,
+        within: Within | None = None,
+    ) -> None:
         self._folder = tempfile.TemporaryDirectory()
         self._out, self._err = (Path(self._folder.name) / name for name in ("out", "err"))
         where = (str(cwd or Path.cwd()), str(self._out), str(self._err))
-        self._process = _SERVER.Process(target=_serve, args=(list(arguments), dict(environment), *where))
+        self._process = _SERVER.Process(target=_serve, args=(list(arguments), dict(environment), *where, within))
         self._process.start()
 
     @property
@@ -85,7 +96,9 @@ class Process:
         self.send_signal(signal.SIGKILL)
 
 
-def _serve(arguments: list[str], environment: dict[str, str], cwd: str, out: str, err: str) -> None:
+def _serve(
+    arguments: list[str], environment: dict[str, str], cwd: str, out: str, err: str, within: Within | None
+) -> None:
     """The process itself."""
     gc.freeze()
     os.chdir(cwd)
@@ -94,7 +107,11 @@ def _serve(arguments: list[str], environment: dict[str, str], cwd: str, out: str
     for descriptor, path in ((1, out), (2, err)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), descriptor)
     sys.argv = ["raysweep", *arguments]
-    run_as_program(_main)
+    if within is None:
+        run_as_program(_main)
+    make, given = within
+    with make(*given):
+        run_as_program(_main)
 
 
 def _main() -> None:
@@ -106,9 +123,9 @@ def _main() -> None:
     main()
 
 
-def started(*arguments: object, cwd: Path | None = None, **environment: str) -> Process:
-    """`raysweep …` in a process of its own, in this folder, with these environment variables more."""
-    return Process([*map(str, arguments)], {**os.environ, "OMP_NUM_THREADS": "1", **environment}, cwd)
+def started(*arguments: object, cwd: Path | None = None, within: Within | None = None, **environment: str) -> Process:
+    """`raysweep …` in a process of its own, in this folder, with these environment variables more, within a context."""
+    return Process([*map(str, arguments)], {**os.environ, "OMP_NUM_THREADS": "1", **environment}, cwd, within)
 
 
 def ended(process: Process) -> Result:

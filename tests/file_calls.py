@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import io
+import json
 import os
 import random
 from collections.abc import Callable, Iterator
@@ -146,6 +147,41 @@ def failing(root: Path, number: int, n: int) -> Iterator[Failing]:
 
     with _patched(root.resolve(), around):
         yield found
+
+
+@contextmanager
+def counting(root: Path, told: Path) -> Iterator[None]:
+    """Write down how many calls there are on paths below `root`, and how many of them change something."""
+    counts = {"calls": 0, "changing": 0}
+
+    def around(name: str, path: Path, call: Callable[[], Any]) -> Any:
+        counts["calls"] += 1
+        counts["changing"] += name in CHANGING
+        told.write_text(json.dumps(counts))
+        return call()
+
+    with _patched(root, around):
+        yield
+
+
+@contextmanager
+def power_cut(root: Path, n: int, cut: Cut, left: Path) -> Iterator[None]:
+    """End the process after the n-th call that changes something below `root`, and make `left` what would be found then."""
+    found = Recorded(root)
+
+    def around(name: str, path: Path, call: Callable[[], Any]) -> Any:
+        result = call()
+        if name in CHANGING:
+            with unseen():
+                found.take(name, path)
+                if len(found.moments) == n:
+                    found.moments[-1].leave(left, cut, random.Random(n))
+                    os._exit(137)
+                found.moments[:-1] = [None] * (len(found.moments) - 1)  # type: ignore[list-item]
+        return result
+
+    with _patched(root, around):
+        yield
 
 
 _seen = True
