@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from raysweep import lab
 from raysweep.errors import InputError, shown
 from raysweep.models.kinds import checkpoint_predicts
+from raysweep.models.planned import digest_small_files
 from raysweep.models.provenance_file import read_note
 from raysweep.models.tensors import Shape
 from raysweep.models.weights import read_weights
@@ -37,8 +38,10 @@ _DEEPEST = 10_000  # what a damaged config may ask for is not planned
 class Checkpoint:
     """A checkpoint's identity: its config, `shapes` (tensor → shape), bytes, and the fingerprint of its contents.
 
-    `digests` has each tensor's own (none of `.bin` files), `dtypes` what each is stored in, as safetensors names it. `note` is
-    what its provenance file says of the weights. Of one `on_paper`, which is not here, `folder` is the config's file,
+    `digests` has each tensor's own (none of `.bin` files), `dtypes` what each is stored in, as safetensors names it. `files` has
+    the SHA-256 of its other files by name: settings, tokenizer, `.bin` weights. Of a checkpoint that the run itself makes, it
+    has those of all files once they are committed, and `manifest` is the path of their manifest. `note` is what its
+    provenance file says of the weights. Of one `on_paper`, which is not here, `folder` is the config's file,
     and there are no weights to read; see architecture.py.
     """
 
@@ -53,6 +56,8 @@ class Checkpoint:
     on_paper: bool = False
     dtypes: Mapping[str, str] = field(default_factory=dict)
     note: str = ""
+    files: Mapping[str, str] = field(default_factory=dict)
+    manifest: str = ""
 
     @property
     def n_layers(self) -> int:
@@ -132,6 +137,7 @@ def describe(source: str) -> Checkpoint:
         weights.digests,
         dtypes=weights.dtypes,
         note=read_note(folder),
+        files={**digest_small_files(folder), **weights.files},
     )
 
 

@@ -176,7 +176,7 @@ def build_skeleton(checkpoint: Checkpoint, dtype: torch.dtype, device: str) -> S
     model = empty_model(checkpoint, dtype)
     blocks = find_blocks(model)
     path = _path(model, blocks)
-    files = TensorFiles(weight_files(checkpoint.folder, checkpoint.source))
+    files = TensorFiles(weight_files(checkpoint.folder, checkpoint.source), checkpoint)
     rest, layers = _recipes_of(checkpoint, model, files)
     dtypes = _dtypes(model, dtype)
     made = {name for recipe in (*rest, *(r for of_layer in layers for r in of_layer)) for name in recipe.targets}
@@ -186,6 +186,7 @@ def build_skeleton(checkpoint: Checkpoint, dtype: torch.dtype, device: str) -> S
         for name, value in recipe.convert(model, _reader(files, dtypes[recipe.first])).items():
             if name in dtypes:
                 set_param_for_module(model, name, value.to(device), info, None)
+    files.check()
     of_layers = {name for name in lacking if name.startswith(path)}
     for stored in [*blocks.parameters(), *blocks.buffers()]:
         setattr(stored, "_is_hf_initialized", True)  # noqa: B010  # transformers' own mark: leave it as it is

@@ -130,7 +130,7 @@ class StreamedModel:
     def fetch(self, layer: int, slot: int) -> None:
         """Read a layer into a slot, converting; for a thread. The slot's last layer must have been released.
 
-        Raises InputError, naming file and tensor, where a read fails.
+        Raises InputError, naming file and tensor, where a read fails, and for weights that are not the planned ones.
         """
         room, places = self._slots[slot], self._places[layer]
         if room.copied is not None:
@@ -143,6 +143,7 @@ class StreamedModel:
             for name, value in recipe.convert(self._model, self._reader(dtype)).items():
                 if name in places:
                     places[name].view(room.host).copy_(value)
+        self.files.check()
         if self._side is not None:
             with torch.cuda.stream(self._side):
                 self._side.wait_event(room.used)
