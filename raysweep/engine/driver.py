@@ -26,6 +26,7 @@ from raysweep.engine.executor import Backend, Executor, backend_for
 from raysweep.engine.facts import Facts
 from raysweep.engine.folder import RunFolder
 from raysweep.engine.graph import Graph, beyond, shortened
+from raysweep.engine.inputs import INPUTS, inputs_of
 from raysweep.engine.judging_in_part import judged_in_part
 from raysweep.engine.ledger import Ledger
 from raysweep.engine.origins import describe_run
@@ -304,7 +305,7 @@ class _Run:
             commit.table,
             parts=dict.fromkeys(commit.keys),
             files=commit.files,
-            extra={**commit.extra, "log": log},
+            extra={**commit.extra, INPUTS: inputs_of(call, self.facts), "log": log},
         )
         written = {"results": kept.table.bytes if kept.table else 0, "activations": sum(f.bytes for f in kept.files)}
         self.log.emit(events.CHUNK_COMMITTED, commit=commit.name, keys=commit.keys, **log, bytes=written)

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 from raysweep import lab
 from raysweep.errors import InputError, shown
+from raysweep.models.digest_check import digest_small_files
 from raysweep.models.kinds import checkpoint_predicts
-from raysweep.models.planned import digest_small_files
 from raysweep.models.provenance_file import read_note
 from raysweep.models.tensors import Shape
-from raysweep.models.weights import read_weights
+from raysweep.models.weights import read_weights, weight_files
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -139,6 +139,22 @@ def describe(source: str) -> Checkpoint:
         note=read_note(folder),
         files={**digest_small_files(folder), **weights.files},
     )
+
+
+def fingerprint_of(folder: Path, source: str) -> str | None:
+    """Read every byte of the weights in a folder and return their fingerprint, as `describe` does; None if there are none.
+
+    Raises InputError for weights that are damaged or not finite, and OSError for files that cannot be read.
+    """
+    adapter = (folder / "adapter_config.json").exists()
+    config_path = folder / ("adapter_config.json" if adapter else "config.json")
+    if not config_path.is_file():
+        return None
+    try:
+        weight_files(folder, source, adapter=adapter)
+    except InputError:
+        return None
+    return read_weights(folder, source, config_path, adapter=adapter).fingerprint
 
 
 def _subfolders(folder: Path) -> str | None:

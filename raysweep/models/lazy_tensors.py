@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from raysweep.errors import InputError
+from raysweep.models.digest_check import compare_digests, compare_headers
 from raysweep.models.digesting import DigestThreads, ShortFileError, fill_digested
-from raysweep.models.planned import compare_digests, compare_headers
 from raysweep.models.tensors import AGAIN, Tensor, read_header, tensor_digest
 from raysweep.models.weights import weight_files
 

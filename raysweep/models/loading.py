@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 from raysweep.errors import InputError
 from raysweep.models.checkpoint import Checkpoint, describe, predicts_tokens, standard_config
+from raysweep.models.digest_check import SETTINGS_FILES, TOKENIZER_FILES, unchanged
 from raysweep.models.lazy_tensors import LazyTensors, can_be_lazy
 from raysweep.models.own_copy import own_copy
 from raysweep.models.peft_check import check_adapter
 from raysweep.models.peft_merge import merge_adapter
 from raysweep.models.peft_types import read_peft_config
-from raysweep.models.planned import SETTINGS_FILES, TOKENIZER_FILES, unchanged
 from raysweep.models.quantisation import is_quantised
 from raysweep.models.text_settings import plain_generation_config
 from raysweep.models.tied_weights import shared_names

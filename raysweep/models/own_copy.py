@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from raysweep.errors import InputError
+from raysweep.models.digest_check import compare_digests, compare_headers, other_content
 from raysweep.models.digesting import PIECE, DigestThreads, PieceMemory, ShortFileError, fill, fill_digested
-from raysweep.models.planned import compare_digests, compare_headers, other_content
 from raysweep.models.tensors import AGAIN, Tensor, read_header, tensor_digest
 from raysweep.models.weights import weight_files
 

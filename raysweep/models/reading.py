@@ -18,8 +18,8 @@ import numpy as np
 import torch
 
 from raysweep.errors import InputError
+from raysweep.models.digest_check import compare_digests, compare_headers
 from raysweep.models.digesting import PIECE, Digesting, DigestThreads, PieceMemory, ShortFileError, fill
-from raysweep.models.planned import compare_digests, compare_headers
 from raysweep.models.tensors import AGAIN, Tensor, read_header, tensor_digest
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from raysweep.errors import InputError
 from raysweep.models.checkpoint import Checkpoint, limits, text_config
-from raysweep.models.planned import VOCABULARY_FILES
+from raysweep.models.digest_check import VOCABULARY_FILES
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
