@@ -11,13 +11,15 @@ from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from inspect import signature
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
+from weakref import finalize
 
 from raysweep.errors import InputError
 from raysweep.models.checkpoint import Checkpoint, describe, predicts_tokens, standard_config
 from raysweep.models.digest_check import SETTINGS_FILES, TOKENIZER_FILES, unchanged
 from raysweep.models.lazy_tensors import LazyTensors, can_be_lazy
-from raysweep.models.own_copy import own_copy
+from raysweep.models.own_copy import own_copy, with_tensor_digests
 from raysweep.models.peft_check import check_adapter
 from raysweep.models.peft_merge import merge_adapter
 from raysweep.models.peft_types import read_peft_config
@@ -74,7 +76,7 @@ def _loaded(
     from safetensors import SafetensorError
 
     made, config = _class_of(checkpoint)
-    options = {
+    options: dict[str, Any] = {
         "config": config,
         "dtype": getattr(torch, dtype),
         "trust_remote_code": False,
@@ -82,9 +84,15 @@ def _loaded(
         "device_map": device_map,
         **_options(checkpoint),
     }
+    spread = isinstance(device_map, str) or len({*device_map.values()}) > 1 or "disk" in device_map.values()
     with ExitStack() as held:
+        if spread:  # of what no device has room for
+            options["offload_folder"] = held.enter_context(TemporaryDirectory(prefix="raysweep-"))
         folder: Path | None = checkpoint.folder
-        if can_be_lazy(checkpoint) and not is_quantised(checkpoint):
+        quantised = is_quantised(checkpoint)
+        if spread and not quantised:
+            checkpoint = with_tensor_digests(checkpoint)
+        if can_be_lazy(checkpoint) and not quantised:
             tensors = LazyTensors(checkpoint)
             held.callback(tensors.close)
             folder, options["state_dict"] = None, tensors.by_name
@@ -96,6 +104,8 @@ def _loaded(
             raise InputError(f"checkpoint '{checkpoint.source}' {NOT_PLAIN}") from error
         except (ValueError, OSError, RuntimeError, KeyError, SafetensorError) as error:
             raise InputError(f"checkpoint '{checkpoint.source}' could not be loaded: {error}") from error
+        if spread and "disk" in getattr(model, "hf_device_map", {}).values():  # those files are read for every call
+            finalize(model, held.pop_all().close)
     for each in (model, model.config):
         each.name_or_path = str(checkpoint.folder)
     return model, info

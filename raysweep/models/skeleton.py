@@ -60,7 +60,7 @@ def refuse_if_not_streamable(checkpoint: Checkpoint) -> None:
         reason = _shared_layers(model)
     if reason:
         raise _refusal(checkpoint, name, reason)
-    files = TensorFiles(weight_files(checkpoint.folder, checkpoint.source))
+    files = TensorFiles(weight_files(checkpoint.folder, checkpoint.source), checkpoint)
     rest, layers = _recipes_of(checkpoint, model, files)
     refuse_missing(checkpoint.source, missing_tensors(model, [*rest, *(r for of_layer in layers for r in of_layer)]))
 
