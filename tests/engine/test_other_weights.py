@@ -183,17 +183,17 @@ def test_commits_without_a_record_of_inputs_stay_readable(finished, tmp_path):
 def test_a_node_with_another_checkpoint_under_the_same_path_is_refused(
     own, world, tmp_path, tables_of, same_tables, finished
 ):
-    """Calls on the node that has the planned one go on; those on the other are refused by name, and commit nothing."""
+    """All workers are on that node; the plan is made on the other."""
     shutil.copytree(world / "tuned", tmp_path / "stale")
     flip(tmp_path / "stale" / "model.safetensors")
     mount = f"mount --bind {tmp_path / 'stale'} {tmp_path / 'tuned'}"
-    with head_node(cpus=1, gpus=0) as head, node(head.address, before=mount):
-        ray = f"execution={{executor: ray, address: '{head.address}', chunk: 4, device: cpu, workers: 2}}"
-        done = drive(own(ray, "execution.fuse=false"))
+    with head_node(cpus=0, gpus=0) as head, node(head.address, cpus=2, before=mount):
+        done = drive(own(f"execution={{executor: ray, address: '{head.address}', chunk: 4, device: cpu}}"))
     errors = [error for name, error in done.failed.items() if "substitute" in name]
     assert errors
     told = f"checkpoint '{tmp_path / 'tuned'}' is not the planned one: {tmp_path / 'tuned'}/model.safetensors: tensor "
     assert all(error.startswith(told) for error in errors)
+    assert not substitutions(tmp_path / "run")
     again = drive(own())
     assert again.failed == {}
     same_tables(tables_of(again), tables_of(finished))
