@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 from unittest.mock import patch
 
@@ -30,38 +31,48 @@ from raysweep.models.stream import StreamedModel
 
 LAYERS = 20
 CONFIG = {"hidden_size": 1536, "intermediate_size": 4096, "num_attention_heads": 12, "vocab_size": 16000}
-PACES = (0.5, 1.0)  # GB/s
+PACES = (1.0, 0.5)  # GB/s
+DTYPES = ("bfloat16", "float32")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--only", choices=["resident", "streamed"])
+    asked = parser.parse_args()
+    rounds = asked.rounds
     logging.disable_progress_bar()
     with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR")) as scratch:
         LlamaForCausalLM(LlamaConfig(num_hidden_layers=LAYERS, **CONFIG)).bfloat16().save_pretrained(scratch)
         checkpoint = describe(scratch)
         print(f"{checkpoint.bytes / 1e9:.2f} GB of bfloat16 in {len(checkpoint.shapes)} tensors")
-        for dtype in ("bfloat16", "float32"):
-            for cache in ("warm", "cold"):
-                told(f"resident in {dtype}, {cache}", checkpoint, rounds, *resident(checkpoint, dtype, cache == "cold"))
-            for pace in PACES:
-                with paced(pace):
-                    sides = (
-                        without_digests(lambda d=dtype: load_model(checkpoint, dtype=d)),
-                        sides_of(checkpoint, dtype),
-                    )
-                    told(f"resident in {dtype}, {pace} GB/s", checkpoint, rounds, *sides)
-        plain = replace(checkpoint, digests={}, files={})
-        for dtype in ("bfloat16", "float32"):
-            for cache in ("warm", "cold"):
-                ways = [streamed(each, dtype, cache == "cold") for each in (plain, checkpoint)]
-                told(f"streamed in {dtype}, {cache}", checkpoint, rounds, *ways)
-            for pace in PACES:
-                with paced(pace):
-                    ways = [streamed(each, dtype, cold=False) for each in (plain, checkpoint)]
-                    told(f"streamed in {dtype}, {pace} GB/s", checkpoint, rounds, *ways)
+        if asked.only != "streamed":
+            measure_resident(checkpoint, rounds)
+        if asked.only != "resident":
+            measure_streamed(checkpoint, rounds)
     print(machine())
+
+
+def measure_resident(checkpoint: Checkpoint, rounds: int) -> None:
+    for dtype in DTYPES:
+        for pace in PACES:
+            with paced(pace):
+                digested = partial(load_model, checkpoint, dtype=dtype)
+                told(f"resident in {dtype}, {pace} GB/s", checkpoint, rounds, without_digests(digested), digested)
+        for cache in ("cold", "warm"):
+            told(f"resident in {dtype}, {cache}", checkpoint, rounds, *resident(checkpoint, dtype, cache == "cold"))
+
+
+def measure_streamed(checkpoint: Checkpoint, rounds: int) -> None:
+    plain = replace(checkpoint, digests={}, files={})
+    for dtype in DTYPES:
+        for pace in PACES:
+            with paced(pace):
+                sides = [streamed(each, dtype, cold=False) for each in (plain, checkpoint)]
+                told(f"streamed in {dtype}, {pace} GB/s", checkpoint, rounds, *sides)
+        for cache in ("cold", "warm"):
+            sides = [streamed(each, dtype, cache == "cold") for each in (plain, checkpoint)]
+            told(f"streamed in {dtype}, {cache}", checkpoint, rounds, *sides)
 
 
 def told(
@@ -90,10 +101,6 @@ def resident(checkpoint: Checkpoint, dtype: str, cold: bool) -> list[Callable[[]
         load_model(checkpoint, dtype=dtype)
 
     return [alone, own]
-
-
-def sides_of(checkpoint: Checkpoint, dtype: str) -> Callable[[], Any]:
-    return lambda: load_model(checkpoint, dtype=dtype)
 
 
 def streamed(checkpoint: Checkpoint, dtype: str, cold: bool) -> Callable[[], None]:
