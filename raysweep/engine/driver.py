@@ -11,7 +11,8 @@ import socket
 import time
 from collections import Counter, deque
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from raysweep.engine.executor import Backend, Executor, backend_for
 from raysweep.engine.facts import Facts
 from raysweep.engine.folder import RunFolder
 from raysweep.engine.graph import Graph, beyond, shortened
-from raysweep.engine.inputs import INPUTS, inputs_of
+from raysweep.engine.inputs import with_inputs
 from raysweep.engine.judging_in_part import judged_in_part
 from raysweep.engine.ledger import Ledger
 from raysweep.engine.origins import describe_run
@@ -76,10 +77,12 @@ def drive(
 
     try:
         facts, graph, folder = prepare(config, backend.device, check, fresh=fresh)
-        folder.make()
+        folder.make(config.folder_mode)
         tracked = trackers_for(config.execution.report_to, config.name, folder, listener)
         listener = _both(listener, backend.listener(config.name, folder.root), tracked)
-        with folder.locked(), EventLog(folder.events, listener) as log:
+        with folder.locked(), EventLog(folder.events, listener, partial(folder.check_held, ask=False)) as log:
+            if not folder.is_locked:
+                log.emit(events.RUN_UNLOCKED, folder=str(folder.root))
             if fresh:
                 log.clear()
                 folder.clear()
@@ -120,9 +123,14 @@ def drive(
 
 def _tell_untold(folder: RunFolder, log: EventLog) -> None:
     """Log the commits that a kill kept from being logged, so that the log has each of them once."""
-    told = {event["commit"] for event in events.read_events(folder.events) if event["event"] == events.CHUNK_COMMITTED}
+    told, keys = set[str](), set[str]()
+    for event in events.read_events(folder.events):
+        if event["event"] == events.CHUNK_COMMITTED:
+            told.add(event["commit"])
+            keys.update(event["keys"])
     for manifest in folder.chunks.manifests():
-        if manifest.name not in told:
+        # A driver that lost the folder may have committed, under another name, what its successor had logged.
+        if manifest.name not in told and not keys.issuperset(manifest.parts):
             log.emit(events.CHUNK_COMMITTED, commit=manifest.name, keys=list(manifest.parts), **manifest.extra["log"])
 
 
@@ -300,13 +308,12 @@ class _Run:
     def _commit(self, call: Call, commit: Commit, measured: Mapping[str, Any]) -> None:
         self.folder.check_held()
         log = {"call": call.name, "tasks": list(call.tasks), "measured": dict(measured)}
-        kept = self.folder.chunks.commit(
-            commit.name,
-            commit.table,
-            parts=dict.fromkeys(commit.keys),
-            files=commit.files,
-            extra={**commit.extra, INPUTS: inputs_of(call, self.facts), "log": log},
-        )
+        kept = self.folder.commit(with_inputs(commit, call, self.facts), log)
+        if kept.extra["log"] != log:  # of a driver that lost the folder to this one and committed all the same
+            log, commit = (
+                kept.extra["log"],
+                replace(commit, table=self.folder.chunks.read(kept) if kept.table else None),
+            )
         written = {"results": kept.table.bytes if kept.table else 0, "activations": sum(f.bytes for f in kept.files)}
         self.log.emit(events.CHUNK_COMMITTED, commit=commit.name, keys=commit.keys, **log, bytes=written)
         if isinstance(call, TrainCall) and isinstance(self.folder.root, Path):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raysweep.engine.calls import Call, ModelCall, PairCall, RemovalCall
+from raysweep.engine.calls import Call, Commit, ModelCall, PairCall, RemovalCall
 from raysweep.errors import InputError
 from raysweep.models.checkpoint import fingerprint_of
 
@@ -30,6 +31,11 @@ def inputs_of(call: Call, facts: Facts) -> list[dict[str, str]]:
         found = [model.base, model.tuned.get(call.dataset), model.measured.get(call.dataset)]
     named = {c.fingerprint: c for c in found if c is not None and c.files and not c.on_paper}
     return [{"source": c.source, "folder": str(c.folder.absolute()), "fingerprint": key} for key, c in named.items()]
+
+
+def with_inputs(commit: Commit, call: Call, facts: Facts) -> Commit:
+    """Give a call's commit the record of its inputs."""
+    return replace(commit, extra={**commit.extra, INPUTS: inputs_of(call, facts)})
 
 
 class InputCheck:
