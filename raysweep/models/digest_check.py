@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from raysweep.errors import InputError
+from raysweep.models.tensors import Tensor, read_header
 
 if TYPE_CHECKING:
     from raysweep.models.checkpoint import Checkpoint
-    from raysweep.models.tensors import Tensor
 
 SETTINGS_FILES = ("config.json", "generation_config.json")
 VOCABULARY_FILES = (
@@ -51,6 +51,18 @@ def compare_digests(checkpoint: Checkpoint, what: str, found: str, planned: str 
 
 def _shown(digest: str) -> str:
     return digest if digest == _GONE else f"SHA-256 {digest[:_SHOWN]}"
+
+
+def planned_header(checkpoint: Checkpoint, path: Path) -> list[Tensor]:
+    """Read the header of one of the checkpoint's safetensors files. Raises InputError, naming the checkpoint, if it is damaged."""
+    try:
+        return read_header(path)
+    except InputError as error:
+        raise InputError(f"checkpoint '{checkpoint.source}' could not be loaded: {error}") from error
+    except OSError as error:
+        raise InputError(
+            f"checkpoint '{checkpoint.source}' could not be loaded: {path} cannot be read: {error.strerror or error}"
+        ) from error
 
 
 def compare_headers(checkpoint: Checkpoint, entries: Mapping[str, tuple[Path, Tensor]]) -> None:

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from raysweep.errors import InputError
-from raysweep.models.digest_check import compare_digests, compare_headers
+from raysweep.models.digest_check import compare_digests, compare_headers, planned_header
 from raysweep.models.digesting import DigestThreads, ShortFileError, fill_digested
-from raysweep.models.tensors import AGAIN, Tensor, read_header, tensor_digest
+from raysweep.models.tensors import AGAIN, Tensor, tensor_digest
 from raysweep.models.weights import weight_files
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class LazyTensors:
         self._checkpoint = checkpoint
         self._entries: dict[str, tuple[Path, Tensor]] = {}
         for path in weight_files(checkpoint.folder, checkpoint.source):
-            self._entries |= {tensor.name: (path, tensor) for tensor in read_header(path)}
+            self._entries |= {tensor.name: (path, tensor) for tensor in planned_header(checkpoint, path)}
         compare_headers(checkpoint, self._entries)
         self._threads = DigestThreads()
         self._opened = local()  # each thread reads with handles of its own, so that the system reads ahead for each

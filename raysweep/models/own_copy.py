@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from raysweep.errors import InputError
-from raysweep.models.digest_check import compare_digests, compare_headers, other_content
+from raysweep.models.digest_check import compare_digests, compare_headers, other_content, planned_header
 from raysweep.models.digesting import PIECE, DigestThreads, PieceMemory, ShortFileError, fill, fill_digested
 from raysweep.models.tensors import AGAIN, Tensor, read_header, tensor_digest
 from raysweep.models.weights import weight_files
@@ -54,7 +54,7 @@ def _copied(
 ) -> dict[str, tuple[Path, Tensor]]:
     """Copy a file and compare it with the plan; the tensors in it, if it has digests of tensors."""
     try:
-        tensors = read_header(path) if checkpoint.digests and path.suffix == ".safetensors" else []
+        tensors = planned_header(checkpoint, path) if checkpoint.digests and path.suffix == ".safetensors" else []
         with _readable(path) as (handle, size), _writable(own / path.name, size, held) as memory:
             if not tensors:
                 digesting = threads.begin(hashlib.sha256())
@@ -119,7 +119,7 @@ def with_tensor_digests(checkpoint: Checkpoint) -> Checkpoint:
     for path in weight_files(checkpoint.folder, checkpoint.source):
         if path.suffix != ".safetensors":
             return checkpoint
-        tensors = read_header(path)
+        tensors = planned_header(checkpoint, path)
         try:
             whole, found = _digest_parts(path, tensors)
         except OSError as error:
