@@ -8,7 +8,17 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raysweep.engine.calls import Call, Commit, ModelCall, PairCall, RemovalCall
+from raysweep.engine.calls import (
+    AdaptationCall,
+    Call,
+    Commit,
+    JudgeCall,
+    ModelCall,
+    PairCall,
+    RemovalCall,
+    SimilarityCall,
+    SpectrumCall,
+)
 from raysweep.errors import InputError
 from raysweep.models.checkpoint import fingerprint_of
 
@@ -27,7 +37,13 @@ def inputs_of(call: Call, facts: Facts) -> list[dict[str, str]]:
     found: list[Checkpoint | None] = []
     if isinstance(call, ModelCall):
         found = [call.base, call.tuned if isinstance(call, PairCall | RemovalCall) else None]
-    elif (model := facts.models.get(call.model)) is not None:
+    elif (model := facts.models.get(call.model)) is None:
+        return []
+    elif isinstance(call, SimilarityCall | SpectrumCall):  # of states of one checkpoint
+        found = [model.compared(call.dataset)]
+    elif isinstance(call, JudgeCall | AdaptationCall):  # of what was trained from the base
+        found = [model.base]
+    else:
         found = [model.base, model.tuned.get(call.dataset), model.measured.get(call.dataset)]
     named = {c.fingerprint: c for c in found if c is not None and c.files and not c.on_paper}
     return [{"source": c.source, "folder": str(c.folder.absolute()), "fingerprint": key} for key, c in named.items()]

@@ -64,7 +64,7 @@ def test_a_checkpoint_swapped_after_the_plan_is_refused_and_nothing_of_it_commit
 def test_a_command_that_meets_another_checkpoint_ends_with_1(own, tmp_path, monkeypatch, capsys):
     from raysweep import cli
 
-    config = own()
+    config = own("studies.similarity=null", "studies.correlation=null")
     (tmp_path / "config.yaml").write_text(config.to_yaml())
     attempt = Worker.attempt
 
@@ -83,11 +83,19 @@ def test_a_command_that_meets_another_checkpoint_ends_with_1(own, tmp_path, monk
 
 @pytest.fixture(scope="module")
 def trained(training_config, tmp_path_factory):
-    """A run that fine-tunes a whole model, and one that trains an adapter. Not to be changed."""
+    """trained(kind): the folder of a run that fine-tunes a whole model, or an adapter (`lora`). Not to be changed."""
     folder = tmp_path_factory.mktemp("trained")
-    for name, asked in (("whole", {}), ("lora", {"lora": {"r": 2}})):
-        assert drive(training_config(folder / name, finetuned(**asked))).failed == {}
-    return folder
+
+    def find(kind):
+        if not (folder / kind).exists():
+            assert drive(training_config(folder / kind, asked_of(kind))).failed == {}
+        return folder / kind
+
+    return find
+
+
+def asked_of(kind):
+    return finetuned(**({"lora": {"r": 2}} if kind == "lora" else {}))
 
 
 @pytest.mark.parametrize(
@@ -95,17 +103,19 @@ def trained(training_config, tmp_path_factory):
     [
         ("whole", "model.safetensors", ["datasets.0.limit=4"]),  # its loss on other records is measured first
         ("whole", "model.safetensors", ["studies.substitution.widths=[3]", "execution.residency=stream"]),
-        ("lora", "adapter_model.safetensors", ["studies.substitution.widths=[3]"]),
+        pytest.param(
+            *("lora", "adapter_model.safetensors", ["studies.substitution.widths=[3]"]), marks=pytest.mark.soak
+        ),
     ],
     ids=["evaluated", "streamed", "lora"],
 )
 def test_a_kept_fine_tune_with_a_flipped_bit_is_refused_until_it_is_made_again(
     kind, name, overrides, trained, training_config, tmp_path, tables_of, same_tables
 ):
-    run = shutil.copytree(trained / kind, tmp_path / "run")
+    run = shutil.copytree(trained(kind), tmp_path / "run")
     (weights,) = run.glob(f"checkpoints/m/*/{name}")
     flip(weights)
-    asked = finetuned(**({"lora": {"r": 2}} if kind == "lora" else {}))
+    asked = asked_of(kind)
     config = training_config(run, asked, *overrides)
     before = set(substitutions(run))
     refused = {error for error in drive(config).failed.values() if not error.startswith("not made, for")}
@@ -118,12 +128,13 @@ def test_a_kept_fine_tune_with_a_flipped_bit_is_refused_until_it_is_made_again(
     manifest.unlink()
     done = drive(config)
     assert done.failed == {}
-    shutil.copytree(trained / kind, tmp_path / "sound")
+    shutil.copytree(trained(kind), tmp_path / "sound")
     sound = drive(training_config(tmp_path / "sound", asked, overrides[0]))
     rows, expected = (tables_of(each)["substitution"] for each in (done, sound))
     same_tables({"substitution": rows}, {"substitution": expected})
 
 
+@pytest.mark.soak
 def test_the_run_that_makes_a_checkpoint_compares_it_too(training_config, tmp_path):
     """Damaged between its commit and the sweep."""
 
@@ -142,17 +153,20 @@ def test_the_run_that_makes_a_checkpoint_compares_it_too(training_config, tmp_pa
 # --- the doctor ---------------------------------------------------------------------------------------------------
 
 
-def test_commits_of_a_checkpoint_that_changed_since_are_marked_and_kept(own, tmp_path):
-    assert drive(own("studies.similarity=null", "studies.correlation=null")).failed == {}
-    run = tmp_path / "run"
+def test_commits_of_a_checkpoint_that_changed_since_are_marked_and_kept(finished, world, tmp_path):
+    run, moved = shutil.copytree(finished.folder.root, tmp_path / "run"), tmp_path / "tuned"
+    shutil.copytree(world / "tuned", moved)
+    for path in run.glob("chunks/*.json"):
+        path.write_text(path.read_text().replace(str(world / "tuned"), str(moved)))
     assert api.examine(run, checksums=True).findings == ()
-    flip(tmp_path / "tuned" / "model.safetensors")
+    flip(moved / "model.safetensors")
     assert api.examine(run).findings == ()
     before = {path: path.read_bytes() for path in run.glob("chunks/*")}
     for remove in (False, True):
         found = api.examine(run, checksums=True, remove=remove)
         marked = {finding.path for finding in found.findings}
-        assert marked == {f"chunks/{path.name}" for path in substitutions(run) if path.suffix == ".json"}
+        of_pair = [*substitutions(run), *run.glob("chunks/correlat*")]  # states are the base's
+        assert marked == {f"chunks/{path.name}" for path in of_pair if path.suffix == ".json"}
         assert {finding.kind for finding in found.findings} == {"input"}
         assert found.left == len(marked)
         assert f"made from checkpoint '{tmp_path / 'tuned'}' with fingerprint" in found.findings[0].why
