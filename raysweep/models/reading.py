@@ -25,6 +25,7 @@ from raysweep.models.tensors import AGAIN, Tensor, read_header, tensor_digest
 if TYPE_CHECKING:
     from raysweep.models.checkpoint import Checkpoint
 
+_AHEAD = 8  # tensors that are read before the first of them is digested: their memory is kept until then
 _TORCH = {
     "BOOL": torch.bool,
     "U8": torch.uint8,
@@ -88,8 +89,8 @@ class TensorFiles:
     def read_into(self, name: str, target: torch.Tensor) -> None:
         """Fill `target`, contiguous on the CPU and of the tensor's size, converting to its dtype where it has another.
 
-        Raises InputError, naming file and tensor, where the file cannot be read or ends too early, and
-        InterruptedReadError once `stop` is set.
+        Raises InputError, naming file and tensor, where the file cannot be read or ends too early or an earlier tensor is not
+        the planned one, and InterruptedReadError once `stop` is set.
         """
         path, tensor = self._at[name]
         stored = self.dtype(name)
@@ -125,6 +126,8 @@ class TensorFiles:
             return None
         if self._threads is None:
             self._threads = DigestThreads()
+        while len(self._unchecked) >= _AHEAD:
+            self._check_first()
         digesting = self._threads.begin(tensor_digest(tensor.dtype, tensor.shape))
         self._unchecked.append((tensor.name, digesting))
         return digesting
@@ -132,9 +135,12 @@ class TensorFiles:
     def check(self) -> None:
         """Wait for the digests of all that was read since the last check. Raises InputError for what was not planned so."""
         while self._unchecked:
-            name, digesting = self._unchecked.pop(0)
-            assert self._planned is not None
-            compare_digests(self._planned, self.where(name), digesting.hexdigest(), self._planned.digests[name])
+            self._check_first()
+
+    def _check_first(self) -> None:
+        name, digesting = self._unchecked.pop(0)
+        assert self._planned is not None
+        compare_digests(self._planned, self.where(name), digesting.hexdigest(), self._planned.digests[name])
 
     def _fill(self, handle: int, view: memoryview, place: int, name: str) -> None:
         try:
