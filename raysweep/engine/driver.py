@@ -80,7 +80,7 @@ def drive(
         folder.make(config.folder_mode)
         tracked = trackers_for(config.execution.report_to, config.name, folder, listener)
         listener = _both(listener, backend.listener(config.name, folder.root), tracked)
-        with folder.locked(), EventLog(folder.events, listener, partial(folder.check_held, ask=False)) as log:
+        with folder.locked(), _open_log(folder, listener) as log:
             if not folder.is_locked:
                 log.emit(events.RUN_UNLOCKED, folder=str(folder.root))
             if fresh:
@@ -119,6 +119,10 @@ def drive(
         if tracked:
             tracked.close()
         backend.close()
+
+
+def _open_log(folder: RunFolder, listener: Listener | None) -> EventLog:
+    return EventLog(folder.events, listener, check=partial(folder.check_held, ask=False), holder=folder.holder)
 
 
 def _tell_untold(folder: RunFolder, log: EventLog) -> None:

@@ -53,6 +53,7 @@ class Held:
 
     def __init__(self, place: UPath, said: dict[str, Any]) -> None:
         self._place, self._said = place, said
+        self.number = int(place.name)  # higher than that of whoever held it before
         self._end = threading.Event()
         self._lost = False
         self._beats, self._heard = 0, _now()
@@ -126,12 +127,16 @@ def hold_object(path: UPath) -> Iterator[Held]:
         raise HeldError(latest.words if latest else "process unknown")
     held = Held(place, said)
     try:
-        for name in sorted(listing(path)):
-            if name < place.name:
-                (path / name).unlink(missing_ok=True)
+        _remove_below(path, place.name)
         yield held
     finally:
         held.let_go()
+
+
+def _remove_below(path: UPath, own: str) -> None:
+    for name in sorted(listing(path)):
+        if name < own:
+            (path / name).unlink(missing_ok=True)
 
 
 def highest(path: UPath) -> UPath | None:
