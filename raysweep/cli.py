@@ -230,7 +230,7 @@ app.command()(consolidate)
 def doctor(
     folder: Folder,
     remove: Annotated[bool, typer.Option("--remove", help="Remove what is found.")] = False,
-    checksums: Annotated[bool, typer.Option("--checksums", help="Read every file and compare its checksum.")] = False,
+    checksums: Annotated[bool, typer.Option("--checksums", help="Compare checksums of files and checkpoints.")] = False,
     options: Options = None,
     as_json: AsJson = False,
 ) -> None:

@@ -4,6 +4,9 @@ Manifests are trusted, and nothing else: a file in chunks/ or activations/ that 
 whose files are not as its manifest says is broken (without its manifest, its parts are computed again by the next run). Only
 what raysweep itself writes is looked at: other files in the folder are nobody's business here. A folder that a run is in is
 refused, for what a run is writing has no manifest yet.
+
+With checksums, the checkpoints that commits were made from are read as well. A commit whose checkpoint is another one by
+now is marked and kept.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from raysweep.engine.event_segments import segments
 from raysweep.engine.events import log_lines, parsed
 from raysweep.engine.folder import RunFolder
+from raysweep.engine.inputs import INPUTS, InputCheck
 from raysweep.engine.training_plan import KINDS
 from raysweep.errors import InputError, StoreError
 from raysweep.store import lock, object_lock
@@ -39,7 +43,7 @@ class Finding:
     """One thing that should not be there: its kind, its path in the run folder, its bytes, why, and whether it is gone now.
 
     Kinds: `orphan`, `commit` (broken), `store` (a manifest of activations that are not there as it says), `temporary`, `lock`,
-    `events`.
+    `events`, `input` (a commit whose checkpoint is another one by now; it is never removed).
     """
 
     kind: str
@@ -51,10 +55,11 @@ class Finding:
 
 @dataclass(frozen=True)
 class Examined:
-    """What was found in a run folder."""
+    """What was found in a run folder; `unchecked` says which checkpoints could not be compared, which is no finding."""
 
     folder: Location
     findings: tuple[Finding, ...]
+    unchecked: tuple[str, ...] = ()
 
     @property
     def left(self) -> int:
@@ -67,6 +72,7 @@ class Examined:
             "folder": str(self.folder),
             "findings": [asdict(finding) for finding in self.findings],
             "left": self.left,
+            "unchecked": list(self.unchecked),
         }
 
     def to_text(self) -> str:
@@ -75,10 +81,14 @@ class Examined:
             f"{f.kind:<10} {f.path} ({f.bytes:,} bytes): {f.why}" + ("; removed" if f.removed else "")
             for f in self.findings
         ]
+        lines += [f"{'unchecked':<10} {text}" for text in self.unchecked]
         n, size = len(self.findings), sum(f.bytes for f in self.findings)
         if not n:
-            return f"'{self.folder}': nothing found"
-        end = f"{self.left} left; --remove removes them" if self.left else "all removed"
+            return "\n".join([*lines, f"'{self.folder}': nothing found"])
+        marked = sum(f.kind == "input" for f in self.findings)
+        ends = [f"{self.left - marked} left; --remove removes them"] if self.left > marked else []
+        ends += [f"{marked} made from checkpoints that changed since, and kept"] if marked else []
+        end = "; ".join(ends) or "all removed"
         return "\n".join([*lines, f"'{self.folder}': {n} found, {size:,} bytes; {end}"])
 
 
@@ -91,10 +101,11 @@ def examine(folder: RunFolder, *, remove: bool = False, checksums: bool = False)
         raise InputError(f"'{folder.root}' is no run folder, and is left alone")
     stale = _stale_lock(folder)
     with folder.locked() if remove else nullcontext():
-        found = [*stale, *_Look(folder, checksums).findings()]
+        look = _Look(folder, checksums)
+        found = [*stale, *look.findings()]
         if remove:
-            found = [_without(folder, finding) for finding in found]
-    return Examined(folder.root, tuple(found))
+            found = [finding if finding.kind == "input" else _without(folder, finding) for finding in found]
+    return Examined(folder.root, tuple(found), tuple(look.unchecked))
 
 
 def _stale_lock(folder: RunFolder) -> list[Finding]:
@@ -120,10 +131,17 @@ class _Look:
         self._folder, self._checksums = folder, checksums
         self._sizes = _files(folder.root)  # by path in the run folder
         self._broken: list[Finding] = []
+        self._changed: list[Finding] = []
+        self._inputs = InputCheck()
         self._named: set[str] = set()
         for path in self._sizes:
             if PurePosixPath(path).match("chunks/*.json") and _depth(path) == 2:
                 self._read(path)
+
+    @property
+    def unchecked(self) -> list[str]:
+        """Checkpoints that could not be compared."""
+        return self._inputs.unchecked
 
     def findings(self) -> list[Finding]:
         """All of them, broken commits first."""
@@ -134,7 +152,7 @@ class _Look:
         ]
         gone = {finding.path for finding in orphans}
         found = [*self._broken, *orphans, *self._stores(gone), *self._trainings()]
-        return [*found, *self._temporaries(), *self._torn()]
+        return [*found, *self._temporaries(), *self._torn(), *self._changed]
 
     def _read(self, path: str) -> None:
         """Take up what a manifest names, or that it is broken."""
@@ -153,6 +171,8 @@ class _Look:
             self._broken.append(Finding("commit", path, self._sizes[path], f"chunk '{name}' is broken: {error}"))
             return
         self._named.update(entry.path for entry in entries)
+        for why in self._inputs.changes(manifest.extra.get(INPUTS)) if self._checksums else ():
+            self._changed.append(Finding("input", path, self._sizes[path], f"chunk '{name}' was {why}"))
 
     def _stores(self, gone: set[str]) -> Iterator[Finding]:
         for path, size in self._sizes.items():

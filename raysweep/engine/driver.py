@@ -27,6 +27,7 @@ from raysweep.engine.executor import Backend, Executor, backend_for
 from raysweep.engine.facts import Facts
 from raysweep.engine.folder import RunFolder
 from raysweep.engine.graph import Graph, beyond, shortened
+from raysweep.engine.inputs import with_inputs
 from raysweep.engine.judging_in_part import judged_in_part
 from raysweep.engine.ledger import Ledger
 from raysweep.engine.origins import describe_run
@@ -311,7 +312,7 @@ class _Run:
     def _commit(self, call: Call, commit: Commit, measured: Mapping[str, Any]) -> None:
         self.folder.check_held()
         log = {"call": call.name, "tasks": list(call.tasks), "measured": dict(measured)}
-        kept = self.folder.commit(commit, log)
+        kept = self.folder.commit(with_inputs(commit, call, self.facts), log)
         if kept.extra["log"] != log:  # of a driver that lost the folder to this one and committed all the same
             log, commit = (
                 kept.extra["log"],

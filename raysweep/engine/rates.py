@@ -212,7 +212,7 @@ def head_rate(tokens: int, width: int, vocabulary: int, dtype: str, device: str)
 
 
 def read_rate(checkpoint: Checkpoint, dtype: str) -> float:
-    """Bytes a second of reading the checkpoint's own tensors into memory, converting to the dtype as streaming does."""
+    """Bytes a second of reading the checkpoint's own tensors into memory, converting and digesting as streaming does."""
     import torch
 
     from raysweep.models.reading import TensorFiles
@@ -224,7 +224,7 @@ def read_rate(checkpoint: Checkpoint, dtype: str) -> float:
         with weight_files(checkpoint.folder, checkpoint.source)[0].open("rb", buffering=0) as file:
             got = len(file.read(_READ_BYTES))
         return got / (time.perf_counter() - started)
-    tensors = TensorFiles(files)
+    tensors = TensorFiles(files, checkpoint)
     kind = getattr(torch, dtype)
     started = time.perf_counter()
     try:
@@ -237,6 +237,7 @@ def read_rate(checkpoint: Checkpoint, dtype: str) -> float:
             except Exception:  # what cannot be streamed says nothing of how fast the disk is
                 continue
             got = tensors.bytes_read
+        tensors.check()
     finally:
         tensors.close()
     return max(1, tensors.bytes_read) / (time.perf_counter() - started)

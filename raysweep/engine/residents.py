@@ -18,10 +18,14 @@ from raysweep.studies.substitution import Pair
 
 
 class Residents:
-    """Models by checkpoint and dtype, at most `most` of them, and what having them has taken since `begin`."""
+    """Models by checkpoint and dtype, at most `most` of them, and what having them has taken since `begin`.
 
-    def __init__(self, most: int) -> None:
+    `planned` completes a checkpoint with digests that its plan does not have (kept.py).
+    """
+
+    def __init__(self, most: int, planned: Callable[[Checkpoint], Checkpoint] = lambda checkpoint: checkpoint) -> None:
         self._most = most
+        self._planned = planned
         self._models: OrderedDict[tuple[str, str, str], Adapter | StreamedModel] = OrderedDict()
         self._last: tuple[tuple[object, object], Pair] | None = None
         self._read_before = 0  # bytes: of checkpoints that were loaded whole, and of streamed ones let go
@@ -50,7 +54,11 @@ class Residents:
             self._make_room()
             self._models[key] = found = Adapter(
                 load_model(
-                    checkpoint, dtype=loading.dtype, device=loading.device, device_map=loading.device_map, base=base
+                    self._planned(checkpoint),
+                    dtype=loading.dtype,
+                    device=loading.device,
+                    device_map=loading.device_map,
+                    base=base,
                 )
             )
             self._loaded(started)
@@ -65,7 +73,7 @@ class Residents:
         if not isinstance(found, StreamedModel):
             started = time.monotonic()
             self._make_room()
-            found = StreamedModel(checkpoint, dtype=loading.dtype, device=loading.device)
+            found = StreamedModel(self._planned(checkpoint), dtype=loading.dtype, device=loading.device)
             self._models[key] = found
             self._loaded(started)
         self._models.move_to_end(key)

@@ -41,6 +41,7 @@ from raysweep.engine.calls import (
 from raysweep.engine.commits import table_commit
 from raysweep.engine.disk import is_lasting, storage_failed
 from raysweep.engine.folder import RunFolder
+from raysweep.engine.kept import as_committed
 from raysweep.engine.memory import Budgets, is_out_of_memory, is_training, let_go, too_large, too_much_to_train
 from raysweep.engine.residents import Residents
 from raysweep.engine.table_work import adapted, compared, correlated, spectra
@@ -69,7 +70,7 @@ class Worker:
     def __init__(self, folder: Location, resident: int = 2, tell: Tell = untold) -> None:
         self.folder = RunFolder(folder)
         self._tell = tell
-        self._models = Residents(resident)
+        self._models = Residents(resident, lambda checkpoint: as_committed(checkpoint, self.folder))
         self._budgets = Budgets()
 
     def attempt(self, call: Call) -> Outcome:

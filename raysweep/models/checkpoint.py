@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 from raysweep import lab
 from raysweep.errors import InputError, shown
+from raysweep.models.digest_check import digest_small_files
 from raysweep.models.kinds import checkpoint_predicts
 from raysweep.models.provenance_file import read_note
 from raysweep.models.tensors import Shape
-from raysweep.models.weights import read_weights
+from raysweep.models.weights import read_weights, weight_files
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -37,8 +38,10 @@ _DEEPEST = 10_000  # what a damaged config may ask for is not planned
 class Checkpoint:
     """A checkpoint's identity: its config, `shapes` (tensor → shape), bytes, and the fingerprint of its contents.
 
-    `digests` has each tensor's own (none of `.bin` files), `dtypes` what each is stored in, as safetensors names it. `note` is
-    what its provenance file says of the weights. Of one `on_paper`, which is not here, `folder` is the config's file,
+    `digests` has each tensor's own (none of `.bin` files), `dtypes` what each is stored in, as safetensors names it. `files` has
+    the SHA-256 of its other files by name: settings, tokenizer, `.bin` weights. Of a checkpoint that the run itself makes, it
+    has those of all files once they are committed, and `manifest` is the path of their manifest. `note` is what its
+    provenance file says of the weights. Of one `on_paper`, which is not here, `folder` is the config's file,
     and there are no weights to read; see architecture.py.
     """
 
@@ -53,6 +56,8 @@ class Checkpoint:
     on_paper: bool = False
     dtypes: Mapping[str, str] = field(default_factory=dict)
     note: str = ""
+    files: Mapping[str, str] = field(default_factory=dict)
+    manifest: str = ""
 
     @property
     def n_layers(self) -> int:
@@ -132,7 +137,24 @@ def describe(source: str) -> Checkpoint:
         weights.digests,
         dtypes=weights.dtypes,
         note=read_note(folder),
+        files={**digest_small_files(folder), **weights.files},
     )
+
+
+def fingerprint_of(folder: Path, source: str) -> str | None:
+    """Read every byte of the weights in a folder and return their fingerprint, as `describe` does; None if there are none.
+
+    Raises InputError for weights that are damaged or not finite, and OSError for files that cannot be read.
+    """
+    adapter = (folder / "adapter_config.json").exists()
+    config_path = folder / ("adapter_config.json" if adapter else "config.json")
+    if not config_path.is_file():
+        return None
+    try:
+        weight_files(folder, source, adapter=adapter)
+    except InputError:
+        return None
+    return read_weights(folder, source, config_path, adapter=adapter).fingerprint
 
 
 def _subfolders(folder: Path) -> str | None:

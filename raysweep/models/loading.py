@@ -7,11 +7,19 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Mapping
+from contextlib import ExitStack, nullcontext
+from dataclasses import replace
 from inspect import signature
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
+from weakref import finalize
 
 from raysweep.errors import InputError
 from raysweep.models.checkpoint import Checkpoint, describe, predicts_tokens, standard_config
+from raysweep.models.digest_check import SETTINGS_FILES, TOKENIZER_FILES, unchanged
+from raysweep.models.lazy_tensors import LazyTensors, can_be_lazy
+from raysweep.models.own_copy import own_copy, with_tensor_digests
 from raysweep.models.peft_check import check_adapter
 from raysweep.models.peft_merge import merge_adapter
 from raysweep.models.peft_types import read_peft_config
@@ -21,7 +29,7 @@ from raysweep.models.tied_weights import shared_names
 from raysweep.models.weights import NOT_PLAIN
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
 def resolve_dtype(asked: str, stored: str, device: str) -> str:
@@ -43,40 +51,89 @@ def load_model(
 
     What predicts no next token (kinds.py) is loaded without its head and without a pooler: both come after the last layer.
     With `device_map` ("auto", or a map as accelerate takes it) the model is spread over devices; else it goes to
-    `device`. A PEFT adapter needs `base`, and is checked and merged onto it in float32. Raises InputError where loading fails or
-    where weights are missing.
+    `device`. A PEFT adapter needs `base`, and is checked and merged onto it in float32. Raises InputError where loading fails,
+    where weights are missing, and for a file or tensor that is not what the checkpoint was described with.
     """
-    import torch
-    from safetensors import SafetensorError
-    from transformers import AutoModel, AutoModelForCausalLM
-
     if checkpoint.adapter:
         if base is None:
             raise InputError(f"'{checkpoint.source}' is a PEFT adapter; name the base checkpoint it belongs to")
         return _load_merged(checkpoint, base, dtype=dtype, device=device, device_map=device_map)
-    config = standard_config(checkpoint.folder)
-    if hasattr(config, "quantization_config") and not is_quantised(checkpoint):
-        del config.quantization_config  # of before its weights were merged or dequantised
-    try:
-        model, info = (AutoModelForCausalLM if predicts_tokens(checkpoint) else AutoModel).from_pretrained(
-            checkpoint.folder,
-            config=config,
-            dtype=getattr(torch, dtype),
-            trust_remote_code=False,
-            output_loading_info=True,
-            device_map=device_map if device_map is not None else {"": device},
-            **_options(checkpoint),
-        )
-    except pickle.UnpicklingError as error:
-        raise InputError(f"checkpoint '{checkpoint.source}' {NOT_PLAIN}") from error
-    except (ValueError, OSError, RuntimeError, KeyError, SafetensorError) as error:
-        raise InputError(f"checkpoint '{checkpoint.source}' could not be loaded: {error}") from error
+    with unchanged(checkpoint, SETTINGS_FILES):
+        model, info = _loaded(checkpoint, dtype, device_map if device_map is not None else {"": device})
     if info["missing_keys"]:
         raise InputError(
             f"checkpoint '{checkpoint.source}' lacks {len(info['missing_keys'])} weights, "
             f"{sorted(info['missing_keys'])[0]} among them; it would run on random values"
         )
     return model.eval().requires_grad_(False)
+
+
+def _loaded(
+    checkpoint: Checkpoint, dtype: str, device_map: str | Mapping[str, Any]
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """The model, and what transformers says of loading it."""
+    import torch
+    from safetensors import SafetensorError
+
+    made, config = _class_of(checkpoint)
+    options: dict[str, Any] = {
+        "config": config,
+        "dtype": getattr(torch, dtype),
+        "trust_remote_code": False,
+        "output_loading_info": True,
+        "device_map": device_map,
+        **_options(checkpoint),
+    }
+    spread = isinstance(device_map, str) or len({*device_map.values()}) > 1 or "disk" in device_map.values()
+    with ExitStack() as held:
+        if spread:  # of what no device has room for
+            options["offload_folder"] = held.enter_context(TemporaryDirectory(prefix="raysweep-"))
+        folder: Path | None = checkpoint.folder
+        quantised = is_quantised(checkpoint)
+        if spread and not quantised:
+            checkpoint = with_tensor_digests(checkpoint)
+        if can_be_lazy(checkpoint) and not quantised:
+            tensors = LazyTensors(checkpoint)
+            held.callback(tensors.close)
+            folder, options["state_dict"] = None, tensors.by_name
+        elif checkpoint.digests or checkpoint.files:
+            folder = held.enter_context(own_copy(checkpoint))
+        try:
+            model, info = made.from_pretrained(folder, **options)
+        except pickle.UnpicklingError as error:
+            raise InputError(f"checkpoint '{checkpoint.source}' {NOT_PLAIN}") from error
+        except (ValueError, OSError, RuntimeError, KeyError, SafetensorError) as error:
+            raise InputError(f"checkpoint '{checkpoint.source}' could not be loaded: {error}") from error
+        if spread and "disk" in getattr(model, "hf_device_map", {}).values():  # those files are read for every call
+            finalize(model, held.pop_all().close)
+    for each in (model, model.config):
+        each.name_or_path = str(checkpoint.folder)
+    return model, info
+
+
+def _class_of(checkpoint: Checkpoint) -> tuple[Any, PreTrainedConfig]:
+    """The class of transformers that a checkpoint is loaded with, and its config for that."""
+    from transformers import AutoModel, AutoModelForCausalLM
+    from transformers.models.auto.auto_factory import _get_model_class
+
+    config = standard_config(checkpoint.folder)
+    if hasattr(config, "quantization_config") and not is_quantised(checkpoint):
+        del config.quantization_config  # of before its weights were merged or dequantised
+    known: Any = (AutoModelForCausalLM if predicts_tokens(checkpoint) else AutoModel)._model_mapping
+    if type(config) not in known:
+        raise InputError(
+            f"checkpoint '{checkpoint.source}' could not be loaded: transformers has no model for a {type(config).__name__}"
+        )
+    made: Any = _get_model_class(config, known)
+    inner = config.sub_configs.get("text_config")
+    if (
+        inner is not None and made.config_class is inner
+    ):  # of a model with images, say, whose text model is loaded alone
+        quantised = getattr(config, "quantization_config", None)
+        config = config.get_text_config()
+        if quantised is not None:
+            config.quantization_config = quantised
+    return made, config
 
 
 def _load_merged(
@@ -87,8 +144,17 @@ def _load_merged(
     A float32 model is merged where it stays. Another is merged on the CPU, whose memory has to hold it in float32.
     """
 
-    if not adapter.config:  # a run made it after its plan was made
-        adapter = describe(adapter.source)
+    with own_copy(adapter) if adapter.files else nullcontext(adapter.folder) as folder:
+        if not adapter.config:  # a run made it after its plan was made
+            adapter = replace(describe(str(folder)), source=adapter.source)
+        adapter = replace(adapter, folder=folder)
+        return _merged_onto(adapter, base, dtype=dtype, device=device, device_map=device_map)
+
+
+def _merged_onto(
+    adapter: Checkpoint, base: Checkpoint, *, dtype: str, device: str, device_map: str | Mapping[str, Any] | None
+) -> PreTrainedModel:
+    """The base with the adapter, whose folder nobody changes any more, merged onto it."""
     check_adapter(adapter, base, dry_run=False)  # the real weights are next
     config = read_peft_config(adapter)
     if dtype == "float32":
@@ -152,10 +218,14 @@ def skeleton(checkpoint: Checkpoint) -> PreTrainedModel:
 
 
 def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
-    """The checkpoint's tokenizer. Raises InputError where it has none that transformers can read."""
+    """The checkpoint's tokenizer.
+
+    Raises InputError where it has none that transformers can read, and for files that are not those it was described with.
+    """
     from transformers import AutoTokenizer
 
-    try:
-        return AutoTokenizer.from_pretrained(checkpoint.folder, trust_remote_code=False)
-    except Exception as error:  # a damaged file raises whatever its reader stumbled over
-        raise InputError(f"checkpoint '{checkpoint.source}' has no usable tokenizer: {error}") from error
+    with unchanged(checkpoint, ("config.json", *TOKENIZER_FILES)):
+        try:
+            return AutoTokenizer.from_pretrained(checkpoint.folder, trust_remote_code=False)
+        except Exception as error:  # a damaged file raises whatever its reader stumbled over
+            raise InputError(f"checkpoint '{checkpoint.source}' has no usable tokenizer: {error}") from error

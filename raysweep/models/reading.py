@@ -1,7 +1,8 @@
 """A checkpoint's safetensors files read tensor by tensor, and every byte that is read counted.
 
 Reads are positioned ones into memory that the caller owns, not through a memory map: what is in memory is then known, and
-a file that became shorter is an error that names the tensor instead of a dead process. Conversion to parameters is
+a file that became shorter is an error that names the tensor instead of a dead process. With the checkpoint that they belong
+to, everything that is read is digested meanwhile and compared with what was planned. Conversion to parameters is
 conversion.py's.
 """
 
@@ -11,14 +12,20 @@ import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from threading import Event
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from raysweep.errors import InputError
-from raysweep.models.tensors import AGAIN, Tensor, read_header
+from raysweep.models.digest_check import compare_digests, compare_headers
+from raysweep.models.digesting import PIECE, Digesting, DigestThreads, PieceMemory, ShortFileError, fill
+from raysweep.models.tensors import AGAIN, Tensor, read_header, tensor_digest
 
-_PIECE = 4 * 2**20  # bytes read at a time where they are converted: they are still in the cache then
+if TYPE_CHECKING:
+    from raysweep.models.checkpoint import Checkpoint
+
+_AHEAD = 8  # tensors that are read before the first of them is digested: their memory is kept until then
 _TORCH = {
     "BOOL": torch.bool,
     "U8": torch.uint8,
@@ -41,16 +48,24 @@ class TensorFiles:
     """The tensors of some safetensors files, by name; `bytes_read` counts the bytes of tensors that were read.
 
     Its headers are read and checked at once (InputError), nothing else is. One thread reads at a time. `close` it.
+
+    With the `planned` checkpoint, headers are compared with it at once, and what `read_into` has read is digested by other
+    threads: before it is used, `check` must be called, which compares the digests.
     """
 
-    def __init__(self, files: Iterable[Path]) -> None:
+    def __init__(self, files: Iterable[Path], planned: Checkpoint | None = None) -> None:
         self.bytes_read = 0
         self.stop = Event()  # set by another thread to end a read early
         self._at: dict[str, tuple[Path, Tensor]] = {}
         self._handles: dict[Path, int] = {}
-        self._piece = bytearray(_PIECE)
+        self._pieces = PieceMemory()  # of what is converted
+        self._planned = planned if planned is not None and planned.digests else None
+        self._threads: DigestThreads | None = None
+        self._unchecked: list[tuple[str, Digesting]] = []
         for path in files:
             self._at |= {tensor.name: (path, tensor) for tensor in read_header(path)}
+        if self._planned is not None:
+            compare_headers(self._planned, self._at)
 
     @property
     def tensors(self) -> Mapping[str, Tensor]:
@@ -74,8 +89,8 @@ class TensorFiles:
     def read_into(self, name: str, target: torch.Tensor) -> None:
         """Fill `target`, contiguous on the CPU and of the tensor's size, converting to its dtype where it has another.
 
-        Raises InputError, naming file and tensor, where the file cannot be read or ends too early, and
-        InterruptedReadError once `stop` is set.
+        Raises InputError, naming file and tensor, where the file cannot be read or ends too early or an earlier tensor is not
+        the planned one, and InterruptedReadError once `stop` is set.
         """
         path, tensor = self._at[name]
         stored = self.dtype(name)
@@ -84,35 +99,64 @@ class TensorFiles:
             raise InputError(
                 f"{self.where(name)} has shape {list(tensor.shape)}, where the model has {list(target.shape)}; {AGAIN}"
             )
+        digesting = self._digesting(tensor)
         try:
             handle = self._handle(path)
             if flat.dtype == stored:
                 view = flat.view(torch.uint8).numpy().data
-                for start in range(0, len(view), 4 * _PIECE):
-                    self._fill(handle, view[start : start + 4 * _PIECE], tensor.start + start, name)
+                for start in range(0, len(view), PIECE):
+                    piece = view[start : start + PIECE]
+                    self._fill(handle, piece, tensor.start + start, name)
+                    if digesting is not None:
+                        digesting.add(piece)
                 return
-            for start in range(0, tensor.stop - tensor.start, _PIECE):
-                piece = memoryview(self._piece)[: min(_PIECE, tensor.stop - tensor.start - start)]
+            for start in range(0, tensor.stop - tensor.start, PIECE):
+                piece = self._pieces.take(min(PIECE, tensor.stop - tensor.start - start))
                 self._fill(handle, piece, tensor.start + start, name)
+                if digesting is not None:
+                    self._pieces.hold(digesting.add(piece))
                 values = torch.from_numpy(np.frombuffer(piece, dtype=np.uint8)).view(stored)
                 first = start // stored.itemsize
                 flat[first : first + len(values)].copy_(values)
         except OSError as error:
             raise InputError(f"{self.where(name)} cannot be read: {error.strerror or error}") from error
 
+    def _digesting(self, tensor: Tensor) -> Digesting | None:
+        if self._planned is None:
+            return None
+        if self._threads is None:
+            self._threads = DigestThreads()
+        while len(self._unchecked) >= _AHEAD:
+            self._check_first()
+        digesting = self._threads.begin(tensor_digest(tensor.dtype, tensor.shape))
+        self._unchecked.append((tensor.name, digesting))
+        return digesting
+
+    def check(self) -> None:
+        """Wait for the digests of all that was read since the last check. Raises InputError for what was not planned so."""
+        while self._unchecked:
+            self._check_first()
+
+    def _check_first(self) -> None:
+        name, digesting = self._unchecked.pop(0)
+        assert self._planned is not None
+        compare_digests(self._planned, self.where(name), digesting.hexdigest(), self._planned.digests[name])
+
     def _fill(self, handle: int, view: memoryview, place: int, name: str) -> None:
-        got = 0
-        while got < len(view):
-            if self.stop.is_set():
-                raise InterruptedReadError(self.where(name))
-            more = os.preadv(handle, [view[got:]], place + got)
-            if not more:
-                raise InputError(
-                    f"{self.where(name)} ends at byte {place + got} of the file, before its last; the file became shorter "
-                    f"since it was checked: {AGAIN}"
-                )
-            got += more
+        try:
+            fill(handle, view, place, self._stop)
+        except ShortFileError as error:
+            raise InputError(
+                f"{self.where(name)} ends at byte {error.at} of the file, before its last; the file became shorter "
+                f"since it was checked: {AGAIN}"
+            ) from error
+        except InterruptedReadError:
+            raise InterruptedReadError(self.where(name)) from None
         self.bytes_read += len(view)
+
+    def _stop(self) -> None:
+        if self.stop.is_set():
+            raise InterruptedReadError
 
     def _handle(self, path: Path) -> int:
         if path not in self._handles:
@@ -120,6 +164,10 @@ class TensorFiles:
         return self._handles[path]
 
     def close(self) -> None:
-        """Close the files; a later read opens them again."""
+        """Close the files and end the threads; a later read opens them again. What was not checked stays unchecked."""
+        if self._threads is not None:
+            self._threads.close()
+            self._threads, self._pieces = None, PieceMemory()
+        self._unchecked.clear()
         while self._handles:
             os.close(self._handles.popitem()[1])

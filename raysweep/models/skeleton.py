@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from contextlib import closing
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -60,7 +61,7 @@ def refuse_if_not_streamable(checkpoint: Checkpoint) -> None:
         reason = _shared_layers(model)
     if reason:
         raise _refusal(checkpoint, name, reason)
-    files = TensorFiles(weight_files(checkpoint.folder, checkpoint.source))
+    files = TensorFiles(weight_files(checkpoint.folder, checkpoint.source), checkpoint)
     rest, layers = _recipes_of(checkpoint, model, files)
     refuse_missing(checkpoint.source, missing_tensors(model, [*rest, *(r for of_layer in layers for r in of_layer)]))
 
@@ -166,17 +167,22 @@ def empty_model(checkpoint: Checkpoint, dtype: torch.dtype) -> PreTrainedModel:
 def build_skeleton(checkpoint: Checkpoint, dtype: torch.dtype, device: str) -> Skeleton:
     """The model with everything but its layers' weights on the device.
 
-    Raises InputError for what cannot be streamed, and where the checkpoint lacks weights.
+    Raises InputError for what cannot be streamed, where the checkpoint lacks weights, and for weights that are not the planned
+    ones.
     """
+    refuse_if_not_streamable(checkpoint)
+    with closing(TensorFiles(weight_files(checkpoint.folder, checkpoint.source), checkpoint)) as files:
+        return _filled(checkpoint, dtype, device, files)
+
+
+def _filled(checkpoint: Checkpoint, dtype: torch.dtype, device: str, files: TensorFiles) -> Skeleton:
     from transformers.core_model_loading import set_param_for_module
     from transformers.modeling_utils import LoadStateDictConfig
     from transformers.utils.loading_report import LoadStateDictInfo
 
-    refuse_if_not_streamable(checkpoint)
     model = empty_model(checkpoint, dtype)
     blocks = find_blocks(model)
     path = _path(model, blocks)
-    files = TensorFiles(weight_files(checkpoint.folder, checkpoint.source))
     rest, layers = _recipes_of(checkpoint, model, files)
     dtypes = _dtypes(model, dtype)
     made = {name for recipe in (*rest, *(r for of_layer in layers for r in of_layer)) for name in recipe.targets}
@@ -186,6 +192,7 @@ def build_skeleton(checkpoint: Checkpoint, dtype: torch.dtype, device: str) -> S
         for name, value in recipe.convert(model, _reader(files, dtypes[recipe.first])).items():
             if name in dtypes:
                 set_param_for_module(model, name, value.to(device), info, None)
+    files.check()
     of_layers = {name for name in lacking if name.startswith(path)}
     for stored in [*blocks.parameters(), *blocks.buffers()]:
         setattr(stored, "_is_hf_initialized", True)  # noqa: B010  # transformers' own mark: leave it as it is
@@ -195,7 +202,6 @@ def build_skeleton(checkpoint: Checkpoint, dtype: torch.dtype, device: str) -> S
     model._adjust_missing_and_unexpected_keys(info)
     refuse_missing(checkpoint.source, info.missing_keys - set(model.all_tied_weights_keys))
     _share_equal_tables(blocks)
-    files.close()
     model = model.eval().requires_grad_(False)
     return Skeleton(
         model,

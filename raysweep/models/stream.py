@@ -19,6 +19,8 @@ from torch import nn
 
 from raysweep.models.adapter import Adapter
 from raysweep.models.checkpoint import Checkpoint
+from raysweep.models.digest_check import SETTINGS_FILES, unchanged
+from raysweep.models.own_copy import with_tensor_digests
 from raysweep.models.skeleton import build_skeleton
 
 _ALIGNED = 64  # bytes; as torch aligns its own memory
@@ -63,12 +65,14 @@ class StreamedModel:
     """A checkpoint with its layers on disk: `adapter` for all but them, and `fetch`, `bind`, `release` for each.
 
     The adapter's probe runs on layers of small random values: it is the architecture that it looks at, and no byte of a
-    layer is read for it. Raises InputError for what cannot be streamed (skeleton.py).
+    layer is read for it. Raises InputError for what cannot be streamed (skeleton.py), and for weights that are not those that
+    the checkpoint was described with, here and in `fetch`.
     """
 
     def __init__(self, checkpoint: Checkpoint, *, dtype: str = "float32", device: str = "cpu") -> None:
         self.checkpoint = checkpoint
-        skeleton = build_skeleton(checkpoint, getattr(torch, dtype), device)
+        with unchanged(checkpoint, SETTINGS_FILES):
+            skeleton = build_skeleton(with_tensor_digests(checkpoint), getattr(torch, dtype), device)
         self.files = skeleton.files
         self._model, self._recipes, self._blocks = skeleton.model, skeleton.recipes, skeleton.blocks
         self._device = torch.device(device)
@@ -130,7 +134,7 @@ class StreamedModel:
     def fetch(self, layer: int, slot: int) -> None:
         """Read a layer into a slot, converting; for a thread. The slot's last layer must have been released.
 
-        Raises InputError, naming file and tensor, where a read fails.
+        Raises InputError, naming file and tensor, where a read fails, and for weights that are not the planned ones.
         """
         room, places = self._slots[slot], self._places[layer]
         if room.copied is not None:
@@ -143,6 +147,7 @@ class StreamedModel:
             for name, value in recipe.convert(self._model, self._reader(dtype)).items():
                 if name in places:
                     places[name].view(room.host).copy_(value)
+        self.files.check()
         if self._side is not None:
             with torch.cuda.stream(self._side):
                 self._side.wait_event(room.used)

@@ -15,16 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 from raysweep.errors import InputError
 from raysweep.models.checkpoint import Checkpoint, limits, text_config
+from raysweep.models.digest_check import VOCABULARY_FILES
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 _FILE = "generation_config.json"
 _SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
-_VOCABULARY_FILES = (
-    *("tokenizer.json", "*.model", "*.tiktoken", "vocab.*", "merges.txt", "tekken.json"),
-    *("added_tokens.json", "special_tokens_map.json"),
-)
 
 
 @dataclass(frozen=True)
@@ -126,7 +123,7 @@ def decoder_digest(checkpoint: Checkpoint) -> str:
     """Identify the tokenizer that decodes texts by its files' contents, the chat template apart; empty if there are none."""
     digest = hashlib.sha256()
     found = False
-    for path in sorted(path for name in _VOCABULARY_FILES for path in checkpoint.folder.glob(name)):
+    for path in sorted(path for name in VOCABULARY_FILES for path in checkpoint.folder.glob(name)):
         content = path.read_bytes()
         digest.update(f"{path.name} {len(content)} ".encode() + content)
         found = True

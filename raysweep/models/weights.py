@@ -41,13 +41,17 @@ _TORCH_INTEGERS = {"uint8": "U8", "int8": "I8", "int16": "I16", "int32": "I32", 
 @dataclass(frozen=True)
 class Weights:
     """A checkpoint's weights: tensor → shape, bytes on disk, the fingerprint of config and files together, each tensor's
-    own digest (none of `.bin` files), and tensor → the dtype it is stored in, as safetensors names it."""
+    own digest (none of `.bin` files), and tensor → the dtype it is stored in, as safetensors names it.
+
+    `files` has the SHA-256 of the config and of `.bin` files, by name.
+    """
 
     shapes: Mapping[str, Shape]
     bytes: int
     fingerprint: str
     digests: Mapping[str, str]
     dtypes: Mapping[str, str]
+    files: Mapping[str, str]
 
 
 def read_weights(folder: Path, source: str, config_path: Path, *, adapter: bool) -> Weights:
@@ -84,6 +88,7 @@ def read_weights(folder: Path, source: str, config_path: Path, *, adapter: bool)
         hashlib.sha256(json.dumps(named).encode()).hexdigest(),
         {name: value for of_file in digests.values() for name, value in of_file.items()},
         dtypes,
+        {path.name: value for path, value in zip([config_path, *files], found, strict=True) if path not in headers},
     )
 
 
@@ -113,9 +118,9 @@ def _files(folder: Path, source: str, *, adapter: bool) -> tuple[list[Path], _In
     raise InputError(f"checkpoint '{source}' has no weights (*.safetensors) in {folder}")
 
 
-def weight_files(folder: Path, source: str) -> list[Path]:
-    """The files that hold a full checkpoint's weights. Raises InputError where there are none, or a shard is missing."""
-    return _files(folder, source, adapter=False)[0]
+def weight_files(folder: Path, source: str, *, adapter: bool = False) -> list[Path]:
+    """The files that hold a checkpoint's weights. Raises InputError where there are none, or a shard is missing."""
+    return _files(folder, source, adapter=adapter)[0]
 
 
 def _read_index(path: Path) -> _Index:

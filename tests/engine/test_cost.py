@@ -108,7 +108,7 @@ def test_a_layer_that_stands_for_no_other_is_not_timed(small, monkeypatch):
     monkeypatch.setattr(rates, "_SECONDS", 0.01)
     monkeypatch.setattr(rates, "_KNOWN", {})
     monkeypatch.setattr(rates, "matmul_rate", lambda *args: 1e6)
-    found = rates.measured_rates(replace(model, base=replace(model.base, shapes=other)), "cpu", 64, 16)
+    found = rates.measured_rates(replace(model, base=replace(model.base, shapes=other, digests={})), "cpu", 64, 16)
     per_layer = 2 * 16 * 16 + 2 * 16 * 8 + 3 * 16 * 40 + 2 * 16
     assert found.layer_seconds == pytest.approx(2 * per_layer / 1e6)
     assert found.layer == "a matrix product of its width"

@@ -86,6 +86,7 @@ def test_a_pickle_that_runs_code_is_not_run(save: Save, tmp_path: Path) -> None:
 def test_the_tokenizer_comes_with_the_checkpoint(save: Save, tokenizer: PreTrainedTokenizerBase) -> None:
     checkpoint = save("a")
     tokenizer.save_pretrained(checkpoint.folder)
+    checkpoint = describe(str(checkpoint.folder))
     assert load_tokenizer(checkpoint)("a red fruit")["input_ids"] == tokenizer("a red fruit")["input_ids"]
 
 

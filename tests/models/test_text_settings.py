@@ -100,7 +100,7 @@ def test_a_damaged_generation_config_is_refused_where_text_is_asked_for_and_stop
     with pytest.raises(InputError) as refused:
         end_tokens(checkpoint, lambda: None)
     assert str(refused.value).startswith(f"{path} is not ")
-    assert load_model(checkpoint).generation_config.eos_token_id == 8
+    assert load_model(describe(checkpoint.source)).generation_config.eos_token_id == 8
 
 
 def test_a_loaded_models_generation_config_has_special_tokens_alone(stored: Callable[..., Checkpoint]) -> None:
