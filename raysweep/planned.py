@@ -31,7 +31,7 @@ class Planned:
     one; `assumed` says what is not here and was taken as the config has it; `warnings` tell of records that are left out or cut.
     `notes` are what checkpoints' provenance files say of their weights, by source; `template_dates` are those that chat
     templates are given which read the clock, by model.
-    `void` says which sweeps can find nothing, `untuned` where there is nothing to sweep, `withheld` where no ρ will be given.
+    `redone` says why work that an earlier run had done is done again. `void` says which sweeps can find nothing, `untuned` where there is nothing to sweep, `withheld` where no ρ will be given.
     """
 
     tasks: Mapping[str, tuple[int, int]]
@@ -56,6 +56,7 @@ class Planned:
     void: Sequence[str] = ()
     untuned: Sequence[str] = ()
     withheld: Sequence[str] = ()
+    redone: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -79,6 +80,7 @@ class Planned:
         lines += [f"date         {text}" for text in date_texts(self.template_dates)]
         lines += [f"not tuned    {text}" for text in self.untuned]
         lines += [f"withheld     {text}" for text in self.withheld]
+        lines += [f"again        {self.redone}"] if self.redone else []
         lines += [f"{kind:<12} {n} tasks, {done} done" for kind, (done, n) in self.tasks.items()]
         lines += kind_lines(self.kinds)
         lines += [
@@ -155,7 +157,7 @@ def plan_run(
     from raysweep.engine.cost import cost
     from raysweep.engine.estimate import options, rates_here, reckon
     from raysweep.engine.graph import beyond, shortened
-    from raysweep.engine.origins import checkpoint_notes, dataset_records
+    from raysweep.engine.origins import checkpoint_notes, dataset_records, describe_run
     from raysweep.engine.paper import device_on_paper, rates_from, settled, simulated
     from raysweep.engine.pending import model_calls, spilled
     from raysweep.engine.phases import fitted
@@ -236,6 +238,7 @@ def plan_run(
         [shared.sentence for shared in shared_by(facts.models) if shared.sentence in facts.warnings],
         untuned(config, facts, graph),
         withheld(facts, graph),
+        folder.why_redone(graph, describe_run(config, facts), done) if folder.is_run else "",
     )
 
 

@@ -77,6 +77,8 @@ class Progress:
                 self._line(self._tally.words())
         elif name == events.MEMORY_SHORT:
             self._line(f"out of memory: {event['call']} went on in batches of {event['batch_tokens']} tokens")
+        elif name == events.TASKS_REDONE:
+            self._line(event["why"])
         elif name == events.RUN_UNLOCKED:
             self._line(
                 f"warning: the file system of '{event['folder']}' has no file locks, so nothing keeps a second raysweep out of this "

@@ -28,7 +28,15 @@ from raysweep.recipes import demo_config
 GRAPHS = GOLDENS / "graphs.json"
 CONFIGS = Path(__file__).parents[1] / "configs"
 # Keys hold the releases of the libraries; a new release is not a change of ours.
-LIBRARIES = {"raysweep": "0", "torch": "2.13", "transformers": "5.23", "tokenizers": "0", "numpy": "0", "scipy": "0"}
+LIBRARIES = {
+    "raysweep": "0",
+    "torch": "2.13",
+    "transformers": "5.23",
+    "tokenizers": "0",
+    "peft": "0.21",
+    "numpy": "0",
+    "scipy": "0",
+}
 
 
 def _graph(config: Config) -> Graph:

@@ -92,12 +92,15 @@ def drive(
             done = folder.committed()
             calls = list(model_calls(config, sized, shortened(graph, done), done))
             reckoned = reckon(config, sized, calls, backend.workers())
-            left = reckoned.estimate
+            left, about = reckoned.estimate, describe_run(config, facts)
+            again = "" if fresh else folder.why_redone(graph, about, done)
             folder.write_plan(
                 redacted(with_template_dates(asked, facts.template_dates).to_yaml()),
                 graph,
-                redacted({**describe_run(config, facts), "estimate": left.to_json() if left.calls else None}),
+                redacted({**about, "estimate": left.to_json() if left.calls else None}),
             )
+            if again:
+                log.emit(events.TASKS_REDONE, why=again)
             _tell_untold(folder, log)
             run = _Run(config, facts, graph, folder, log, reckoned)
             try:

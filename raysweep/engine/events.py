@@ -42,6 +42,7 @@ CALLS_DROPPED = "calls_dropped"
 TASK_DONE = "task_done"
 RUN_FINISHED = "run_finished"
 RUN_INTERRUPTED = "run_interrupted"
+TASKS_REDONE = "tasks_redone"
 RUN_UNLOCKED = "run_unlocked"  # the file system has no locks
 
 Listener = Callable[[dict[str, Any]], None]

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from raysweep.engine.event_segments import is_segment
 from raysweep.engine.graph import Graph, Task, shortened
+from raysweep.engine.redone import why_redone
 from raysweep.errors import InputError, RunError, StoreError
 from raysweep.store.artifacts import check_files, publish_bytes, publish_json
 from raysweep.store.chunks import AlreadyCommittedError, ChunkStore, Manifest
@@ -276,6 +277,15 @@ class RunFolder:
         """Keep what this run is asked to do; `about` is what reports say of checkpoints, data and versions."""
         publish_bytes(self.config, config_yaml.encode())
         publish_json(self.plan, {"about": about, "tasks": [task.to_json() for task in graph.tasks]})
+
+    def why_redone(self, graph: Graph, about: Mapping[str, Any], done: Collection[str]) -> str:
+        """Return why tasks that the latest run had done are done again, in one line; empty if none are."""
+        try:
+            data = json.loads(read_bytes(self.plan))
+            earlier = Graph(tuple(Task.from_json(task) for task in data["tasks"]))
+            return why_redone(earlier, data["about"], graph, about, done)
+        except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
+            return ""  # there is no plan yet, or one of a release that is not understood
 
     def read_plan(self) -> tuple[Graph, dict[str, Any]]:
         """The graph of the latest run, of stopped sweeps what they needed, and its `about`."""

@@ -46,7 +46,9 @@ _FEWEST_TO_COMPARE = 2
 @cache
 def libraries() -> Mapping[str, str]:
     """Versions of the libraries that decide figures. Not to be changed."""
-    return {name: version(name) for name in ("raysweep", "torch", "transformers", "tokenizers", "numpy", "scipy")}
+    return {
+        name: version(name) for name in ("raysweep", "torch", "transformers", "tokenizers", "peft", "numpy", "scipy")
+    }
 
 
 def resolve_device(asked: str) -> str:

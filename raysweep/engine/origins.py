@@ -11,6 +11,7 @@ from typing import Any
 
 from raysweep.config import Config
 from raysweep.engine.facts import Facts
+from raysweep.engine.redone import CALCULATIONS
 from raysweep.engine.shared import shared_by
 from raysweep.engine.steps import StepModel
 from raysweep.studies.trainer_arguments import training_steps
@@ -44,6 +45,7 @@ def describe_run(config: Config, facts: Facts) -> dict[str, Any]:
         "device": facts.device,
         "layers": {name: model.base.n_layers for name, model in facts.models.items()},
         "published_attack": _published(config),
+        "calculations": CALCULATIONS,
         "versions": {**facts.libraries, "python": platform.python_version()},
         "checkpoints": checkpoints,
         "datasets": dataset_records(config, facts),

@@ -15,15 +15,15 @@ def removal_tasks(
     asked: RemovalConfig, facts: Facts, model: ModelFacts, cell: Cell, similarity: list[Task]
 ) -> list[Task]:
     """A task a layer. Which layers are critical is known when the similarity is there; else nothing is waited for."""
-    tuned = [model.tuned[cell.dataset].fingerprint] if asked.of == "tuned" else []
+    tuned = [model.tuned[cell.dataset]] if asked.of == "tuned" else []
     same = {
         "study": "removal",
-        "model": [model.base.fingerprint, *tuned],
+        "model": [checkpoint.fingerprint for checkpoint in (model.base, *tuned)],
         "examples": chunk_fingerprint(tuple(cell.examples), prompts_only=False),
         "removals": [[list(removal.chosen), removal.labels] for removal in removals_of(asked)],
         "texts": [asked.examples, asked.tokens],
         "text": model.texts.identity(model.texts.ends(cell.dataset).of(asked.of == "base")),
-        **computed(facts, model),
+        **computed(facts, model, *tuned),
     }
     critical = asked.layers == "critical"
     tasks = []

@@ -22,7 +22,7 @@ def captured_keys(config: Config, facts: Facts, model: ModelFacts, cell: Cell) -
         "base": model.compared(cell.dataset).fingerprint,
         "folder": [cell.model, cell.dataset],  # activations lie under these names
         "pooling": config.studies.pooling,
-        **computed(facts, model),
+        **computed(facts, model, model.compared(cell.dataset)),
     }
     return tuple(fingerprint({**same, "chunk": chunk_fingerprint(chunk, prompts_only=True)}) for chunk in cell.chunks)
 

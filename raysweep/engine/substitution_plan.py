@@ -59,7 +59,7 @@ def _losses(
         **study,
         "base": model.base.fingerprint,
         "tuned": model.tuned[cell.dataset].fingerprint,
-        **computed(facts, model),
+        **computed(facts, model, model.tuned[cell.dataset]),
     }
     return [
         Task(
@@ -85,7 +85,7 @@ def generation_tasks(config: Config, facts: Facts, model: ModelFacts, cell: Cell
         "tuned": model.tuned[cell.dataset].fingerprint,
         "examples": chunk_fingerprint(tuple(cell.examples[: asked.examples]), prompts_only=False),
         "tokens": asked.tokens,
-        **computed(facts, model),
+        **computed(facts, model, model.tuned[cell.dataset]),
     }
     ends = model.texts.ends(cell.dataset)
     text = {in_base: model.texts.identity(ends.of(in_base)) for in_base in (False, True)}

@@ -15,11 +15,11 @@ from raysweep.config_training import Training
 from raysweep.data.examples import Example
 from raysweep.engine.arms import Arm, arms_of, most_critical_of
 from raysweep.engine.graph import Kind, Task
+from raysweep.engine.keys import TRAINING, releases
 from raysweep.fingerprint import LENGTH, fingerprint
 from raysweep.models.checkpoint import Checkpoint
 from raysweep.models.sizes import SIZES
 
-_CALCULATION = 1  # raised when a training's arithmetic changes
 _ASKING = {"api_key_env", "per_minute", "attempts", "timeout", "concurrency"}  # of an endpoint: it answers the same
 KINDS: Mapping[str, Kind] = {"finetune": "finetune", "adaptation": "adapt", "backdoor": "backdoor"}
 # Arguments that decide what is told of a training and not what it makes.
@@ -88,11 +88,10 @@ def made_key(
             "top": most_critical_of(asked, base.n_layers),
             "dynamics": similarity.results["dynamics"],
         }
-    releases = {name: ".".join(libraries[name].split(".")[:2]) for name in ("torch", "transformers")}
     return fingerprint(
         {
             "study": "training",
-            "calculation": _CALCULATION,
+            "calculation": TRAINING,
             "base": base.fingerprint,
             "examples": examples_fingerprint(examples),
             "trained": [arm.trained.mode, list(arm.trained.layers)],
@@ -101,7 +100,7 @@ def made_key(
             "lora": asked.lora.model_dump() if asked.lora else None,
             "dtype": trainings.dtypes[arm.study, cell[0]],
             "processes": asked.processes,
-            "libraries": releases,
+            "libraries": releases(libraries, with_peft=asked.lora is not None),
             **found,
         }
     )
@@ -186,7 +185,7 @@ def _compared(config: Config, cell: tuple[str, str], tasks: list[Task]) -> list[
     curves = [task for task in tasks if task.kind == "adapt"]
     if not curves or config.studies.adaptation is None:
         return []
-    made_from = {"study": "adaptation", "calculation": _CALCULATION, "curves": [t.results["training"] for t in curves]}
+    made_from = {"study": "adaptation", "calculation": TRAINING, "curves": [t.results["training"] for t in curves]}
     results = {"adaptation": fingerprint(made_from)}
     return [Task("adaptation", *cell, results=results, needs=tuple(task.name for task in curves))]
 
@@ -202,7 +201,7 @@ def _judged(config: Config, cell: tuple[str, str], tasks: list[Task]) -> list[Ta
     for name, told in judgings(asked).items():
         made_from = {
             "study": "judging",
-            "calculation": _CALCULATION,
+            "calculation": TRAINING,
             "texts": texts,
             "by": told.model_dump(exclude=_ASKING),
         }

@@ -170,8 +170,8 @@ def flush_below(folder: Path) -> None:
     """Flush every file and folder below `folder`, then `folder` itself."""
     for path in files_below(folder):
         flush(path)
-    for path, _, _ in os.walk(folder, topdown=False, onerror=_raise):
-        flush(Path(path))
+    for below, _, _ in os.walk(folder, topdown=False, onerror=_raise):
+        flush(Path(below))
 
 
 def files_below(folder: Path) -> list[Path]:
