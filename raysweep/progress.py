@@ -110,7 +110,7 @@ class Progress:
             completed=self._tally.done.get(kind, 0),
             rate="" if rate is None else f"{rate:.2g}/s",
             left="" if left is None else f"{duration(left)} left",
-            **({"now": event["call"].partition(" ")[2]} if running else {}),
+            **({"now": printable(event["call"].partition(" ")[2])} if running else {}),
         )
 
     def _failed(self, event: Mapping[str, Any]) -> None:
@@ -131,7 +131,7 @@ class Progress:
 
     def _line(self, text: str) -> None:
         self._printed = self._clock()
-        line = f"[{self._printed - self._started:6.1f} s] {text}"
+        line = printable(f"[{self._printed - self._started:6.1f} s] {text}")
         if self._bars:
             self._bars.console.print(line, highlight=False, markup=False)
         else:
