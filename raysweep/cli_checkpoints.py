@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from raysweep.cli_ends import stopped
+
 
 def fetch(
     name: Annotated[str, typer.Argument(help="The model: smollm2 (SmolLM2-135M-Instruct).")],
@@ -17,9 +19,8 @@ def fetch(
 
     try:
         fetched = fetch_model(name, force=force, progress=lambda text: typer.echo(text, err=True))
-    except KeyboardInterrupt:
-        typer.echo("interrupted; nothing was kept", err=True)
-        raise typer.Exit(130) from None
+    except KeyboardInterrupt as error:
+        stopped(error, "nothing was kept")
     typer.echo(fetched.to_text())
 
 

@@ -17,6 +17,14 @@ class InputError(RaysweepError):
     """Bad input (config, path, record, checkpoint), found before anything ran: exit code 2."""
 
 
+class FolderInUseError(InputError):
+    """A run folder that another raysweep works in: exit code 3. `holder` says which process holds it, and since when."""
+
+    def __init__(self, message: str, holder: str) -> None:
+        super().__init__(message)
+        self.holder = holder
+
+
 class SeveralProblemsError(InputError):
     """Several problems of one input, each on a line of its own."""
 

@@ -28,6 +28,7 @@ class Progress:
         self._bars: Any = None
         self._rows: dict[str, Any] = {}
         self._reasons: set[str] = set()  # of failures that have their line
+        self.has_started = False  # the run: what it does is in its log from here on
 
     def __enter__(self) -> Progress:
         if self._live:
@@ -58,7 +59,12 @@ class Progress:
         if name == events.CLUSTER_CHECKED:
             nodes = f"{event['nodes']} node{'s' * (event['nodes'] != 1)}"
             self._line(f"cluster checked: {nodes} with the releases of this process, the storage seen from each")
+        elif name == events.FOLDER_AWAITED:
+            self._line(
+                f"run folder '{event['folder']}' is in use by another raysweep ({event['holder']}); waiting until it is free"
+            )
         elif name == events.RUN_STARTED:
+            self.has_started = True
             n = sum(event["calls"].values())
             self._line(f"{event['tasks']} tasks, {event['done']} done already; {n} calls to run")
             self._add_rows()
@@ -69,6 +75,8 @@ class Progress:
             self._line(f"{event['workers']} worker{'s' * (event['workers'] != 1)} left")
         elif name == events.CALL_FAILED:
             self._failed(event)
+        elif name in (events.WORKER_GIVEN_UP, events.CALL_OVERDUE):
+            self._line(event["words"])
         elif name == events.CALL_GOES_ON:
             self._goes_on(event)
         elif name == events.CALL_DONE and not self._live:

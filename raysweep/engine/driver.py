@@ -11,10 +11,12 @@ import socket
 import time
 from collections import Counter, deque
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from raysweep import signals
 from raysweep.config import Config
 from raysweep.engine import events
 from raysweep.engine.calls import Call, Commit, ModelCall, Outcome, SubstituteCall, TrainCall, made_by
@@ -26,8 +28,9 @@ from raysweep.engine.executor import Backend, Executor, backend_for
 from raysweep.engine.facts import Facts
 from raysweep.engine.folder import RunFolder
 from raysweep.engine.graph import Graph, beyond, shortened
+from raysweep.engine.interruption import interrupts_logged, lock_released
 from raysweep.engine.judging_in_part import judged_in_part
-from raysweep.engine.ledger import Ledger
+from raysweep.engine.ledger import Ledger, done_by_kind
 from raysweep.engine.origins import describe_run
 from raysweep.engine.pending import model_calls
 from raysweep.engine.preparation import prepare
@@ -38,6 +41,7 @@ from raysweep.engine.stopping import watches
 from raysweep.engine.template_dates import with_template_dates
 from raysweep.engine.trackers import trackers_for
 from raysweep.engine.training_calls import judge_call
+from raysweep.engine.waiting import check_wait, held
 from raysweep.redaction import redacted
 from raysweep.store.artifacts import sweep_temporaries
 
@@ -56,13 +60,20 @@ class Done:
 
 
 def drive(
-    config: Config, *, fresh: bool = False, listener: Listener | None = None, backend: Backend | None = None
+    config: Config,
+    *,
+    fresh: bool = False,
+    wait: bool | float = False,
+    listener: Listener | None = None,
+    backend: Backend | None = None,
 ) -> Done:
     """Run the config to its end, resuming what is committed; `fresh` forgets it first.
 
-    Raises InputError before anything ran, also where another run is in the folder; RunError where workers cannot be
-    had; a KeyboardInterrupt is logged and goes on. What is committed is kept.
+    With `wait`, wait for another run in the folder to end: True for as long as it takes, else at most so many seconds.
+    Raises InputError before anything ran (FolderInUseError if another run is in the folder), RunError if workers cannot be
+    had, and KeyboardInterrupt, which is logged, for a signal. What is committed is kept.
     """
+    check_wait(wait)
     started = time.monotonic()
     asked, config = config, with_steps(config)
     backend = backend or backend_for(config.execution)
@@ -73,12 +84,18 @@ def drive(
         if found and listener:
             listener({"event": events.CLUSTER_CHECKED, **found})
 
+    def waiting(holder: str) -> None:
+        if listener:
+            listener({"event": events.FOLDER_AWAITED, "folder": str(folder.root), "holder": holder})
+
     try:
         facts, graph, folder = prepare(config, backend.device, check, fresh=fresh)
-        folder.make()
-        tracked = trackers_for(config.execution.report_to, config.name, folder, listener)
-        listener = _both(listener, backend.listener(config.name, folder.root), tracked)
-        with folder.locked(), EventLog(folder.events, listener) as log:
+        with lock_released(folder), held(folder, wait, waiting) as waited, ExitStack() as stack:
+            if waited:  # what is there now was not when this was planned
+                facts, graph, _ = prepare(config, backend.device, check, fresh=fresh)
+            tracked = trackers_for(config.execution.report_to, config.name, folder, listener)
+            listener = _both(listener, backend.listener(config.name, folder.root), tracked)
+            log = stack.enter_context(EventLog(folder.events, listener))
             if fresh:
                 log.clear()
                 folder.clear()
@@ -95,12 +112,9 @@ def drive(
                 redacted({**describe_run(config, facts), "estimate": left.to_json() if left.calls else None}),
             )
             _tell_untold(folder, log)
-            run = _Run(config, facts, graph, folder, log, reckoned)
-            try:
+            with interrupts_logged(log):
+                run = _Run(config, facts, graph, folder, log, reckoned)
                 run.all(backend)
-            except KeyboardInterrupt:
-                log.emit(events.RUN_INTERRUPTED)
-                raise
             seconds = round(time.monotonic() - started, 3)
             log.emit(
                 events.RUN_FINISHED,
@@ -167,7 +181,7 @@ class _Run:
             tasks=len(graph.tasks),
             done=self.ledger.n_done,
             calls=waiting + self.ledger.to_make(),
-            kinds=_by_kind(self.graph, self.ledger),
+            kinds=done_by_kind(self.graph, self.ledger),
         )
         for watch in self._watches:
             if there := [key for key in watch.keys if key in done]:
@@ -237,6 +251,7 @@ class _Run:
             self.queue.push(call)
 
     def _take(self, outcome: Outcome) -> None:
+        signals.check()
         call = outcome.call
         if outcome.error is not None:
             self._take_failure(outcome)
@@ -360,6 +375,11 @@ class _Run:
         return bool(self.queue)
 
 
+def _models(executor: Executor) -> int:
+    """How many of the workers run models."""
+    return sum(slot.models for slot in executor.slots)
+
+
 def _both(*listeners: Listener | None) -> Listener:
     """One listener that tells these."""
 
@@ -368,18 +388,3 @@ def _both(*listeners: Listener | None) -> Listener:
             listener(event)
 
     return told
-
-
-def _models(executor: Executor) -> int:
-    """How many of the workers run models."""
-    return sum(slot.models for slot in executor.slots)
-
-
-def _by_kind(graph: Graph, ledger: Ledger) -> dict[str, list[int]]:
-    """For each kind of task how many are done, and how many there are."""
-    kinds: dict[str, list[int]] = {}
-    for task in graph.tasks:
-        counts = kinds.setdefault(task.kind, [0, 0])
-        counts[0] += ledger.is_done(task.name)
-        counts[1] += 1
-    return kinds

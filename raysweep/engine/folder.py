@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raysweep.engine.graph import Graph, Task, shortened
-from raysweep.errors import InputError, RunError, StoreError
+from raysweep.errors import FolderInUseError, InputError, RunError, StoreError
 from raysweep.store.artifacts import check_files, publish_bytes, publish_json
 from raysweep.store.chunks import ChunkStore, Manifest
 from raysweep.store.lock import HeldError, hold
@@ -192,7 +192,7 @@ class RunFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the folder, so that no other run writes to it. Raises InputError, naming it, where one does."""
+        """Hold the folder, so that no other run writes to it. Raises FolderInUseError, naming its holder, if one does."""
         try:
             if isinstance(self.lock, Path):
                 with hold(self.lock):
@@ -201,9 +201,19 @@ class RunFolder:
                 with hold_object(self.lock) as self._held:
                     yield
         except HeldError as error:
-            raise InputError(
-                f"run folder '{self.root}' is in use by another raysweep ({error}); wait for it to end, stop it, or give another storage"
+            raise FolderInUseError(
+                f"run folder '{self.root}' is in use by another raysweep ({error}); wait for it to end (--wait), stop it, or give "
+                "another storage",
+                str(error),
             ) from None
+
+    def let_go(self) -> None:
+        """Release the lock of an object store now, from any thread: this process is about to end without unwinding.
+
+        A lock in a folder is the system's, which drops it with the process.
+        """
+        if self._held is not None:
+            self._held.let_go()
 
     def check_held(self) -> None:
         """Raise RunError where another run has taken the folder over, for this one could not say that it lives."""
