@@ -127,6 +127,7 @@ class _Handling:
         self._program = program
         self._before: dict[int, Any] = {}
         self._taken: list[int] = []
+        self._process = os.getpid()
         self._wakeup = -1
         self._read = self._write = -1
         self._watchdog = threading.Thread(target=self._watch, name="raysweep signals", daemon=True)
@@ -172,7 +173,10 @@ class _Handling:
         return self._program or handler in _DEFAULTS or module.partition(".")[0] == "ray"
 
     def _handle(self, number: int, frame: object) -> None:
-        if self.received is None:
+        if os.getpid() != self._process:  # a child that was forked a moment ago
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        elif self.received is None:
             self.received = number
             raise Interrupted(number)
 
