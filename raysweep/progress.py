@@ -75,8 +75,8 @@ class Progress:
             self._line(f"{event['workers']} worker{'s' * (event['workers'] != 1)} left")
         elif name == events.CALL_FAILED:
             self._failed(event)
-        elif name in (events.WORKER_GIVEN_UP, events.CALL_OVERDUE):
-            self._line(event["words"])
+        elif name == events.WORKER_GIVEN_UP:
+            self._line(f"gave up a worker: {event['call']}: {event['error']}")
         elif name == events.CALL_GOES_ON:
             self._goes_on(event)
         elif name == events.CALL_DONE and not self._live:

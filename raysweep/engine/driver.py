@@ -24,7 +24,7 @@ from raysweep.engine.dispatch import is_final
 from raysweep.engine.dispatcher import Dispatcher
 from raysweep.engine.estimate import Reckoned, reckon
 from raysweep.engine.events import EventLog, Listener
-from raysweep.engine.executor import Backend, Executor, backend_for
+from raysweep.engine.executor import Backend, Executor, LimitsCalls, backend_for
 from raysweep.engine.facts import Facts
 from raysweep.engine.folder import RunFolder
 from raysweep.engine.graph import Graph, beyond, shortened
@@ -160,6 +160,8 @@ class _Run:
             reckoned.cost,
             resident=config.execution.resident,
             may_cut=lambda call: not self._is_watched(call),
+            call_deadline=config.execution.call_deadline,
+            is_timed=lambda call: reckoned.rates.get(call.model) is not None,
             started=lambda call: log.emit(events.CALL_STARTED, call=call.name),
             was_cut=lambda call, pieces: log.emit(events.CALL_CUT, call=call.name, calls=[p.name for p in pieces]),
         )
@@ -223,6 +225,8 @@ class _Run:
         self._executor, self._workers = executor, _models(executor)
         try:
             self.log.emit(events.WORKERS_READY, **executor.about)
+            if isinstance(executor, LimitsCalls):
+                executor.limit_calls(self._dispatcher.deadline)
             self._dispatcher.run(executor, self._take)
         finally:
             executor.close()
@@ -280,6 +284,8 @@ class _Run:
             self._count_workers()
             self.queue.push_back(call)
             return
+        if given_up := outcome.measured.get("given_up"):
+            self.log.emit(events.WORKER_GIVEN_UP, call=call.name, error=outcome.error, **given_up)
         self.n_calls += 1
         self._attempts[call.name] += 1
         attempts, limit = self._attempts[call.name], self.config.execution.attempts

@@ -33,7 +33,6 @@ CALL_GOES_ON = "call_goes_on"  # of one that takes long: how far it has come
 CALL_RETURNED = "call_returned"  # not begun: its worker died before
 CHUNK_COMMITTED = "chunk_committed"
 CALL_DONE = "call_done"
-CALL_OVERDUE = "call_overdue"  # in this process, where it cannot be given up; reported only, not in the log
 WORKER_GIVEN_UP = "worker_given_up"  # it did not end its call before the deadline
 CALL_RETRIED = "call_retried"
 CALL_FAILED = "call_failed"
