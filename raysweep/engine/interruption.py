@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,7 +34,8 @@ def interrupts_logged(log: EventLog) -> Iterator[None]:
         except (KeyboardInterrupt, SystemExit) as error:
             logged.set()
             number = signals.number_of(error)
-            log.emit(events.RUN_INTERRUPTED, signal=None if number is None else signals.name_of(number))
+            with contextlib.suppress(Exception):  # of a lost lock, or a full disk: the run ends as it was asked to
+                log.emit(events.RUN_INTERRUPTED, signal=None if number is None else signals.name_of(number))
             raise
 
 

@@ -28,6 +28,7 @@ def held(
     folder: RunFolder,
     wait: bool | float,
     waiting: Callable[[str], None],
+    mode: int | None = None,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Iterator[bool]:
     """Make the folder and hold it; yield whether it was in use before, so that what was planned may be out of date.
@@ -39,7 +40,7 @@ def held(
     each, waited = _LOOK_SECONDS if isinstance(folder.root, Path) else _STORE_SECONDS, False
     with ExitStack() as stack:
         while True:
-            folder.make()
+            folder.make(mode)
             try:
                 stack.enter_context(folder.locked())
                 break

@@ -234,9 +234,12 @@ def test_after_ctrl_c_the_job_goes_on_unless_it_is_to_stop(cluster, write_config
     assert process.returncode == 130
     job = cluster.job_of(tmp_path / "run")
     if stop:
-        assert f"job {job['submission_id']} is stopped; what is committed is kept" in err
+        assert f"job {job['submission_id']} is stopped; committed work is kept" in err
         assert job["status"] == "STOPPED"
-        assert "interrupted; what is committed is kept" in cluster.ask("GET", f"{job['submission_id']}/logs")["logs"]
+        assert (
+            "interrupted; committed work is kept, and submitting again resumes it"
+            in cluster.ask("GET", f"{job['submission_id']}/logs")["logs"]
+        )
     else:
         assert (
             f"goes on; stop it: ray job stop {job['submission_id']} --address {cluster.url}; follow it: ray job logs"
