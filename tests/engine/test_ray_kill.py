@@ -226,7 +226,7 @@ def test_a_second_run_in_the_folder_is_refused_while_the_first_works(tmp_path, s
     first.send_signal(signal.SIGSTOP)  # so that it cannot end before the other asks
     second = start("run", config, "--executor", "local")
     _, said = second.communicate(timeout=60)
-    assert (second.returncode, said.count("\n")) == (2, 1), said
+    assert (second.returncode, said.count("\n")) == (3, 1), said
     assert f"is in use by another raysweep (process {first.pid} on " in said
     first.send_signal(signal.SIGKILL)
     first.communicate()
