@@ -92,6 +92,26 @@ def test_a_worker_that_hangs_is_given_up_and_replaced(on_ray, tmp_path, finished
     same_tables(tables_of(done), tables_of(finished))
 
 
+def test_a_signal_while_ray_starts_leaves_nothing_of_it(monkeypatch):
+    """Ray's own handler for SIGTERM, which it installs first of all, raises SystemExit."""
+    import ray
+
+    from raysweep.config_execution import ExecutionConfig
+    from raysweep.engine.ray_backend import RayBackend
+
+    did = []
+
+    def init(**how):
+        did.append("init")
+        raise SystemExit(15)
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "shutdown", lambda: did.append("shutdown"))
+    with pytest.raises(SystemExit):
+        RayBackend(ExecutionConfig(executor="ray")).open("nowhere", 1)
+    assert did == ["init", "shutdown"]
+
+
 # --- trainings ----------------------------------------------------------------------------------------------------
 
 TRAINER = {"max_steps": 2, "per_device_train_batch_size": 2, "learning_rate": 1e-3, "report_to": "none"}

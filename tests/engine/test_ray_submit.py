@@ -135,7 +135,9 @@ def test_submit_makes_the_tables_and_leaves_every_gpu_to_the_workers(
     secret = "aUnlikely/Secret+Value0123456789"
     config = write_config(tmp_path, "execution.gpus_per_worker=1")
     elsewhere = {"RAY_ADDRESS": f"http://127.0.0.1:{free_port()}"}  # which Ray's own client would go to instead
-    code, out, err, _ = submit(cluster, config, "--fresh", AWS_SECRET_ACCESS_KEY=secret, **elsewhere)
+    code, out, err, _ = submit(
+        cluster, config, "--fresh", "--wait-for-folder", AWS_SECRET_ACCESS_KEY=secret, **elsewhere
+    )
     assert code == 0, out + err
     assert "cluster checked: 2 nodes" in out
     assert "Spearman" in out
