@@ -8,6 +8,7 @@ Progress goes to standard error, results to standard output.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import gc
 import io
 import json
@@ -380,7 +381,10 @@ def main() -> None:
     try:
         with signals.handled(program=True):
             app()
-    except RaysweepError as error:
-        typer.echo(f"error: {redacted(in_lines(error))}", err=True)
-        number = signals.received()  # it may be what the error comes of
+    except Exception as error:
+        number = signals.received()  # it may be what the error comes of, as of a terminal that was closed
+        if number is None and not isinstance(error, RaysweepError):
+            raise
+        with contextlib.suppress(OSError):
+            typer.echo(f"error: {redacted(in_lines(error))}", err=True)
         sys.exit(error_code(error) if number is None else 128 + number)

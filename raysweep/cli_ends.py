@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import sys
@@ -12,7 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from raysweep import signals
-from raysweep.errors import FolderInUseError, RaysweepError, RunError
+from raysweep.errors import FolderInUseError, RunError
 from raysweep.redaction import redacted
 
 EXIT_CODES = (
@@ -40,7 +41,8 @@ def stopped(error: BaseException, words: str) -> NoReturn:
     """Say that a signal has ended the command, and `words`; end with the signal's exit code."""
     number = signals.number_of(error)
     assert number is not None
-    typer.echo(f"{signals.what_happened(number)}; {words}", err=True)
+    with contextlib.suppress(OSError):  # the terminal may be what is gone
+        typer.echo(f"{signals.what_happened(number)}; {words}", err=True)
     raise typer.Exit(128 + number) from None
 
 
@@ -54,7 +56,7 @@ def how_to_resume() -> str:
     return f"committed work is kept; resume with: {command}"
 
 
-def error_code(error: RaysweepError) -> int:
+def error_code(error: Exception) -> int:
     """Return the exit code of an error."""
     return 1 if isinstance(error, RunError) else 3 if isinstance(error, FolderInUseError) else 2
 

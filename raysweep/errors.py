@@ -37,7 +37,7 @@ class RunError(RaysweepError):
     """A run that could not go on (its disk is full, its workers are lost); what is committed is kept: exit code 1."""
 
 
-def in_lines(error: RaysweepError) -> str:
+def in_lines(error: Exception) -> str:
     """The message in one line, or in one for each of several problems: what a library raised may have many."""
     if isinstance(error, SeveralProblemsError):
         return str(error)

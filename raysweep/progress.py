@@ -5,6 +5,7 @@ What is shown is reckoned from the run's events in engine/tally.py; here it is d
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -50,7 +51,8 @@ class Progress:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._bars:
-            self._bars.stop()
+            with contextlib.suppress(OSError):  # a terminal that was closed
+                self._bars.stop()
 
     def __call__(self, event: dict[str, Any]) -> None:
         """Take one event of the run."""

@@ -107,7 +107,7 @@ def handled(*, program: bool = False) -> Iterator[None]:
         handling.install()
         yield
     finally:
-        if not (program and handling.received is not None):
+        if not program or received() is None:
             handling.restore()
             _active = None
 

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from command_line import ended, started
 
 from raysweep.engine.events import read_events
+from raysweep.engine.folder import RunFolder
 
 
 def test_a_failed_task_gives_exit_code_1_and_the_rest_is_kept(config, raysweep, monkeypatch):
@@ -55,6 +56,8 @@ def test_a_signal_gives_its_exit_code_and_a_run_that_resumes(config, raysweep, t
         "execution.chunk=1",
         "--set",
         "studies.substitution.widths=[2]",
+        "--set",
+        "datasets.0.limit=5",
     ]
     again = "committed work is kept; resume with: " + shlex.join(["raysweep", "run", str(config), *many]) + "\n"
     for number, words in (
@@ -82,7 +85,7 @@ def test_a_signal_gives_its_exit_code_and_a_run_that_resumes(config, raysweep, t
     assert resumed.code == 0
     whole = raysweep("run", config, *many, "--set", f"storage={tmp_path / 'whole'}")
     assert whole.code == 0, whole.err
-    for path in sorted((tmp_path / "whole" / "results").iterdir()):
+    for path in sorted((tmp_path / "whole" / "results").glob("*.parquet")):
         assert pq.read_table(tmp_path / "run" / "results" / path.name).equals(pq.read_table(path)), path.name
     done = [key for event in read_events(events) if event["event"] == "chunk_committed" for key in event["keys"]]
     assert len(done) == len(set(done)) == json.loads(raysweep("status", tmp_path / "run", "--json").out)["parts"]["all"]
@@ -97,6 +100,17 @@ def test_an_interrupt_anywhere_gives_exit_code_130(config, raysweep, monkeypatch
         stopped = raysweep(command, config)
         assert (stopped.code, stopped.err) == (130, f"interrupted; {words}\n")
     assert not (config.parent / "run").exists()
+
+
+def test_a_folder_in_use_gives_exit_code_3(config, raysweep):
+    run = config.parent / "run"
+    assert raysweep("run", config, "--set", "studies={similarity: {}}").code == 0
+    with RunFolder(run).locked():
+        for command in (("run", config), ("run", config, "--wait-at-most", 0.01), ("doctor", run)):
+            refused = raysweep(*command)
+            assert refused.code == 3
+            assert "is in use by another raysweep (process " in refused.err
+    assert raysweep("run", config, "--wait", "--set", "studies={similarity: {}}").code == 0
 
 
 def test_the_command_is_kept_for_the_report(config, raysweep, monkeypatch):
