@@ -210,17 +210,14 @@ class _Handling:
 def _end_by_force(number: int) -> None:
     threads = [threading.Thread(target=_quietly, args=(act, number), daemon=True) for act in reversed(_last_actions)]
     until = time.monotonic() + LAST_SECONDS
+    words = f"what is still in progress {GRACE_SECONDS:g} s after {name_of(number)} is cut off\n"
+    with contextlib.suppress(OSError, ValueError):
+        os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, words.encode())
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(max(0.0, until - time.monotonic()))
-    with contextlib.suppress(OSError, ValueError):
-        os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, _words(number).encode())
     os._exit(128 + number)
-
-
-def _words(number: int) -> str:
-    return f"{what_happened(number)}; the operation in progress could not be stopped in time, and was cut off\n"
 
 
 def _quietly(action: Callable[[int], None], number: int) -> None:

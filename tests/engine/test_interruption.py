@@ -47,7 +47,7 @@ def test_ended_by_force_a_run_is_logged_as_interrupted_and_its_lock_in_a_store_i
         assert (last["event"], last["signal"], started["event"]) == ("run_interrupted", "SIGTERM", "run_started")
         assert not holder(stored.lock).held
         assert [event["event"] for event in told] == ["run_started"], "nobody else is waited for"
-    assert "was cut off" in capfd.readouterr().err
+    assert "is cut off" in capfd.readouterr().err
     assert ended(monkeypatch) == 143, "nothing is left to be done"
 
 
