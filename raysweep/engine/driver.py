@@ -96,7 +96,7 @@ def drive(
                 facts, graph, _ = prepare(config, backend.device, check, fresh=fresh)
             tracked = trackers_for(config.execution.report_to, config.name, folder, listener)
             listener = events.to_all(listener, backend.listener(config.name, folder.root), tracked)
-            log = stack.enter_context(EventLog(folder.events, listener, partial(folder.check_held, ask=False)))
+            log = stack.enter_context(_open_log(folder, listener))
             if not folder.is_locked:
                 log.emit(events.RUN_UNLOCKED, folder=str(folder.root))
             if fresh:
@@ -132,6 +132,10 @@ def drive(
         if tracked:
             tracked.close()
         backend.close()
+
+
+def _open_log(folder: RunFolder, listener: Listener | None) -> EventLog:
+    return EventLog(folder.events, listener, check=partial(folder.check_held, ask=False), holder=folder.holder)
 
 
 def _tell_untold(folder: RunFolder, log: EventLog) -> None:

@@ -5,8 +5,8 @@ the next one is begun; the token is the writer's own, so nobody replaces another
 the last seconds; commits are found by their manifests, and a later run logs those that were lost.
 
 A writer that was paused and lost the run's lock may still publish segments. So every log that is opened begins with a line that
-lists the segments that were there, with their sizes, and closes them: of earlier writers, readers count those bytes and nothing
-that was added later.
+has the writer's number in the lock and lists the segments that were there, with their sizes. It closes them: of writers with lower
+numbers, readers count those bytes and nothing that was added later.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ _AT_A_TIME = 8  # segments in memory while a log is read
 class Segments:
     """Lines, published every few seconds and when they are closed."""
 
-    def __init__(self, folder: UPath) -> None:
-        self._folder = folder
+    def __init__(self, folder: UPath, holder: int) -> None:
+        self._folder, self._holder = folder, holder
         self._token = secrets.token_hex(4)
         there = {name: int(info["size"]) for name, info in listing(folder).items() if _NAME.fullmatch(name)}
         self._number = max(map(_number, there), default=0) + 1
-        self._lines = bytearray(_opening(there))  # of the segment that is being written
+        self._lines = bytearray(_opening(holder, there))  # of the segment that is being written
         self._unsent = True
         self._adding, self._sending = threading.Lock(), threading.Lock()
         self._end = threading.Event()
@@ -58,7 +58,7 @@ class Segments:
     def clear(self) -> None:
         """Begin anew with an empty segment, and remove those before it."""
         with self._adding:
-            self._number, self._lines, self._unsent = self._number + 1, bytearray(_opening({})), True
+            self._number, self._lines, self._unsent = self._number + 1, bytearray(_opening(self._holder, {})), True
         self._send()
         for name in listing(self._folder):
             if name != self._name(self._number):
@@ -118,8 +118,12 @@ def segments(folder: UPath) -> Iterator[tuple[str, bytes]]:
 
 @dataclass(frozen=True)
 class Opening:
-    """What a writer found when it opened the log: the sizes of the segments that were there. `number` is its first segment's."""
+    """What a writer found when it opened the log: the sizes of the segments that were there.
 
+    `holder` is its number in the lock, `number` that of its first segment.
+    """
+
+    holder: int
     number: int
     token: str
     found: Mapping[str, int]
@@ -128,15 +132,17 @@ class Opening:
 def counted_bytes(sizes: Mapping[str, int], openings: Iterable[Opening]) -> dict[str, int]:
     """Return how many bytes of each segment count, for those that do.
 
-    A segment counts as far as every writer that opened the log after the segment's own writer found it.
+    A segment counts as far as every writer that held the lock after the segment's own writer found it.
     """
-    first: dict[str, int] = {}
-    for name in sizes:
-        first[_token(name)] = min(_number(name), first.get(_token(name), _number(name)))
+    order: dict[str, tuple[int, int]] = {}  # of writers
+    for name in sorted(sizes, reverse=True):
+        order[_token(name)] = (0, _number(name))  # of one that wrote no opening, before there were any
+    opened = list(openings)
+    order |= {opening.token: (opening.holder, opening.number) for opening in opened}
     counted = dict(sizes)
-    for opening in openings:
+    for opening in opened:
         for name in sizes:
-            if _token(name) != opening.token and first[_token(name)] < opening.number:
+            if order[_token(name)] < order[opening.token]:
                 counted[name] = min(counted[name], opening.found.get(name, 0))
     return {name: size for name, size in counted.items() if size}
 
@@ -144,8 +150,8 @@ def counted_bytes(sizes: Mapping[str, int], openings: Iterable[Opening]) -> dict
 _OPENED = f'{{"event": "{LOG_OPENED}"'
 
 
-def _opening(there: Mapping[str, int]) -> bytes:
-    return (json.dumps({"event": LOG_OPENED, "found": dict(there)}) + "\n").encode()
+def _opening(holder: int, there: Mapping[str, int]) -> bytes:
+    return (json.dumps({"event": LOG_OPENED, "holder": holder, "found": dict(there)}) + "\n").encode()
 
 
 def _openings(folder: UPath, sizes: Mapping[str, int]) -> Iterator[Opening]:
@@ -158,7 +164,8 @@ def _openings(folder: UPath, sizes: Mapping[str, int]) -> Iterator[Opening]:
             line, end, _ = read_bytes(folder / name).partition(b"\n")
             said: Any = json.loads(line) if end else {}
             if said["event"] == LOG_OPENED:
-                yield Opening(_number(name), token, {key: int(size) for key, size in said["found"].items()})
+                found = {key: int(size) for key, size in said["found"].items()}
+                yield Opening(int(said["holder"]), _number(name), token, found)
 
 
 def _number(name: str) -> int:

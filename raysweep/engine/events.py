@@ -62,13 +62,19 @@ def to_all(*listeners: Listener | None) -> Listener:
 class EventLog:
     """Appends events to a file, or to segments in an object store, and passes each to the listener.
 
-    `check` is called before each event is written; what it raises goes on, with nothing written.
+    `check` is called before each event is written; what it raises goes on, with nothing written. `holder` is this writer's number in
+    the lock of an object store.
     """
 
     def __init__(
-        self, path: Location, listener: Listener | None = None, check: Callable[[], None] = lambda: None
+        self,
+        path: Location,
+        listener: Listener | None = None,
+        *,
+        check: Callable[[], None] = lambda: None,
+        holder: int = 0,
     ) -> None:
-        self._lines: _File | Segments = _File(path) if isinstance(path, Path) else Segments(path)
+        self._lines: _File | Segments = _File(path) if isinstance(path, Path) else Segments(path, holder)
         self._listener, self._check = listener, check
 
     def emit(self, event: str, **details: Any) -> None:

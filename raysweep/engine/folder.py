@@ -15,6 +15,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -76,7 +77,14 @@ class RunFolder:
         parts, extra = dict.fromkeys(commit.keys), {**commit.extra, "log": log}
         while True:
             try:
-                return self.chunks.commit(commit.name, commit.table, parts=parts, files=commit.files, extra=extra)
+                return self.chunks.commit(
+                    commit.name,
+                    commit.table,
+                    parts=parts,
+                    files=commit.files,
+                    extra=extra,
+                    check=partial(self.check_held, ask=False),
+                )
             except AlreadyCommittedError:
                 self.check_held()
             with suppress(StoreError, FileNotFoundError):
@@ -242,6 +250,11 @@ class RunFolder:
         """
         if isinstance(self._held, Held):
             self._held.let_go()
+
+    @property
+    def holder(self) -> int:
+        """This run's number in the lock of an object store; 0 where the system keeps the lock."""
+        return self._held.number if isinstance(self._held, Held) else 0
 
     @property
     def is_locked(self) -> bool:

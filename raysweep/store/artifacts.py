@@ -8,6 +8,7 @@ compared where it is read. POSIX file systems (local disks and NFS) and the stor
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -16,7 +17,7 @@ import re
 import secrets
 import socket
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -61,7 +62,8 @@ def publish(path: Location, write: Callable[[Path], object]) -> None:
     make_folder(path.parent)
     temporary = _temporary(path)
     try:
-        write(temporary.absolute())  # pyarrow takes a relative `s3:x` or `a::b` for a URL
+        with _naming(path):
+            write(temporary.absolute())  # pyarrow takes a relative `s3:x` or `a::b` for a URL
         flush(temporary)
         os.replace(temporary, path)  # noqa: PTH105 - the name says that an existing file is replaced
     except BaseException:
@@ -147,9 +149,21 @@ def flush(path: Path) -> None:
     """Flush a file's content, or a folder's list of names, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        with _naming(path):
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Give an OSError that names no file this one: fsync and pyarrow do not say what they wrote to."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno and error.filename is None:
+            raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
+        raise
 
 
 def flush_below(folder: Path) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import secrets
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -80,8 +80,9 @@ class ChunkStore:
         parts: Mapping[str, Any],
         files: Sequence[FileEntry] = (),
         extra: Mapping[str, Any] = {},
+        check: Callable[[], None] = lambda: None,
     ) -> Manifest:
-        """Commit a chunk; `files` must have been published before.
+        """Commit a chunk; `files` must have been published before. `check` is called between the table and the manifest.
 
         Raises ValueError, with nothing written, when the name is unsafe, `parts` or `extra` is not JSON, or the table
         has rows of no part named in `parts`; AlreadyCommittedError when the name is taken.
@@ -111,6 +112,7 @@ class ChunkStore:
             **description,
         }
         content = json_bytes(described)
+        check()
         if not publish_new(path, content):
             if written is not None:
                 (self.folder / written.path).unlink(missing_ok=True)

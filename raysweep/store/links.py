@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -15,7 +16,7 @@ def refuse_links(root: Path) -> None:
     """
     real, waiting = root.resolve(), [root]
     while waiting:
-        with os.scandir(waiting.pop()) as entries:
+        with contextlib.suppress(FileNotFoundError), os.scandir(waiting.pop()) as entries:  # a run may be going on
             for entry in entries:
                 if entry.is_symlink():
                     _check(Path(entry.path), real)

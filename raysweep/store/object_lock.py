@@ -53,6 +53,7 @@ class Held:
 
     def __init__(self, place: UPath, said: dict[str, Any]) -> None:
         self._place, self._said = place, said
+        self.number = int(place.name)  # higher than that of whoever held it before
         self._end = threading.Event()
         self._lost = False
         self._beats, self._heard = 0, _now()
@@ -117,9 +118,8 @@ def hold_object(path: UPath) -> Iterator[Held]:
         raise HeldError(last.words)
     place = path / f"{last.number + 1 if last else 1:06d}"
     with _released_if_interrupted(place, said):
-        create(
-            place, json.dumps(said).encode()
-        )  # where its answer got lost and it was tried again, it is there, and ours
+        # If the answer was lost and it was tried again, it is there, and ours.
+        create(place, json.dumps(said).encode())
         now = json.loads(read_bytes(place))
         if now["token"] != said["token"]:
             raise HeldError(_words(now))
@@ -129,9 +129,7 @@ def hold_object(path: UPath) -> Iterator[Held]:
         raise HeldError(latest.words if latest else "process unknown")
     held = Held(place, said)
     try:
-        for name in sorted(listing(path)):
-            if name < place.name:
-                (path / name).unlink(missing_ok=True)
+        _remove_below(path, place.name)
         yield held
     finally:
         held.let_go()
@@ -147,6 +145,12 @@ def _released_if_interrupted(place: UPath, said: dict[str, Any]) -> Iterator[Non
             if json.loads(read_bytes(place))["token"] == said["token"]:
                 put_bytes(place, json.dumps({**said, "released": True}).encode())
         raise
+
+
+def _remove_below(path: UPath, own: str) -> None:
+    for name in sorted(listing(path)):
+        if name < own:
+            (path / name).unlink(missing_ok=True)
 
 
 def highest(path: UPath) -> UPath | None:
