@@ -13,6 +13,7 @@ import logging
 import os
 import sys
 
+from raysweep import signals
 from raysweep.engine.ray_token import use_token
 from raysweep.errors import InputError
 
@@ -43,6 +44,7 @@ def job(arguments: list[str]) -> int:
     from raysweep.engine.ray_jobs import in_job, refuse_held_gpus
 
     ray.init(log_to_driver=False, logging_level=logging.ERROR)  # RAY_ADDRESS is set in a job
+    signals.renew()
     try:
         if in_job():
             refuse_held_gpus()
@@ -53,10 +55,15 @@ def job(arguments: list[str]) -> int:
         code, out, err = 2, "", f"error: {error}\n"
     except ray.exceptions.RayError as error:
         code, out, err = 1, "", f"error: the worker died: {error}\n"
+    except KeyboardInterrupt as error:  # the worker ends with this process's connection
+        number = signals.number_of(error) or 0
+        code, out, err = 128 + number, "", f"{signals.what_happened(number)}; nothing was written\n"
+        ray.shutdown()
     sys.stderr.write(err)
     sys.stdout.write(out)
     return code
 
 
 if __name__ == "__main__":
-    sys.exit(job(sys.argv[1:]))
+    with signals.handled(program=True):
+        sys.exit(job(sys.argv[1:]))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raysweep import lab
+from raysweep import lab, signals
 from raysweep.collector import collection_paused
 from raysweep.config import Config, load_config, parse_config
 from raysweep.config_beside import beside_told
@@ -85,12 +85,17 @@ def run(
     overrides: str | Sequence[str] = (),
     *,
     fresh: bool = False,
+    wait: bool | float = False,
     listener: Listener | None = None,
 ) -> Run:
     """Run a config (a file, plain values or a Config) to its end and draw the report; what is whole is not done again.
 
-    `overrides` are texts like `execution.chunk=16`. Plain values may hold paths, tuples and numbers of numpy's. Raises
-    InputError before anything runs, and RunError where the run folder cannot be written to any more.
+    `overrides` are texts like `execution.chunk=16`. Plain values may hold paths, tuples and numbers of numpy's. With `wait`, wait
+    for another raysweep in the run folder to end: True for as long as it takes, else at most so many seconds.
+
+    Raises InputError before anything runs (FolderInUseError if the folder is in use), and RunError where the run folder cannot
+    be written to any more. In the main thread SIGTERM and SIGHUP end the run as Ctrl-C does, with Interrupted, which is a
+    KeyboardInterrupt and, uncaught, ends the process with exit code 143 or 129; handlers of the application's own are kept.
     """
     from raysweep.engine.disk import failures_told
 
@@ -107,8 +112,9 @@ def run(
         except RecursionError:  # values nested in themselves, which parse_config refuses
             values = config
         config = parse_config(values, overrides=texts)
-    with failures_told(location(config.storage, config.storage_options)), beside_told(given, config):
-        done = drive(config, fresh=fresh, listener=listener)
+    place = location(config.storage, config.storage_options)
+    with signals.handled(), failures_told(place), beside_told(given, config):
+        done = drive(config, fresh=fresh, wait=wait, listener=listener)
         return _reported(done.folder, done.failed)
 
 
@@ -237,9 +243,11 @@ def submit(
     working_dir: Path | None = None,
     python: str = "python",
     fresh: bool = False,
+    wait_for_folder: bool = False,
 ) -> Job:
     """Submit a run of a config to the Ray cluster whose dashboard is at `address`; see engine/ray_submit.py.
 
+    With `wait_for_folder` the job waits for another raysweep in the run folder to end.
     Raises InputError where the config, the address, the token or the room that the cluster has will not do; no job is made then.
     """
     from raysweep.engine.ray_token import use_token
@@ -251,7 +259,9 @@ def submit(
         config = parse_config(config.model_dump(), overrides=overrides)
     else:
         config = load_config(config, overrides)
-    return submit_job(config, address, working_dir=working_dir, python=python, fresh=fresh)
+    return submit_job(
+        config, address, working_dir=working_dir, python=python, fresh=fresh, wait_for_folder=wait_for_folder
+    )
 
 
 def correlate_files(

@@ -1,31 +1,36 @@
 """The command line: each command parses, makes one call, and turns the outcome into an exit code.
 
-0 done; 1 some task failed, or the run folder could not be written to (the rest is done and kept); 2 bad usage or input, before anything ran; 130 interrupted.
+0 done; 1 some task failed, or the run folder could not be written to (the rest is done and kept); 2 bad usage or input, before
+anything ran; 3 another raysweep is in the run folder; 130, 143 and 129 ended by SIGINT (Ctrl-C), SIGTERM and SIGHUP.
 Progress goes to standard error, results to standard output.
 """
 
 from __future__ import annotations
 
 import atexit
+import contextlib
 import gc
 import io
 import json
 import os
+import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
+from raysweep import signals
 from raysweep.cli_checkpoints import consolidate, fetch
-from raysweep.cli_options import FORMATS, AsJson, Folder, Fresh, Options, Overrides, Version
-from raysweep.errors import RaysweepError, RunError, in_lines
+from raysweep.cli_ends import EXIT_CODES, Commands, error_code, stopped
+from raysweep.cli_options import FORMATS, AsJson, Folder, Fresh, Options, Overrides, Version, Wait, WaitAtMost
+from raysweep.cli_run import run_and_report, warn
+from raysweep.errors import RaysweepError, in_lines
 from raysweep.redaction import redacted
-
-if TYPE_CHECKING:
-    from raysweep.api import Run
+from raysweep.terminal import echo
 
 app = typer.Typer(
+    cls=Commands,
     help="Find a language model's critical layers, and prove it.",
     no_args_is_help=True,
     add_completion=False,
@@ -34,19 +39,22 @@ app = typer.Typer(
 )
 
 
-@app.callback()
+@app.callback(epilog=EXIT_CODES)
 def program(version: Version = False) -> None:
     """Find a language model's critical layers, and prove it."""
 
 
 @app.command()
 def demo(
-    out: Annotated[str, typer.Option(help="The run folder, or its URL.")] = "runs/demo", fresh: Fresh = False
+    out: Annotated[str, typer.Option(help="The run folder, or its URL.")] = "runs/demo",
+    fresh: Fresh = False,
+    wait: Wait = False,
+    wait_at_most: WaitAtMost = None,
 ) -> None:
     """Run the whole study on the embedded laboratory: no network, no GPU, no download."""
     from raysweep.recipes import demo_config
 
-    _run(demo_config(out), fresh=fresh)
+    run_and_report(demo_config(out), fresh=fresh, wait=wait, wait_at_most=wait_at_most)
 
 
 @app.command()
@@ -68,6 +76,8 @@ def sweep(
     ] = None,
     overrides: Overrides = None,
     fresh: Fresh = False,
+    wait: Wait = False,
+    wait_at_most: WaitAtMost = None,
 ) -> None:
     """Run the whole study of one pair; the config it makes is kept in the run folder."""
     from raysweep.recipes import sweep_config
@@ -85,7 +95,7 @@ def sweep(
         response=response,
         storage=out,
     )
-    _run(config, overrides or [], fresh=fresh)
+    run_and_report(config, overrides, fresh=fresh, wait=wait, wait_at_most=wait_at_most)
 
 
 @app.command()
@@ -102,7 +112,7 @@ def init(path: Annotated[Path, typer.Argument(help="Where to write it.")] = Path
         path.write_text(TEMPLATE, encoding="utf-8")
     except OSError as error:
         raise InputError(f"'{path}' cannot be written: {error.strerror or error}; give another place") from error
-    typer.echo(f"wrote {path}; now: raysweep plan {path}")
+    echo(f"wrote {path}; now: raysweep plan {path}")
 
 
 @app.command()
@@ -123,10 +133,10 @@ def plan(
     from raysweep.planned import plan_run
 
     planned = plan_run(config, overrides or [], gpus=gpus, nodes=nodes, rates=rates)
-    typer.echo(json.dumps(planned.to_json(), indent=1) if as_json else planned.to_text())
+    echo(json.dumps(planned.to_json(), indent=1) if as_json else planned.to_text())
 
 
-@app.command()
+@app.command(epilog=EXIT_CODES)
 def run(
     config: Annotated[Path, typer.Argument(help="The config.")],
     overrides: Overrides = None,
@@ -136,6 +146,8 @@ def run(
         int | None, typer.Option(help="Compute so many windows, drawn at random, again by true substitution.")
     ] = None,
     fresh: Fresh = False,
+    wait: Wait = False,
+    wait_at_most: WaitAtMost = None,
 ) -> None:
     """Run a config; what is whole is not done again."""
     chosen = list(overrides or [])
@@ -145,7 +157,7 @@ def run(
         chosen.append(f"execution.executor={executor}")
     if verify is not None:
         chosen.append(f"studies.substitution.verify={verify}")
-    _run(str(config), chosen, fresh=fresh)
+    run_and_report(str(config), chosen, fresh=fresh, wait=wait, wait_at_most=wait_at_most)
 
 
 @app.command()
@@ -158,32 +170,44 @@ def submit(
     ] = None,
     python: Annotated[str, typer.Option(help="The interpreter that has raysweep on the cluster.")] = "python",
     wait: Annotated[bool, typer.Option(help="Follow the job to its end; or only until its checks are passed.")] = True,
-    stop: Annotated[bool, typer.Option(help="Ctrl-C stops the job, too.")] = False,
+    stop: Annotated[bool, typer.Option(help="Ctrl-C, SIGTERM or SIGHUP stops the job, too.")] = False,
     fresh: Fresh = False,
+    wait_for_folder: Annotated[
+        bool, typer.Option("--wait-for-folder", help="Have the job wait for another raysweep in the run folder to end.")
+    ] = False,
 ) -> None:
     """Run a config as a job of a Ray cluster: check the cluster, follow the job's log, end with its exit code."""
     from raysweep.api import submit as submit_run
 
-    job = submit_run(config, address, overrides or [], working_dir=working_dir, python=python, fresh=fresh)
-    typer.echo(f"job {job.id} submitted; it is followed from here", err=True)
+    job = submit_run(
+        config,
+        address,
+        overrides or [],
+        working_dir=working_dir,
+        python=python,
+        fresh=fresh,
+        wait_for_folder=wait_for_folder,
+    )
+    echo(f"job {job.id} submitted; it is followed from here", err=True)
     try:
-        code = job.follow(lambda text: typer.echo(text, nl=False), until_checked=not wait)
-    except KeyboardInterrupt:
+        code = job.follow(lambda text: echo(text, nl=False), until_checked=not wait)
+    except KeyboardInterrupt as error:
         if stop:
-            job.stop()
-            typer.echo(f"job {job.id} is stopped; what is committed is kept, and submitting again resumes it", err=True)
-        else:
-            typer.echo(
-                f"job {job.id} goes on; stop it: {job.command('stop')}; follow it: {job.command('logs --follow')}",
-                err=True,
-            )
-        raise typer.Exit(130) from None
+            wait = signals.number_of(error) == signal.SIGINT  # a scheduler gives no time for that
+            if wait:
+                signals.stand_down()
+            job.stop(wait=wait)
+            how = "is stopped" if wait else "was asked to stop"
+            stopped(error, f"job {job.id} {how}; committed work is kept, and submitting again resumes it")
+        stopped(
+            error, f"job {job.id} goes on; stop it: {job.command('stop')}; follow it: {job.command('logs --follow')}"
+        )
     if code is None:
-        typer.echo(
+        echo(
             f"job {job.id} goes on; follow it: {job.command('logs --follow')}; stop it: {job.command('stop')}", err=True
         )
     elif code:
-        typer.echo(f"job {job.id} ended with exit code {code}", err=True)
+        echo(f"job {job.id} ended with exit code {code}", err=True)
         raise typer.Exit(code)
 
 
@@ -194,7 +218,7 @@ def status(folder: Folder, options: Options = None, as_json: AsJson = False) -> 
     from raysweep.config_overrides import parse_options
 
     standing = standing_of(folder, parse_options(options or []))
-    typer.echo(json.dumps(standing.to_json(), indent=1) if as_json else standing.to_text())
+    echo(json.dumps(standing.to_json(), indent=1) if as_json else standing.to_text())
 
 
 @app.command()
@@ -203,7 +227,7 @@ def report(folder: Folder, options: Options = None) -> None:
     from raysweep.api import open_run
     from raysweep.config_overrides import parse_options
 
-    typer.echo(f"report: {open_run(folder, parse_options(options or [])).report}")
+    echo(f"report: {open_run(folder, parse_options(options or [])).report}")
 
 
 @app.command()
@@ -219,7 +243,7 @@ def export(
     from raysweep.api import export_run
     from raysweep.config_overrides import parse_options
 
-    typer.echo(export_run(folder, out, format, parse_options(options or [])).to_text())
+    echo(export_run(folder, out, format, parse_options(options or [])).to_text())
 
 
 app.command()(fetch)
@@ -239,7 +263,7 @@ def doctor(
     from raysweep.config_overrides import parse_options
 
     found = examine(folder, parse_options(options or []), remove=remove, checksums=checksums)
-    typer.echo(json.dumps(found.to_json(), indent=1) if as_json else found.to_text())
+    echo(json.dumps(found.to_json(), indent=1) if as_json else found.to_text())
     if found.left:
         raise typer.Exit(1)
 
@@ -289,22 +313,17 @@ def critical(
         execution={"device": device, "residency": residency},
     )
     try:
-        found = find(config, top=top, resamples=resamples, seed=seed, progress=_capturing, warn=_warn)
-    except KeyboardInterrupt:
-        typer.echo("interrupted; nothing was written", err=True)
-        raise typer.Exit(130) from None
+        found = find(config, top=top, resamples=resamples, seed=seed, progress=_capturing, warn=warn)
+    except KeyboardInterrupt as error:
+        stopped(error, "nothing was written")
     if as_json:
-        typer.echo(json.dumps(critical_json(found, model), indent=1))
+        echo(json.dumps(critical_json(found, model), indent=1))
     else:
-        typer.echo("\n".join(critical_lines(found, model)))
-
-
-def _warn(text: str) -> None:
-    typer.echo(f"warning: {text}", err=True)
+        echo("\n".join(critical_lines(found, model)))
 
 
 def _capturing(name: str) -> None:
-    typer.echo(f"capturing the states of '{name}'", err=True)
+    echo(f"capturing the states of '{name}'", err=True)
 
 
 @app.command()
@@ -341,43 +360,14 @@ def correlate(
         raise InputError("give --dynamics and --losses, or --cells for a folder with both of many cells")
     if cells is not None or (dynamics is not None and dynamics.expanduser().is_dir()):
         many = correlate_folders(cells or dynamics or "", losses, neighbourhood, drop_ends=drop_ends, diagonal=diagonal)
-        typer.echo(json.dumps(many.to_json(), indent=1) if as_json else many.to_text())
+        echo(json.dumps(many.to_json(), indent=1) if as_json else many.to_text())
         if many.failed:
             raise typer.Exit(1)
         return
     assert dynamics is not None
     assert losses is not None
     found = correlate_files(dynamics, losses, neighbourhood, drop_ends=drop_ends, diagonal=diagonal)
-    typer.echo(json.dumps(found.to_json(), indent=1) if as_json else found.to_text())
-
-
-def _run(config: Any, overrides: list[str] | None = None, *, fresh: bool) -> None:
-    from raysweep.api import run as run_config
-    from raysweep.progress import Progress
-
-    try:
-        with Progress() as progress:
-            done = run_config(config, overrides or [], fresh=fresh, listener=progress)
-    except KeyboardInterrupt:
-        typer.echo("interrupted; what is committed is kept, and running again resumes it", err=True)
-        raise typer.Exit(130) from None
-    _conclude(done)
-
-
-def _conclude(done: Run) -> None:
-    """Print the answer and where the report is; exit 1 where a task failed, which progress has reported as it happened."""
-    for line in done.summary():
-        typer.echo(line)
-    for text in done.warnings:
-        _warn(text)
-    if done.accuracy is not None:
-        from raysweep.report.accuracy import accuracy_line
-
-        typer.echo(accuracy_line(done.accuracy), err=True)
-    typer.echo(f"report: {done.report}")
-    if done.failed:
-        typer.echo(redacted(done.failure), err=True)
-        raise typer.Exit(1)
+    echo(json.dumps(found.to_json(), indent=1) if as_json else found.to_text())
 
 
 def main() -> None:
@@ -390,7 +380,12 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):  # a name that the terminal cannot show ends no command
             stream.reconfigure(errors="backslashreplace")
     try:
-        app()
-    except RaysweepError as error:
-        typer.echo(f"error: {redacted(in_lines(error))}", err=True)
-        sys.exit(1 if isinstance(error, RunError) else 2)
+        with signals.handled(program=True):
+            app()
+    except Exception as error:
+        number = signals.received()  # it may be what the error comes of, as of a terminal that was closed
+        if number is None and not isinstance(error, RaysweepError):
+            raise
+        with contextlib.suppress(OSError):
+            echo(f"error: {redacted(in_lines(error))}", err=True)
+        sys.exit(error_code(error) if number is None else 128 + number)

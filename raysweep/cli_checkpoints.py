@@ -7,6 +7,9 @@ from typing import Annotated
 
 import typer
 
+from raysweep.cli_ends import stopped
+from raysweep.terminal import echo
+
 
 def fetch(
     name: Annotated[str, typer.Argument(help="The model: smollm2 (SmolLM2-135M-Instruct).")],
@@ -16,11 +19,10 @@ def fetch(
     from raysweep.fetching import fetch as fetch_model
 
     try:
-        fetched = fetch_model(name, force=force, progress=lambda text: typer.echo(text, err=True))
-    except KeyboardInterrupt:
-        typer.echo("interrupted; nothing was kept", err=True)
-        raise typer.Exit(130) from None
-    typer.echo(fetched.to_text())
+        fetched = fetch_model(name, force=force, progress=lambda text: echo(text, err=True))
+    except KeyboardInterrupt as error:
+        stopped(error, "nothing was kept")
+    echo(fetched.to_text())
 
 
 def consolidate(
@@ -34,4 +36,4 @@ def consolidate(
     """Make a Hugging Face folder of a sharded checkpoint; no pickled code is run."""
     from raysweep.api import consolidate as write
 
-    typer.echo(write(shards, base, out, dtype=dtype).to_text())
+    echo(write(shards, base, out, dtype=dtype).to_text())

@@ -14,6 +14,14 @@ Overrides = Annotated[
     ),
 ]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Forget what is committed and compute everything again.")]
+Wait = Annotated[
+    bool,
+    typer.Option("--wait", help="If another raysweep is in the run folder, wait until it ends instead of refusing."),
+]
+WaitAtMost = Annotated[
+    float | None,
+    typer.Option(min=0.001, help="--wait, for at most so many seconds; then exit code 3.", show_default=False),
+]
 Folder = Annotated[str, typer.Argument(help="A run folder, or its URL.")]
 Options = Annotated[
     list[str] | None,

@@ -31,6 +31,15 @@ class ExecutionConfig(Section):
     cpus_per_worker: Positive = 1
     gpus_per_worker: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
     attempts: Positive = 3
+    call_deadline: Annotated[
+        float | None,
+        Field(
+            ge=1,
+            le=10**9,
+            description="Seconds that a call may always run; 20 times its expected seconds, if that is more. A worker on Ray that "
+            "takes longer is replaced. null or never: no deadline.",
+        ),
+    ] = 1800.0
     resident: Annotated[int, Field(ge=2, le=1000, strict=True)] = 2
     device: str = "auto"
     device_map: str | dict[str, Any] | None = None
@@ -63,6 +72,15 @@ class ExecutionConfig(Section):
         if value != "auto" and _bytes(value) is None:
             raise ValueError(f"give auto, or a size such as 1.5GB or 800MB, not {shown(value)}")
         return value
+
+    @field_validator("call_deadline", mode="before")
+    @classmethod
+    def _deadline(cls, value: object) -> object:
+        if value is None or value == "never":
+            return None
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 1 <= value <= 10**9:
+            raise ValueError(f"give a number of seconds, 1 or more, or never, not {shown(value)}")
+        return float(value)
 
     @field_validator("batch_tokens", "workers", mode="before")
     @classmethod

@@ -17,6 +17,14 @@ class InputError(RaysweepError):
     """Bad input (config, path, record, checkpoint), found before anything ran: exit code 2."""
 
 
+class FolderInUseError(InputError):
+    """A run folder that another raysweep works in: exit code 3. `holder` says which process holds it, and since when."""
+
+    def __init__(self, message: str, holder: str) -> None:
+        super().__init__(message)
+        self.holder = holder
+
+
 class SeveralProblemsError(InputError):
     """Several problems of one input, each on a line of its own."""
 
@@ -29,7 +37,7 @@ class RunError(RaysweepError):
     """A run that could not go on (its disk is full, its workers are lost); what is committed is kept: exit code 1."""
 
 
-def in_lines(error: RaysweepError) -> str:
+def in_lines(error: Exception) -> str:
     """The message in one line, or in one for each of several problems: what a library raised may have many."""
     if isinstance(error, SeveralProblemsError):
         return str(error)

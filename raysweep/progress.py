@@ -5,6 +5,7 @@ What is shown is reckoned from the run's events in engine/tally.py; here it is d
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -13,6 +14,7 @@ from typing import Any
 
 from raysweep.engine import events
 from raysweep.engine.tally import Tally, duration, kind_of
+from raysweep.terminal import printable
 
 _SECONDS_BETWEEN_LINES = 5.0
 
@@ -28,6 +30,7 @@ class Progress:
         self._bars: Any = None
         self._rows: dict[str, Any] = {}
         self._reasons: set[str] = set()  # of failures that have their line
+        self.has_started = False  # the run: what it does is in its log from here on
 
     def __enter__(self) -> Progress:
         if self._live:
@@ -49,7 +52,8 @@ class Progress:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._bars:
-            self._bars.stop()
+            with contextlib.suppress(OSError):  # a terminal that was closed
+                self._bars.stop()
 
     def __call__(self, event: dict[str, Any]) -> None:
         """Take one event of the run."""
@@ -58,7 +62,12 @@ class Progress:
         if name == events.CLUSTER_CHECKED:
             nodes = f"{event['nodes']} node{'s' * (event['nodes'] != 1)}"
             self._line(f"cluster checked: {nodes} with the releases of this process, the storage seen from each")
+        elif name == events.FOLDER_AWAITED:
+            self._line(
+                f"run folder '{event['folder']}' is in use by another raysweep ({event['holder']}); waiting until it is free"
+            )
         elif name == events.RUN_STARTED:
+            self.has_started = True
             n = sum(event["calls"].values())
             self._line(f"{event['tasks']} tasks, {event['done']} done already; {n} calls to run")
             self._add_rows()
@@ -69,6 +78,8 @@ class Progress:
             self._line(f"{event['workers']} worker{'s' * (event['workers'] != 1)} left")
         elif name == events.CALL_FAILED:
             self._failed(event)
+        elif name == events.WORKER_GIVEN_UP:
+            self._line(f"gave up a worker: {event['call']}: {event['error']}")
         elif name == events.CALL_GOES_ON:
             self._goes_on(event)
         elif name == events.CALL_DONE and not self._live:

@@ -206,6 +206,7 @@ execution:
   # gpus_per_worker: auto            # ray: 1 where there are GPUs; or a share of one, or several
   resident: 2                        # checkpoints that a worker keeps loaded
   attempts: 3                        # a chunk that fails or loses its worker so often is set aside
+  # call_deadline: 1800              # ray: seconds that a call may always run, or 20 times what is expected; never: no limit
   device: auto                       # cuda where there is one, else cpu
   batch_tokens: auto                 # padded tokens of one block call: 8192 on a GPU, 1024 on a CPU, or a number
   chunk: 32                          # examples committed together

@@ -119,6 +119,12 @@ def _main() -> None:
 
     from raysweep.cli import main
 
+    if stale := os.environ.get(
+        "RAYSWEEP_STALE"
+    ):  # of a lock in an object store, in seconds: tests do not wait for minutes
+        from raysweep.store import object_lock
+
+        object_lock.BEAT_SECONDS, object_lock.STALE_SECONDS = float(stale) / 6, float(stale)
     torch.set_num_threads(1)  # as a program that had imported it by itself would have by OMP_NUM_THREADS
     main()
 

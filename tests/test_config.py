@@ -70,6 +70,7 @@ def test_defaults():
         "cpus_per_worker": 1,
         "gpus_per_worker": "auto",
         "attempts": 3,
+        "call_deadline": 1800.0,
         "resident": 2,
         "device": "auto",
         "device_map": None,

@@ -119,6 +119,10 @@ def test_a_misspelt_key_names_the_nearest(override, told):
         ),
         ("execution.attempts=0", "key 'execution.attempts': give 1 or more, not 0"),
         (
+            "execution.call_deadline=soon",
+            "key 'execution.call_deadline': give a number of seconds, 1 or more, or never, not 'soon'",
+        ),
+        (
             "execution.address=10.0.0.1:6379",
             "execution: address '10.0.0.1:6379' needs executor ray, and executor is local",
         ),

@@ -25,7 +25,9 @@ COMMANDS = {
     "raysweep.api",
     "raysweep.cli",
     "raysweep.cli_checkpoints",
+    "raysweep.cli_ends",
     "raysweep.cli_options",
+    "raysweep.cli_run",
     "raysweep.notebook",
     "raysweep.notebook_examples",
     "raysweep.notebook_models",
@@ -35,6 +37,7 @@ COMMANDS = {
 }
 GROUND = {  # beside config.py and its parts
     *("raysweep.collector", "raysweep.errors", "raysweep.fingerprint", "raysweep.lab", "raysweep.redaction"),
+    "raysweep.signals",
     "raysweep.user_cache",
 }
 PACKAGES = {"report": 6, "engine": 5, "studies": 4, "fetching": 4, "models": 2, "data": 2, "store": 2, "numerics": 0}

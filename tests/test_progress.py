@@ -23,6 +23,11 @@ def ended(call, seconds):
     return {"event": "call_done", "call": call, "measured": {"seconds": seconds}}
 
 
+GIVEN_UP = {
+    "event": "worker_given_up",
+    "call": "capture m/d",
+    "error": "the worker (process 1 on h) ran this for 9 min",
+}
 RETRIED = {"event": "call_retried", "call": "capture m/d", "attempt": 1, "attempts": 3, "error": "gone\nfar"}
 FAILED = {"event": "call_failed", "call": "capture m/d", "attempt": 3, "attempts": 3, "error": "gone\nfar"}
 
@@ -93,6 +98,7 @@ def test_plain_lines_come_now_and_then(capsys):
         for second in range(1, 13):
             now[0] = float(second)
             progress(ended("capture m/d", 1.0) if second < 5 else {"event": "call_done", "call": "x", "measured": {}})
+        progress(GIVEN_UP)
         progress(RETRIED)
         progress({"event": "workers_changed", "workers": 1})
         progress(FAILED)
@@ -105,6 +111,7 @@ def test_plain_lines_come_now_and_then(capsys):
         "[   0.0 s] 2 workers of 1 CPU on ray, dashboard http://h:1",
         "[   5.0 s] capture 4/4, 0 s left",
         "[  10.0 s] capture 4/4, 0 s left",
+        "[  12.0 s] gave up a worker: capture m/d: the worker (process 1 on h) ran this for 9 min",
         "[  12.0 s] 1 worker left",
         "[  12.0 s] failed: capture m/d: gone",
         "[  12.0 s] failed: capture m/e: lost",

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from raysweep.engine.call_queue import CallQueue, Costs, even_cost
 from raysweep.engine.calls import Call, Outcome
+from raysweep.engine.deadline import Deadline, deadline
 from raysweep.engine.dispatch import CALL_SECONDS, CallCost, choose_pieces
 from raysweep.engine.splitting import MOST_PIECES, cut, shares
 
@@ -31,7 +32,8 @@ class Dispatcher:
     """Calls that wait and calls in flight.
 
     `costs` tells what a call takes, `may_cut` which ones may be cut; `started` and `was_cut` are told of both as it
-    happens. How much slower than reckoned calls and loads are is learnt from those that have ended.
+    happens. How much slower than reckoned calls and loads are is learnt from those that have ended. Calls run for at least
+    `call_deadline` seconds before they count as hung; `is_timed` says whose costs are measured and not nominal.
     """
 
     def __init__(
@@ -41,6 +43,8 @@ class Dispatcher:
         *,
         resident: int = 2,
         may_cut: Callable[[Call], bool] = lambda call: True,
+        call_deadline: float | None = None,
+        is_timed: Callable[[Call], bool] = lambda call: True,
         started: Callable[[Call], None] = nothing_said,
         was_cut: Callable[[Call, list[Call]], None] = never_cut,
         clock: Callable[[], float] = time.monotonic,
@@ -48,6 +52,7 @@ class Dispatcher:
         self._pieces: dict[str, CallCost] = {}  # by name, of those that were cut
         self._costs, self._may_cut, self._started, self._was_cut = costs, may_cut, started, was_cut
         self._clock = clock
+        self._call_deadline, self._is_timed = call_deadline, is_timed
         self.queue = CallQueue(calls, self.cost, resident)
         self._in_flight: dict[str, tuple[int, float]] = {}  # by name: the worker, and the seconds that are expected
         self._count: dict[int, int] = {}
@@ -63,6 +68,14 @@ class Dispatcher:
     def paces(self) -> tuple[float, float]:
         """How much longer calls, and loads, took than reckoned: 1 before any has ended."""
         return self._run_pace.ratio, self._load_pace.ratio
+
+    def deadline(self, call: Call) -> Deadline:
+        """Return how long the call may run, from what it and its loads are expected to take by now."""
+        cost = self.cost(call)
+        if not call.affinity or cost.seconds <= 0 or not (self._run_pace.is_known or self._is_timed(call)):
+            return deadline(None, self._call_deadline)
+        load = self.queue.load_seconds(call.affinity) * self._load_pace.ratio
+        return deadline(cost.seconds * self._run_pace.ratio + load + CALL_SECONDS, self._call_deadline)
 
     def run(self, executor: Executor, take: Callable[[Outcome], None]) -> None:
         """Hand out and collect until nothing is left; `take` is told what came of each call, once it is off the books."""
@@ -156,5 +169,9 @@ class _Pace:
         self._measured += measured
 
     @property
+    def is_known(self) -> bool:
+        return self._reckoned > 0 and self._measured > 0
+
+    @property
     def ratio(self) -> float:
-        return self._measured / self._reckoned if self._reckoned > 0 and self._measured > 0 else 1.0
+        return self._measured / self._reckoned if self.is_known else 1.0

@@ -24,7 +24,7 @@ from raysweep.engine.events import log_lines, parsed
 from raysweep.engine.folder import RunFolder
 from raysweep.engine.inputs import INPUTS, InputCheck
 from raysweep.engine.training_plan import KINDS
-from raysweep.errors import InputError, StoreError
+from raysweep.errors import FolderInUseError, InputError, StoreError
 from raysweep.store import lock, object_lock
 from raysweep.store.activation_files import MANIFEST
 from raysweep.store.activations import open_activations
@@ -109,7 +109,7 @@ def examine(folder: RunFolder, *, remove: bool = False, checksums: bool = False)
 
 
 def _stale_lock(folder: RunFolder) -> list[Finding]:
-    """A lock that its holder cannot let go of any more; raises InputError where one is held."""
+    """A lock that its holder cannot let go of any more; raises FolderInUseError if one is held."""
     if isinstance(folder.lock, Path):
         words = lock.holder(folder.lock)
         stale = None
@@ -118,8 +118,8 @@ def _stale_lock(folder: RunFolder) -> list[Finding]:
         words = last.words if last and last.held and not last.stale else None
         stale = last if last and last.stale else None
     if words is not None:
-        raise InputError(
-            f"run folder '{folder.root}' is in use by another raysweep ({words}); wait for it to end, or stop it"
+        raise FolderInUseError(
+            f"run folder '{folder.root}' is in use by another raysweep ({words}); wait for it to end, or stop it", words
         )
     return [Finding("lock", ".lock", 0, f"its holder is gone ({stale.words})")] if stale else []
 

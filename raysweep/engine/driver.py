@@ -11,11 +11,13 @@ import socket
 import time
 from collections import Counter, deque
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from raysweep import signals
 from raysweep.config import Config
 from raysweep.engine import events
 from raysweep.engine.calls import Call, Commit, ModelCall, Outcome, SubstituteCall, TrainCall, made_by
@@ -23,13 +25,14 @@ from raysweep.engine.dispatch import is_final
 from raysweep.engine.dispatcher import Dispatcher
 from raysweep.engine.estimate import Reckoned, reckon
 from raysweep.engine.events import EventLog, Listener
-from raysweep.engine.executor import Backend, Executor, backend_for
+from raysweep.engine.executor import Backend, Executor, LimitsCalls, backend_for
 from raysweep.engine.facts import Facts
 from raysweep.engine.folder import RunFolder
 from raysweep.engine.graph import Graph, beyond, shortened
 from raysweep.engine.inputs import with_inputs
+from raysweep.engine.interruption import interrupts_logged, lock_released
 from raysweep.engine.judging_in_part import judged_in_part
-from raysweep.engine.ledger import Ledger
+from raysweep.engine.ledger import Ledger, done_by_kind
 from raysweep.engine.origins import describe_run
 from raysweep.engine.pending import model_calls
 from raysweep.engine.preparation import prepare
@@ -40,6 +43,7 @@ from raysweep.engine.stopping import watches
 from raysweep.engine.template_dates import with_template_dates
 from raysweep.engine.trackers import trackers_for
 from raysweep.engine.training_calls import judge_call
+from raysweep.engine.waiting import check_wait, held
 from raysweep.redaction import redacted
 from raysweep.store.artifacts import sweep_temporaries
 
@@ -58,13 +62,20 @@ class Done:
 
 
 def drive(
-    config: Config, *, fresh: bool = False, listener: Listener | None = None, backend: Backend | None = None
+    config: Config,
+    *,
+    fresh: bool = False,
+    wait: bool | float = False,
+    listener: Listener | None = None,
+    backend: Backend | None = None,
 ) -> Done:
     """Run the config to its end, resuming what is committed; `fresh` forgets it first.
 
-    Raises InputError before anything ran, also where another run is in the folder; RunError where workers cannot be
-    had; a KeyboardInterrupt is logged and goes on. What is committed is kept.
+    With `wait`, wait for another run in the folder to end: True for as long as it takes, else at most so many seconds.
+    Raises InputError before anything ran (FolderInUseError if another run is in the folder), RunError if workers cannot be
+    had, and KeyboardInterrupt, which is logged, for a signal. What is committed is kept.
     """
+    check_wait(wait)
     started = time.monotonic()
     asked, config = config, with_steps(config)
     backend = backend or backend_for(config.execution)
@@ -75,12 +86,18 @@ def drive(
         if found and listener:
             listener({"event": events.CLUSTER_CHECKED, **found})
 
+    def waiting(holder: str) -> None:
+        if listener:
+            listener({"event": events.FOLDER_AWAITED, "folder": str(folder.root), "holder": holder})
+
     try:
         facts, graph, folder = prepare(config, backend.device, check, fresh=fresh)
-        folder.make(config.folder_mode)
-        tracked = trackers_for(config.execution.report_to, config.name, folder, listener)
-        listener = _both(listener, backend.listener(config.name, folder.root), tracked)
-        with folder.locked(), _open_log(folder, listener) as log:
+        with lock_released(folder), held(folder, wait, waiting, config.folder_mode) as waited, ExitStack() as stack:
+            if waited:  # what is there now was not when this was planned
+                facts, graph, _ = prepare(config, backend.device, check, fresh=fresh)
+            tracked = trackers_for(config.execution.report_to, config.name, folder, listener)
+            listener = events.to_all(listener, backend.listener(config.name, folder.root), tracked)
+            log = stack.enter_context(_open_log(folder, listener))
             if not folder.is_locked:
                 log.emit(events.RUN_UNLOCKED, folder=str(folder.root))
             if fresh:
@@ -102,12 +119,9 @@ def drive(
             if again:
                 log.emit(events.TASKS_REDONE, why=again)
             _tell_untold(folder, log)
-            run = _Run(config, facts, graph, folder, log, reckoned)
-            try:
+            with interrupts_logged(log):
+                run = _Run(config, facts, graph, folder, log, reckoned)
                 run.all(backend)
-            except KeyboardInterrupt:
-                log.emit(events.RUN_INTERRUPTED)
-                raise
             seconds = round(time.monotonic() - started, 3)
             log.emit(
                 events.RUN_FINISHED,
@@ -162,6 +176,8 @@ class _Run:
             reckoned.cost,
             resident=config.execution.resident,
             may_cut=lambda call: not self._is_watched(call),
+            call_deadline=config.execution.call_deadline,
+            is_timed=lambda call: reckoned.rates.get(call.model) is not None,
             started=lambda call: log.emit(events.CALL_STARTED, call=call.name),
             was_cut=lambda call, pieces: log.emit(events.CALL_CUT, call=call.name, calls=[p.name for p in pieces]),
         )
@@ -183,7 +199,7 @@ class _Run:
             tasks=len(graph.tasks),
             done=self.ledger.n_done,
             calls=waiting + self.ledger.to_make(),
-            kinds=_by_kind(self.graph, self.ledger),
+            kinds=done_by_kind(self.graph, self.ledger),
         )
         for watch in self._watches:
             if there := [key for key in watch.keys if key in done]:
@@ -225,6 +241,8 @@ class _Run:
         self._executor, self._workers = executor, _models(executor)
         try:
             self.log.emit(events.WORKERS_READY, **executor.about)
+            if isinstance(executor, LimitsCalls):
+                executor.limit_calls(self._dispatcher.deadline)
             self._dispatcher.run(executor, self._take)
         finally:
             executor.close()
@@ -253,6 +271,7 @@ class _Run:
             self.queue.push(call)
 
     def _take(self, outcome: Outcome) -> None:
+        signals.check()
         call = outcome.call
         if outcome.error is not None:
             self._take_failure(outcome)
@@ -281,6 +300,8 @@ class _Run:
             self._count_workers()
             self.queue.push_back(call)
             return
+        if given_up := outcome.measured.get("given_up"):
+            self.log.emit(events.WORKER_GIVEN_UP, call=call.name, error=outcome.error, **given_up)
         self.n_calls += 1
         self._attempts[call.name] += 1
         attempts, limit = self._attempts[call.name], self.config.execution.attempts
@@ -375,26 +396,6 @@ class _Run:
         return bool(self.queue)
 
 
-def _both(*listeners: Listener | None) -> Listener:
-    """One listener that tells these."""
-
-    def told(event: dict[str, Any]) -> None:
-        for listener in filter(None, listeners):
-            listener(event)
-
-    return told
-
-
 def _models(executor: Executor) -> int:
     """How many of the workers run models."""
     return sum(slot.models for slot in executor.slots)
-
-
-def _by_kind(graph: Graph, ledger: Ledger) -> dict[str, list[int]]:
-    """For each kind of task how many are done, and how many there are."""
-    kinds: dict[str, list[int]] = {}
-    for task in graph.tasks:
-        counts = kinds.setdefault(task.kind, [0, 0])
-        counts[0] += ledger.is_done(task.name)
-        counts[1] += 1
-    return kinds

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from raysweep.store.places import Location
 
 CLUSTER_CHECKED = "cluster_checked"  # told before there is a log, so in none
+FOLDER_AWAITED = "folder_awaited"  # reported before the log is this run's, so not in it
 TRACKER_FAILED = "tracker_failed"  # told beside the log, so in none
 RUN_STARTED = "run_started"
 WORKERS_READY = "workers_ready"
@@ -34,6 +35,7 @@ CALL_GOES_ON = "call_goes_on"  # of one that takes long: how far it has come
 CALL_RETURNED = "call_returned"  # not begun: its worker died before
 CHUNK_COMMITTED = "chunk_committed"
 CALL_DONE = "call_done"
+WORKER_GIVEN_UP = "worker_given_up"  # it did not end its call before the deadline
 CALL_RETRIED = "call_retried"
 CALL_FAILED = "call_failed"
 CALL_CUT = "call_cut"
@@ -46,6 +48,16 @@ TASKS_REDONE = "tasks_redone"
 RUN_UNLOCKED = "run_unlocked"  # the file system has no locks
 
 Listener = Callable[[dict[str, Any]], None]
+
+
+def to_all(*listeners: Listener | None) -> Listener:
+    """Return one listener that passes each event to all of these."""
+
+    def pass_on(event: dict[str, Any]) -> None:
+        for listener in filter(None, listeners):
+            listener(event)
+
+    return pass_on
 
 
 class EventLog:
@@ -73,6 +85,13 @@ class EventLog:
         self._lines.write(json.dumps(line, ensure_ascii=False) + "\n")
         if self._listener:
             self._listener(line)
+
+    def cut_off(self, event: str, **details: Any) -> None:
+        """Append a last event and publish, from any thread, without the listener: the process ends without unwinding."""
+        self._listener = None
+        self.emit(event, **details)
+        if isinstance(self._lines, Segments):
+            self._lines.close()
 
     def clear(self) -> None:
         """Forget all events. The log is emptied and not removed: killed here, its folder is still a run folder."""

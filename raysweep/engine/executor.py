@@ -7,15 +7,20 @@ that is the outcome. It keeps no results and no queue; who gets which call, and 
 from __future__ import annotations
 
 import os
+import sys
+import threading
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from raysweep.config_execution import ExecutionConfig
 from raysweep.engine.calls import Call, Outcome, TrainCall
+from raysweep.engine.deadline import Deadline
 from raysweep.engine.dispatch import Slot
 from raysweep.engine.events import Listener
 from raysweep.engine.inspection import resolve_device
+from raysweep.engine.tally import duration
 from raysweep.engine.training_work import Tell, untold
 from raysweep.engine.work import Worker
 from raysweep.errors import InputError
@@ -43,6 +48,14 @@ class Executor(Protocol):
 
     def close(self) -> None:
         """Let go of everything, whatever is still running."""
+
+
+@runtime_checkable
+class LimitsCalls(Protocol):
+    """An executor that does not wait forever for a call."""
+
+    def limit_calls(self, deadline_of: Callable[[Call], Deadline]) -> None:
+        """Have a deadline for each call that is submitted from now on."""
 
 
 class Backend(Protocol):
@@ -85,6 +98,11 @@ class LocalExecutor:
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
         self._calls: deque[Call] = deque()
+        self._deadline_of: Callable[[Call], Deadline] = lambda call: Deadline()
+
+    def limit_calls(self, deadline_of: Callable[[Call], Deadline]) -> None:
+        """Warn on standard error of a call that takes longer: in this process it cannot be given up."""
+        self._deadline_of = deadline_of
 
     def submit(self, index: int, call: Call) -> None:
         """Queue the call."""
@@ -92,12 +110,30 @@ class LocalExecutor:
 
     def collect(self) -> list[Outcome]:
         """Run the oldest queued call."""
-        return [self._worker.attempt(self._calls.popleft())]
+        call = self._calls.popleft()
+        with _overdue_warned(call, self._deadline_of(call)):
+            return [self._worker.attempt(call)]
 
     def close(self) -> None:
         """Drop queued calls and loaded models."""
         self._calls.clear()
         self._worker.unload()
+
+
+@contextmanager
+def _overdue_warned(call: Call, limit: Deadline) -> Iterator[None]:
+    """Print a warning once the call has taken longer than it should."""
+    if limit.seconds is None:
+        yield
+        return
+    words = f"warning: '{call.name}' still runs after {duration(limit.seconds)} ({limit.words}); Ctrl-C ends the run"
+    timer = threading.Timer(limit.seconds, print, [words], {"file": sys.stderr, "flush": True})
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 class LocalBackend:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from raysweep.engine.event_segments import is_segment
 from raysweep.engine.graph import Graph, Task, shortened
 from raysweep.engine.redone import why_redone
-from raysweep.errors import InputError, RunError, StoreError
+from raysweep.errors import FolderInUseError, InputError, RunError, StoreError
 from raysweep.store.artifacts import check_files, publish_bytes, publish_json
 from raysweep.store.chunks import AlreadyCommittedError, ChunkStore, Manifest
 from raysweep.store.links import refuse_links
@@ -231,16 +231,26 @@ class RunFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the folder, so that no other run writes to it. Raises InputError, naming it, where one does."""
+        """Hold the folder, so that no other run writes to it. Raises FolderInUseError, naming its holder, if one does."""
         try:
             with hold(self.lock) if isinstance(self.lock, Path) else hold_object(self.lock) as self._held:
                 yield
         except HeldError as error:
-            raise InputError(
-                f"run folder '{self.root}' is in use by another raysweep ({error}); wait for it to end, stop it, or give another storage"
+            raise FolderInUseError(
+                f"run folder '{self.root}' is in use by another raysweep ({error}); wait for it to end (--wait), stop it, or give "
+                "another storage",
+                str(error),
             ) from None
         finally:
             self._held = None
+
+    def let_go(self) -> None:
+        """Release the lock of an object store now, from any thread: this process is about to end without unwinding.
+
+        A lock in a folder is the system's, which drops it with the process.
+        """
+        if isinstance(self._held, Held):
+            self._held.let_go()
 
     @property
     def holder(self) -> int:

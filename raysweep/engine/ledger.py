@@ -99,3 +99,13 @@ class Ledger:
             and not self._missing_parts[task.name]
             and not any(name in self._missing for name in task.needs)
         )
+
+
+def done_by_kind(graph: Graph, ledger: Ledger) -> dict[str, list[int]]:
+    """For each kind of task how many are done, and how many there are."""
+    kinds: dict[str, list[int]] = {}
+    for task in graph.tasks:
+        counts = kinds.setdefault(task.kind, [0, 0])
+        counts[0] += ledger.is_done(task.name)
+        counts[1] += 1
+    return kinds

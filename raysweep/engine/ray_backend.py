@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 
+from raysweep import signals
 from raysweep.config_execution import ExecutionConfig
 from raysweep.engine.calls import Outcome, TrainCall
 from raysweep.engine.dispatch import Node, room_for
@@ -158,7 +159,7 @@ class RayBackend:
         if address not in ("auto", "local") and not in_job():  # a job is where its cluster is
             _check_address(address)
         try:
-            with _quiet():
+            with _quiet(), _undone():
                 context = ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
             if (
@@ -181,7 +182,7 @@ class RayBackend:
         import torch
 
         try:
-            with _quiet():
+            with _quiet(), _undone():
                 context = ray.init(
                     address="local",
                     num_cpus=os.cpu_count(),
@@ -206,6 +207,18 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         os.umask(before)
+
+
+@contextmanager
+def _undone() -> Iterator[None]:
+    """What a signal interrupts is undone: nothing that was started here is left. Ray's own SIGTERM handler is replaced."""
+    try:
+        yield
+        signals.renew()
+        signals.check()
+    except (KeyboardInterrupt, SystemExit):
+        ray.shutdown()
+        raise
 
 
 def _check_address(address: str) -> None:

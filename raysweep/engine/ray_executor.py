@@ -6,18 +6,26 @@ it, and an actor that is away for a moment would use up its retries. Joining and
 
 from __future__ import annotations
 
+import contextlib
+import math
+import os
+import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raysweep.engine.calls import Call, Failure, Outcome
+from raysweep.engine.deadline import Deadline
 from raysweep.engine.disk import StorageFailedError
 from raysweep.engine.dispatch import Node, Slot, room_for
 from raysweep.engine.ray_worker import RayWorker
+from raysweep.engine.tally import duration
 from raysweep.errors import RunError
 
 if TYPE_CHECKING:
@@ -27,6 +35,8 @@ _START_SECONDS = 300.0
 _LOOK_SECONDS = 5.0  # between looks at whether there is still a node for a worker that is waited for
 _STARTS = 3
 _REPLACE_SECONDS = 60.0  # a worker that cannot be replaced (its node is gone) is done without
+_LEAST_SECONDS = 0.2
+_KILL_SECONDS = 60.0  # for a process on the worker's node that kills it
 _DEPTH = 2  # the next call lies ready when one ends
 
 
@@ -53,7 +63,21 @@ class _Place:
     actor: Any = None
     about: Mapping[str, Any] = field(default_factory=dict)
     calls: dict[Any, Call] = field(default_factory=dict)
+    limits: dict[Any, Deadline] = field(default_factory=dict)
+    head: Any = None  # the call that runs, at the last look, and for how long it had then
+    ran: float = 0.0
     started: int = 0
+
+    def count(self, seconds: float) -> None:
+        """Count the seconds since the last look to the call that runs."""
+        head = next(iter(self.calls), None)
+        self.head, self.ran = head, self.ran + seconds if head == self.head else 0.0
+
+    @property
+    def left(self) -> float:
+        """Seconds until the deadline of the call that ran at the last look; below 0 once it has passed."""
+        limit = self.limits.get(self.head)
+        return math.inf if limit is None or limit.seconds is None else limit.seconds - self.ran
 
 
 class RayExecutor:
@@ -78,6 +102,8 @@ class RayExecutor:
             self._places.append(_Place("raysweep tables", Slot(models=False), Share(0, 0)))
         self.slots: list[Slot] = [place.slot for place in self._places]
         self._returned: list[Outcome] = []
+        self._deadline_of: Callable[[Call], Deadline] = lambda call: Deadline()
+        self._looked = time.monotonic()
         for place in self._places[:workers]:
             self._create(place)
         try:
@@ -94,6 +120,10 @@ class RayExecutor:
             **about,
         }
 
+    def limit_calls(self, deadline_of: Callable[[Call], Deadline]) -> None:
+        """Give up a worker whose call runs longer, as if it had died."""
+        self._deadline_of = deadline_of
+
     def submit(self, index: int, call: Call) -> None:
         """Send a call to the actor in slot `index`, under the call's name, which the dashboard shows.
 
@@ -108,15 +138,24 @@ class RayExecutor:
             except RunError as error:
                 self._retire(index, call, error)
                 return
-        place.calls[place.actor.run.options(name=call.name).remote(call)] = call
+        ref = place.actor.run.options(name=call.name).remote(call)
+        place.calls[ref], place.limits[ref] = call, self._deadline_of(call)
 
     def collect(self) -> list[Outcome]:
-        """Wait until some call has ended. Where an actor has died: its running call is lost, those behind it unstarted."""
+        """Wait until some call has ended, or its time is up. Where an actor has died, or is given up: its running call is
+        lost, those behind it unstarted."""
         if self._returned:
             returned, self._returned = self._returned, []
             return returned
         places = {ref: place for place in self._places for ref in place.calls}
-        (ref,), _ = ray.wait(list(places), num_returns=1, fetch_local=False)
+        ready: list[Any] = []
+        while not ready:
+            left = min(place.left for place in self._places)
+            timeout = min(max(left, _LEAST_SECONDS), _LOOK_SECONDS)
+            ready, _ = ray.wait(list(places), num_returns=1, timeout=timeout, fetch_local=False)
+            for place in self._overdue():
+                return self._give_up(place)
+        (ref,) = ready
         place = places[ref]
         try:
             result = ray.get(ref)
@@ -127,12 +166,38 @@ class RayExecutor:
             return [Outcome(place.calls.pop(ref), error=words, traceback=str(error))]
         except RayError:
             return self._bury(place)
+        place.limits.pop(ref)
         return [_outcome(place.calls.pop(ref), result)]
 
     def close(self) -> None:
         """Kill all actors; what runs in them is dropped."""
         for place in self._places:
             self._drop(place)
+
+    def _overdue(self) -> list[_Place]:
+        """Places whose call has run past its deadline and not ended. What passes while this process is stopped does not count."""
+        now = time.monotonic()
+        passed, self._looked = min(now - self._looked, 2 * _LOOK_SECONDS), now
+        for place in self._places:
+            place.count(passed)
+        late = [place for place in self._places if place.left < 0]
+        return [place for place in late if not ray.wait([place.head], timeout=0, fetch_local=False)[0]]
+
+    def _give_up(self, place: _Place) -> list[Outcome]:
+        """End an actor whose call has run for too long; the outcomes of its calls."""
+        limit, about = place.limits[place.head], place.about
+        words = (
+            f"the worker (process {about['pid']} on {about['host']}) ran this for {duration(place.ran)} and was given up: "
+            f"{limit.words}"
+        )
+        details = {"seconds": round(place.ran, 1), "expected": limit.expected, "deadline": limit.seconds}
+        measured = {"given_up": {**details, "pid": about["pid"], "host": about["host"]}}
+        lost, *behind = place.calls.values()
+        outcomes = [Outcome(lost, error=words, measured=measured, failure="lost")]
+        outcomes += [Outcome(call, error=words, failure="unstarted") for call in behind]
+        self._drop(place)
+        kill_process(about["node"], about["pid"])
+        return outcomes
 
     def _create(self, place: _Place) -> None:
         place.started += 1
@@ -202,6 +267,7 @@ class RayExecutor:
             ray.kill(place.actor, no_restart=True)
         place.actor = None
         place.calls.clear()
+        place.limits.clear()
 
     def _bury(self, place: _Place) -> list[Outcome]:
         """The outcomes of all calls of an actor that is gone; the next call makes a new one."""
@@ -217,6 +283,23 @@ class RayExecutor:
                 running = False
         self._drop(place)
         return outcomes
+
+
+def kill_process(node: str, pid: int) -> None:
+    """Kill a worker's process on its node: one that is stopped does not hear Ray, and would keep its CPU and GPU."""
+    there = NodeAffinitySchedulingStrategy(node_id=node, soft=False)
+    kill = ray.remote(_kill).options(num_cpus=0, max_retries=0, scheduling_strategy=there, name="raysweep kill")
+    with contextlib.suppress(RayError):  # its node may be gone as well
+        ray.get(kill.remote(pid), timeout=_KILL_SECONDS)
+
+
+def _kill(pid: int) -> None:
+    try:
+        name = Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        name = b"" if Path("/proc/self").exists() else b"ray::"
+    if name.startswith(b"ray::"):  # not another's that has its number now
+        os.kill(pid, signal.SIGKILL)
 
 
 def living_nodes() -> list[Node]:

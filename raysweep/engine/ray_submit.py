@@ -71,10 +71,11 @@ class Job:
         """For messages: Ray's own command about this job."""
         return f"ray job {what} {self.id} --address {redacted(self.address)}"
 
-    def stop(self) -> None:
+    def stop(self, *, wait: bool = True) -> None:
         """Stop it as Ctrl-C does, and wait until it has ended."""
         self.client.stop_job(self.id)
-        _ended(self)
+        if wait:
+            _ended(self)
 
     def _exit_code(self, log: str) -> int:
         info = _ended(self)
@@ -101,7 +102,13 @@ class Job:
 
 
 def submit(
-    config: Config, address: str, *, working_dir: Path | None = None, python: str = "python", fresh: bool = False
+    config: Config,
+    address: str,
+    *,
+    working_dir: Path | None = None,
+    python: str = "python",
+    fresh: bool = False,
+    wait_for_folder: bool = False,
 ) -> Job:
     """Check the cluster whose dashboard is at `address`, and submit a run of the config there.
 
@@ -118,7 +125,8 @@ def submit(
         config.execution.device, nodes_of(url, headers)
     )
     name = f"raysweep-{fingerprint(config.model_dump(mode='json'))[:16]}.yaml"
-    arguments = ["run", name, "--executor", "ray", *(["--fresh"] if fresh else [])]
+    chosen = [option for option, asked in (("--fresh", fresh), ("--wait", wait_for_folder)) if asked]
+    arguments = ["run", name, "--executor", "ray", *chosen]
     with _folder_with(name, config.to_yaml(), working_dir) as folder, _told(url):
         client = _client(url)
         job = client.submit_job(

@@ -117,11 +117,13 @@ def hold_object(path: UPath) -> Iterator[Held]:
     if last is not None and last.held and not last.stale:
         raise HeldError(last.words)
     place = path / f"{last.number + 1 if last else 1:06d}"
-    create(place, json.dumps(said).encode())  # where its answer got lost and it was tried again, it is there, and ours
-    now = json.loads(read_bytes(place))
-    if now["token"] != said["token"]:
-        raise HeldError(_words(now))
-    latest = holder(path)
+    with _released_if_interrupted(place, said):
+        # If the answer was lost and it was tried again, it is there, and ours.
+        create(place, json.dumps(said).encode())
+        now = json.loads(read_bytes(place))
+        if now["token"] != said["token"]:
+            raise HeldError(_words(now))
+        latest = holder(path)
     if latest is None or latest.number != int(place.name):
         place.unlink(missing_ok=True)
         raise HeldError(latest.words if latest else "process unknown")
@@ -131,6 +133,18 @@ def hold_object(path: UPath) -> Iterator[Held]:
         yield held
     finally:
         held.let_go()
+
+
+@contextlib.contextmanager
+def _released_if_interrupted(place: UPath, said: dict[str, Any]) -> Iterator[None]:
+    """Release the lock if a signal comes while it is being taken; otherwise nobody gets in until it is stale."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        with contextlib.suppress(Exception):
+            if json.loads(read_bytes(place))["token"] == said["token"]:
+                put_bytes(place, json.dumps({**said, "released": True}).encode())
+        raise
 
 
 def _remove_below(path: UPath, own: str) -> None:

@@ -135,11 +135,12 @@ def judge_by_endpoint(judge: EndpointJudge, asked: Sequence[tuple[str, str]], ca
             pace.stop()
             return None
 
-    with ThreadPoolExecutor(max_workers=judge.concurrency) as pool:
-        try:
-            verdicts = dict(zip(distinct, pool.map(one, distinct), strict=True))
-        finally:
-            pace.stop()
+    pool = ThreadPoolExecutor(max_workers=judge.concurrency)
+    try:
+        verdicts = dict(zip(distinct, pool.map(one, distinct), strict=True))
+    finally:  # a signal does not wait for replies; nothing else leaves requests that are not answered
+        pace.stop()
+        pool.shutdown(wait=False, cancel_futures=True)
     if failed:
         raise failed[0]
     return [verdict for pair in asked if (verdict := verdicts[pair]) is not None]

@@ -11,9 +11,11 @@ import sys
 import time
 from pathlib import Path
 
+import pyarrow.parquet as pq
 from command_line import ended, started
 
 from raysweep.engine.events import read_events
+from raysweep.engine.folder import RunFolder
 
 
 def test_a_failed_task_gives_exit_code_1_and_the_rest_is_kept(config, raysweep, monkeypatch):
@@ -44,7 +46,8 @@ def test_a_failed_task_gives_exit_code_1_and_the_rest_is_kept(config, raysweep, 
     assert "Spearman" in mended.out
 
 
-def test_an_interrupt_gives_exit_code_130_and_a_run_that_resumes(config, raysweep, tmp_path):
+def test_a_signal_gives_its_exit_code_and_a_run_that_resumes(config, raysweep, tmp_path):
+    """Ctrl-C, then SIGTERM, then SIGHUP: each successor gets in at once, and the last finishes with the same tables."""
     events = tmp_path / "run" / "events.jsonl"
     many = [
         "--set",
@@ -52,21 +55,38 @@ def test_an_interrupt_gives_exit_code_130_and_a_run_that_resumes(config, rayswee
         "--set",
         "execution.chunk=1",
         "--set",
-        "studies.substitution.widths=[1, 2, 3]",
+        "studies.substitution.widths=[2]",
+        "--set",
+        "datasets.0.limit=5",
     ]
-    process = started("run", config, *many)
-    while "chunk_committed" not in (events.read_text() if events.exists() else "") and process.poll() is None:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
-    stopped = ended(process)
-    assert (stopped.code, stopped.out) == (130, "")
-    assert stopped.err.endswith("interrupted; what is committed is kept, and running again resumes it\n")
-    assert "Traceback" not in stopped.err
-    assert [event["event"] for event in read_events(events)][-1] == "run_interrupted"
+    again = "committed work is kept; resume with: " + shlex.join(["raysweep", "run", str(config), *many]) + "\n"
+    for number, words in (
+        (signal.SIGINT, "interrupted"),
+        (signal.SIGTERM, "ended by SIGTERM"),
+        (signal.SIGHUP, "ended by SIGHUP"),
+    ):
+        before = events.read_text().count("chunk_committed") if events.exists() else 0
+        process = started("run", config, *many, *(["--fresh"] if not before else []))
+        while (events.read_text() if events.exists() else "").count("chunk_committed") <= before:
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.01)
+        sent = time.monotonic()
+        process.send_signal(number)
+        stopped = ended(process)
+        assert time.monotonic() - sent < 10
+        assert (stopped.code, stopped.out) == (128 + number, "")
+        assert stopped.err.endswith(f"\n{words}; {again}")
+        assert "Traceback" not in stopped.err
+        last = list(read_events(events))[-1]
+        assert (last["event"], last["signal"]) == ("run_interrupted", number.name)
     assert raysweep("status", tmp_path / "run").out.startswith("interrupted; ")
 
     resumed = raysweep("run", config, *many)
     assert resumed.code == 0
+    whole = raysweep("run", config, *many, "--set", f"storage={tmp_path / 'whole'}")
+    assert whole.code == 0, whole.err
+    for path in sorted((tmp_path / "whole" / "results").glob("*.parquet")):
+        assert pq.read_table(tmp_path / "run" / "results" / path.name).equals(pq.read_table(path)), path.name
     done = [key for event in read_events(events) if event["event"] == "chunk_committed" for key in event["keys"]]
     assert len(done) == len(set(done)) == json.loads(raysweep("status", tmp_path / "run", "--json").out)["parts"]["all"]
 
@@ -76,8 +96,21 @@ def test_an_interrupt_anywhere_gives_exit_code_130(config, raysweep, monkeypatch
         raise KeyboardInterrupt
 
     monkeypatch.setattr("raysweep.engine.preparation.inspect", interrupted)
-    for command in ("run", "plan"):
-        assert raysweep(command, config).code == 130
+    for command, words in (("run", "nothing was run"), ("plan", "it is not done; run it again")):
+        stopped = raysweep(command, config)
+        assert (stopped.code, stopped.err) == (130, f"interrupted; {words}\n")
+    assert not (config.parent / "run").exists()
+
+
+def test_a_folder_in_use_gives_exit_code_3(config, raysweep):
+    run = config.parent / "run"
+    assert raysweep("run", config, "--set", "studies={similarity: {}}").code == 0
+    with RunFolder(run).locked():
+        for command in (("run", config), ("run", config, "--wait-at-most", 0.01), ("doctor", run)):
+            refused = raysweep(*command)
+            assert refused.code == 3
+            assert "is in use by another raysweep (process " in refused.err
+    assert raysweep("run", config, "--wait", "--set", "studies={similarity: {}}").code == 0
 
 
 def test_the_command_is_kept_for_the_report(config, raysweep, monkeypatch):

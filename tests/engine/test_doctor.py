@@ -15,7 +15,7 @@ from raysweep import api
 from raysweep.engine.doctor import examine
 from raysweep.engine.driver import drive
 from raysweep.engine.folder import RunFolder
-from raysweep.errors import InputError
+from raysweep.errors import FolderInUseError, InputError
 from raysweep.store.places import listing, location, put_bytes, read_bytes, remove_below
 
 DEAD = 2**22 + 1  # above Linux's largest process number
@@ -183,7 +183,7 @@ def test_probes_of_dead_writers_in_a_store(tmp_path):
     put_bytes(root / ".raysweep-probe-0123456789abcdef", b"x")
     put_bytes(root / ".lock/000003", json.dumps({"pid": DEAD, "host": "h", "since": "then", "machine": "m"}).encode())
     folder = RunFolder(root)
-    with pytest.raises(InputError, match=r"is in use by another raysweep \(process \d+ on h, since then\)"):
+    with pytest.raises(FolderInUseError, match=r"is in use by another raysweep \(process \d+ on h, since then\)"):
         examine(folder, remove=True)
     from raysweep.store.object_lock import machine
 
@@ -201,7 +201,7 @@ def test_a_folder_that_a_run_is_in_is_left_alone(spoilt):
     before = files(spoilt)
     with RunFolder(spoilt.root).locked():
         for remove in (False, True):
-            with pytest.raises(InputError, match=f"is in use by another raysweep .process {os.getpid()} on"):
+            with pytest.raises(FolderInUseError, match=f"is in use by another raysweep .process {os.getpid()} on"):
                 examine(spoilt, remove=remove)
     assert without_lock(files(spoilt)) == without_lock(before)
 

@@ -17,7 +17,7 @@ from raysweep.engine.driver import drive
 from raysweep.engine.folder import RunFolder
 from raysweep.engine.inspection import resolve_device
 from raysweep.engine.preparation import prepare
-from raysweep.errors import InputError, StoreError
+from raysweep.errors import FolderInUseError, InputError, StoreError
 
 
 def test_a_run_does_every_call_once(finished, events_of):
@@ -191,14 +191,38 @@ def test_a_folder_that_another_run_holds_is_refused_and_left_alone(make_config, 
     config = make_config(tmp_path)
     drive(config)
     before = (tmp_path / "events.jsonl").read_bytes()
-    with RunFolder(tmp_path).locked(), pytest.raises(InputError) as caught:
-        drive(config, fresh=True)
+    with RunFolder(tmp_path).locked():
+        with pytest.raises(FolderInUseError) as caught:
+            drive(config, fresh=True)
+        with pytest.raises(FolderInUseError, match=rf"^after 0.2 s of waiting, run folder '{tmp_path}' is in use by "):
+            drive(config, fresh=True, wait=0.2)
+    since = json.loads((tmp_path / ".lock").read_text())["since"]
+    assert caught.value.holder == f"process {os.getpid()} on {socket.gethostname()}, since {since}"
     assert str(caught.value) == (
-        f"run folder '{tmp_path}' is in use by another raysweep (process {os.getpid()} on {socket.gethostname()}, "
-        f"since {json.loads((tmp_path / '.lock').read_text())['since']}); wait for it to end, stop it, or give another storage"
+        f"run folder '{tmp_path}' is in use by another raysweep ({caught.value.holder}); wait for it to end (--wait), stop it, "
+        "or give another storage"
     )
     assert (tmp_path / "events.jsonl").read_bytes() == before
     assert drive(config).n_calls == 0
+    with pytest.raises(InputError, match="wait is 0; give True, False, or a number of seconds above 0"):
+        drive(config, wait=0)
+
+
+def test_a_run_that_waits_for_another_plans_again_once_that_has_ended(make_config, tmp_path, monkeypatch):
+    config, holder, told = make_config(tmp_path), RunFolder(tmp_path).locked(), []
+    monkeypatch.setattr("raysweep.engine.waiting._LOOK_SECONDS", 0.01)
+
+    def listen(event):
+        told.append(event)
+        if event["event"] == "folder_awaited":
+            holder.__exit__(None, None, None)
+            assert drive(config).n_calls == 11, "the other"
+
+    holder.__enter__()
+    assert drive(config, wait=True, listener=listen).n_calls == 0
+    assert [event["event"] for event in told] == ["folder_awaited", "run_started", "run_finished"]
+    assert told[0]["folder"] == str(tmp_path)
+    assert told[0]["holder"].startswith(f"process {os.getpid()} on ")
 
 
 def test_a_sweep_with_too_few_windows_to_correlate_is_no_failure(make_config, tmp_path, tables_of):

@@ -6,8 +6,11 @@ The cluster has four pretended GPUs; nothing is computed on one.
 from __future__ import annotations
 
 import os
+import re
+import signal
 import socket
 import threading
+from pathlib import Path
 
 import pytest
 from ray_cluster import free_port
@@ -58,6 +61,55 @@ def test_a_run_begun_here_goes_on_there_on_one_worker(
     same_tables(tables_of(done), tables_of(finished))
     check_workers(done, events_of, 1)
     assert drive(make_config(tmp_path)).n_calls == 0
+
+
+def test_a_worker_that_hangs_is_given_up_and_replaced(on_ray, tmp_path, finished, tables_of, same_tables, events_of):
+    """The worker is stopped before its first call. It counts as dead after the deadline, and its process is gone."""
+    stopped = []
+
+    def listen(event):
+        if event["event"] == events.WORKERS_READY:
+            (worker,) = event["seen"]
+            os.kill(worker["pid"], signal.SIGSTOP)
+            stopped.append(worker)
+
+    done = drive(on_ray(tmp_path, "execution.workers=1", "execution.call_deadline=3"), listener=listen)
+    assert done.failed == {}
+    ((worker,), (given_up, *_)) = stopped, events_of(done, events.WORKER_GIVEN_UP)
+    assert (given_up["pid"], given_up["host"]) == (worker["pid"], worker["host"])
+    assert given_up["seconds"] >= given_up["deadline"] >= 3
+    assert re.fullmatch(
+        rf"the worker \(process {worker['pid']} on {worker['host']}\) ran this for \d+ s and was given up: "
+        r"\d+ s were expected, and execution.call_deadline allows \d+ s",
+        given_up["error"],
+    )
+    first, second = (event["call"] for event in events_of(done, events.CALL_STARTED)[:2])
+    assert given_up["call"] == first
+    (retried, *_) = events_of(done, events.CALL_RETRIED)
+    assert (retried["call"], retried["failure"], retried["attempt"]) == (first, "lost", 1)
+    assert events_of(done, events.CALL_RETURNED)[0]["call"] == second, "the call behind it was not begun"
+    assert not Path(f"/proc/{worker['pid']}").exists()
+    same_tables(tables_of(done), tables_of(finished))
+
+
+def test_a_signal_while_ray_starts_leaves_nothing_of_it(monkeypatch):
+    """Ray's own handler for SIGTERM, which it installs first of all, raises SystemExit."""
+    import ray
+
+    from raysweep.config_execution import ExecutionConfig
+    from raysweep.engine.ray_backend import RayBackend
+
+    did = []
+
+    def init(**how):
+        did.append("init")
+        raise SystemExit(15)
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "shutdown", lambda: did.append("shutdown"))
+    with pytest.raises(SystemExit):
+        RayBackend(ExecutionConfig(executor="ray")).open("nowhere", 1)
+    assert did == ["init", "shutdown"]
 
 
 # --- trainings ----------------------------------------------------------------------------------------------------

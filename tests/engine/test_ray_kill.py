@@ -1,13 +1,15 @@
 """Real kills on a real Ray: SIGKILL to a worker, to a raylet or to the driver, at random moments, and run again at most once.
 
-Here one run takes all three, one after the other; RAYSWEEP_KILLS=20 (`make soak`) is as many runs with one each. They run on
-a cluster of two nodes, with the whole run folder on an S3 server. Ctrl-C, and a raylet that takes the driver's only node with
+Here one run takes all three, one after the other; RAYSWEEP_KILLS=20 (`make soak`) is as many runs with one fault each, a driver
+that gets SIGTERM, one that is stopped until another has taken over, and a worker that is stopped among them. They run on
+a cluster of two nodes, with the whole run folder on an S3 server. SIGTERM, and a raylet that takes the driver's only node with
 it, are on a Ray that the run starts.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import random
 import re
@@ -17,6 +19,7 @@ from collections import Counter
 
 import pytest
 from command_line import started
+from history import violations
 from ray_cluster import head_node, node, raylet_below, workers_below
 from s3_server import CREDENTIALS
 
@@ -26,10 +29,22 @@ from raysweep.engine.driver import drive
 from raysweep.engine.events import read_events
 from raysweep.engine.folder import RunFolder
 from raysweep.report.tables import collect_tables
-from raysweep.store.places import listing, location
+from raysweep.store.places import listing, location, read_bytes
 
 VICTIMS = ("worker", "raylet", "driver")
-ROUNDS = [(VICTIMS[number % 3],) for number in range(int(os.environ.get("RAYSWEEP_KILLS", "0")))] or [VICTIMS]
+FAULTS = ("terminated driver", "paused driver", *VICTIMS, "paused worker")
+ROUNDS = [(FAULTS[number % 6],) for number in range(int(os.environ.get("RAYSWEEP_KILLS", "0")))] or [VICTIMS]
+STALE = 6.0  # seconds until the lock of a driver that is not heard of is taken over
+SIGNALS = {
+    "terminated driver": signal.SIGTERM,
+    "paused driver": signal.SIGSTOP,
+    "paused worker": signal.SIGSTOP,
+}
+ENDS = {  # of the driver: exit code, and what it says
+    "driver": (-signal.SIGKILL, ""),
+    "terminated driver": (143, "ended by SIGTERM; committed work is kept; resume with: raysweep run "),
+    "paused driver": (1, "another raysweep has taken over the run folder"),
+}
 SEED = 23
 SETTINGS = {
     "name": "kill",
@@ -62,7 +77,7 @@ def start():
     processes = []
 
     def begin(*arguments):
-        processes.append(started(*arguments))
+        processes.append(started(*arguments, RAYSWEEP_STALE=str(STALE)))
         return processes[-1]
 
     yield begin
@@ -91,7 +106,7 @@ class TwoNodes:
 
     def victim(self, what, driver, chance):
         """The process to kill, or None while there is none of the kind. The head's raylet is the driver's own, and stays."""
-        if what == "worker":
+        if what.endswith("worker"):
             workers = sorted(pid for each in (self._head, self._other) for pid in workers_below(each.pid))
             return chance.choice(workers) if workers else None
         return raylet_below(self._other.pid) if what == "raylet" else driver
@@ -112,6 +127,8 @@ def test_a_killed_run_completes_after_at_most_one_more_start(
     cluster.mend()
     chance = random.Random(SEED + number)
     storage = (f"storage_options={{endpoint_url: {s3.endpoint}}}", "execution.workers=auto")
+    if victims == ("paused worker",):
+        storage = (*storage, "execution.call_deadline=8")
     asked = laboratory(s3.url(f"kill-{number}"), "ray", *storage, f"execution.address='{cluster.address}'")
     config, root = tmp_path / "config.yaml", location(asked.storage, asked.storage_options)
     config.write_text(asked.to_yaml())
@@ -129,13 +146,23 @@ def test_a_killed_run_completes_after_at_most_one_more_start(
             time.sleep(0.05)
         assert process.poll() is None, f"it ended before the {what} could be killed: {process.communicate()}"
         with contextlib.suppress(ProcessLookupError):
-            os.kill(target, signal.SIGKILL)
+            os.kill(target, SIGNALS.get(what, signal.SIGKILL))
+    again = None
+    if victims == ("paused driver",):
+        again = start("run", config, "--wait-at-most", 120)
+        while sum(event["event"] == "run_started" for _, event in drivers_of(root)) < 2:
+            assert again.poll() is None, again.communicate()
+            time.sleep(0.2)
+        process.send_signal(signal.SIGCONT)
+    sent = time.monotonic()
     _, said = process.communicate(timeout=240)
     assert "Traceback" not in said
-    if "driver" in victims:
-        assert process.returncode == -signal.SIGKILL, said
+    if any(what.endswith("driver") for what in victims):
+        code, words = ENDS[next(what for what in victims if what.endswith("driver"))]
+        assert (process.returncode, words in said) == (code, True), said
+        assert code != 143 or time.monotonic() - sent < 10
         cluster.mend()
-        again = start("run", config)
+        again = again or start("run", config)
         _, said = again.communicate(timeout=240)
         assert again.returncode == 0, said
     else:
@@ -144,11 +171,27 @@ def test_a_killed_run_completes_after_at_most_one_more_start(
     folder = RunFolder(root)
     log = list(read_events(folder.events))
     computed_once(log, uninterrupted.graph)
-    assert not computed_again(log), f"{victims} killed after {moments} commits"
+    if "paused driver" not in victims:
+        assert not computed_again(log), f"{victims} killed after {moments} commits"
+    if "paused worker" in victims:
+        assert any(event["event"] == "worker_given_up" for event in log)
+    keys = {key for task in uninterrupted.graph.tasks for key in task.keys}
+    manifests = [set(manifest.parts) for manifest in folder.chunks.manifests()]
+    assert violations(drivers_of(root), log, manifests, keys) == [], said
     examined = api.examine(root, remove=True, checksums=True)
     assert {finding.kind for finding in examined.findings} <= {"orphan"}, "files of chunks that were being written"
     assert api.examine(root, checksums=True).findings == ()
     same_tables(collect_tables(folder, folder.read_plan()[0]), tables_of(uninterrupted))
+
+
+def drivers_of(root):
+    """Every line of the log with its driver, whether it counts or not: each driver writes segments of its own."""
+    found = []
+    for name in listing(root / "events"):
+        driver = name.removesuffix(".jsonl").rpartition("-")[2]
+        lines = read_bytes(root / "events" / name).decode().splitlines()
+        found += [(driver, event) for event in map(json.loads, lines) if "time" in event]
+    return found
 
 
 def computed_once(log, graph):
@@ -190,22 +233,24 @@ def test_a_run_whose_only_raylet_is_killed_ends_in_words_and_is_resumed(
     assert not list((tmp_path / "run").rglob(".tmp-*"))
 
 
-def test_ctrl_c_ends_cleanly_and_what_is_committed_is_kept(tmp_path, start):
+def test_sigterm_ends_a_ray_that_was_started_here_and_what_is_committed_is_kept(tmp_path, start):
     config, events = tmp_path / "config.yaml", tmp_path / "run" / "events.jsonl"
     config.write_text(laboratory(tmp_path / "run", "ray", "execution.workers=1").to_yaml())
     process = start("run", config)
     while not any(event["event"] == "chunk_committed" for event in read_events(events)):
         assert process.poll() is None, process.communicate()
         time.sleep(0.05)
-    workers = workers_below(process.pid)
-    process.send_signal(signal.SIGINT)
+    below = [*workers_below(process.pid), raylet_below(process.pid)]
+    sent = time.monotonic()
+    process.send_signal(signal.SIGTERM)
     _, said = process.communicate(timeout=60)
-    assert process.returncode == 130, said
-    assert said.splitlines()[-1] == "interrupted; what is committed is kept, and running again resumes it"
+    assert time.monotonic() - sent < 10
+    assert process.returncode == 143, said
+    assert said.splitlines()[-1] == f"ended by SIGTERM; committed work is kept; resume with: raysweep run {config}"
     assert "Traceback" not in said
     log = list(read_events(events))
     assert log[-1]["event"] == "run_interrupted"
-    for pid in workers:
+    for pid in below:
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
     before = {key for event in log if event["event"] == "chunk_committed" for key in event["keys"]}
@@ -226,7 +271,7 @@ def test_a_second_run_in_the_folder_is_refused_while_the_first_works(tmp_path, s
     first.send_signal(signal.SIGSTOP)  # so that it cannot end before the other asks
     second = start("run", config, "--executor", "local")
     _, said = second.communicate(timeout=60)
-    assert (second.returncode, said.count("\n")) == (2, 1), said
+    assert (second.returncode, said.count("\n")) == (3, 1), said
     assert f"is in use by another raysweep (process {first.pid} on " in said
     first.send_signal(signal.SIGKILL)
     first.communicate()

@@ -135,7 +135,9 @@ def test_submit_makes_the_tables_and_leaves_every_gpu_to_the_workers(
     secret = "aUnlikely/Secret+Value0123456789"
     config = write_config(tmp_path, "execution.gpus_per_worker=1")
     elsewhere = {"RAY_ADDRESS": f"http://127.0.0.1:{free_port()}"}  # which Ray's own client would go to instead
-    code, out, err, _ = submit(cluster, config, "--fresh", AWS_SECRET_ACCESS_KEY=secret, **elsewhere)
+    code, out, err, _ = submit(
+        cluster, config, "--fresh", "--wait-for-folder", AWS_SECRET_ACCESS_KEY=secret, **elsewhere
+    )
     assert code == 0, out + err
     assert "cluster checked: 2 nodes" in out
     assert "Spearman" in out
@@ -234,9 +236,12 @@ def test_after_ctrl_c_the_job_goes_on_unless_it_is_to_stop(cluster, write_config
     assert process.returncode == 130
     job = cluster.job_of(tmp_path / "run")
     if stop:
-        assert f"job {job['submission_id']} is stopped; what is committed is kept" in err
+        assert f"job {job['submission_id']} is stopped; committed work is kept" in err
         assert job["status"] == "STOPPED"
-        assert "interrupted; what is committed is kept" in cluster.ask("GET", f"{job['submission_id']}/logs")["logs"]
+        assert (
+            "interrupted; committed work is kept, and submitting again resumes it"
+            in cluster.ask("GET", f"{job['submission_id']}/logs")["logs"]
+        )
     else:
         assert (
             f"goes on; stop it: ray job stop {job['submission_id']} --address {cluster.url}; follow it: ray job logs"

@@ -127,6 +127,31 @@ def test_an_object_where_the_folder_should_be_and_a_foreign_folder_are_refused(s
     assert list(listing(root)) == ["notes.txt"]
 
 
+def test_sigterm_releases_the_lock_and_a_successor_on_another_machine_gets_in_at_once(
+    s3, make_config, local, tmp_path, same_tables, monkeypatch
+):
+    asked = on(s3, make_config, "terminated")
+    config, root = tmp_path / "config.yaml", location(asked.storage, asked.storage_options)
+    config.write_text(asked.to_yaml())
+    process = started("run", config)
+    while not any(re.match(r"chunks/.*json", name) for name in listing(root)):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    sent = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=60)
+    assert time.monotonic() - sent < 10
+    assert process.returncode == 143, said
+    assert said.splitlines()[-1] == f"ended by SIGTERM; committed work is kept; resume with: raysweep run {config}"
+    last = list(read_events(RunFolder(root).events))[-1]
+    assert (last["event"], last["signal"]) == ("run_interrupted", "SIGTERM"), "its last segment is published"
+
+    monkeypatch.setattr("raysweep.store.object_lock.machine", lambda: "another")  # whose processes cannot be asked for
+    done = api.run(config)
+    same_tables(done.tables, local.tables, exactly=True)
+    computed_once(RunFolder(root), RunFolder(root).read_plan()[0])
+
+
 @pytest.mark.soak
 def test_killed_on_s3_a_run_goes_on_and_computes_every_chunk_once(s3, make_config, local, tmp_path, same_tables):
     asked = on(s3, make_config, "killed")

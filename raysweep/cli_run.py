@@ -1,0 +1,61 @@
+"""What the commands that run a whole study share: progress, the answer, and the end."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from raysweep import signals
+from raysweep.cli_ends import how_to_resume, stopped
+from raysweep.redaction import redacted
+from raysweep.terminal import echo
+
+if TYPE_CHECKING:
+    from raysweep.api import Run
+
+
+def run_and_report(
+    config: Any, overrides: list[str] | None = None, *, fresh: bool, wait: bool, wait_at_most: float | None
+) -> None:
+    """Run a config with progress on standard error, and print the answer; exit 1 if a task failed."""
+    from raysweep.api import run as run_config
+    from raysweep.progress import Progress
+
+    progress = Progress()
+
+    def words() -> str:
+        return how_to_resume() if progress.has_started else "nothing was run"
+
+    def cut_off(number: int) -> None:
+        echo(f"{signals.what_happened(number)}; {words()}", err=True)
+
+    try:
+        with signals.last_action(cut_off), progress:
+            done = run_config(config, overrides or [], fresh=fresh, wait=wait_at_most or wait, listener=progress)
+    except (KeyboardInterrupt, SystemExit) as error:
+        if signals.number_of(error) is None:
+            raise
+        stopped(error, words())
+    _conclude(done)
+
+
+def warn(text: str) -> None:
+    """Print a warning on standard error."""
+    echo(f"warning: {text}", err=True)
+
+
+def _conclude(done: Run) -> None:
+    """Print the answer and where the report is; exit 1 where a task failed, which progress has reported as it happened."""
+    for line in done.summary():
+        echo(line)
+    for text in done.warnings:
+        warn(text)
+    if done.accuracy is not None:
+        from raysweep.report.accuracy import accuracy_line
+
+        echo(accuracy_line(done.accuracy), err=True)
+    echo(f"report: {done.report}")
+    if done.failed:
+        echo(redacted(done.failure), err=True)
+        raise typer.Exit(1)

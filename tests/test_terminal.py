@@ -1,0 +1,38 @@
+"""Text for a terminal: what could steer it is printed escaped."""
+
+from __future__ import annotations
+
+import pytest
+
+from raysweep.progress import Progress
+from raysweep.terminal import echo, printable
+
+STEERING = "a\x1b[2Jb\x07c\rd\x9b31me\u202ef\x00"
+ESCAPED = r"a\x1b[2Jb\x07c\rd\x9b31me\u202ef\x00"
+
+
+def test_control_characters_are_escaped_and_text_is_not() -> None:
+    assert printable(STEERING) == ESCAPED
+    plain = "δ of 'modèle' 🦊\n\tindented"
+    assert printable(plain) == plain
+
+
+def test_what_is_printed_is_escaped(capsys: pytest.CaptureFixture[str]) -> None:
+    echo(STEERING)
+    echo(STEERING, err=True)
+    with Progress() as progress:
+        progress({"event": "call_failed", "call": STEERING, "error": STEERING, "tasks": []})
+    out, err = capsys.readouterr()
+    assert out == f"{ESCAPED}\n"
+    assert "\x1b" not in err
+    assert err.count(ESCAPED) == 3
+
+
+def test_a_file_name_with_escapes_does_not_reach_the_terminal(capsys: pytest.CaptureFixture[str], tmp_path) -> None:
+    from raysweep import cli
+
+    with pytest.raises(SystemExit) as ended, pytest.MonkeyPatch.context() as patched:
+        patched.setattr("sys.argv", ["raysweep", "plan", str(tmp_path / STEERING.replace("\x00", ""))])
+        cli.main()
+    assert ended.value.code == 2
+    assert "\x1b" not in "".join(capsys.readouterr())
