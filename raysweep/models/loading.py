@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from raysweep.errors import InputError
 from raysweep.models.checkpoint import Checkpoint, describe, predicts_tokens, standard_config
+from raysweep.models.file_sizes import check_file_sizes
 from raysweep.models.peft_check import check_adapter
 from raysweep.models.peft_merge import merge_adapter
 from raysweep.models.peft_types import read_peft_config
@@ -155,6 +156,7 @@ def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
     """The checkpoint's tokenizer. Raises InputError where it has none that transformers can read."""
     from transformers import AutoTokenizer
 
+    check_file_sizes(checkpoint.folder)
     try:
         return AutoTokenizer.from_pretrained(checkpoint.folder, trust_remote_code=False)
     except Exception as error:  # a damaged file raises whatever its reader stumbled over
