@@ -20,7 +20,7 @@ from raysweep.config_overrides import overridden
 from raysweep.config_problems import problems_in_words
 from raysweep.config_storage import checked_options, checked_storage, scheme_of
 from raysweep.config_studies import StudiesConfig
-from raysweep.config_yaml import NO_YAML, read_yaml
+from raysweep.config_yaml import NO_YAML, read_yaml_file
 from raysweep.errors import InputError, SeveralProblemsError, nearest, shown
 
 
@@ -152,9 +152,11 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     if not path.is_file():
         raise InputError(f"config '{path}' does not exist; `raysweep init` writes one to start from")
     try:
-        values = read_yaml(path.read_text(encoding="utf-8"))
+        values = read_yaml_file(path)
     except OSError as error:
         raise InputError(f"config '{path}' cannot be read: {error.strerror or error}") from error
+    except InputError as error:
+        raise InputError(f"config '{path}': {error}") from error
     except NO_YAML as error:
         raise InputError(f"config '{path}' is not YAML: {' '.join(str(error).split())}") from error
     return parse_config(_beside(path, values), where=str(path), overrides=overrides)
