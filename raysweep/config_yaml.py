@@ -34,7 +34,7 @@ class LimitedLoader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
     def get_single_node(self) -> yaml.Node | None:
-        """Return the document's root. Raises InputError for too many values, and YAMLError for an alias inside itself."""
+        """Return the document's root. Raises InputError for too many values."""
         node = super().get_single_node()
         if node is not None:
             _check_values(node)
@@ -84,20 +84,16 @@ def read_yaml_file(path: Path) -> Any:
 def _check_values(root: yaml.Node) -> None:
     """Count the values below a node, those of an alias each time; without recursion, and each node once."""
     most, counts = limits.CONFIG_VALUES.value(), dict[int, int]()
-    open_nodes: set[int] = set()
     stack: list[tuple[yaml.Node, bool]] = [(root, False)]
     while stack:
         node, seen = stack.pop()
         inner = _inner(node)
         if seen:
-            open_nodes.discard(id(node))
             counts[id(node)] = 1 + sum(counts[id(each)] for each in inner)
             if counts[id(node)] > most:
                 raise limits.CONFIG_VALUES.error(f"{most:.15g}", f"YAML from line {node.start_mark.line + 1}", most)
-        elif id(node) in open_nodes:
-            raise yaml.YAMLError(f"an alias in what begins in line {node.start_mark.line + 1} names that itself")
         elif id(node) not in counts:
-            open_nodes.add(id(node))
+            counts[id(node)] = 1  # for an alias inside what it names; config fields refuse such values
             stack.append((node, True))
             stack.extend((each, False) for each in inner if id(each) not in counts)
 
