@@ -86,7 +86,7 @@ TEXT_CHARS = Limit("TEXT_CHARS", 10_000_000, "characters", "a prompt with its re
 # Configs and what runs inside them
 CONFIG_BYTES = Limit("CONFIG_BYTES", _MIB, "bytes", "a config has")
 CONFIG_VALUES = Limit("CONFIG_VALUES", 100_000, "values (a repeated alias counts each time)", "a config has more than")
-TEMPLATE_BYTES = Limit("TEMPLATE_BYTES", 2**29, "bytes", "a template makes texts and lists of")
+TEMPLATE_BYTES = Limit("TEMPLATE_BYTES", 2**28, "bytes", "a template makes texts and lists of")
 TEMPLATE_SOURCE = Limit("TEMPLATE_SOURCE", 500_000, "characters", "a template has")
 TEMPLATE_SECONDS = Limit("TEMPLATE_SECONDS", 10, "seconds", "a template takes more than")
 PATTERN_SECONDS = Limit("PATTERN_SECONDS", 10, "seconds", "a regular expression takes more than")

@@ -16,9 +16,10 @@ from functools import partial
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
-from raysweep.data.compressed import COMPRESSIONS, byte_lines, compression_of
+from raysweep.data.compressed import COMPRESSIONS, LineTooLongError, byte_lines, compression_of
 from raysweep.data.conversations import ArrowRecord
 from raysweep.data.formats import Record
+from raysweep.data.json_lists import TopLevel, read_elements
 from raysweep.errors import InputError, shortened
 
 
@@ -91,7 +92,7 @@ def read_file(path: Path) -> Rows:
     return kind.read(path)
 
 
-def _text_lines(path: Path) -> Iterator[tuple[int, str]]:
+def _text_lines(path: Path) -> Generator[tuple[int, str], None, None]:
     """Numbered lines (from 1), decoded one by one so that a wrong byte's line is known; UTF-8's byte-order mark is skipped."""
     for number, raw in enumerate(byte_lines(path), start=1):
         if number == 1 and (encoding := next((name for mark, name in _MARKS if raw.startswith(mark)), None)):
@@ -131,11 +132,15 @@ def _read_json(path: Path) -> Rows:
     """A list of objects, or an object a line under the name that many hub data sets give to JSON Lines."""
     lines = _text_lines(path)
     filled = (numbered for numbered in lines if numbered[1].strip())
-    first = list(itertools.islice(filled, 2))
+    try:
+        first = list(itertools.islice(filled, 2))
+    except LineTooLongError:  # a list may stand in one line
+        first = []
     if len(first) == 2 and _is_object(first[0][1]):
         yield from _read_jsonl(path, itertools.chain(first, filled))
         return
-    yield from _read_json_list(path, itertools.chain(first, lines))
+    lines.close()
+    yield from _read_json_list(path)
 
 
 def _is_object(text: str) -> bool:
@@ -145,24 +150,17 @@ def _is_object(text: str) -> bool:
         return False
 
 
-def _read_json_list(path: Path, lines: Numbered) -> Rows:
-    found = list(lines)
-    if not found:
-        return
+def _read_json_list(path: Path) -> Rows:
+    """The whole file is checked before the first record is given; then it is read again, as far as it is needed."""
     try:
-        records = json.loads("".join(text for _, text in found))
-    except json.JSONDecodeError as error:
-        line = found[error.lineno - 1][0] if error.lineno <= len(found) else found[-1][0] + 1
-        raise InputError(
-            f"{path}, line {line} is no JSON ({error.msg}, column {error.colno}): mend the file"
-        ) from error
+        for element in read_elements(path):
+            if isinstance(element, TopLevel):
+                raise InputError(
+                    f"{path} is {_json_kind(element.value)}, where a .json file has one list of objects, or one object a line"
+                )
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} {_beyond(error)}: mend the file") from error
-    if not isinstance(records, list):
-        raise InputError(
-            f"{path} is {_json_kind(records)}, where a .json file has one list of objects, or one object a line"
-        )
-    for index, record in enumerate(records):
+    for index, record in enumerate(read_elements(path)):
         place = Place(str(path), index)
         if not isinstance(record, dict):
             raise InputError(f"{place} is {_json_kind(record)}, where an object is needed")

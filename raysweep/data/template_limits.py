@@ -25,7 +25,7 @@ from raysweep.data.template_sizes import most_of_call, most_of_filter, most_of_o
 from raysweep.limits import TEMPLATE_BYTES, TEMPLATE_SECONDS, TEMPLATE_SOURCE
 
 _COUNTED = 2**16  # bytes of a text from which on it counts, for as long as the rendering goes on
-_LARGEST_CONTAINER = 2**26  # bytes
+_LARGEST_CONTAINER = 2**25  # bytes
 _FREE_SECONDS = 0.25  # of one record, that do not count
 _STEPS = "raysweep_steps"  # the filter around what a loop iterates over
 
