@@ -69,13 +69,13 @@ SETTINGS_BYTES = Limit("SETTINGS_BYTES", 8 * _MIB, "bytes", "a settings file of 
 VOCABULARY_BYTES = Limit("VOCABULARY_BYTES", 64 * _MIB, "bytes", "a tokenizer or index file of a checkpoint has")
 SHARD_INDEX_BYTES = Limit("SHARD_INDEX_BYTES", 64 * _MIB, "bytes", "an index of sharded weights has")
 LAYERS = Limit("LAYERS", 10_000, "layers or blocks", "a setting of the model asks for")
-MODULES = Limit("MODULES", 300_000, "modules", "the model of a config has more than")
+MODULES = Limit("MODULES", 300_000, "modules", "the model of a config has")
 TABLE_BYTES = Limit("TABLE_BYTES", 8 * 2**30, "bytes", "the tables that a model computes from its config have")
 
 # Records
 RECORD_BYTES = Limit("RECORD_BYTES", 16 * _MIB, "bytes", "one record has")
 RECORD_DEPTH = Limit("RECORD_DEPTH", 100, "nested levels", "one record has more than")
-RECORDS = Limit("RECORDS", 3_000_000, "records", "the part of a source that has to be read has more than")
+RECORDS = Limit("RECORDS", 2_000_000, "records", "the part of a source that has to be read has")
 SOURCE_BYTES = Limit("SOURCE_BYTES", 2**30, "bytes", "the records that are used need more than")
 COLUMNS = Limit("COLUMNS", 100_000, "columns", "a table of records has")
 COMPRESSION_RATIO = Limit("COMPRESSION_RATIO", 200, "times its compressed size", "the decompressed data has more than")
@@ -87,7 +87,7 @@ TEXT_CHARS = Limit("TEXT_CHARS", 10_000_000, "characters", "a prompt with its re
 CONFIG_BYTES = Limit("CONFIG_BYTES", _MIB, "bytes", "a config has")
 CONFIG_VALUES = Limit("CONFIG_VALUES", 100_000, "values (a repeated alias counts each time)", "a config has more than")
 TEMPLATE_BYTES = Limit("TEMPLATE_BYTES", 2**28, "bytes", "a template makes texts and lists of")
-TEMPLATE_SOURCE = Limit("TEMPLATE_SOURCE", 500_000, "characters", "a template has")
+TEMPLATE_SOURCE = Limit("TEMPLATE_SOURCE", 200_000, "characters", "a template has")
 TEMPLATE_SECONDS = Limit("TEMPLATE_SECONDS", 10, "seconds", "a template takes more than")
 PATTERN_SECONDS = Limit("PATTERN_SECONDS", 10, "seconds", "a regular expression takes more than")
 

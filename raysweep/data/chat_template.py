@@ -7,7 +7,6 @@ among them, as `apply_chat_template(messages, tools=…, documents=…, **variab
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -19,7 +18,7 @@ from jinja2 import nodes
 from jinja2.ext import Extension
 from jinja2.parser import Parser
 
-from raysweep.data.conversations import TEXT, Conversation, Message, part_text, part_type, text_of
+from raysweep.data.conversations import TEXT, Conversation, Message, part_text, part_type, read_json, text_of
 from raysweep.data.template_date import TemplateClock, today
 from raysweep.data.template_limits import LimitedEnvironment
 from raysweep.errors import InputError, shortened, shown
@@ -205,7 +204,7 @@ def _listed(name: str, value: Any) -> Any:
     found = value
     if isinstance(value, str):
         try:
-            found = json.loads(value)
+            found = read_json(value)
         except ValueError:
             found = None
     if not isinstance(found, list) or not all(isinstance(item, Mapping) for item in found):

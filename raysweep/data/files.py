@@ -16,11 +16,13 @@ from functools import partial
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
+from raysweep.data.arrow_sizes import parquet_dictionaries, rows_of
 from raysweep.data.compressed import COMPRESSIONS, LineTooLongError, byte_lines, compression_of
 from raysweep.data.conversations import ArrowRecord
 from raysweep.data.formats import Record
 from raysweep.data.json_lists import TopLevel, read_elements
 from raysweep.errors import InputError, shortened
+from raysweep.limits import COLUMNS, RECORD_BYTES
 
 
 class Place(NamedTuple):
@@ -45,7 +47,6 @@ _MARKS = (
     (codecs.BOM_UTF16_LE, "UTF-16"),
     (codecs.BOM_UTF16_BE, "UTF-16"),
 )
-_LONGEST_FIELD = 2**31 - 1  # of CSV, in place of 128 kB: as much as a C long holds everywhere
 _NOT_READ = {".lz4", ".br", ".z", ".zip", ".7z", ".lzma", ".snappy", ".sz"}  # compressions
 
 Numbered = Iterable[tuple[int, str]]  # lines of text, from 1
@@ -180,14 +181,29 @@ def _json_kind(value: Any) -> str:
 def _read_csv(path: Path, delimiter: str = ",") -> Rows:
     """Every value is text, as written: CSV has no types."""
     place, index = str(path), 0
-    rows = csv.reader((line for _, line in _text_lines(path)), delimiter=delimiter, strict=True)
-    line, limit = 1, csv.field_size_limit(_LONGEST_FIELD)
+    most, in_row = int(RECORD_BYTES.value()), 0
+
+    def lines() -> Iterator[str]:  # a quoted value may hold any number of them
+        nonlocal in_row
+        for number, text in _text_lines(path):
+            in_row += len(text)
+            if in_row > most:
+                raise RECORD_BYTES.error(f"more than {most}", f"{path}, line {number}", most)
+            yield text
+
+    rows = csv.reader(lines(), delimiter=delimiter, strict=True)
+    line, limit = (
+        1,
+        csv.field_size_limit(min(most + 1, 2**31 - 1)),
+    )  # in place of 128 kB; a C long holds that everywhere
     try:
         header = next(rows, [])
+        COLUMNS.check(len(header), path)
         if len(set(header)) < len(header):
             raise InputError(f"{path}, line 1 names a column twice: {shortened(', '.join(header), 400)}")
-        line = rows.line_num + 1
+        line, in_row = rows.line_num + 1, 0
         for row in rows:
+            in_row = 0
             if row and len(row) != len(header):
                 raise InputError(f"{path}, line {line} has {len(row)} values, where the header has {len(header)}")
             if row:
@@ -205,8 +221,12 @@ def _read_parquet(path: Path) -> Rows:
     from pyarrow import parquet
 
     def batches() -> Iterator[Any]:
-        with pyarrow.OSFile(str(path)) as source, parquet.ParquetFile(source) as file:  # a path it might take for a URL
-            yield from file.iter_batches(batch_size=1024)
+        with pyarrow.OSFile(str(path)) as source:  # a path it might take for a URL
+            with parquet.ParquetFile(source) as file:
+                as_dictionaries = parquet_dictionaries(file, str(path))
+            source.seek(0)
+            with parquet.ParquetFile(source, read_dictionary=as_dictionaries) as file:
+                yield from file.iter_batches(batch_size=1024)
 
     return _read_batches(path, "Parquet", batches())
 
@@ -229,7 +249,7 @@ def _read_batches(path: Path, kind: str, batches: Iterator[Any]) -> Rows:
     import pyarrow
 
     place = str(path)
-    rows = (record for batch in batches for record in batch.to_pylist())
+    rows = (record for batch in batches for record in rows_of(batch, place))
     try:
         for index, record in enumerate(rows):
             yield Place(place, index), ArrowRecord(record)

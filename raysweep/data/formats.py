@@ -55,7 +55,9 @@ def template(text: str) -> jinja2.Template:
     try:
         return _JINJA.from_string(text)
     except (jinja2.TemplateSyntaxError, RecursionError, MemoryError, SyntaxError) as error:
-        raise InputError(f"template {shown(text)} does not parse: {getattr(error, 'message', error)}; mend its Jinja") from error
+        raise InputError(
+            f"template {shown(text)} does not parse: {getattr(error, 'message', error)}; mend its Jinja"
+        ) from error
 
 
 def render(text: str, values: Record) -> str:
@@ -66,7 +68,9 @@ def render(text: str, values: Record) -> str:
     except InputError:
         raise
     except Exception as error:  # a template can raise whatever its expressions can
-        raise InputError(f"template {shortened(repr(text), 1000)} fails: {shortened(str(error), 1000)}; the record's fields are {_names(values)}") from error
+        raise InputError(
+            f"template {shortened(repr(text), 1000)} fails: {shortened(str(error), 1000)}; the record's fields are {_names(values)}"
+        ) from error
 
 
 def _names(record: Record) -> str:

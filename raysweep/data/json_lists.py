@@ -44,9 +44,7 @@ class JsonText:
         except UnicodeDecodeError as error:
             line = self._line + self.text.count("\n") + error.object[: error.start].count(b"\n")
             byte = error.object[error.start]
-            raise InputError(
-                f"{self._path}, line {line} is not UTF-8 (byte 0x{byte:02x}): convert the file"
-            ) from error
+            raise InputError(f"{self._path}, line {line} is not UTF-8 (byte 0x{byte:02x}): convert the file") from error
         if "\0" in new:
             line = self._line + self.text.count("\n") + new[: new.index("\0")].count("\n")
             raise InputError(

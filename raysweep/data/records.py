@@ -23,7 +23,9 @@ from raysweep.data.exclusion import taken
 from raysweep.data.files import Place, Rows, kind_of, read_file
 from raysweep.data.folders import find_files
 from raysweep.data.formats import Record
+from raysweep.data.record_sizes import check_depth, within_memory
 from raysweep.errors import InputError, nearest
+from raysweep.limits import RECORDS
 
 # What `save_to_disk` leaves at a folder's top: of one data set, of several splits.
 _SAVED = ("state.json", "dataset_dict.json")
@@ -79,7 +81,7 @@ def read_records(
         where, rows_of_source, warned = _open(source, split)
         with contextlib.closing(rows_of_source):
             kept = _Kept(rows_of_source, leaves_out)
-            rows = list(islice(taken(kept, last, all_but_last), limit))
+            rows = within_memory(islice(taken(kept, last, all_but_last), limit), source)
     except OSError as error:
         raise InputError(f"{error.filename or source} cannot be read: {error.strerror or error}") from error
     if not kept.n_read:
@@ -109,6 +111,8 @@ class _Kept:
     def __iter__(self) -> Iterator[tuple[int, Place, Record]]:
         for number, (place, record) in enumerate(self._rows):
             self.n_read += 1
+            RECORDS.check(self.n_read, place.file)
+            check_depth(record, place)
             try:
                 excluded = self._leaves_out is not None and self._leaves_out(record)
             except InputError as error:

@@ -163,7 +163,7 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
         _budget.admit(most_of_operator(operator, left, right))
         return _budget.count(super().call_binop(context, operator, left, right))
 
-    def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: B902, N805 - as Jinja has it
+    def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805 - as Jinja has it
         """Call what a template calls, if its result is not too large."""
         _budget.step()
         size, args = most_of_call(__obj, args, kwargs, __self._steps_of)

@@ -56,12 +56,16 @@ def most_of_operator(operator: str, left: Any, right: Any) -> float:
     return 0
 
 
-def most_of_filter(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], listed: Listed) -> tuple[float, tuple[Any, ...]]:
+def most_of_filter(
+    name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], listed: Listed
+) -> tuple[float, tuple[Any, ...]]:
     """The most bytes of a filter's result, and its arguments, with what is iterated over once as a list."""
     value, rest = (args[0] if args else None), [*args[1:], *kwargs.values()]
     if name in _COUNTING_FILTERS and _largest(rest) > _MOST_NUMBER // (1 if name != "round" else 1000):
         return _NO_LIMIT, args
-    if name in _SLOW_FILTERS and (size_of(value, _SLOW) > _SLOW or _size_of_all(rest) > _SLOW or _largest(rest) > _SLOW):
+    if name in _SLOW_FILTERS and (
+        size_of(value, _SLOW) > _SLOW or _size_of_all(rest) > _SLOW or _largest(rest) > _SLOW
+    ):
         return _NO_LIMIT, args
     if name == "replace":
         texts = [*map(str, rest[:2])] if len(rest) >= 2 else []
@@ -80,7 +84,9 @@ def most_of_filter(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], 
     if name == "format":
         return _formatted(str(value), rest), args
     if name == "tojson":
-        width = max([0, *(each if isinstance(each, int) else len(each) for each in rest if isinstance(each, (int, str)))])
+        width = max(
+            [0, *(each if isinstance(each, int) else len(each) for each in rest if isinstance(each, (int, str)))]
+        )
         size = size_of(value, _MOST_BITS * 1e6)
         return size * 6 + (size / 8) * width * 20, args
     if name in ("string", "e", "escape", "forceescape", "urlencode", "safe", "upper", "lower"):
@@ -88,7 +94,9 @@ def most_of_filter(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], 
     return 0, args
 
 
-def most_of_call(called: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], listed: Listed) -> tuple[float, tuple[Any, ...]]:
+def most_of_call(
+    called: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], listed: Listed
+) -> tuple[float, tuple[Any, ...]]:
     """The most bytes of what a template's call returns, and the call's arguments, with what is iterated over once as a list."""
     called = getattr(called, "__wrapped__", called)
     owner, name = getattr(called, "__self__", None), getattr(called, "__name__", "")
