@@ -68,9 +68,10 @@ TENSORS = Limit("TENSORS", 500_000, "tensors", "a checkpoint has")
 SETTINGS_BYTES = Limit("SETTINGS_BYTES", 8 * _MIB, "bytes", "a settings file of a checkpoint has")
 VOCABULARY_BYTES = Limit("VOCABULARY_BYTES", 64 * _MIB, "bytes", "a tokenizer or index file of a checkpoint has")
 SHARD_INDEX_BYTES = Limit("SHARD_INDEX_BYTES", 64 * _MIB, "bytes", "an index of sharded weights has")
-LAYERS = Limit("LAYERS", 10_000, "layers or blocks", "a setting of the model asks for")
+LAYERS = Limit("LAYERS", 2_000, "layers or blocks", "a setting of the model asks for")
 MODULES = Limit("MODULES", 300_000, "modules", "the model of a config has")
 TABLE_BYTES = Limit("TABLE_BYTES", 8 * 2**30, "bytes", "the tables that a model computes from its config have")
+ADAPTER_NAMES = Limit("ADAPTER_NAMES", 20_000, "names and patterns of modules", "an adapter's config has")
 
 # Records
 RECORD_BYTES = Limit("RECORD_BYTES", 16 * _MIB, "bytes", "one record has")

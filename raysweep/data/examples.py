@@ -175,7 +175,9 @@ def load_examples(
         kept = _cut_prompt(example.tokens, most, tokenizer) if prompts_only else example.tokens[:most]
         n_prompt = len(kept) if prompts_only else example.n_prompt
         if partly and most is None and not prompts_only and example.response:
-            n_prompt = min(n_prompt, len(kept) - 1)  # the border is behind what was tokenized; refused below as too long
+            n_prompt = min(
+                n_prompt, len(kept) - 1
+            )  # the border is behind what was tokenized; refused below as too long
         if 0 < n_prompt < len(kept) + prompts_only:
             n_cut += len(kept) < example.length
             n_blank += not prompts_only and not record_format.texts(record)[1].strip()

@@ -19,6 +19,7 @@ from raysweep import lab
 from raysweep.errors import InputError, shortened, shown
 from raysweep.limits import LAYERS, SETTINGS_BYTES, read_limited
 from raysweep.models.file_sizes import check_file_sizes
+from raysweep.models.kernels import choose_attention, without_kernels
 from raysweep.models.kinds import checkpoint_predicts
 from raysweep.models.provenance_file import read_note
 from raysweep.models.tensors import Shape
@@ -33,7 +34,6 @@ _NO_DTYPE = ("auto", "None")  # what trainers write in place of one
 _FLOATING = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _DEPTH = re.compile(r"(^|_)(n|num|number)_.*(layer|block)s?$|(layers|depth|blocks)$")
 _FORMS = ("use_return_dict", "output_attentions")  # what a program wants of outputs
-_KERNELS = (None, "sdpa", "eager")  # attention that every machine has
 
 
 @dataclass(frozen=True)
@@ -208,8 +208,8 @@ def limits(checkpoint: Checkpoint) -> tuple[int | None, int | None]:
 def standard_config(folder: Path) -> PreTrainedConfig:
     """The config as transformers reads it: standard names, and defaults for what the file leaves out.
 
-    What programs leave in the file that has nothing to do with the weights is dropped: an attention kernel that this
-    machine may not have, the form of outputs, a dtype that is none, a padding token without an embedding. Raises
+    What programs leave in the file that has nothing to do with the weights is dropped: kernels of other packages and of the
+    hub (kernels.py), the form of outputs, a dtype that is none, a padding token without an embedding. Raises
     InputError for a file that transformers cannot read.
     """
     try:
@@ -217,8 +217,6 @@ def standard_config(folder: Path) -> PreTrainedConfig:
     except Exception as error:  # a value of a wrong type raises whatever the config's class stumbled over
         raise InputError(f"{folder / 'config.json'} is no config that transformers knows: {error}") from error
     for each in (config, config.get_text_config()):
-        if each._attn_implementation not in _KERNELS:
-            each._attn_implementation = None
         each.return_dict = True
         for form in ("output_hidden_states", "output_router_logits"):
             if getattr(each, form, False):
@@ -226,6 +224,7 @@ def standard_config(folder: Path) -> PreTrainedConfig:
         padding, rows = getattr(each, "pad_token_id", None), getattr(each, "vocab_size", None)
         if isinstance(padding, int) and isinstance(rows, int) and not 0 <= padding < rows:
             each.pad_token_id = None
+    choose_attention(config)
     return config
 
 
@@ -237,7 +236,7 @@ def _read_standard(folder: Path) -> PreTrainedConfig:
         raw = json.loads(read_limited(path, SETTINGS_BYTES))
     except (OSError, ValueError, RecursionError):
         raw = None  # transformers says what is wrong
-    plain = _without_leftovers(raw)
+    plain = without_kernels(_without_leftovers(raw))
     if plain == raw:
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)
     with tempfile.TemporaryDirectory() as scratch:

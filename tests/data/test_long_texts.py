@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from raysweep.data.examples import Room, load_examples
 from raysweep.data import long_texts
+from raysweep.data.examples import Room, load_examples
 from raysweep.data.long_texts import SHORT, encode_enough
 from raysweep.data.wording import find_wording
 from raysweep.errors import InputError
@@ -70,7 +70,9 @@ def records(path: Path, question: str, answer: str) -> str:
 def test_a_record_longer_than_the_context_is_refused_without_reading_its_end(tmp_path, tokenizer):
     for texts in (("two " * 100_000, "five"), ("two", "five " * 100_000)):
         source = records(tmp_path / "x.jsonl", *texts)
-        with pytest.raises(InputError, match=r"longer than the context of 'tiny', 64 tokens; .* has more than \d+: set"):
+        with pytest.raises(
+            InputError, match=r"longer than the context of 'tiny', 64 tokens; .* has more than \d+: set"
+        ):
             load_examples(source, "gsm8k", tokenizer, room=Room("tiny", 64))
 
 
