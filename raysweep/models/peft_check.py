@@ -40,7 +40,7 @@ def check_adapter(adapter: Checkpoint, base: Checkpoint, *, dry_run: bool = True
     from raysweep.models.skeleton import empty_model
 
     config = read_peft_config(adapter)
-    check_patterns(adapter, (name for name, _ in empty_model(base, torch.float32).named_modules()))
+    check_patterns(adapter, lambda: [name for name, _ in empty_model(base, torch.float32).named_modules()])
     _refuse_replicated_layers(adapter, base)
     _refuse_quantised(adapter, base)
     with torch.random.fork_rng(devices=[]):  # whatever PEFT draws, what is drawn next is the same

@@ -7,7 +7,7 @@ and matches them against the name of every module of the base.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from raysweep.errors import InputError, shown
@@ -21,7 +21,7 @@ _FORMS = ("{}", r"(.*\.)?({})$", r"(^|.*\.){}($|\..*)", r".*\.{}$")  # in which 
 _MOST = 50  # patterns that repeat something
 
 
-def check_patterns(adapter: Checkpoint, names: Iterable[str]) -> None:
+def check_patterns(adapter: Checkpoint, names: Callable[[], list[str]]) -> None:
     """Raise InputError for a pattern that takes too long on the `names` of the base's modules, and for too many patterns."""
     path = adapter.folder / "adapter_config.json"
     patterns = list(_patterns(adapter.config))
@@ -31,7 +31,7 @@ def check_patterns(adapter: Checkpoint, names: Iterable[str]) -> None:
         raise InputError(
             f"{path} has {len(slow)} regular expressions for names of modules, and at most {_MOST} are tried"
         )
-    listed = list(names)
+    listed = names() if slow else []
     for pattern in slow:
         for form in _FORMS:
             try:
