@@ -41,7 +41,7 @@ def in_lines(error: RaysweepError) -> str:
 
 def shown(value: object) -> str:
     """A value's repr for a message, shortened."""
-    if isinstance(value, (str, bytes)) and len(value) > _LONGEST_REPR:  # its middle is not shown anyway
+    if isinstance(value, str) and len(value) > _LONGEST_REPR:  # its middle is not shown anyway
         value = value[: _LONGEST_REPR // 2] + value[-_LONGEST_REPR // 2 :]
     try:
         return shortened(repr(value))

@@ -139,7 +139,7 @@ def _formatted(text: str | bytes, given: Any) -> float:
     filled = size_of(given, _MOST_BITS * 1e6)
     if filled == _NO_LIMIT:
         return filled
-    fields = [_PERCENT.match(part)[0] for part in plain.split("%")[1:]]  # type: ignore[index] - it matches everything
+    fields = [found[0] for part in plain.split("%")[1:] if (found := _PERCENT.match(part))]
     fields += [part.partition("}")[0].partition(":")[2] for part in plain.split("{")[1:]]
     widest = max([0, *(_number(digits) for field in fields for digits in _DIGITS.findall(field))])
     if any("*" in field for field in fields) or _NESTED.search(plain):  # a width that is filled in

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chat_server import Act, Server, completion, serve_chat
+from chat_server import GOOD, Act, Server, completion, serve_chat
 
 from raysweep.errors import InputError, RunError
 from raysweep.studies.completions import Endpoint, NoReplyError, RubbishError, complete
