@@ -21,7 +21,7 @@ from raysweep.config_problems import problems_in_words
 from raysweep.config_storage import checked_options, checked_storage, scheme_of
 from raysweep.config_studies import StudiesConfig
 from raysweep.config_yaml import NO_YAML, read_yaml_file
-from raysweep.errors import InputError, SeveralProblemsError, nearest, shown
+from raysweep.errors import InputError, SeveralProblemsError, nearest, shortened, shown
 
 
 class ModelConfig(Named):
@@ -158,7 +158,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     except InputError as error:
         raise InputError(f"config '{path}': {error}") from error
     except NO_YAML as error:
-        raise InputError(f"config '{path}' is not YAML: {' '.join(str(error).split())}") from error
+        raise InputError(f"config '{path}' is not YAML: {shortened(' '.join(str(error).split()), 1000)}") from error
     return parse_config(_beside(path, values), where=str(path), overrides=overrides)
 
 

@@ -64,7 +64,7 @@ _MIB = 2**20
 
 # Checkpoints
 HEADER_BYTES = Limit("HEADER_BYTES", 25 * _MIB, "bytes", "a safetensors header has")
-TENSORS = Limit("TENSORS", 500_000, "tensors", "a checkpoint has")
+TENSORS = Limit("TENSORS", 250_000, "tensors", "a checkpoint has")
 SETTINGS_BYTES = Limit("SETTINGS_BYTES", 8 * _MIB, "bytes", "a settings file of a checkpoint has")
 VOCABULARY_BYTES = Limit("VOCABULARY_BYTES", 64 * _MIB, "bytes", "a tokenizer or index file of a checkpoint has")
 SHARD_INDEX_BYTES = Limit("SHARD_INDEX_BYTES", 64 * _MIB, "bytes", "an index of sharded weights has")
