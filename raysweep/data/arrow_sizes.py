@@ -88,6 +88,33 @@ def parquet_dictionaries(file: Any, place: str) -> list[str]:
     ]
 
 
+def group_batches(source: Any, group: int, as_dictionaries: list[str]) -> Iterator[Any]:
+    """Yield a row group's rows in batches, columns of text as dictionaries.
+
+    pyarrow cannot do that for text inside lists and objects if a column chunk has several dictionaries: then it is read plainly.
+    """
+    import pyarrow
+    from pyarrow import parquet
+
+    done = 0
+    for columns in (as_dictionaries, [path for path in as_dictionaries if "." not in path]):
+        skipped = done
+        source.seek(0)
+        try:
+            with parquet.ParquetFile(source, read_dictionary=columns) as file:
+                for batch in file.iter_batches(batch_size=1024, row_groups=[group]):
+                    if skipped >= batch.num_rows:
+                        skipped -= batch.num_rows
+                        continue
+                    done += batch.num_rows - skipped
+                    yield batch.slice(skipped)
+                    skipped = 0
+                return
+        except pyarrow.ArrowNotImplementedError:
+            if columns != as_dictionaries or all("." not in path for path in columns):
+                raise
+
+
 def _bounds(array: Any) -> tuple[int, int]:
     """(start, length) of the values that a list array's rows are in."""
     if not len(array):

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
-from raysweep.data.arrow_sizes import parquet_dictionaries, rows_of
+from raysweep.data.arrow_sizes import group_batches, parquet_dictionaries, rows_of
 from raysweep.data.compressed import COMPRESSIONS, LineTooLongError, byte_lines, compression_of
 from raysweep.data.conversations import ArrowRecord
 from raysweep.data.formats import Record
@@ -224,9 +224,9 @@ def _read_parquet(path: Path) -> Rows:
         with pyarrow.OSFile(str(path)) as source:  # a path it might take for a URL
             with parquet.ParquetFile(source) as file:
                 as_dictionaries = parquet_dictionaries(file, str(path))
-            source.seek(0)
-            with parquet.ParquetFile(source, read_dictionary=as_dictionaries) as file:
-                yield from file.iter_batches(batch_size=1024)
+                n_groups = file.num_row_groups
+            for group in range(n_groups):
+                yield from group_batches(source, group, as_dictionaries)
 
     return _read_batches(path, "Parquet", batches())
 

@@ -11,6 +11,7 @@ from typing import Any
 
 Listed = Callable[[Any], list[Any]]
 
+_NODE = 32  # bytes of a value that is no text
 _MOST_BITS = 100_000  # of a whole number
 _MOST_NUMBER = 1_000_000  # for arguments that are counts
 _SLOW = 2**16  # characters for filters that take quadratic time
@@ -27,14 +28,14 @@ def size_of(value: Any, most: float) -> float:
     total, open_values = 0, [value]
     while open_values:
         each = open_values.pop()
-        total += len(each) if isinstance(each, (str, bytes)) else 8
+        total += len(each) if isinstance(each, (str, bytes)) else _NODE
         if isinstance(each, (list, tuple, set, frozenset)):
             open_values.extend(each)
-            total += 8 * len(each)
+            total += _NODE * len(each)
         elif isinstance(each, Mapping):
             open_values.extend(each.keys())
             open_values.extend(each.values())
-        if total > most or len(open_values) * 8 > most:
+        if total > most or len(open_values) * _NODE > most:
             return _NO_LIMIT
     return total
 
