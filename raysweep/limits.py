@@ -76,7 +76,7 @@ ADAPTER_NAMES = Limit("ADAPTER_NAMES", 20_000, "names and patterns of modules", 
 # Records
 RECORD_BYTES = Limit("RECORD_BYTES", 16 * _MIB, "bytes", "one record has")
 RECORD_DEPTH = Limit("RECORD_DEPTH", 100, "nested levels", "one record has more than")
-RECORDS = Limit("RECORDS", 2_000_000, "records", "the part of a source that has to be read has")
+RECORDS = Limit("RECORDS", 1_500_000, "records", "the part of a source that has to be read has")
 SOURCE_BYTES = Limit("SOURCE_BYTES", 2**30, "bytes", "the records that are used need more than")
 COLUMNS = Limit("COLUMNS", 100_000, "columns", "a table of records has")
 COMPRESSION_RATIO = Limit("COMPRESSION_RATIO", 200, "times its compressed size", "the decompressed data has more than")

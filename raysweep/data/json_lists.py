@@ -89,17 +89,19 @@ def read_elements(path: Path) -> Iterator[Any]:
     if not source.text:
         return
     if source.text[at] != "[":
-        value, at = _value(source, at, path)
+        value, at = _value(source, at, path, int(RECORD_BYTES.value()))
         _check_end(source, next_place(at))
         yield TopLevel(value)
         return
     at = next_place(at + 1)
-    count = 0
+    count, most = 0, RECORDS.value()
+    longest = int(RECORD_BYTES.value())
     if source.text[at : at + 1] != "]":
         while True:
-            value, at = _value(source, at, path)
+            value, at = _value(source, at, path, longest)
             count += 1
-            RECORDS.check(count, path)
+            if count > most:
+                raise RECORDS.error(count, path, most)
             yield value
             at = next_place(at)
             found = source.text[at : at + 1]
@@ -126,9 +128,8 @@ def _check_end(source: JsonText, at: int) -> None:
         raise source.error("Extra data", at)
 
 
-def _value(source: JsonText, at: int, path: Path) -> tuple[Any, int]:
+def _value(source: JsonText, at: int, path: Path, most: int) -> tuple[Any, int]:
     """The JSON value at a place, and where it ends; reads on, twice as far each time, while it is not complete."""
-    most = int(RECORD_BYTES.value())
     while True:
         try:
             value, end = _DECODER.raw_decode(source.text, at)

@@ -38,9 +38,9 @@ def memory_of(value: Any) -> int:
     return total
 
 
-def check_depth(record: Any, place: object) -> None:
-    """Raise InputError for a record that is nested more deeply than what reads it can follow."""
-    most = int(RECORD_DEPTH.value())
+def check_depth(record: Any, place: object, most: int | None = None) -> None:
+    """Raise InputError for a record that is nested more deeply than what reads it can follow; `most` is the limit, if known."""
+    most = int(RECORD_DEPTH.value()) if most is None else most
     level = [record]
     for _ in range(most + 1):
         level = [
