@@ -15,7 +15,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from raysweep.config_datasets import DatasetConfig
 from raysweep.config_execution import ExecutionConfig
-from raysweep.config_fields import Date, Name, Named, Place, Section
+from raysweep.config_fields import Date, Mode, Name, Named, Place, Section
 from raysweep.config_overrides import overridden
 from raysweep.config_problems import problems_in_words
 from raysweep.config_storage import checked_options, checked_storage, scheme_of
@@ -41,7 +41,10 @@ class ModelConfig(Named):
 
 
 class Config(Section):
-    """A whole run. `storage_options` go to fsspec's file system for a `storage` that is a URL (endpoint_url, …); no secrets."""
+    """A whole run. `storage_options` go to fsspec's file system for a `storage` that is a URL (endpoint_url, …); no secrets.
+
+    `storage_mode` are the permissions of a run folder, as chmod takes them ("700": for nobody else); by default the umask decides.
+    """
 
     name: Name
     models: Annotated[list[ModelConfig], Field(min_length=1)]
@@ -50,6 +53,7 @@ class Config(Section):
     execution: ExecutionConfig = ExecutionConfig()
     storage: Place
     storage_options: dict[str, Any] = {}
+    storage_mode: Mode | None = None
 
     @field_validator("storage")
     @classmethod
@@ -62,6 +66,11 @@ class Config(Section):
         checked_options(value)
         return value
 
+    @property
+    def folder_mode(self) -> int | None:
+        """`storage_mode` as a number."""
+        return None if self.storage_mode is None else int(self.storage_mode, 8)
+
     @model_validator(mode="after")
     def _reachable(self) -> Config:
         scheme = scheme_of(self.storage)
@@ -69,6 +78,8 @@ class Config(Section):
             raise ValueError(
                 f"storage_options are for a URL, and storage is the folder {shown(self.storage)}; leave them out"
             )
+        if self.storage_mode is not None and scheme not in (None, "file"):
+            raise ValueError(f"storage_mode is for a folder, and storage is {shown(self.storage)}; leave it out")
         if scheme == "memory" and self.execution.executor == "ray":
             raise ValueError(
                 f"storage {shown(self.storage)} is in this process's memory, which workers on Ray do not share"

@@ -58,6 +58,18 @@ def _date(value: object) -> object:
 Date = Annotated[str, BeforeValidator(_date), AfterValidator(parse_date)]  # YYYY-MM-DD
 
 
+def _mode(value: object) -> object:
+    """Permissions as text. Raises ValueError for a number, which YAML may have read as octal or not, and without the owner's own."""
+    if not isinstance(value, str) or not re.fullmatch(r"0?7[0-7]{2}", value):
+        raise ValueError(
+            f'{shown(value)} is not a mode of a folder that its owner can use; write it in quotes, such as "700"'
+        )
+    return value
+
+
+Mode = Annotated[str, BeforeValidator(_mode)]  # permissions of a folder, octal
+
+
 class Section(BaseModel):
     """A part of a config: a mapping of known keys, which nothing changes once it is checked."""
 

@@ -17,7 +17,9 @@ def overridden(values: Any, override: str) -> Any:
     try:
         value = read_yaml(text)
     except NO_YAML as error:
-        raise InputError(f"--set {shortened(override, 200)}: the value is not YAML: {shortened(' '.join(str(error).split()), 400)}") from error
+        raise InputError(
+            f"--set {shortened(override, 200)}: the value is not YAML: {shortened(' '.join(str(error).split()), 400)}"
+        ) from error
     return _with(values, key.split("."), value, override)
 
 
@@ -41,7 +43,9 @@ def _with(node: Any, path: list[str], value: Any, override: str) -> Any:
     head, rest = path[0], path[1:]
     if isinstance(node, list):
         if not head.isdecimal() or len(head) > 9 or int(head) >= len(node):
-            raise InputError(f"--set {shortened(override, 200)}: '{shortened(head)}' is no place in a list of {len(node)}; count from 0")
+            raise InputError(
+                f"--set {shortened(override, 200)}: '{shortened(head)}' is no place in a list of {len(node)}; count from 0"
+            )
         return [_with(item, rest, value, override) if i == int(head) else item for i, item in enumerate(node)]
     if node is None:
         node = {}

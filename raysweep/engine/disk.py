@@ -23,6 +23,22 @@ if TYPE_CHECKING:
 
 # After these no call can be committed: the run ends, and does not try the others.
 _LASTING = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
+# So too after these, where it is a file of the run folder that they are about.
+_LASTING_THERE = {
+    errno.EPERM,
+    errno.EACCES,
+    errno.EIO,
+    errno.ENODEV,
+    errno.ENXIO,
+    errno.ESTALE,
+    errno.ENOTCONN,
+    errno.ECONNREFUSED,
+    errno.EHOSTDOWN,
+    errno.EHOSTUNREACH,
+    errno.ENETDOWN,
+    errno.ENETUNREACH,
+    errno.ETIMEDOUT,
+}
 _LIBRARIES = {"botocore", "aiobotocore", "aiohttp", "s3fs", "gcsfs", "adlfs", "azure", "google"}
 _ASIDE = 2**20  # bytes for tables, events and the page, at least
 
@@ -57,6 +73,11 @@ def check_room(root: Location, needed: int) -> None:
     while not there.exists():
         there = there.parent
     found = os.statvfs(there)
+    if needed and found.f_files and not found.f_favail:
+        raise InputError(
+            f"storage '{root}' is on a file system that has no inodes free ({found.f_files:,} in all), so no file can be created; "
+            "remove files there, or give another folder"
+        )
     free = found.f_bavail * found.f_frsize
     if found.f_blocks and free < needed:  # some network file systems tell nothing: all zero
         raise InputError(
@@ -97,28 +118,58 @@ def space(root: Location) -> tuple[int, int] | None:
     return (found.f_bavail * found.f_frsize, found.f_blocks * found.f_frsize) if found.f_blocks else None
 
 
-def is_lasting(error: BaseException) -> bool:
-    """Whether the error is the disk's, so that other calls would end in it as well."""
-    return isinstance(error, OSError) and error.errno in _LASTING
+class StorageFailedError(RunError):
+    """The run folder's disk or store is full, gone, or refuses this user: no call can be committed any more."""
+
+
+def is_lasting(error: BaseException, root: Location) -> bool:
+    """Return whether the error is that of the run folder's disk or store, so that other calls would end in it as well."""
+    if not isinstance(error, Exception) or not is_stores(error):
+        return False
+    if not isinstance(error, OSError):
+        return True
+    if not isinstance(root, Path):  # an error that names a file is about one of this machine
+        return error.errno in _LASTING or not (error.filename or isinstance(error, FileNotFoundError))
+    named = str(error.filename) if error.filename else ""
+    there = Path(named).is_absolute() and Path(named).is_relative_to(root.absolute())
+    return error.errno in _LASTING or (error.errno in _LASTING_THERE and there)
 
 
 def is_stores(error: Exception) -> bool:
-    """Whether an error is the file system's, or that of a library that speaks to an object store."""
+    """Return whether an error is the file system's, or that of a library that speaks to an object store."""
     return isinstance(error, OSError) or type(error).__module__.partition(".")[0] in _LIBRARIES
+
+
+def storage_failed(root: Location, error: Exception) -> StorageFailedError:
+    """Say in words what the system, or a store, did not do for a run folder."""
+    number = error.errno if isinstance(error, OSError) and isinstance(root, Path) else None
+    what = os.strerror(number) if number else " ".join(str(error).split()) or type(error).__name__
+    where = f" (writing {error.filename})" if isinstance(error, OSError) and error.filename else ""
+    remedy = "make room there" if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else "mend that"
+    if number == errno.ENOSPC and (n := _inodes_used(root)):
+        what, remedy = f"no inodes left on its file system, which holds {n:,} files at most", "remove files there"
+    return StorageFailedError(
+        f"the run folder '{root}' cannot be written to: {what}{where}; what is committed is kept: {remedy} and run again"
+    )
+
+
+def _inodes_used(root: Location) -> int:
+    """The inodes of a full file system that has room for more bytes, but not for more files; else 0."""
+    if not isinstance(root, Path):
+        return 0
+    try:
+        found = os.statvfs(root)
+    except OSError:
+        return 0
+    return found.f_files if found.f_files and not found.f_favail and found.f_bavail else 0
 
 
 @contextlib.contextmanager
 def failures_told(root: Location) -> Iterator[None]:
-    """What the system, or a store, refuses to write becomes a RunError in words."""
+    """Raise what the system, or a store, refuses to write as StorageFailedError, in words."""
     try:
         yield
     except Exception as error:
         if not is_stores(error):
             raise
-        number = error.errno if isinstance(error, OSError) and isinstance(root, Path) else None
-        what = os.strerror(number) if number else " ".join(str(error).split()) or type(error).__name__
-        where = f" (writing {error.filename})" if isinstance(error, OSError) and error.filename else ""
-        remedy = "make room there" if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else "mend that"
-        raise RunError(
-            f"the run folder '{root}' cannot be written to: {what}{where}; what is committed is kept: {remedy} and run again"
-        ) from error
+        raise storage_failed(root, error) from error

@@ -9,12 +9,14 @@ refused, for what a run is writing has no manifest yet.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from raysweep.engine.event_segments import segments
 from raysweep.engine.events import log_lines, parsed
 from raysweep.engine.folder import RunFolder
 from raysweep.engine.training_plan import KINDS
@@ -22,7 +24,7 @@ from raysweep.errors import InputError, StoreError
 from raysweep.store import lock, object_lock
 from raysweep.store.activation_files import MANIFEST
 from raysweep.store.activations import open_activations
-from raysweep.store.artifacts import FileEntry, check_file, is_left_over, publish_bytes
+from raysweep.store.artifacts import FileEntry, check_file, is_left_over, publish, publish_bytes
 from raysweep.store.chunks import Manifest
 from raysweep.store.places import listing, read_bytes, remove_below
 
@@ -206,14 +208,11 @@ class _Look:
 def _without(folder: RunFolder, finding: Finding) -> Finding:
     """The finding, once it is removed."""
     if finding.kind == "events":
-        logs = [folder.events]
-        if not isinstance(folder.events, Path):
-            logs = [folder.events / name for name in listing(folder.events)]
-        for log in logs:
-            whole = [
-                line for line in read_bytes(log).split(b"\n") if parsed(line.decode("utf-8", "replace")) is not None
-            ]
-            publish_bytes(log, b"".join(line + b"\n" for line in whole))
+        if isinstance(folder.events, Path):
+            publish(folder.events, partial(_copy_complete, folder.events))
+        else:
+            for name, content in segments(folder.events):
+                publish_bytes(folder.events / name, b"".join(_complete(content.splitlines(keepends=True))))
     elif finding.kind != "lock":  # that has been taken over, and is let go of in the end
         path = folder.root / finding.path
         if path.is_dir():
@@ -221,6 +220,18 @@ def _without(folder: RunFolder, finding: Finding) -> Finding:
         else:
             path.unlink(missing_ok=True)
     return Finding(finding.kind, finding.path, finding.bytes, finding.why, removed=True)
+
+
+def _copy_complete(log: Path, target: Path) -> None:
+    with log.open("rb") as lines, target.open("wb") as file:
+        file.writelines(_complete(lines))
+
+
+def _complete(lines: Iterable[bytes]) -> Iterator[bytes]:
+    """The lines that are events, each with its end."""
+    for line in lines:
+        if parsed(line.decode("utf-8", "replace")) is not None:
+            yield line.removesuffix(b"\n") + b"\n"
 
 
 def _entries(manifest: Manifest) -> Iterator[FileEntry]:

@@ -11,7 +11,8 @@ import socket
 import time
 from collections import Counter, deque
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -75,10 +76,12 @@ def drive(
 
     try:
         facts, graph, folder = prepare(config, backend.device, check, fresh=fresh)
-        folder.make()
+        folder.make(config.folder_mode)
         tracked = trackers_for(config.execution.report_to, config.name, folder, listener)
         listener = _both(listener, backend.listener(config.name, folder.root), tracked)
-        with folder.locked(), EventLog(folder.events, listener) as log:
+        with folder.locked(), _open_log(folder, listener) as log:
+            if not folder.is_locked:
+                log.emit(events.RUN_UNLOCKED, folder=str(folder.root))
             if fresh:
                 log.clear()
                 folder.clear()
@@ -117,11 +120,20 @@ def drive(
         backend.close()
 
 
+def _open_log(folder: RunFolder, listener: Listener | None) -> EventLog:
+    return EventLog(folder.events, listener, check=partial(folder.check_held, ask=False), holder=folder.holder)
+
+
 def _tell_untold(folder: RunFolder, log: EventLog) -> None:
     """Log the commits that a kill kept from being logged, so that the log has each of them once."""
-    told = {event["commit"] for event in events.read_events(folder.events) if event["event"] == events.CHUNK_COMMITTED}
+    told, keys = set[str](), set[str]()
+    for event in events.read_events(folder.events):
+        if event["event"] == events.CHUNK_COMMITTED:
+            told.add(event["commit"])
+            keys.update(event["keys"])
     for manifest in folder.chunks.manifests():
-        if manifest.name not in told:
+        # A driver that lost the folder may have committed, under another name, what its successor had logged.
+        if manifest.name not in told and not keys.issuperset(manifest.parts):
             log.emit(events.CHUNK_COMMITTED, commit=manifest.name, keys=list(manifest.parts), **manifest.extra["log"])
 
 
@@ -299,13 +311,12 @@ class _Run:
     def _commit(self, call: Call, commit: Commit, measured: Mapping[str, Any]) -> None:
         self.folder.check_held()
         log = {"call": call.name, "tasks": list(call.tasks), "measured": dict(measured)}
-        kept = self.folder.chunks.commit(
-            commit.name,
-            commit.table,
-            parts=dict.fromkeys(commit.keys),
-            files=commit.files,
-            extra={**commit.extra, "log": log},
-        )
+        kept = self.folder.commit(commit, log)
+        if kept.extra["log"] != log:  # of a driver that lost the folder to this one and committed all the same
+            log, commit = (
+                kept.extra["log"],
+                replace(commit, table=self.folder.chunks.read(kept) if kept.table else None),
+            )
         written = {"results": kept.table.bytes if kept.table else 0, "activations": sum(f.bytes for f in kept.files)}
         self.log.emit(events.CHUNK_COMMITTED, commit=commit.name, keys=commit.keys, **log, bytes=written)
         if isinstance(call, TrainCall) and isinstance(self.folder.root, Path):

@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raysweep.engine.event_segments import Segments
+from raysweep.engine.event_segments import Segments, segment_lines
 from raysweep.redaction import redacted
-from raysweep.store.places import listing, read_many
+from raysweep.store.artifacts import publish
 
 if TYPE_CHECKING:
     from raysweep.store.places import Location
@@ -40,19 +42,32 @@ CALLS_DROPPED = "calls_dropped"
 TASK_DONE = "task_done"
 RUN_FINISHED = "run_finished"
 RUN_INTERRUPTED = "run_interrupted"
+RUN_UNLOCKED = "run_unlocked"  # the file system has no locks
 
 Listener = Callable[[dict[str, Any]], None]
 
 
 class EventLog:
-    """Appends events to a file, or to segments in an object store, and passes each to the listener."""
+    """Appends events to a file, or to segments in an object store, and passes each to the listener.
 
-    def __init__(self, path: Location, listener: Listener | None = None) -> None:
-        self._lines: _File | Segments = _File(path) if isinstance(path, Path) else Segments(path)
-        self._listener = listener
+    `check` is called before each event is written; what it raises goes on, with nothing written. `holder` is this writer's number in
+    the lock of an object store.
+    """
+
+    def __init__(
+        self,
+        path: Location,
+        listener: Listener | None = None,
+        *,
+        check: Callable[[], None] = lambda: None,
+        holder: int = 0,
+    ) -> None:
+        self._lines: _File | Segments = _File(path) if isinstance(path, Path) else Segments(path, holder)
+        self._listener, self._check = listener, check
 
     def emit(self, event: str, **details: Any) -> None:
         """Append one event with the time, UTC."""
+        self._check()
         line = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **redacted(details)}
         self._lines.write(json.dumps(line, ensure_ascii=False) + "\n")
         if self._listener:
@@ -75,7 +90,9 @@ class _File:
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        torn = path.exists() and path.stat().st_size > 0 and not path.read_bytes().endswith(b"\n")
+        if path.exists() and path.stat().st_nlink > 1:  # a backup's, which would be appended to as well
+            publish(path, lambda own: shutil.copyfile(path, own))
+        torn = path.exists() and _is_torn(path)
         # Half a surrogate pair (a file name that is no UTF-8, say) is written as JSON's own escape.
         self._file = path.open("a", encoding="utf-8", errors="backslashreplace")
         if torn:
@@ -95,6 +112,15 @@ class _File:
             self._file.close()
 
 
+def _is_torn(path: Path) -> bool:
+    """Whether the last line of a file does not end."""
+    with path.open("rb") as file:
+        if not file.seek(0, os.SEEK_END):
+            return False
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) != b"\n"
+
+
 def read_events(path: Location) -> Iterator[dict[str, Any]]:
     """The events of a log, oldest first."""
     for line in log_lines(path):
@@ -106,11 +132,39 @@ def latest_failures(log: Iterable[Mapping[str, Any]]) -> dict[str, str]:
     """By task, why its calls failed for good since the latest start."""
     failed: dict[str, str] = {}
     for event in log:
-        if event["event"] == RUN_STARTED:
-            failed = {}
-        elif event["event"] == CALL_FAILED:
-            failed |= dict.fromkeys(event["tasks"], event["error"])
+        failed = with_failures(failed, event)
     return failed
+
+
+def with_failures(failed: dict[str, str], event: Mapping[str, Any]) -> dict[str, str]:
+    """By task, why its calls failed for good since the latest start, once this event is counted too."""
+    if event["event"] == RUN_STARTED:
+        return {}
+    if event["event"] == CALL_FAILED:
+        return failed | dict.fromkeys(event["tasks"], event["error"])
+    return failed
+
+
+@dataclass
+class LatestStart:
+    """The latest start of a log, without its events: its first and last, and the calls that failed for good."""
+
+    first: Mapping[str, Any] = field(default_factory=dict)
+    last: Mapping[str, Any] = field(default_factory=dict)
+    failures: list[str] = field(default_factory=list)
+
+
+def latest_start(log: Iterable[Mapping[str, Any]]) -> LatestStart:
+    """Find the latest start of a log; empty if there is none."""
+    found = LatestStart()
+    for event in log:
+        if event["event"] == RUN_STARTED:
+            found = LatestStart(event, event)
+        elif found.first:
+            found.last = event
+            if event["event"] == CALL_FAILED:
+                found.failures.append(f"{event['call']}: {event['error']}")
+    return found
 
 
 def log_lines(path: Location) -> Iterator[str]:
@@ -120,9 +174,7 @@ def log_lines(path: Location) -> Iterator[str]:
             with path.open(encoding="utf-8", errors="replace") as file:
                 yield from file
         return
-    segments = read_many(path, {name: int(info["size"]) for name, info in listing(path).items()})
-    for name in sorted(segments):
-        yield from segments[name].decode("utf-8", errors="replace").removesuffix("\n").split("\n")
+    yield from segment_lines(path)
 
 
 def parsed(line: str) -> dict[str, Any] | None:

@@ -13,26 +13,31 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from raysweep.engine.event_segments import is_segment
 from raysweep.engine.graph import Graph, Task, shortened
 from raysweep.errors import InputError, RunError, StoreError
 from raysweep.store.artifacts import check_files, publish_bytes, publish_json
-from raysweep.store.chunks import ChunkStore, Manifest
-from raysweep.store.lock import HeldError, hold
+from raysweep.store.chunks import AlreadyCommittedError, ChunkStore, Manifest
+from raysweep.store.links import refuse_links
+from raysweep.store.lock import HeldError, HeldFile, hold
 from raysweep.store.object_lock import Held, LostError, hold_object
+from raysweep.store.owned_files import remove_owned
 from raysweep.store.places import listing, read_bytes, remove_below, sizes_below
 
 if TYPE_CHECKING:
+    from raysweep.engine.calls import Commit
     from raysweep.store.places import Location
 
 
 PROGRESS = "progress.json"  # of a training, in its folder
 _KEPT = ("activations", "checkpoints")  # folders of files that commits name beside their tables
-_MADE = ("chunks", *_KEPT, "training", "results", "report")
+_MADE = ("chunks", *_KEPT, "training")
 
 
 class RunFolder:
@@ -47,7 +52,7 @@ class RunFolder:
         self.report = root / "report"
         self.chunks = ChunkStore(root / "chunks")
         self.lock = root / ".lock"
-        self._held: Held | None = None
+        self._held: Held | HeldFile | None = None
 
     def activations(self, model: str, dataset: str) -> Location:
         """The activation store of one cell."""
@@ -62,6 +67,31 @@ class RunFolder:
                 for key in manifest.parts:
                     found.setdefault(key, manifest)
         return found
+
+    def commit(self, commit: Commit, log: Mapping[str, Any]) -> Manifest:
+        """Commit what a call made, with the `log` of how; its manifest, or that of another writer who was first.
+
+        A driver that was paused may commit after it lost the folder. What it committed counts if its files are complete, and is
+        replaced if they are not.
+        """
+        parts, extra = dict.fromkeys(commit.keys), {**commit.extra, "log": log}
+        while True:
+            try:
+                return self.chunks.commit(
+                    commit.name,
+                    commit.table,
+                    parts=parts,
+                    files=commit.files,
+                    extra=extra,
+                    check=partial(self.check_held, ask=False),
+                )
+            except AlreadyCommittedError:
+                self.check_held()
+            with suppress(StoreError, FileNotFoundError):
+                there = self.chunks.load(commit.name)
+                if self._is_intact(there, self._sizes()):
+                    return there
+            self.chunks.forget(commit.name)
 
     def why_lost(self, key: str) -> str:
         """What a key that was committed lacks to be counted, in words: the file, and where it was looked for."""
@@ -101,7 +131,8 @@ class RunFolder:
         sizes = self._sizes()
         for manifest in self.chunks.manifests():
             if not self._is_intact(manifest, sizes):
-                self.chunks.forget(manifest)
+                self.check_held()
+                self.chunks.forget(manifest.name)
 
     def _sizes(self) -> Callable[[str], int | None]:
         """The sizes of files that commits name beside their tables, by path in the run folder."""
@@ -129,8 +160,7 @@ class RunFolder:
         """Whether raysweep has run here; a run that was killed at once has left an empty log and no plan."""
         if isinstance(self.events, Path):
             return self.events.is_file() and (self.plan.is_file() or self.events.stat().st_size == 0)
-        logs = listing(self.events)
-        return bool(logs) and (self.plan.is_file() or not any(info["size"] for info in logs.values()))
+        return any(map(is_segment, listing(self.events)))
 
     def check_usable(self) -> None:
         """Raise InputError unless the folder is a run folder, is empty, or can be made."""
@@ -141,15 +171,19 @@ class RunFolder:
                 f"storage '{self.root}' cannot be used ({error.strerror or error}); give another folder"
             ) from error
 
-    def make(self) -> None:
-        """Make the folder, and those above it. Raises InputError where the system does not let it.
+    def make(self, mode: int | None = None) -> None:
+        """Make the folder, and those above it. Raises InputError where the system does not let it, or it has links to elsewhere.
 
-        In an object store there are no folders to be made, and the bucket is the user's to make.
+        `mode` are its permissions; by default the umask decides for a new folder, and an existing one stays as it is. In an
+        object store there are no folders to be made, and the bucket is the user's to make.
         """
         if not isinstance(self.root, Path):
             return
         try:
             self.root.mkdir(parents=True, exist_ok=True)
+            if mode is not None:
+                self.root.chmod(mode)
+            refuse_links(self.root)
         except OSError as error:
             raise InputError(
                 f"storage '{self.root}' cannot be made ({error.strerror or error}); give another folder"
@@ -174,9 +208,13 @@ class RunFolder:
 
     def clear(self) -> None:
         """Remove everything committed and made, so that a run starts afresh; killed meanwhile, what is left is of no commit."""
+        self.check_held()
         self.chunks.forget_all()
         for name in _MADE:
+            self.check_held()
             remove_below(self.root / name)
+        for folder in (self.results, self.report / "figures", self.report):
+            remove_owned(folder)
 
     def bytes_to_clear(self) -> int:
         """Bytes of what `clear` removes; 0 in an object store, which has room."""
@@ -194,27 +232,45 @@ class RunFolder:
     def locked(self) -> Iterator[None]:
         """Hold the folder, so that no other run writes to it. Raises InputError, naming it, where one does."""
         try:
-            if isinstance(self.lock, Path):
-                with hold(self.lock):
-                    yield
-            else:
-                with hold_object(self.lock) as self._held:
-                    yield
+            with hold(self.lock) if isinstance(self.lock, Path) else hold_object(self.lock) as self._held:
+                yield
         except HeldError as error:
             raise InputError(
                 f"run folder '{self.root}' is in use by another raysweep ({error}); wait for it to end, stop it, or give another storage"
             ) from None
+        finally:
+            self._held = None
 
-    def check_held(self) -> None:
-        """Raise RunError where another run has taken the folder over, for this one could not say that it lives."""
-        try:
-            if self._held is not None:
-                self._held.check()
-        except LostError:
-            raise RunError(
-                f"another raysweep has taken over the run folder '{self.root}', for this one was not heard of there for too "
-                "long; what is committed is kept"
-            ) from None
+    @property
+    def holder(self) -> int:
+        """This run's number in the lock of an object store; 0 where the system keeps the lock."""
+        return self._held.number if isinstance(self._held, Held) else 0
+
+    @property
+    def is_locked(self) -> bool:
+        """Whether the lock keeps other runs out; a file system without locks lets two in."""
+        return not isinstance(self._held, HeldFile) or self._held.locked
+
+    def check_held(self, *, ask: bool = True) -> None:
+        """Raise RunError if the folder is no longer this run's: taken over by another one, removed, renamed or replaced.
+
+        In an object store that takes a request, which `ask` False does without; then the loss is noticed within a heartbeat.
+        """
+        held = self._held
+        if isinstance(held, HeldFile):
+            if not held.is_there():
+                raise RunError(
+                    f"the run folder '{self.root}' was removed, renamed or replaced while the run went on; nothing more was "
+                    "committed: put it back and run again, or run again to start anew"
+                )
+        elif held is not None:
+            try:
+                held.check(ask=ask)
+            except LostError:
+                raise RunError(
+                    f"another raysweep has taken over the run folder '{self.root}', or its lock was removed, because this one was "
+                    "not heard from for too long; what is committed is kept"
+                ) from None
 
     def write_plan(self, config_yaml: str, graph: Graph, about: dict[str, Any]) -> None:
         """Keep what this run is asked to do; `about` is what reports say of checkpoints, data and versions."""

@@ -15,7 +15,7 @@ import ray
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
 from raysweep.engine.calls import Call, Failure, Outcome
-from raysweep.engine.disk import is_lasting
+from raysweep.engine.disk import StorageFailedError
 from raysweep.engine.dispatch import Node, Slot, room_for
 from raysweep.engine.ray_worker import RayWorker
 from raysweep.errors import RunError
@@ -122,7 +122,7 @@ class RayExecutor:
         try:
             result = ray.get(ref)
         except RayTaskError as error:  # what the worker could not catch itself: a call or a result that cannot be sent
-            if isinstance(error.cause, OSError) and is_lasting(error.cause):
+            if isinstance(error.cause, StorageFailedError):
                 raise error.cause from error
             words = f"{type(error.cause).__name__}: {error.cause}"
             return [Outcome(place.calls.pop(ref), error=words, traceback=str(error))]

@@ -24,6 +24,9 @@ from raysweep.engine.dispatch import room_for
 from raysweep.engine.ray_executor import living_nodes
 from raysweep.errors import RaysweepError, RunError, shortened
 from raysweep.limits import overrides
+from raysweep.store.artifacts import publish_json
+from raysweep.store.scratch import scratch_folder
+from raysweep.store.whole_folder import publish_folder
 from raysweep.studies.training import Course, Progress, Recipe
 
 if TYPE_CHECKING:
@@ -212,11 +215,9 @@ def _work(config: Mapping[str, Any]) -> None:
         part, final = folder / f"{FINAL}.part", folder / FINAL
         shutil.rmtree(part, ignore_errors=True)
         save_tuned(tuned, given["tokenizer"], part, given["base"])
-        shutil.rmtree(final, ignore_errors=True)
-        part.replace(final)
-        written = folder / f"{_DONE}.part"
-        written.write_text(json.dumps(tuned.to_json()), encoding="utf-8")
-        written.replace(folder / _DONE)
+        with scratch_folder(folder) as aside:
+            publish_folder(part, final, aside=aside)
+        publish_json(folder / _DONE, tuned.to_json())
     torch.distributed.barrier()
 
 

@@ -19,6 +19,7 @@ from raysweep.engine.ray_executor import Share, living_nodes
 from raysweep.engine.ray_training import FINAL, train_on_ray
 from raysweep.engine.training_work import (
     Tell,
+    alone_in,
     answered,
     counted,
     keep_logs,
@@ -86,20 +87,21 @@ def _attempt(folder: Location, call: TrainCall, cpus: int, device: str, tell: Te
     try:
         recipe = recipe_for(call, run)
         work = run.training(call.key)
-        course = train_on_ray(
-            call.base,
-            load_tokenizer(call.base),
-            call.examples,
-            call.test,
-            recipe,
-            work,
-            processes=call.processes,
-            strategy=call.strategy,
-            device=device,
-            cpus=cpus,
-            tell=telling(call, run, tell),
-            stop=stop,
-        )
+        with alone_in(work):
+            course = train_on_ray(
+                call.base,
+                load_tokenizer(call.base),
+                call.examples,
+                call.test,
+                recipe,
+                work,
+                processes=call.processes,
+                strategy=call.strategy,
+                device=device,
+                cpus=cpus,
+                tell=telling(call, run, tell),
+                stop=stop,
+            )
         keep_logs(call, run)
         if isinstance(call, BackdoorCall):
             commits = _awaited(_answer(device, cpus).remote(call, recipe, course.rows, work / FINAL), stop)

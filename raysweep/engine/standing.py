@@ -11,6 +11,11 @@ from raysweep.engine import events
 from raysweep.engine.folder import RunFolder
 
 _SHOWN = 10
+_STATES = {
+    events.RUN_STARTED: "running, or killed",
+    events.RUN_FINISHED: "finished",
+    events.RUN_INTERRUPTED: "interrupted",
+}
 
 
 @dataclass(frozen=True)
@@ -66,16 +71,10 @@ def standing_of(folder: RunFolder) -> Standing:
         if not whole:
             unfinished.append(task.name)
     keys = {key for task in graph.tasks for key in task.keys}
-    log = list(events.read_events(folder.events))
-    state = "running, or killed"
-    for event in log:
-        if event["event"] == events.RUN_STARTED:
-            state = "running, or killed"
-        elif event["event"] == events.RUN_FINISHED:
-            state = "finished"
-        elif event["event"] == events.RUN_INTERRUPTED:
-            state = "interrupted"
+    state, failures = "running, or killed", dict[str, str]()
+    for event in events.read_events(folder.events):
+        state = _STATES.get(event["event"], state)
+        failures = events.with_failures(failures, event)
     lacking = set(unfinished)
     trainings = {task: told for task, told in folder.trainings().items() if task in lacking}
-    failures = events.latest_failures(log)
     return Standing(dict(tasks), (len(keys & done.keys()), len(keys)), failures, state, unfinished, trainings)

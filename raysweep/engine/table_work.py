@@ -13,7 +13,7 @@ from raysweep.engine.folder import RunFolder
 from raysweep.engine.found_layers import found_layers
 from raysweep.errors import RunError
 from raysweep.store.activation_writing import publish_manifest
-from raysweep.store.activations import Activations, open_activations
+from raysweep.store.activations import Activations, activations_of
 from raysweep.studies.adaptation import adaptation_table
 from raysweep.studies.correlation import correlate_cell
 from raysweep.studies.interventions import relabelled
@@ -100,7 +100,7 @@ def _activations(call: SimilarityCall | SpectrumCall | CorrelateCall, folder: Ru
     manifests = [chunks[key] for key in call.parts]
     first = manifests[0].extra
     store = folder.activations(call.model, call.dataset)
-    publish_manifest(
+    manifest = publish_manifest(
         store,
         [m.extra["part"] for m in manifests],
         [entry for m in manifests for entry in m.files],
@@ -111,4 +111,4 @@ def _activations(call: SimilarityCall | SpectrumCall | CorrelateCall, folder: Ru
         model=call.model,
         dataset=call.dataset,
     )
-    return open_activations(store)
+    return activations_of(store, manifest)

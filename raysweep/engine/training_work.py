@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -18,9 +19,13 @@ from raysweep.engine.commits import table_commit
 from raysweep.engine.folder import PROGRESS
 from raysweep.engine.found_layers import found_layers
 from raysweep.engine.training_estimate import layer_calls
+from raysweep.errors import RunError
 from raysweep.models.loading import load_tokenizer
 from raysweep.store.artifacts import FileEntry, publish_json, sha256_file
+from raysweep.store.lock import HeldError, hold
 from raysweep.store.places import remove_below
+from raysweep.store.scratch import scratch_folder
+from raysweep.store.whole_folder import publish_folder
 from raysweep.studies.answers import generate_answers
 from raysweep.studies.attack import Run, answers_table, attack_table
 from raysweep.studies.endpoint import EndpointJudge, judge_by_endpoint
@@ -35,6 +40,8 @@ if TYPE_CHECKING:
     from raysweep.studies.finetune import Tuned
 
 PROVENANCE = "raysweep.json"
+
+_ALONE_SECONDS = 60.0
 
 Tell = Callable[[str, Mapping[str, Any]], None]
 
@@ -79,19 +86,42 @@ def _tuned(call: TrainCall, folder: RunFolder, tell: Tell) -> tuple[Recipe, Tune
     """The call's recipe with its layers, and the model that it makes."""
     from raysweep.studies.finetune import finetune
 
-    recipe = recipe_for(call, folder)
-    tuned = finetune(
-        call.base,
-        load_tokenizer(call.base),
-        call.examples,
-        call.test,
-        recipe,
-        folder.training(call.key),
-        device=call.loading.device,
-        tell=telling(call, folder, tell),
-    )
+    recipe, work = recipe_for(call, folder), folder.training(call.key)
+    with alone_in(work):
+        tuned = finetune(
+            call.base,
+            load_tokenizer(call.base),
+            call.examples,
+            call.test,
+            recipe,
+            work,
+            device=call.loading.device,
+            tell=telling(call, folder, tell),
+        )
     keep_logs(call, folder)
     return recipe, tuned
+
+
+@contextmanager
+def alone_in(work: Path) -> Iterator[None]:
+    """Keep other processes out of a training's folder.
+
+    A killed driver's worker may live on for a moment and still write there; it is waited for. Raises RunError if it stays.
+    """
+    work.mkdir(parents=True, exist_ok=True)
+    until = time.monotonic() + _ALONE_SECONDS
+    while True:
+        try:
+            with hold(work / ".lock"):
+                yield
+            return
+        except HeldError as error:
+            if time.monotonic() > until:
+                raise RunError(
+                    f"'{work}' is in use by another training ({error}) that has not ended within {_ALONE_SECONDS:.0f} s; stop it "
+                    "and run again"
+                ) from None
+            time.sleep(0.5)
 
 
 def keep_logs(call: TrainCall, folder: RunFolder) -> None:
@@ -266,11 +296,10 @@ def _provenance(call: TrainCall, recipe: Recipe, key: str, which: str) -> dict[s
 
 
 def _kept(source: Path, top: Path, name: str) -> list[FileEntry]:
-    """Move a checkpoint to where it is kept, replacing what a broken commit left there; its files."""
+    """Move a checkpoint to where it is kept, flushed to the disk, replacing what a broken commit left there; return its files."""
     to = top / name
-    shutil.rmtree(to, ignore_errors=True)
-    top.mkdir(parents=True, exist_ok=True)
-    source.rename(to)
+    with scratch_folder(source.parent) as aside:
+        publish_folder(source, to, aside=aside)
     return [
         FileEntry(f"{name}/{path.relative_to(to).as_posix()}", 0, path.stat().st_size, sha256_file(path))
         for path in sorted(to.rglob("*"))

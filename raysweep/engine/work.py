@@ -6,6 +6,7 @@ hands everything else back; making commits visible is the driver's.
 
 from __future__ import annotations
 
+import secrets
 import time
 import traceback
 from collections.abc import Sequence
@@ -38,7 +39,7 @@ from raysweep.engine.calls import (
     commit_name,
 )
 from raysweep.engine.commits import table_commit
-from raysweep.engine.disk import is_lasting
+from raysweep.engine.disk import is_lasting, storage_failed
 from raysweep.engine.folder import RunFolder
 from raysweep.engine.memory import Budgets, is_out_of_memory, is_training, let_go, too_large, too_much_to_train
 from raysweep.engine.residents import Residents
@@ -72,7 +73,7 @@ class Worker:
         self._budgets = Budgets()
 
     def attempt(self, call: Call) -> Outcome:
-        """Run the call; whatever it raises becomes an outcome with the traceback, but for a disk that is full or gone (OSError)."""
+        """Run the call; whatever it raises becomes an outcome with the traceback, except StorageFailedError: it ends the run."""
         started = time.monotonic()
         self._models.begin()
         peak = Peak(call.loading.device if isinstance(call, ModelCall) else "cpu")
@@ -80,8 +81,8 @@ class Worker:
             with peak:
                 commits, measured = self._within_memory(call)
         except Exception as error:
-            if is_lasting(error):  # the run ends: the disk that this call could not write to takes no other's either
-                raise
+            if is_lasting(error, self.folder.root):  # the run ends: no other call could be committed either
+                raise storage_failed(self.folder.root, error) from error
             refused = isinstance(error, RaysweepError)
             return Outcome(
                 call,
@@ -267,23 +268,24 @@ class Worker:
         for part in parts:
             rows = slice(first, first + part.stop - part.first)
             first = rows.stop
+            name = f"{part.name}-{secrets.token_hex(4)}"  # no other writer's, who may be writing the same chunk
             files = write_part(
                 folder,
-                part.name,
+                name,
                 captured.states[:, rows],
                 captured.example_ids[rows],
                 captured.token_pos[rows],
                 captured.token_ids[rows],
             )
             extra = {
-                "part": part.name,
+                "part": name,
                 "folder": f"activations/{call.model}/{call.dataset}",
                 "layers": depth,
                 "width": width,
                 "torch_dtype": str(captured.states.dtype).removeprefix("torch."),
             }
-            name = commit_name("capture", call.model, call.dataset, [part.key])
-            commits.append(Commit(name, (part.key,), None, tuple(files), extra))
+            commit = commit_name("capture", call.model, call.dataset, [part.key])
+            commits.append(Commit(commit, (part.key,), None, tuple(files), extra))
         return commits
 
     @_run.register

@@ -11,7 +11,6 @@ from __future__ import annotations
 import io
 import json
 import math
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from raysweep.errors import InputError, RunError, nearest
 from raysweep.report.summaries import rows_of
 from raysweep.report.words import consecutive
 from raysweep.store.artifacts import check_safe_name
+from raysweep.store.whole_folder import install_folder
 
 FORMATS = ("paper",)
 
@@ -69,16 +69,24 @@ def export_paper(tables: Mapping[str, pd.DataFrame], out: Path) -> Exported:
         raise InputError("the run has no losses of windows to export; give it studies.substitution and run it")
     check_vacant(out)
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".raysweep-", dir=out.parent) as aside:
-            whole = Path(aside) / "export"
-            _write_losses(windows, tables, whole)
-            _write_matrices(tables, whole)
-            files = tuple(sorted(p.relative_to(whole).as_posix() for p in whole.rglob("*") if p.is_file()))
-            whole.rename(out)
+        files = _publish(out, windows, tables)
     except OSError as error:
         raise RunError(f"--out '{out}' cannot be written to: {error.strerror or error}; nothing was written") from error
     return Exported(out, files, tuple(_notes(windows, tables)))
+
+
+def _publish(out: Path, windows: pd.DataFrame, tables: Mapping[str, pd.DataFrame]) -> tuple[str, ...]:
+    """Write the files and give them their place; their POSIX paths below `out`."""
+    files: list[str] = []
+
+    def build(whole: Path, scratch: Path) -> None:
+        _write_losses(windows, tables, whole)
+        _write_matrices(tables, whole)
+        files.extend(sorted(path.relative_to(whole).as_posix() for path in whole.rglob("*") if path.is_file()))
+
+    if not install_folder(out, build):
+        check_vacant(out)
+    return tuple(files)
 
 
 def _windows(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:

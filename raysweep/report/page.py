@@ -35,6 +35,7 @@ from raysweep.report.spectrum import spectrum_pictures, spectrum_table
 from raysweep.report.training import Adapted, Tuned, adapted_headline, adapted_view, tuned_view
 from raysweep.report.words import duration, layers_text, moment
 from raysweep.store.artifacts import publish_bytes
+from raysweep.store.owned_files import keep_only
 
 # Null bytes and other control characters, halves of surrogate pairs: HTML has no way to hold them.
 _NO_TEXT = re.compile("[\x00-\x08\x0b\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]")
@@ -80,7 +81,7 @@ def write_report(tables: Mapping[str, pd.DataFrame], provenance: Provenance, out
 
     `tables` has result tables by name (substitution, similarity, dynamics, spectrum, correlation, health, generation); one that is missing
     or empty leaves its sections out. The page is published after its figures, by one rename, so that a half-written one is never
-    read; then PNG and SVG files in figures/ that it does not use, an earlier page's, are removed.
+    read; then the figures of an earlier page that it does not use are removed.
     """
     tables = {name: table for name, table in tables.items() if len(table)}
     drawings = Drawings(out / "figures")
@@ -113,6 +114,7 @@ def write_report(tables: Mapping[str, pd.DataFrame], provenance: Provenance, out
     )
     page = out / "index.html"
     publish_bytes(page, _NO_TEXT.sub("\N{REPLACEMENT CHARACTER}", html).encode())
+    keep_only(out, [page.name])
     drawings.remove_others()
     return page
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from raysweep.report import figures, plotting
 from raysweep.report.cells import Cell, Setting
 from raysweep.report.words import consecutive, layers_text, measures_distance, metric_name, number
+from raysweep.store.owned_files import keep_only, remove_owned
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -35,6 +36,7 @@ class Drawings:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._taken: set[str] = set()  # in lower case: some file systems do not tell it from upper case
+        self._names: list[str] = []
 
     def add(self, figure: Figure, name: Iterable[object], alt: str, caption: str) -> Picture:
         """Write `figure` under a name made of the parts of `name`, and embed it."""
@@ -42,16 +44,17 @@ class Drawings:
         names = itertools.chain([stem], (f"{stem}-{copy}" for copy in itertools.count(2)))
         free = next(candidate for candidate in names if candidate.lower() not in self._taken)
         self._taken.add(free.lower())
-        _, svg = plotting.save(figure, self._folder / free)
+        png, svg = plotting.save(figure, self._folder / free)
+        self._names += [png.name, svg.name]
         data = base64.b64encode(svg.read_bytes()).decode("ascii")
         return Picture(f"data:image/svg+xml;base64,{data}", alt, caption)
 
     def remove_others(self) -> None:
-        """Remove the PNG and SVG files in the folder that were not added: an earlier page's, which this one does not use."""
-        for path in (*self._folder.glob("*.png"), *self._folder.glob("*.svg")):
-            being_written = path.name.startswith(".")  # by another process, under a temporary name
-            if path.is_file() and not being_written and path.stem.lower() not in self._taken:
-                path.unlink(missing_ok=True)
+        """Remove the figures of an earlier page that this one does not use; other people's files stay."""
+        if self._names:
+            keep_only(self._folder, self._names)
+        else:
+            remove_owned(self._folder)
 
 
 def pictures_of(cell: Cell, drawings: Drawings) -> list[Picture]:

@@ -26,22 +26,21 @@ def provenance(
     folder: RunFolder, graph: Graph, about: Mapping[str, Any], tables: Mapping[str, pd.DataFrame]
 ) -> Provenance:
     """Everything the page says of the run's making."""
-    log = list(events.read_events(folder.events))
-    latest = log[max((i for i, event in enumerate(log) if event["event"] == events.RUN_STARTED), default=len(log)) :]
+    latest = events.latest_start(events.read_events(folder.events))
     return Provenance(
         name=about["name"],
-        created=latest[0]["time"] if latest else "",
+        created=latest.first.get("time", ""),
         command=about["command"],
-        duration_s=latest[-1].get("seconds") if latest else None,
+        duration_s=latest.last.get("seconds"),
         versions=about["versions"],
         checkpoints=about["checkpoints"],
         datasets=about["datasets"],
         timings=_timings(folder, graph),
         warnings=_warnings(about, tables),
-        failures=[f"{e['call']}: {e['error']}" for e in latest if e["event"] == events.CALL_FAILED],
+        failures=latest.failures,
         config_yaml=folder.config.read_text(encoding="utf-8"),
         sets=_set_names(graph),
-        accuracy=accuracy_records(compare(about.get("estimate"), latest)),
+        accuracy=accuracy_records(compare(about.get("estimate"), events.read_events(folder.events))),
         published_attack=about.get("published_attack", {}),
         published_rho=about.get("published_rho", {}),
         shared=about.get("shared", ()),

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from raysweep.report.page import Provenance, write_report
-from raysweep.store.places import for_each, listing, put
+from raysweep.store.owned_files import keep_only, owned_files
+from raysweep.store.places import for_each, put
 
 if TYPE_CHECKING:
     from raysweep.store.places import Location
@@ -19,16 +20,15 @@ if TYPE_CHECKING:
 def write_stored_report(tables: Mapping[str, pd.DataFrame], provenance: Provenance, out: Location) -> Location:
     """`write_report` to a folder or an object store; returns the page's place.
 
-    The page is sent after its figures; then figures there that it does not use, an earlier page's, are removed.
+    The page is sent after its figures; then the figures of an earlier page that it does not use are removed.
     """
     if isinstance(out, Path):
         return write_report(tables, provenance, out)
     with tempfile.TemporaryDirectory(prefix="raysweep-") as folder:
         page = write_report(tables, provenance, Path(folder))
-        figures = {path.name: path for path in sorted((page.parent / "figures").glob("*"))}
+        figures = {name: page.parent / "figures" / name for name in sorted(owned_files(page.parent / "figures"))}
         for_each(out, lambda name: put(figures[name], out / "figures" / name), figures)
         put(page, out / page.name)
-    for name in listing(out / "figures"):
-        if name not in figures:
-            (out / "figures" / name).unlink(missing_ok=True)
+    keep_only(out, [page.name])
+    keep_only(out / "figures", figures)
     return out / page.name

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from raysweep.report.arms_in_part import with_arms_in_part, with_arms_that_lack, with_judged_in_part
 from raysweep.store.artifacts import publish
+from raysweep.store.owned_files import keep_only
 from raysweep.studies.interventions import relabelled
 
 if TYPE_CHECKING:
@@ -100,10 +101,8 @@ def collect_tables(folder: RunFolder, graph: Graph) -> dict[str, pd.DataFrame]:
 
 
 def write_tables(folder: RunFolder, tables: dict[str, pd.DataFrame]) -> None:
-    """Publish results/<table>.parquet for each table, and remove those of tables that the run does not have."""
+    """Publish results/<table>.parquet for each table, and remove those of tables that the run no longer has."""
     for name, rows in tables.items():
         table = pa.Table.from_pandas(rows, preserve_index=False).replace_schema_metadata(None)
         publish(folder.results / f"{name}.parquet", partial(pq.write_table, table))
-    for name in COLUMNS:
-        if name not in tables:
-            (folder.results / f"{name}.parquet").unlink(missing_ok=True)
+    keep_only(folder.results, [f"{name}.parquet" for name in tables])

@@ -80,8 +80,10 @@ def publish_manifest(
     model: str,
     dataset: str,
     extra: Mapping[str, Any] = {},
-) -> None:
+) -> dict[str, Any]:
     """Declare the store whole: its rows are those of `parts`, in this order. Replaces an earlier manifest in one step.
+
+    Returns the manifest, from which `activations_of` opens this very store, whoever publishes another one meanwhile.
 
     `files` are what `write_part` returned for these parts, in any order; `torch_dtype` is torch's name without its
     prefix ("bfloat16"); `extra` is JSON that goes along. Raises ValueError when a file is missing from or strange to
@@ -90,21 +92,20 @@ def publish_manifest(
     schema_of(torch_dtype, width)
     rows = count_rows(parts, files, layers)
     check_files(folder, files, remedy=remedy_of(folder))
-    publish_json(
-        folder / MANIFEST,
-        {
-            "model": model,
-            "dataset": dataset,
-            "pooling": pooling,
-            "torch_dtype": torch_dtype,
-            "layers": layers,
-            "rows": rows,
-            "width": width,
-            "parts": list(parts),
-            "files": [asdict(entry) for entry in files],
-            "extra": dict(extra),
-        },
-    )
+    manifest = {
+        "model": model,
+        "dataset": dataset,
+        "pooling": pooling,
+        "torch_dtype": torch_dtype,
+        "layers": layers,
+        "rows": rows,
+        "width": width,
+        "parts": list(parts),
+        "files": [asdict(entry) for entry in files],
+        "extra": dict(extra),
+    }
+    publish_json(folder / MANIFEST, manifest)
+    return manifest
 
 
 def _write_table(table: pa.Table, batch_rows: int, path: Path) -> None:

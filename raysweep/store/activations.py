@@ -213,7 +213,7 @@ def open_activations(folder: Location) -> Activations:
     except ValueError as error:
         raise StoreError(f"{path}: not a whole manifest ({error}); {remedy_of(folder)}") from error
     try:
-        activations = _parse_manifest(folder, data)
+        activations = activations_of(folder, data)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise StoreError(
             f"{path}: not a manifest of activations ({type(error).__name__}: {error}); {remedy_of(folder)}"
@@ -222,7 +222,8 @@ def open_activations(folder: Location) -> Activations:
     return activations
 
 
-def _parse_manifest(folder: Location, data: dict[str, Any]) -> Activations:
+def activations_of(folder: Location, data: Mapping[str, Any]) -> Activations:
+    """Open the store in `folder` that a manifest describes. Raises KeyError, TypeError or ValueError for no such manifest."""
     files = tuple(FileEntry.from_json(entry) for entry in data["files"])
     schema_of(data["torch_dtype"], data["width"])
     rows = count_rows(data["parts"], files, data["layers"])

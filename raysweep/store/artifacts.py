@@ -8,6 +8,8 @@ compared where it is read. POSIX file systems (local disks and NFS) and the stor
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -15,19 +17,20 @@ import re
 import secrets
 import socket
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from raysweep.errors import StoreError
-from raysweep.store.places import BLOCK_BYTES, put, read_range, sizes_below
+from raysweep.store.places import BLOCK_BYTES, create, put, read_bytes, read_range, sizes_below
 
 if TYPE_CHECKING:
     from upath import UPath
 
     from raysweep.store.places import Location
 
+_NO_HARD_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 _SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=-]{0,199}")
 _TEMPORARY = re.compile(r"\.tmp-(?P<host>.+)-(?P<pid>\d+)-[0-9a-f]{16}(?:\..*)?")
 
@@ -44,11 +47,11 @@ def check_safe_name(name: str, what: str) -> None:
 
 
 def publish(path: Location, write: Callable[[Path], object]) -> None:
-    """Make `path` appear whole, replacing what was there in one step.
+    """Publish a complete file at `path`, replacing an existing one in one step.
 
-    `write` is given a temporary name in the same folder (for an object store, in this machine's folder for such files), with
-    the suffix of `path`, and must create that file. Missing parent folders are made. When anything is raised
-    (KeyboardInterrupt too) the temporary file is removed, `path` is as it was, and the exception goes on.
+    `write` gets a temporary path in the same folder (for an object store, in this machine's temporary folder) with the suffix
+    of `path`, and must create that file. Missing parent folders are created. If anything is raised, KeyboardInterrupt
+    included, the temporary file is removed, `path` is unchanged, and the exception propagates.
     """
     if not isinstance(path, Path):
         with tempfile.TemporaryDirectory(prefix="raysweep-") as folder:
@@ -56,16 +59,47 @@ def publish(path: Location, write: Callable[[Path], object]) -> None:
             write(local)
             put(local, path)
         return
-    _make_folder(path.parent)
-    temporary = path.parent / f".tmp-{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(8)}{path.suffix}"
+    make_folder(path.parent)
+    temporary = _temporary(path)
     try:
-        write(temporary.absolute())  # pyarrow takes a relative `s3:x` or `a::b` for a URL
-        _flush(temporary)
+        with _naming(path):
+            write(temporary.absolute())  # pyarrow takes a relative `s3:x` or `a::b` for a URL
+        flush(temporary)
         os.replace(temporary, path)  # noqa: PTH105 - the name says that an existing file is replaced
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    _flush(path.parent)  # the rename itself must survive a power cut before anything refers to the file
+    flush(path.parent)  # the rename itself must survive a power cut before anything refers to the file
+
+
+def publish_new(path: Location, data: bytes) -> bool:
+    """Publish `data` at `path` unless a file is there; return whether this call created it.
+
+    Of several writers that try at once, exactly one succeeds: a hard link in a folder, If-None-Match in an object store. A file
+    system without hard links (FAT, some network mounts) cannot refuse a rename, so there the run's lock alone keeps writers
+    apart. `data` must differ between writers: a store's answer can get lost, and the content then tells whose file it is.
+    """
+    if not isinstance(path, Path):
+        return create(path, data) or read_bytes(path) == data
+    make_folder(path.parent)
+    temporary = _temporary(path)
+    try:
+        temporary.write_bytes(data)
+        flush(temporary)
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            return False
+        except OSError as error:
+            if error.errno not in _NO_HARD_LINKS:
+                raise
+            if path.exists():
+                return False
+            os.replace(temporary, path)  # noqa: PTH105
+    finally:
+        temporary.unlink(missing_ok=True)
+    flush(path.parent)
+    return True
 
 
 def publish_bytes(path: Location, data: bytes) -> None:
@@ -103,19 +137,43 @@ def json_bytes(data: Any) -> bytes:
     return json.dumps(data, ensure_ascii=False, allow_nan=False, indent=1).encode("utf-8", "backslashreplace") + b"\n"
 
 
-def _make_folder(folder: Path) -> None:
+def make_folder(folder: Path) -> None:
+    """Create a folder and its missing parents, each flushed to the disk."""
     if not folder.is_dir():
-        _make_folder(folder.parent)
+        make_folder(folder.parent)
         folder.mkdir(exist_ok=True)
-        _flush(folder.parent)
+        flush(folder.parent)
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Flush a file's content, or a folder's list of names, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        with _naming(path):
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Give an OSError that names no file this one: fsync and pyarrow do not say what they wrote to."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno and error.filename is None:
+            raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
+        raise
+
+
+def flush_below(folder: Path) -> None:
+    """Flush every file and folder below `folder`, then `folder` itself."""
+    for path in (*folder.rglob("*"), folder):
+        flush(path)
+
+
+def _temporary(path: Path) -> Path:
+    return path.parent / f".tmp-{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(8)}{path.suffix}"
 
 
 def is_alive(pid: int) -> bool:
@@ -143,10 +201,12 @@ class FileEntry:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> FileEntry:
-        """The entry that `dataclasses.asdict` made `data` of. Raises KeyError or TypeError on anything else."""
+        """The entry that `dataclasses.asdict` made `data` of. Raises KeyError, TypeError or ValueError on anything else."""
         entry = cls(data["path"], data["rows"], data["bytes"], data["sha256"])
         if [type(value) for value in (entry.path, entry.rows, entry.bytes, entry.sha256)] != [str, int, int, str]:
             raise TypeError(f"{dict(data)} does not describe a file")
+        if PurePosixPath(entry.path).is_absolute() or ".." in PurePosixPath(entry.path).parts:
+            raise ValueError(f"{entry.path!r} is a path outside the folder")
         return entry
 
 

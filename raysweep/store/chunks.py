@@ -1,15 +1,17 @@
 """The chunks a run commits: one Parquet file of rows, then one small JSON manifest, which alone makes the chunk exist.
 
-Which chunks there are, and what their rows mean, is the caller's to know.
+A table's file name is unique to its writer and a manifest is created exclusively, so a writer that was paused, lost its lock and
+wakes up cannot change what another one has committed. Which chunks there are, and what their rows mean, is the caller's to know.
 """
 
 from __future__ import annotations
 
 import json
+import secrets
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,7 +27,7 @@ from raysweep.store.artifacts import (
     check_safe_name,
     json_bytes,
     publish_file,
-    publish_json,
+    publish_new,
     read_checked,
 )
 from raysweep.store.places import for_each, listing, read_bytes, read_many
@@ -40,34 +42,32 @@ if TYPE_CHECKING:
 class Manifest:
     """A committed chunk: which parts it holds, and what its table and its other files must look like.
 
-    `parts` maps a part's key to a small JSON value about it. `rows`, `bytes` and `sha256` are those of the Parquet
-    file; `sha256` is None when the chunk has no table. `files` lists what was written beside the table, with paths
-    relative to a folder that the caller knows; they are recorded here, and checked by whoever reads them (`check_file`).
+    `parts` maps a part's key to a small JSON value about it. `table` is the Parquet file, relative to the chunks' folder; None if
+    the chunk has none. `files` lists what was written in addition to the table, with paths relative to a folder that the caller
+    knows; they are recorded here, and checked by whoever reads them (`check_file`).
     """
 
     name: str
     parts: Mapping[str, Any]
-    rows: int
-    bytes: int
-    sha256: str | None
+    table: FileEntry | None
     files: tuple[FileEntry, ...]
     extra: Mapping[str, Any]
 
-    @property
-    def table(self) -> FileEntry | None:
-        """The entry of the Parquet file, relative to the chunks' folder."""
-        return None if self.sha256 is None else FileEntry(f"{self.name}.parquet", self.rows, self.bytes, self.sha256)
+
+class AlreadyCommittedError(StoreError):
+    """Another writer has committed a chunk of this name."""
 
 
 class ChunkStore:
-    """The commits in one folder: `<name>.parquet` and then `<name>.json`, which alone makes the chunk exist.
+    """The commits in one folder: `<name>.<token>.parquet` and then `<name>.json`, which alone makes the chunk exist.
 
     The column `part` of a chunk's table says which of its parts a row belongs to. Several processes may commit to one
-    folder, each under names of its own.
+    folder; of those that commit the same name, the first succeeds.
     """
 
     def __init__(self, folder: Location) -> None:
         self.folder = folder
+        self._token = secrets.token_hex(4)  # of this writer
         self._known: dict[
             str, tuple[tuple[Any, ...], Manifest]
         ] = {}  # of an object store: what was read, and of which version
@@ -80,16 +80,15 @@ class ChunkStore:
         parts: Mapping[str, Any],
         files: Sequence[FileEntry] = (),
         extra: Mapping[str, Any] = {},
+        check: Callable[[], None] = lambda: None,
     ) -> Manifest:
-        """Commit a chunk; `files` must have been published before.
+        """Commit a chunk; `files` must have been published before. `check` is called between the table and the manifest.
 
         Raises ValueError, with nothing written, when the name is unsafe, `parts` or `extra` is not JSON, or the table
-        has rows of no part named in `parts`; StoreError when the name is taken.
+        has rows of no part named in `parts`; AlreadyCommittedError when the name is taken.
         """
         check_safe_name(name, "chunk name")
         path = self._manifest_path(name)
-        if path.exists():
-            raise StoreError(f"{path}: this chunk is committed already; commit under another name, or delete it first")
         description = {"files": [asdict(entry) for entry in files], "extra": dict(extra), "parts": dict(parts)}
         try:
             json_bytes(description)
@@ -99,18 +98,32 @@ class ChunkStore:
         written = None
         if table is not None:
             _check_parts(name, table, parts)
+            file = f"{name}.{self._token}.parquet"
             written = publish_file(
-                self.folder, f"{name}.parquet", lambda temporary: pq.write_table(table, temporary), rows=table.num_rows
+                self.folder, file, lambda temporary: pq.write_table(table, temporary), rows=table.num_rows
             )
         described = {
             "name": name,
+            "writer": self._token,
+            "table": written.path if written else None,
             "rows": written.rows if written else 0,
             "bytes": written.bytes if written else 0,
             "sha256": written.sha256 if written else None,
             **description,
         }
-        publish_json(path, described)
-        return self._load(path) if isinstance(path, Path) else self.parse(path, json_bytes(described))
+        content = json_bytes(described)
+        check()
+        if not publish_new(path, content):
+            if written is not None:
+                (self.folder / written.path).unlink(missing_ok=True)
+            raise AlreadyCommittedError(
+                f"{path}: this chunk is already committed; commit under another name, or delete that file first"
+            )
+        return self.parse(path, content)
+
+    def load(self, name: str) -> Manifest:
+        """Read one manifest. Raises StoreError if it is damaged or its table is not as it says, FileNotFoundError if there is none."""
+        return self._load(self._manifest_path(name))
 
     def manifests(self) -> list[Manifest]:
         """Every committed chunk, by name.
@@ -199,9 +212,9 @@ class ChunkStore:
         rank = pc.index_in(rows["part"], value_set=_like(wanted, rows["part"])).to_numpy()
         return rows.take(np.argsort(rank, kind="stable"))
 
-    def forget(self, manifest: Manifest) -> None:
+    def forget(self, name: str) -> None:
         """Take a commit back: its manifest is removed, so its parts count as not done and its name is free."""
-        self._manifest_path(manifest.name).unlink(missing_ok=True)
+        self._manifest_path(name).unlink(missing_ok=True)
 
     def forget_all(self) -> None:
         """Take every commit back, whole or broken."""
@@ -242,14 +255,16 @@ def _version(info: Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 def _parse_manifest(data: dict[str, Any]) -> Manifest:
+    table = None
     if data["sha256"] is not None:  # the same four facts as any file's, under the same rules
-        FileEntry.from_json({"path": data["name"], **{key: data[key] for key in ("rows", "bytes", "sha256")}})
+        file = data.get("table", f"{data['name']}.parquet")  # older manifests name no file: it has the chunk's own name
+        if not file or PurePosixPath(file).name != file or file.startswith("."):
+            raise ValueError(f"the table {file!r} is not a file name")
+        table = FileEntry.from_json({"path": file, **{key: data[key] for key in ("rows", "bytes", "sha256")}})
     return Manifest(
         name=data["name"],
         parts=dict(data["parts"].items()),
-        rows=data["rows"],
-        bytes=data["bytes"],
-        sha256=data["sha256"],
+        table=table,
         files=tuple(FileEntry.from_json(entry) for entry in data["files"]),
         extra=dict(data["extra"].items()),
     )

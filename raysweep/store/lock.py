@@ -6,6 +6,7 @@ judge; what the file says is for people only.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -13,37 +14,60 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 _TRIES, _MOMENT = 5, 0.02
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
 
 
 class HeldError(Exception):
     """Another process holds the lock; the message says which, as far as it is known."""
 
 
+@dataclass(frozen=True)
+class HeldFile:
+    """A lock file that is open. `locked` is False on a file system without locks, where two processes are not kept apart."""
+
+    path: Path
+    descriptor: int
+    locked: bool
+
+    def is_there(self) -> bool:
+        """Return whether the path still names this file: False once it, or a folder above it, was removed, renamed or replaced."""
+        try:
+            found = self.path.lstat()
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        own = os.fstat(self.descriptor)
+        return (found.st_dev, found.st_ino) == (own.st_dev, own.st_ino)
+
+
 @contextmanager
-def hold(path: Path) -> Iterator[None]:
+def hold(path: Path) -> Iterator[HeldFile]:
     """Hold the lock file `path`, which is made where it is missing, while the context lasts.
 
-    Raises HeldError where another process holds it. On a file system without locks (some network ones) nothing is held,
-    and two processes are not kept apart.
+    Raises HeldError where another process holds it, OSError where it is a symbolic link. On a file system without locks (some
+    network ones) nothing is held, which `HeldFile.locked` says.
     """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
     try:
+        locked = False
         try:
             _take(descriptor)
         except BlockingIOError:
             raise HeldError(_holder(descriptor)) from None
-        except OSError:  # a file system without locks
-            pass
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
         else:
+            locked = True
             now = datetime.now(UTC).isoformat(timespec="seconds")
             holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": now}
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, json.dumps(holder).encode(), 0)
-        yield
+        yield HeldFile(path, descriptor, locked)
     finally:
         os.close(descriptor)
 

@@ -3,8 +3,9 @@
 <path>/000001 says who holds the lock and how often its holder has said so since. A holder that ends marks its object as let
 go of; one that has not been heard of for a while is taken to be dead, as is one whose process is gone from this machine.
 Whoever takes over makes the object of the next number, which the store lets only one of two do (If-None-Match: S3, Google,
-Azure; a store that does not know it keeps two apart unless they start in the same instant). Numbers never go down while
-anybody may be looking at them. Ages are told by the store's own clock.
+Azure; a store that does not know it keeps two apart unless they start in the same instant), and then looks again: a process
+that was paused between looking and creating may have created a number that others have since used and removed. Ages are told by
+the store's own clock.
 """
 
 from __future__ import annotations
@@ -52,19 +53,23 @@ class Held:
 
     def __init__(self, place: UPath, said: dict[str, Any]) -> None:
         self._place, self._said = place, said
+        self.number = int(place.name)  # higher than that of whoever held it before
         self._end = threading.Event()
         self._lost = False
-        self._beats, self._heard = 0, time.time()
+        self._beats, self._heard = 0, _now()
         self._thread = threading.Thread(target=self._keep_beating, name="raysweep lock", daemon=True)
         self._thread.start()
 
-    def check(self) -> None:
-        """Raise LostError where another process has taken the lock over, for this one was not heard of for too long.
+    def check(self, *, ask: bool = True) -> None:
+        """Raise LostError if another process has taken the lock over, or the lock was removed.
 
-        Where the last heartbeat is so long ago that another may have, the store is asked; raises what it raises.
+        The store is asked, with one listing. With `ask` False it is asked only if the last heartbeat is so old that another process
+        may be about to take over; then this process also says that it is alive. Raises what the store raises.
         """
-        if not self._lost and time.time() - self._heard > STALE_SECONDS:
+        if not self._lost and _now() - self._heard > STALE_SECONDS:
             self._beat()
+        elif not self._lost and ask:
+            self._look()
         if self._lost:
             raise LostError(str(self._place))
 
@@ -83,13 +88,16 @@ class Held:
 
     def _beat(self) -> None:
         """Say once more that the lock is held, unless it is another's."""
+        began = _now()  # a process may be paused between looking and saying, for long enough to lose the lock
+        self._look()
+        if not self._lost:
+            self._beats += 1
+            self._say(beats=self._beats)
+            self._heard = began
+
+    def _look(self) -> None:
         last = highest(self._place.parent)
-        if last is None or last.name != self._place.name:
-            self._lost = True
-            return
-        self._beats += 1
-        self._say(beats=self._beats)
-        self._heard = time.time()
+        self._lost = last is None or last.name != self._place.name
 
     def _say(self, **more: Any) -> None:
         put_bytes(self._place, json.dumps({**self._said, **more}).encode())
@@ -113,14 +121,22 @@ def hold_object(path: UPath) -> Iterator[Held]:
     now = json.loads(read_bytes(place))
     if now["token"] != said["token"]:
         raise HeldError(_words(now))
+    latest = holder(path)
+    if latest is None or latest.number != int(place.name):
+        place.unlink(missing_ok=True)
+        raise HeldError(latest.words if latest else "process unknown")
     held = Held(place, said)
     try:
-        for name in sorted(listing(path)):
-            if name < place.name:
-                (path / name).unlink(missing_ok=True)
+        _remove_below(path, place.name)
         yield held
     finally:
         held.let_go()
+
+
+def _remove_below(path: UPath, own: str) -> None:
+    for name in sorted(listing(path)):
+        if name < own:
+            (path / name).unlink(missing_ok=True)
 
 
 def highest(path: UPath) -> UPath | None:
@@ -151,6 +167,11 @@ def machine() -> str:
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"  # noqa: PTH115 - what the link says is no path
     except OSError:
         return socket.gethostname()
+
+
+def _now() -> float:
+    """Seconds on a clock that counts while the machine sleeps, and that nobody sets."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 def _words(said: dict[str, Any]) -> str:

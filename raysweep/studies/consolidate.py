@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from raysweep.errors import InputError, RunError, nearest
 from raysweep.models.checkpoint import Checkpoint, describe, predicts_tokens
 from raysweep.models.loading import skeleton
 from raysweep.models.shards import Sharded, find_shards, read_index, read_tensor
+from raysweep.store.whole_folder import install_folder
 
 if TYPE_CHECKING:
     import torch
@@ -138,18 +138,20 @@ def _widest(dtypes: Iterable[torch.dtype]) -> torch.dtype:
 
 
 def _write(model: PreTrainedModel, base: Checkpoint, out: Path) -> Checkpoint:
-    """The model and what its base has beside its weights, written aside, read back whole, then given its name."""
+    """Write the model and its base's other files to a temporary folder, read them back, then rename the folder to `out`."""
+    written: list[Checkpoint] = []
+
+    def build(whole: Path, scratch: Path) -> None:
+        model.save_pretrained(whole)
+        for pattern in _BESIDE:
+            for file in base.folder.glob(pattern):
+                if file.is_file():
+                    shutil.copyfile(file, whole / file.name)
+        written.append(describe(str(whole)))
+
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".raysweep-", dir=out.parent) as aside:
-            whole = Path(aside) / "model"
-            model.save_pretrained(whole)
-            for pattern in _BESIDE:
-                for file in base.folder.glob(pattern):
-                    if file.is_file():
-                        shutil.copyfile(file, whole / file.name)
-            written = describe(str(whole))
-            whole.rename(out)
-            return written
+        if not install_folder(out, build):
+            raise InputError(f"'{out}' is not empty; give another folder")
+        return written[0]
     except OSError as error:
         raise RunError(f"'{out}' cannot be written to: {error.strerror or error}; nothing was written") from error

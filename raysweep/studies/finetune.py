@@ -17,6 +17,8 @@ from raysweep.errors import InputError
 from raysweep.fingerprint import fingerprint
 from raysweep.models.checkpoint import predicts_tokens
 from raysweep.models.loading import load_model
+from raysweep.store.scratch import scratch_folder
+from raysweep.store.whole_folder import publish_folder
 from raysweep.studies import sharding
 from raysweep.studies.choosing import check_layers, choose
 from raysweep.studies.frozen import compare, digests, own_tensors
@@ -238,8 +240,8 @@ def _write_step(
     model.config.use_cache = uses_cache
     save_tuned(model, tokenizer, part, base)
     model.config.use_cache = now
-    shutil.rmtree(folder, ignore_errors=True)
-    part.replace(folder)
+    with scratch_folder(folder.parent) as aside:
+        publish_folder(part, folder, aside=aside)
 
 
 def _names(model: nn.Module) -> dict[str, str]:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from raysweep.errors import InputError
 from raysweep.models.shards import OPTIMIZER, WEIGHTS, check_plain
+from raysweep.store.artifacts import flush_below, publish_json
 
 _LIST = "whole.json"
 _NAME = re.compile(r"checkpoint-(\d+)")
@@ -27,11 +28,9 @@ def step_of(checkpoint: Path) -> int:
 
 
 def mark_whole(checkpoint: Path, training: str) -> None:
-    """Write the list that tells that a checkpoint is whole; `training` identifies what it is of."""
-    listed = json.dumps({"training": training, "files": _sizes(checkpoint)}, indent=1)
-    torn = checkpoint / f"{_LIST}.part"
-    torn.write_text(listed, encoding="utf-8")
-    torn.replace(checkpoint / _LIST)
+    """Write the list that tells that a checkpoint is whole, once its files are on the disk; `training` identifies what it is of."""
+    flush_below(checkpoint)
+    publish_json(checkpoint / _LIST, {"training": training, "files": _sizes(checkpoint)})
 
 
 def last_whole(folder: Path, training: str) -> Path | None:

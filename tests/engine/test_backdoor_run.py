@@ -118,7 +118,7 @@ def test_arms_that_are_there_are_judged_where_another_failed(
     chosen = [task for task in attacked.graph.tasks if task.kind == "judge" or task.at.startswith("freeze_critical")]
     made = {key: manifest for key, manifest in folder.committed().items() if any(key in task.keys for task in chosen)}
     for manifest in {manifest.name: manifest for manifest in made.values()}.values():
-        folder.chunks.forget(manifest)
+        folder.chunks.forget(manifest.name)
     failing(lambda recipe: True)
     down = drive(training_config(root, studies()))
     because = "judged in part only, for 'backdoor m/first freeze_critical seed 0' failed"

@@ -37,7 +37,7 @@ def spoilt(request, finished, tmp_path):
     for path in sorted(local.rglob("*")):
         name = path.relative_to(local).as_posix()
         if path.is_file() and name != ".lock":
-            put_bytes(root / ("events/000001-aa.jsonl" if name == "events.jsonl" else name), path.read_bytes())
+            put_bytes(root / ("events/000001-aaaaaaaa.jsonl" if name == "events.jsonl" else name), path.read_bytes())
     yield RunFolder(root)
     remove_below(root)
 
@@ -135,7 +135,7 @@ def test_changed_bytes_are_found_where_checksums_are_asked_for(spoilt):
 
 
 def test_torn_lines_are_taken_out_of_the_log(spoilt):
-    log = spoilt.events if spoilt.events.name == "events.jsonl" else spoilt.events / "000001-aa.jsonl"
+    log = spoilt.events if spoilt.events.name == "events.jsonl" else spoilt.events / "000001-aaaaaaaa.jsonl"
     whole = read_bytes(log)
     lines = whole.splitlines(keepends=True)
     log.write_bytes(b"".join(lines[:2]) + b'{"event": "call_st\n' + b"".join(lines[2:]) + b'{"ev\xce')
@@ -179,7 +179,7 @@ def test_temporaries_of_dead_writers_only(finished, tmp_path):
 
 def test_probes_of_dead_writers_in_a_store(tmp_path):
     root = location(f"memory://doctor/{tmp_path.name}")
-    put_bytes(root / "events/000001-aa.jsonl", b"")
+    put_bytes(root / "events/000001-aaaaaaaa.jsonl", b"")
     put_bytes(root / ".raysweep-probe-0123456789abcdef", b"x")
     put_bytes(root / ".lock/000003", json.dumps({"pid": DEAD, "host": "h", "since": "then", "machine": "m"}).encode())
     folder = RunFolder(root)

@@ -46,7 +46,7 @@ def test_a_folder_is_a_runs_from_the_first_moment(folder):
     with EventLog(folder.events):
         assert RunFolder(folder.root).is_run
         folder.check_usable()
-    assert [info["size"] for info in listing(folder.events).values()] == [0]
+    assert told(folder) == []
 
 
 def test_events_appear_while_the_log_is_open(folder, monkeypatch):
@@ -121,3 +121,43 @@ def test_files_of_other_names_do_not_stop_a_log(folder):
     with EventLog(folder.events) as log:
         log.emit("call_started", n=0)
     assert told(folder) == [0]
+
+
+def test_what_a_writer_adds_after_another_opened_the_log_does_not_count(folder, monkeypatch):
+    """A paused driver wakes up, goes on logging, and begins further segments, although another has taken the run over."""
+    monkeypatch.setattr(event_segments, "SECONDS", 3600)
+    paused = EventLog(folder.events)
+    paused.emit("call_started", n=0)
+    paused._lines._send()
+    paused.emit("call_started", n=-1)  # not published before the successor looks
+    with EventLog(folder.events) as log:
+        log.emit("call_started", n=1)
+        paused.emit("call_started", n=-2)
+        paused._lines._send()
+        assert told(folder) == [0]
+        monkeypatch.setattr(event_segments, "SEGMENT_BYTES", 1)
+        for _ in range(3):
+            paused.emit("call_started", n=-3)
+            paused._lines._send()
+        log.emit("call_started", n=2)
+    paused.__exit__()
+    assert told(folder) == [0, 1, 2]
+    assert len(listing(folder.events)) > 3
+    with EventLog(folder.events) as log:
+        log.emit("call_started", n=3)
+    assert told(folder) == [0, 1, 2, 3]
+
+
+def test_a_log_without_openings_counts_whole(folder):
+    """As logs from before every log began with what it found."""
+    for number, token in ((1, "aaaaaaaa"), (2, "bbbbbbbb")):
+        put_bytes(
+            folder.events / f"{number:06d}-{token}.jsonl", f'{{"event": "call_started", "n": {number}}}\n'.encode()
+        )
+    assert told(folder) == [1, 2]
+    with EventLog(folder.events) as log:
+        log.emit("call_started", n=3)
+    put_bytes(
+        folder.events / "000002-bbbbbbbb.jsonl", b'{"event": "call_started", "n": 2}\n{"event": "late", "n": 4}\n'
+    )
+    assert told(folder) == [1, 2, 3]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import re
 import weakref
 
 import pytest
@@ -103,9 +104,14 @@ def test_a_sweep_says_what_it_did(calls, tmp_path):
 def test_a_capture_writes_files_and_commits_their_entries(calls, tmp_path):
     call = next(call for call in calls if isinstance(call, CaptureCall))
     (commit,) = Worker(tmp_path).attempt(call).commits
+    (other,) = Worker(tmp_path).attempt(call).commits
     assert commit.table is None
+    assert {entry.path for entry in commit.files}.isdisjoint(entry.path for entry in other.files), (
+        "a writer's own files"
+    )
+    assert commit.name == other.name
     assert commit.extra == {
-        "part": call.captures[0].name,
+        "part": re.fullmatch(rf"{call.captures[0].name}-[0-9a-f]{{8}}", commit.extra["part"])[0],
         "folder": "activations/m/first",
         "layers": 6,
         "width": 16,

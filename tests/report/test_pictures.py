@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 
 import pytest
 from matplotlib.figure import Figure
@@ -38,14 +39,27 @@ def test_names_that_make_one_file_name_do_not_overwrite_each_other(folder):
     assert names(folder.parent) == ["figures"]
 
 
-def test_others_are_removed_but_not_under_a_name_that_differs_in_case_alone(folder):
-    drawings = Drawings(folder)
-    drawings.add(Figure(), ("llama-3.1", "Loss"), "", "")
-    for name in ("old.png", "old.svg", "llama-3.png", "old.jpg", "llama-3.1-loss.png", ".tmp-host-1-a.svg"):
+def test_an_earlier_pages_figures_are_removed_and_other_files_stay(folder):
+    earlier = Drawings(folder)
+    for name in ("Loss", "old"):
+        earlier.add(Figure(), (name,), "", "")
+    earlier.remove_others()
+    for name in ("mine.png", "mine.svg", "notes.jpg", ".tmp-host-1-a.svg"):
         (folder / name).write_bytes(b"")
-    drawings.remove_others()
-    kept = [".tmp-host-1-a.svg", "llama-3.1-Loss.png", "llama-3.1-Loss.svg", "llama-3.1-loss.png", "old.jpg"]
-    assert names(folder) == kept
+    now = Drawings(folder)
+    now.add(Figure(), ("loss",), "", "")  # the same file as Loss, on some file systems
+    now.remove_others()
+    kept = [".raysweep-files.json", ".tmp-host-1-a.svg", "Loss.png", "Loss.svg", "loss.png", "loss.svg"]
+    assert names(folder) == [*kept, "mine.png", "mine.svg", "notes.jpg"]
+
+
+def test_a_list_of_files_names_none_outside_its_folder(tmp_path):
+    (tmp_path / "mine.txt").write_text("mine")
+    (tmp_path / "figures").mkdir()
+    listed = ["../mine.txt", str(tmp_path / "mine.txt"), "..", "", 3]
+    (tmp_path / "figures" / ".raysweep-files.json").write_text(json.dumps(listed))
+    Drawings(tmp_path / "figures").remove_others()
+    assert names(tmp_path) == ["mine.txt"]
 
 
 def test_nothing_drawn_and_no_folder(tmp_path):

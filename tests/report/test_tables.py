@@ -193,4 +193,4 @@ def test_tables_that_a_run_no_longer_has_are_removed(tables, tmp_path):
     write_tables(folder, tables)
     (folder.results / "mine.parquet").write_bytes(b"kept")
     write_tables(folder, {"dynamics": tables["dynamics"]})
-    assert sorted(path.name for path in folder.results.iterdir()) == ["dynamics.parquet", "mine.parquet"]
+    assert sorted(path.name for path in folder.results.glob("[!.]*")) == ["dynamics.parquet", "mine.parquet"]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -19,7 +21,7 @@ import pytest
 
 from raysweep.errors import StoreError
 from raysweep.store.artifacts import FileEntry, sweep_temporaries
-from raysweep.store.chunks import ChunkStore, Manifest
+from raysweep.store.chunks import AlreadyCommittedError, ChunkStore, Manifest
 
 
 def rows(*pairs: tuple[str, float]) -> pa.Table:
@@ -36,11 +38,14 @@ def test_a_commit_is_a_parquet_file_and_a_json_manifest(tmp_path: Path) -> None:
     beside = FileEntry("activations/x.arrow", 3, 10, "00")
     manifest = ChunkStore(folder).commit("c-0", table, parts={"a": {"rows": 1}, "b": 2}, files=[beside], extra={"n": 1})
 
-    assert names(folder) == {"c-0.parquet", "c-0.json"}
-    content = (folder / "c-0.parquet").read_bytes()
-    assert pq.read_table(folder / "c-0.parquet").equals(table)
+    (file,) = names(folder) - {"c-0.json"}
+    writer = re.fullmatch(r"c-0\.([0-9a-f]{8})\.parquet", file)[1]
+    content = (folder / file).read_bytes()
+    assert pq.read_table(folder / file).equals(table)
     assert json.loads((folder / "c-0.json").read_text()) == {
         "name": "c-0",
+        "writer": writer,
+        "table": file,
         "rows": 3,
         "bytes": len(content),
         "sha256": hashlib.sha256(content).hexdigest(),
@@ -51,9 +56,7 @@ def test_a_commit_is_a_parquet_file_and_a_json_manifest(tmp_path: Path) -> None:
     assert manifest == Manifest(
         name="c-0",
         parts={"a": {"rows": 1}, "b": 2},
-        rows=3,
-        bytes=len(content),
-        sha256=hashlib.sha256(content).hexdigest(),
+        table=FileEntry(file, 3, len(content), hashlib.sha256(content).hexdigest()),
         files=(beside,),
         extra={"n": 1},
     )
@@ -66,7 +69,7 @@ def test_manifests_done_and_read_in_another_process_s_place(tmp_path: Path) -> N
     assert reader.manifests() == [first, second]
     assert reader.done() == {"captured": first, "x": second, "empty": second}
     assert reader.read(second).equals(rows(("x", 3.0)))
-    assert (first.rows, first.bytes, first.sha256, first.table) == (0, 0, None, None)
+    assert first.table is None
     with pytest.raises(ValueError, match="chunk 'c0' has no table"):
         reader.read(first)
 
@@ -127,7 +130,7 @@ def test_chunks_may_lack_columns_but_not_disagree(tmp_path: Path) -> None:
         {"part": "b", "loss": None, "value": 2},
     ]
     store.commit("c2", pa.table({"part": ["c"], "loss": ["high"]}), parts={"c": None})
-    with pytest.raises(StoreError, match=r"c2\.parquet: its columns differ .*double.*string.*; delete .*c2\.json"):
+    with pytest.raises(StoreError, match=r"c2\.\w+\.parquet: its columns differ .*double.*string.*; delete .*c2\.json"):
         store.read_parts(["a", "c"])
 
 
@@ -171,31 +174,66 @@ def test_commit_refuses_before_anything_is_written(
     assert names(tmp_path) == set()
 
 
-def test_a_committed_name_is_not_used_again(tmp_path: Path) -> None:
-    store = ChunkStore(tmp_path)
-    kept = store.commit("c0", rows(("a", 1.0)), parts={"a": None})
-    with pytest.raises(StoreError, match=r"c0\.json: this chunk is committed already; commit under another name"):
-        store.commit("c0", rows(("a", 2.0)), parts={"a": None})
-    assert store.read(kept)["loss"].to_pylist() == [1.0]
-
-
-@pytest.mark.parametrize("failing_rename", [1, 2])
-def test_exception_in_a_commit_leaves_no_chunk(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing_rename: int
+@pytest.mark.parametrize("hard_links", [True, False])
+def test_a_second_writer_does_not_touch_what_the_first_committed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hard_links: bool
 ) -> None:
+    def refuse(*paths: Path) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    if not hard_links:
+        monkeypatch.setattr(os, "link", refuse)
+    first, second = ChunkStore(tmp_path), ChunkStore(tmp_path)
+    kept = first.commit("c0", rows(("a", 1.0)), parts={"a": None})
+    before = names(tmp_path)
+    for store in (first, second):
+        with pytest.raises(
+            AlreadyCommittedError, match=r"c0\.json: this chunk is already committed; commit under anoth"
+        ):
+            store.commit("c0", None if store is first else rows(("a", 2.0)), parts={"a": None})
+    assert names(tmp_path) == before, "the second writer's table is removed"
+    assert second.read_parts(["a"])["loss"].to_pylist() == [1.0]
+    assert second.load("c0") == kept
+
+
+def test_a_manifest_that_names_no_table_file_has_the_chunk_s(tmp_path: Path) -> None:
+    """As folders from before files were named after their writer."""
+    pq.write_table(rows(("a", 1.0)), tmp_path / "c0.parquet")
+    content = (tmp_path / "c0.parquet").read_bytes()
+    described = {"name": "c0", "rows": 1, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    (tmp_path / "c0.json").write_text(json.dumps({**described, "files": [], "extra": {}, "parts": {"a": None}}))
+    assert ChunkStore(tmp_path).read_parts(["a"])["loss"].to_pylist() == [1.0]
+
+
+@pytest.mark.parametrize("file", ["../c0.parquet", "/etc/passwd", ".hidden", "a/b.parquet", ""])
+def test_a_table_outside_the_folder_is_refused(tmp_path: Path, file: str) -> None:
+    ChunkStore(tmp_path).commit("c0", rows(("a", 1.0)), parts={"a": None})
+    said = json.loads((tmp_path / "c0.json").read_text())
+    (tmp_path / "c0.json").write_text(json.dumps(said | {"table": file}))
+    with pytest.raises(StoreError, match=r"c0\.json: not a whole manifest .*is not a file name"):
+        ChunkStore(tmp_path).manifests()
+
+
+@pytest.mark.parametrize("failing", ["replace", "link"])
+def test_exception_in_a_commit_leaves_no_chunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str) -> None:
     store, calls = ChunkStore(tmp_path), []
-    real = os.replace
 
-    def replace(source: Path, target: Path) -> None:
-        calls.append(target.name)
-        if len(calls) == failing_rename:
-            raise KeyboardInterrupt
-        real(source, target)
+    def watch(name: str) -> None:
+        real = getattr(os, name)
 
-    monkeypatch.setattr(os, "replace", replace)
+        def call(source: Path, target: Path) -> None:
+            calls.append(target.suffix)
+            if name == failing:
+                raise KeyboardInterrupt
+            real(source, target)
+
+        monkeypatch.setattr(os, name, call)
+
+    watch("replace")
+    watch("link")
     with pytest.raises(KeyboardInterrupt):
         store.commit("c0", rows(("a", 1.0)), parts={"a": None})
-    assert calls == ["c0.parquet", "c0.json"][:failing_rename]  # the manifest is the last to appear
+    assert calls == {"replace": [".parquet"], "link": [".parquet", ".json"]}[failing]  # the manifest appears last
     assert store.manifests() == []
     assert not [name for name in names(tmp_path) if name.startswith(".tmp")]
     monkeypatch.undo()
@@ -211,18 +249,19 @@ def damaged_store(folder: Path) -> tuple[ChunkStore, Manifest]:
 
 def test_missing_and_cut_tables_are_named_with_what_to_do(tmp_path: Path) -> None:
     store, manifest = damaged_store(tmp_path)
-    path = tmp_path / "c1.parquet"
+    assert manifest.table is not None
+    path, size = tmp_path / manifest.table.path, manifest.table.bytes
     remedy = f"delete {tmp_path / 'c1.json'} to have the chunk recomputed"
 
     path.write_bytes(path.read_bytes()[:-1])
     for call in (store.manifests, store.done, lambda: store.read(manifest), lambda: store.read_parts(["a"])):
         with pytest.raises(StoreError) as caught:
             call()
-        assert str(caught.value) == f"{path}: expected {manifest.bytes} bytes, found {manifest.bytes - 1}; {remedy}"
+        assert str(caught.value) == f"{path}: expected {size} bytes, found {size - 1}; {remedy}"
     path.unlink()
     with pytest.raises(StoreError) as caught:
         store.manifests()
-    assert str(caught.value) == f"{path}: expected {manifest.bytes} bytes, found no file; {remedy}"
+    assert str(caught.value) == f"{path}: expected {size} bytes, found no file; {remedy}"
 
     (tmp_path / "c1.json").unlink()  # the advice works
     assert [kept.name for kept in store.manifests()] == ["c0"]
@@ -230,7 +269,8 @@ def test_missing_and_cut_tables_are_named_with_what_to_do(tmp_path: Path) -> Non
 
 def test_changed_byte_is_found_when_the_chunk_is_read(tmp_path: Path) -> None:
     store, manifest = damaged_store(tmp_path)
-    path = tmp_path / "c1.parquet"
+    assert manifest.table is not None
+    path = tmp_path / manifest.table.path
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
@@ -238,7 +278,7 @@ def test_changed_byte_is_found_when_the_chunk_is_read(tmp_path: Path) -> None:
     with pytest.raises(StoreError) as caught:
         store.read(manifest)
     assert str(caught.value) == (
-        f"{path}: expected sha256 {manifest.sha256}, found {hashlib.sha256(content).hexdigest()}; "
+        f"{path}: expected sha256 {manifest.table.sha256}, found {hashlib.sha256(content).hexdigest()}; "
         f"delete {tmp_path / 'c1.json'} to have the chunk recomputed"
     )
     assert store.read_parts(["a"]).num_rows == 1  # other chunks are untouched
@@ -278,7 +318,7 @@ from raysweep.store.chunks import ChunkStore
 def write(folder, kill_at=None):
     count = 0
 
-    def counted(call):  # kills this process just before its kill_at-th flush or rename
+    def counted(call):  # kills this process just before its kill_at-th flush, rename or link
         def run(*arguments):
             nonlocal count
             count += 1
@@ -287,7 +327,7 @@ def write(folder, kill_at=None):
             return call(*arguments)
         return run
 
-    os.fsync, os.replace = counted(os.fsync), counted(os.replace)
+    os.fsync, os.replace, os.link = counted(os.fsync), counted(os.replace), counted(os.link)
     first = len(list(folder.glob("c*.json")))
     for number in range(first, first + 2000):  # an end, should nobody kill it
         table = pa.table({"part": [f"p{number}"] * 1000, "value": list(range(number, number + 1000))})
@@ -331,7 +371,7 @@ def test_killed_at_random_moments_only_whole_commits_remain(tmp_path: Path) -> N
 
 
 def test_killed_before_each_step_of_a_commit(tmp_path: Path) -> None:
-    """A commit has six steps (flush, rename, flush of the folder; twice): its chunk exists once the fifth is done."""
+    """A commit has six steps (flush, rename or link, flush of the folder; twice): its chunk exists once the fifth is done."""
     steps = range(7, 13)  # those of the second commit
     folders = {step: tmp_path / str(step) for step in steps}
     for folder in folders.values():
