@@ -228,13 +228,13 @@ def cpu_seconds() -> float:
     return sum(each.ru_utime + each.ru_stime for each in used)
 
 
-def cases(kind: str, first: int, last: int) -> None:
-    """Run some cases of a kind in this process, and print a line of JSON for each: seconds, peak bytes so far, how it ended."""
+def cases(kinds: str, first: int, last: int) -> None:
+    """Run some cases of kinds, separated by commas, in this process, and print a line of JSON for each: seconds, peak bytes so far, how it ended."""
     import transformers.models.llama.modeling_llama  # noqa: F401 - takes seconds, whatever the case
 
     from raysweep.errors import RaysweepError
 
-    for case in range(first, last):
+    for kind, case in ((kind, case) for kind in kinds.split(",") for case in range(first, last)):
         begun = cpu_seconds()
         try:
             KINDS[kind](random.Random(f"{SEED} {kind} {case}"))
@@ -270,10 +270,18 @@ def check(kind: str, found: list[list]) -> None:
     assert all(case[3] in ("result", "refusal") for case in found), found
 
 
+@pytest.mark.skipif(FUZZING, reason="the longer test has these kinds")
+def test_one_bomb_of_each_kind(tmp_path, monkeypatch):
+    for limit in ("TEMPLATE", "PATTERN"):
+        monkeypatch.setenv(f"RAYSWEEP_MAX_{limit}_SECONDS", "0.5")
+    check("every kind", run_cases(",".join(KINDS), 3, 4, tmp_path))
+
+
+@pytest.mark.skipif(not FUZZING, reason="make fuzz runs it")
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_few_bombs(kind, tmp_path):
-    for first in range(0, 40 if FUZZING else 3, 10):
-        check(kind, run_cases(kind, first, first + (10 if FUZZING else 3), tmp_path))
+    for first in range(0, 40, 10):
+        check(kind, run_cases(kind, first, first + 10, tmp_path))
 
 
 @pytest.mark.soak
