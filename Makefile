@@ -22,7 +22,7 @@ test: $(VENV)/.test  ## the tests
 	@$(if $(PROMETHEUS),,echo "no Prometheus here (Debian's package prometheus): tests of the dashboards' queries and alerts were left out")
 
 fuzz: $(VENV)/.test  ## random configs, records and checkpoints for a minute, others each time
-	OMP_NUM_THREADS=1 RAYSWEEP_FUZZ_SECONDS=60 RAYSWEEP_FUZZ_SEED=$${RAYSWEEP_FUZZ_SEED:-$$(date +%s)} $(BIN)/python -m pytest -q tests/test_fuzz.py
+	OMP_NUM_THREADS=1 RAYSWEEP_FUZZ_SECONDS=60 RAYSWEEP_FUZZ_SEED=$${RAYSWEEP_FUZZ_SEED:-$$(date +%s)} $(BIN)/python -m pytest -q -s tests/test_fuzz.py tests/test_resource_bombs.py -m "not soak"
 
 soak: $(VENV)/.test  ## twenty rounds of SIGKILL, SIGTERM and SIGSTOP to a worker, a raylet or the driver of a run on two Ray nodes and S3; long tests
 	OMP_NUM_THREADS=1 RAYSWEEP_KILLS=20 $(BIN)/python -m pytest -q tests/engine/test_ray_kill.py

@@ -20,8 +20,8 @@ from raysweep.config_overrides import overridden
 from raysweep.config_problems import problems_in_words
 from raysweep.config_storage import checked_options, checked_storage, scheme_of
 from raysweep.config_studies import StudiesConfig
-from raysweep.config_yaml import NO_YAML, read_yaml
-from raysweep.errors import InputError, SeveralProblemsError, nearest, shown
+from raysweep.config_yaml import NO_YAML, read_yaml_file
+from raysweep.errors import InputError, SeveralProblemsError, nearest, shortened, shown
 
 
 class ModelConfig(Named):
@@ -163,11 +163,13 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     if not path.is_file():
         raise InputError(f"config '{path}' does not exist; `raysweep init` writes one to start from")
     try:
-        values = read_yaml(path.read_text(encoding="utf-8"))
+        values = read_yaml_file(path)
     except OSError as error:
         raise InputError(f"config '{path}' cannot be read: {error.strerror or error}") from error
+    except InputError as error:
+        raise InputError(f"config '{path}': {error}") from error
     except NO_YAML as error:
-        raise InputError(f"config '{path}' is not YAML: {' '.join(str(error).split())}") from error
+        raise InputError(f"config '{path}' is not YAML: {shortened(' '.join(str(error).split()), 1000)}") from error
     return parse_config(_beside(path, values), where=str(path), overrides=overrides)
 
 

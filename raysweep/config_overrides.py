@@ -6,18 +6,20 @@ from collections.abc import Sequence
 from typing import Any
 
 from raysweep.config_yaml import NO_YAML, read_yaml
-from raysweep.errors import InputError
+from raysweep.errors import InputError, shortened
 
 
 def overridden(values: Any, override: str) -> Any:
     """The values with one key set by a text such as `execution.chunk=16`. Raises InputError for one that cannot be followed."""
     key, equals, text = override.partition("=")
     if not equals or not key:
-        raise InputError(f"--set {override}: write it as key=value, for example execution.chunk=16")
+        raise InputError(f"--set {shortened(override, 200)}: write it as key=value, for example execution.chunk=16")
     try:
         value = read_yaml(text)
     except NO_YAML as error:
-        raise InputError(f"--set {override}: the value is not YAML: {' '.join(str(error).split())}") from error
+        raise InputError(
+            f"--set {shortened(override, 200)}: the value is not YAML: {shortened(' '.join(str(error).split()), 400)}"
+        ) from error
     return _with(values, key.split("."), value, override)
 
 
@@ -31,7 +33,7 @@ def parse_options(texts: Sequence[str]) -> dict[str, Any]:
         try:
             options = _with(options, key.split("."), read_yaml(value), text)
         except NO_YAML:
-            raise InputError(f"--option {key}: the value is not YAML") from None
+            raise InputError(f"--option {shortened(key)}: the value is not YAML") from None
     return options
 
 
@@ -41,10 +43,12 @@ def _with(node: Any, path: list[str], value: Any, override: str) -> Any:
     head, rest = path[0], path[1:]
     if isinstance(node, list):
         if not head.isdecimal() or len(head) > 9 or int(head) >= len(node):
-            raise InputError(f"--set {override}: '{head}' is no place in a list of {len(node)}; count from 0")
+            raise InputError(
+                f"--set {shortened(override, 200)}: '{shortened(head)}' is no place in a list of {len(node)}; count from 0"
+            )
         return [_with(item, rest, value, override) if i == int(head) else item for i, item in enumerate(node)]
     if node is None:
         node = {}
     if not isinstance(node, dict):
-        raise InputError(f"--set {override}: '{head}' lies under a plain value")
+        raise InputError(f"--set {shortened(override, 200)}: '{shortened(head)}' lies under a plain value")
     return {**node, head: _with(node.get(head), rest, value, override)}

@@ -8,6 +8,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+_LONGEST_REPR = 10_000  # characters of a text whose repr is made
+_LONGEST_NAME, _MOST_NAMES = 200, 1000  # that a wrong name is compared with
+
 
 class RaysweepError(Exception):
     """Something the user can mend; its message is meant to be read alone."""
@@ -46,7 +49,12 @@ def in_lines(error: Exception) -> str:
 
 def shown(value: object) -> str:
     """A value's repr for a message, shortened."""
-    return shortened(repr(value))
+    if isinstance(value, str) and len(value) > _LONGEST_REPR:  # its middle is not shown anyway
+        value = value[: _LONGEST_REPR // 2] + value[-_LONGEST_REPR // 2 :]
+    try:
+        return shortened(repr(value))
+    except (ValueError, RecursionError):  # Python writes no number of more than 4300 digits, and no endless nesting
+        return f"a {type(value).__name__} too large to show"
 
 
 def shortened(text: str, most: int = 80) -> str:
@@ -57,5 +65,11 @@ def shortened(text: str, most: int = 80) -> str:
 def nearest(word: str, known: Iterable[str]) -> str:
     """The hint that ends an "unknown name" message: the nearest known name, or all of them."""
     names = sorted(known)
-    close = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
-    return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(names)}"
+    short = [name for name in names if len(name) <= _LONGEST_NAME][
+        :_MOST_NAMES
+    ]  # comparing takes the product of lengths
+    close = difflib.get_close_matches(word, short, n=1, cutoff=0.5) if len(word) <= _LONGEST_NAME else []
+    if close:
+        return f"did you mean '{shortened(close[0], _LONGEST_NAME)}'?"
+    more = f" and {len(names) - len(short)} more" if len(names) > len(short) else ""
+    return f"known: {', '.join(short)}{more}"

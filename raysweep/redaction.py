@@ -24,8 +24,10 @@ _NAMED = re.compile(rf"(?:^|[_.-]){_NAME}$", re.IGNORECASE)
 _ASSIGNED = re.compile(
     rf"(?<![a-z0-9]){_TOKENIZERS}({_NAME}['\"]?\s?[=:]\s?)('[^']*'|\"[^\"]*\"|[^\s,;&'\"\]}})]+)", re.IGNORECASE
 )
-# also with one slash, as paths are normalised
-_IN_URL = re.compile(r"(://)(?:[^\s/@'\"]+|[^\s@'\"]*:[^\s@'\"]*)@|(:/)[^\s/@'\":]+:[^\s@'\"]+@")
+# A word up to the next @, white space, or quote; possessive, so that text without an @ is read once.
+_WORD = re.compile(r"[^\s@'\"]++@?")
+# What may be a URL's user and password, also after one slash, as paths are normalised.
+_ONE_SLASH = re.compile(r":/[^/:]++:.", re.DOTALL)
 _SHAPES = re.compile(
     r"\b(?:A[KS]IA[0-9A-Z]{16}|hf_[A-Za-z0-9]{16,}|gh[a-z]_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{20,})\b"
     r"|(?<=Bearer )[A-Za-z0-9._~+/=-]+"
@@ -63,11 +65,25 @@ def _hide(value: T, secrets: list[str]) -> T:
     return value
 
 
+def _without_login(word: str) -> str:
+    """The word with `***` for the user and password of a URL that ends in its @."""
+    if not word.endswith("@"):
+        return word
+    starts = []
+    start = word.find("://")
+    rest = word[start + 3 : -1]
+    if start >= 0 and rest and ("/" not in rest or ":" in rest):
+        starts.append(start + 3)
+    if found := _ONE_SLASH.search(word, 0, len(word) - 1):
+        starts.append(found.start() + 2)
+    return f"{word[: min(starts)]}{HIDDEN}@" if starts else word
+
+
 def _without(text: str, secrets: list[str]) -> str:
     for secret in secrets:
         text = text.replace(secret, HIDDEN)
-    if ":/" in text:
-        text = _IN_URL.sub(lambda found: f"{found[1] or found[2]}{HIDDEN}@", text)
+    if ":/" in text and "@" in text:
+        text = _WORD.sub(lambda found: _without_login(found[0]), text)
     if "=" in text or ":" in text:
         text = _ASSIGNED.sub(rf"\1{HIDDEN}", text)
     return _SHAPES.sub(HIDDEN, text)

@@ -8,12 +8,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import yaml
 
+from raysweep.config_yaml import LimitedLoader
 from raysweep.errors import InputError, nearest, shown
+from raysweep.limits import CONFIG_BYTES, SETTINGS_BYTES, read_limited
 
 # Keys of a configuration that change nothing of what is read.
 _HARMLESS = {"config_name", "data_files", "data_dir", "default", "description", "version"}
@@ -67,14 +70,18 @@ def _configs(card: Path) -> list[Mapping[str, Any]]:
     """The `configs` of a README.md's header; none if there is no such file, header, or key."""
     if not card.is_file():
         return []
-    lines = card.read_text(encoding="utf-8-sig", errors="replace").splitlines()
+    lines = read_limited(card, SETTINGS_BYTES).decode("utf-8-sig", errors="replace").splitlines()
     if not lines or lines[0].rstrip() != "---":
         return []
     end = next((at for at, line in enumerate(lines[1:], start=1) if line.rstrip() == "---"), None)
     if end is None:
         return []
     try:
-        header = yaml.safe_load("\n".join(lines[1:end]))
+        text = "\n".join(lines[1:end])
+        CONFIG_BYTES.check(len(text), f"{card}, its header")
+        header = yaml.load(text, LimitedLoader)
+    except InputError as error:
+        raise InputError(f"{card}: {error}") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise InputError(
             f"{card}: its header is not YAML ({' '.join(str(error).split())}). Correct or remove it"
@@ -132,6 +139,7 @@ def _check_inside(path: Any, where: str) -> None:
         raise InputError(f"{where} has the pattern {shown(path)}, in which '**' is not a whole folder name. Correct it")
 
 
+@lru_cache(maxsize=10_000)  # without it, several `**` try the same ends again and again
 def _fits(pattern: tuple[str, ...], parts: tuple[str, ...]) -> bool:
     if not pattern:
         return not parts

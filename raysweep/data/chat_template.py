@@ -7,7 +7,6 @@ among them, as `apply_chat_template(messages, tools=…, documents=…, **variab
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -19,9 +18,10 @@ from jinja2 import nodes
 from jinja2.ext import Extension
 from jinja2.parser import Parser
 
-from raysweep.data.conversations import TEXT, Conversation, Message, part_text, part_type, text_of
+from raysweep.data.conversations import TEXT, Conversation, Message, part_text, part_type, read_json, text_of
 from raysweep.data.template_date import TemplateClock, today
-from raysweep.errors import InputError, shown
+from raysweep.data.template_limits import LimitedEnvironment
+from raysweep.errors import InputError, shortened, shown
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -41,7 +41,7 @@ class _Generation(Extension):
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
-_SYNTAX = jinja2.Environment(extensions=["jinja2.ext.loopcontrols", _Generation])
+_SYNTAX = LimitedEnvironment(extensions=["jinja2.ext.loopcontrols", _Generation])
 
 
 @dataclass(frozen=True)
@@ -57,11 +57,12 @@ def _vocabulary(template: str) -> _Vocabulary:
     """Nothing of a template that does not parse, which fails once it is applied."""
     try:
         tree = _SYNTAX.parse(template)
-    except jinja2.TemplateSyntaxError:
+        variables = frozenset(jinja2.meta.find_undeclared_variables(tree))
+    except (jinja2.TemplateSyntaxError, RecursionError):
         return _Vocabulary()
     mentioned = {node.value for node in tree.find_all(nodes.Const) if isinstance(node.value, str)}
     mentioned |= {node.attr for node in tree.find_all(nodes.Getattr)}
-    return _Vocabulary(frozenset(jinja2.meta.find_undeclared_variables(tree)), frozenset(mentioned))
+    return _Vocabulary(variables, frozenset(mentioned))
 
 
 @lru_cache(maxsize=1)
@@ -169,10 +170,12 @@ class ChatTemplate:
         try:
             prompt = self._clock.render(self._tokenizer, turns[:-1], add_generation_prompt=True, **arguments)
             whole = self._clock.render(self._tokenizer, turns, **arguments)
+        except InputError:
+            raise
         except Exception as error:  # a template raises whatever its expressions can
             kind = "" if isinstance(error, jinja2.TemplateError) else f"{type(error).__name__}: "
             raise InputError(
-                f"the tokenizer's chat template refuses the turns {roles(turns)} ({kind}{error}): mend them, or choose "
+                f"the tokenizer's chat template refuses the turns {roles(turns)} ({kind}{shortened(str(error), 1000)}): mend them, or choose "
                 "another wording"
             ) from error
         for text, said in ((prompt, turns[:-1]), (whole, turns)):
@@ -191,7 +194,7 @@ def squeezed(text: str) -> str:
 
 def roles(messages: Iterable[Message]) -> str:
     """Who speaks, in order, for messages."""
-    return ", ".join(message["role"] for message in messages)
+    return shortened(", ".join(message["role"] for message in messages), 400)
 
 
 def _listed(name: str, value: Any) -> Any:
@@ -201,7 +204,7 @@ def _listed(name: str, value: Any) -> Any:
     found = value
     if isinstance(value, str):
         try:
-            found = json.loads(value)
+            found = read_json(value)
         except ValueError:
             found = None
     if not isinstance(found, list) or not all(isinstance(item, Mapping) for item in found):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import bz2
 import gzip
 import io
+import itertools
 import lzma
 import re
 import zlib
@@ -13,6 +14,7 @@ from pathlib import Path, PurePath
 from typing import IO, Any
 
 from raysweep.errors import InputError
+from raysweep.limits import COMPRESSION_RATIO, RECORD_BYTES
 
 COMPRESSIONS = {".gz": "gzip", ".bz2": "bzip2", ".xz": "xz", ".zst": "Zstandard"}  # by ending
 
@@ -25,6 +27,12 @@ _SIGNATURES = {
 }
 _LONGEST_SIGNATURE = 8
 _BLOCK = 2**16
+_LARGE_BLOCK = 2**20
+_FREE_BYTES = 2**26  # decompressed before the ratio counts
+
+
+class LineTooLongError(InputError):
+    """A line of more bytes than one record may have."""
 
 
 def compression_of(path: PurePath) -> str | None:
@@ -36,18 +44,40 @@ def byte_lines(path: Path) -> Iterator[bytes]:
     """Yield the file's lines, each with its line break, decompressed if its ending says so.
 
     Nothing is decompressed beyond the lines that are taken. Raises InputError if the file's first bytes contradict its
-    ending, or if its compressed data is damaged or cut short, and OSError if the file cannot be read.
+    ending, if its compressed data is damaged or cut short, and for a line or a ratio of compression beyond the limits; OSError
+    if the file cannot be read.
     """
+    most = int(RECORD_BYTES.value())
+
+    def lines(stream: IO[bytes]) -> Iterator[bytes]:
+        for number in itertools.count(1):
+            line = stream.readline(most + 1)
+            if len(line) > most:
+                raise LineTooLongError(str(RECORD_BYTES.error(f"more than {most}", f"{path}, line {number}", most)))
+            if not line:
+                return
+            yield line
+
+    yield from _pieces(path, lines)
+
+
+def byte_blocks(path: Path) -> Iterator[bytes]:
+    """Yield the file's contents in blocks, decompressed if its ending says so. Raises as byte_lines, of lines apart."""
+    yield from _pieces(path, lambda stream: iter(lambda: stream.read(_LARGE_BLOCK), b""))
+
+
+def _pieces(path: Path, cut: Callable[[Any], Iterator[bytes]]) -> Iterator[bytes]:
+    """Yield what `cut` makes of the file's stream."""
     compression = compression_of(path)
     with path.open("rb") as file:
         start = file.peek(_LONGEST_SIGNATURE)[:_LONGEST_SIGNATURE]
         if start:
             _check_signature(path, start, compression)
         if compression is None:
-            yield from file
+            yield from cut(file)
             return
         try:
-            yield from _OPENERS[compression](file)
+            yield from _within_ratio(path, file, cut(_OPENERS[compression](file)))
         except (EOFError, zlib.error, lzma.LZMAError, OSError) as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise
@@ -56,6 +86,17 @@ def byte_lines(path: Path) -> Iterator[bytes]:
                 f"{path} is damaged: its {compression} data cannot be decompressed to the end ({reason}). Copy or compress "
                 "the file again"
             ) from error
+
+
+def _within_ratio(path: Path, file: IO[bytes], pieces: Iterator[bytes]) -> Iterator[bytes]:
+    """Yield the pieces. Raises InputError once they are many times what was read of the compressed file."""
+    most = COMPRESSION_RATIO.value()
+    size = 0
+    for piece in pieces:
+        size += len(piece)
+        if size > _FREE_BYTES and size > most * max(1, file.tell()):
+            raise COMPRESSION_RATIO.error(f"{most:.15g}", path, most)
+        yield piece
 
 
 def _check_signature(path: Path, start: bytes, compression: str | None) -> None:

@@ -6,12 +6,19 @@ is inside them cannot be read.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from functools import wraps
 from typing import Any
 
-from raysweep.data.conversations import ArrowRecord, Conversation, Message, clean, messages_problem, without_nulls
+from raysweep.data.conversations import (
+    ArrowRecord,
+    Conversation,
+    Message,
+    clean,
+    messages_problem,
+    read_json,
+    without_nulls,
+)
 from raysweep.errors import shown
 
 Record = Mapping[str, Any]
@@ -177,7 +184,7 @@ def _turn(at: int, turn: Any) -> Message:
 def _calls(where: str, value: Any) -> list[dict[str, Any]]:
     """The tool calls that a turn's value names: one or several objects, as such or as JSON."""
     try:
-        found = json.loads(value) if isinstance(value, str) else value
+        found = read_json(value) if isinstance(value, str) else value
     except ValueError as error:
         raise MisfitError(
             f"{where} that calls a function, whose value is not JSON ({error}): {shown(value)}"
@@ -193,7 +200,7 @@ def _schemas(tools: Any) -> Any:
     found = tools
     if isinstance(tools, str):
         try:
-            found = json.loads(tools)
+            found = read_json(tools)
         except ValueError:
             return tools
     if not isinstance(found, list) or not all(isinstance(tool, Mapping) for tool in found):

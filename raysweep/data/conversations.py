@@ -11,7 +11,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from raysweep.errors import shown
+from raysweep.data.record_sizes import check_depth
+from raysweep.errors import InputError, shown
+from raysweep.limits import MESSAGES, RECORD_DEPTH
 
 Message = dict[str, Any]
 
@@ -145,8 +147,20 @@ def without_nulls(value: Any) -> Any:
     return [without_nulls(inner) for inner in value] if isinstance(value, list) else value
 
 
+def read_json(text: str) -> Any:
+    """The value that a field of a record holds as JSON text. Raises ValueError for what is none, or nested too deeply."""
+    try:
+        value = json.loads(text)
+        check_depth(value, "a field of JSON text")
+    except (RecursionError, InputError):
+        raise ValueError(f"it is nested more than {RECORD_DEPTH.value():.15g} levels deep") from None
+    return value
+
+
 def messages_problem(messages: Sequence[Any], name: str) -> str | None:
     """What is wrong with the messages of a record in the format `name`, in words that follow "this record …", or None."""
+    contents = (message.get("content") for message in messages if isinstance(message, Mapping))
+    MESSAGES.check(len(messages) + sum(len(each) for each in contents if isinstance(each, list)), f"format '{name}'")
     for at, message in enumerate(messages):
         problem = _message_problem(message)
         if problem is not None:

@@ -17,9 +17,11 @@ from numpy.typing import NDArray
 
 from raysweep.data.exclusion import Exclude
 from raysweep.data.formats import Format, Record, find_format
+from raysweep.data.long_texts import encode_enough
 from raysweep.data.records import Records
 from raysweep.data.sources import Source, read_source
 from raysweep.data.template_date import TemplateClock, today
+from raysweep.data.template_limits import Allowance
 from raysweep.data.template_notes import Notes
 from raysweep.data.wording import Wording, find_wording
 from raysweep.errors import InputError, shortened
@@ -155,17 +157,27 @@ def load_examples(
     records = read_source(source, split=split, limit=limit, leaves_out=leaves_out, last=last, all_but_last=all_but_last)
     context = room.context if room and too_long == "cut" else None
     most = min((n for n in (max_tokens, context) if n is not None), default=None)
+    needed_tokens = room.context if most is None and room else most
     examples: list[Example] = []
     n_cut = n_blank = n_answer_cut = 0
-    notes = Notes()
+    notes, allowance, longer = Notes(), Allowance(), set[int]()
     for index, record in zip(records.numbers, records.records, strict=True):
         try:
             worded, its_format = _rewritten(index, record, record_format, rewrite)
-            example = _example(index, worded, its_format, chosen, tokenizer, prompts_only, notes)
+            with allowance.one_record():
+                example, partly = _example(
+                    index, worded, its_format, chosen, tokenizer, prompts_only, notes, needed_tokens
+                )
+            if partly:
+                longer.add(index)
         except InputError as error:
             raise InputError(f"{records.place(index)}: {error}") from error
         kept = _cut_prompt(example.tokens, most, tokenizer) if prompts_only else example.tokens[:most]
         n_prompt = len(kept) if prompts_only else example.n_prompt
+        if partly and most is None and not prompts_only and example.response:
+            n_prompt = min(
+                n_prompt, len(kept) - 1
+            )  # the border is behind what was tokenized; refused below as too long
         if 0 < n_prompt < len(kept) + prompts_only:
             n_cut += len(kept) < example.length
             n_blank += not prompts_only and not record_format.texts(record)[1].strip()
@@ -184,7 +196,7 @@ def load_examples(
             + "; ".join(["check the format, the texts and max_tokens", *notes.warnings(format)])
         )
     if room:
-        _check_room(room, examples, records, tokenizer)
+        _check_room(room, examples, records, tokenizer, longer)
     return Loaded(
         examples,
         n_cut,
@@ -198,14 +210,18 @@ def load_examples(
     )
 
 
-def _check_room(room: Room, examples: list[Example], records: Records, tokenizer: PreTrainedTokenizerBase) -> None:
+def _check_room(
+    room: Room, examples: list[Example], records: Records, tokenizer: PreTrainedTokenizerBase, partly: set[int]
+) -> None:
+    """Refuse examples that the model has no room for; of those that are `partly` tokenized, not all tokens are known."""
     n, source = len(examples), records.source
     longer = [e for e in examples if room.context is not None and e.length > room.context]
     if longer and room.context is not None:
-        longest = max(longer, key=lambda e: e.length)
+        longest = max(longer, key=lambda e: (e.id in partly, e.length))
+        more = "more than " if longest.id in partly else ""
         raise InputError(
             f"{len(longer)} of {n} examples of {source} are longer than the context of '{room.model}', {room.context} tokens; "
-            f"the longest ({records.place(longest.id)}) has {longest.length}: set too_long: cut for this data set, which cuts "
+            f"the longest ({records.place(longest.id)}) has {more}{longest.length}: set too_long: cut for this data set, which cuts "
             f"them there and counts them, or a max_tokens of {room.context} or less"
         )
     foreign = [e for e in examples if room.vocabulary is not None and int(e.tokens.max()) >= room.vocabulary]
@@ -235,7 +251,9 @@ def _example(
     tokenizer: PreTrainedTokenizerBase,
     prompts_only: bool,
     notes: Notes,
-) -> Example:
+    most: int | None,
+) -> tuple[Example, bool]:
+    """The record as an example, and whether it goes on behind its tokens, of which there are more than `most`."""
     texts = wording.texts(record_format, record, tokenizer, notes=notes)
     for what, text in zip(("prompt", "response"), texts, strict=True):
         try:
@@ -245,8 +263,9 @@ def _example(
                 f"has half of a surrogate pair (\\u{ord(text[error.start]):04x}) in its {what}, which is no character: "
                 "mend the text"
             ) from error
-    tokens, n_prompt = wording.encode((texts[0], "") if prompts_only else texts, tokenizer)
-    return Example(index, tokens, n_prompt, *texts)
+    wanted = (texts[0], "") if prompts_only else texts
+    (tokens, n_prompt), partly = encode_enough(wanted, partial(wording.encode, tokenizer=tokenizer), most)
+    return Example(index, tokens, n_prompt, *texts), partly
 
 
 def _cut_prompt(

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 from raysweep.data.formats import Format, Record
 from raysweep.errors import InputError, shortened, shown
+from raysweep.patterns import LimitedPattern
 
 T = TypeVar("T")
 
@@ -50,9 +51,9 @@ class Exclude:
         _ = self._expression
 
     @cached_property
-    def _expression(self) -> re.Pattern[str] | None:
+    def _expression(self) -> LimitedPattern | None:
         try:
-            return re.compile(self.pattern) if self.pattern else None
+            return LimitedPattern(self.pattern) if self.pattern else None
         except (re.error, OverflowError, RecursionError) as error:
             raise InputError(
                 f"exclude has a pattern {shown(self.pattern)} that does not compile ({error}): mend the regular expression"
@@ -84,7 +85,7 @@ class Exclude:
         folded = text.casefold()
         if any(phrase in folded for phrase in self._folded):
             return True
-        return self._expression is not None and self._expression.search(text) is not None
+        return self._expression is not None and self._expression.found(text)
 
 
 def _texts(name: str, given: object) -> tuple[str, ...]:

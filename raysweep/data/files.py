@@ -16,10 +16,13 @@ from functools import partial
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
-from raysweep.data.compressed import COMPRESSIONS, byte_lines, compression_of
+from raysweep.data.arrow_sizes import group_batches, parquet_dictionaries, rows_of
+from raysweep.data.compressed import COMPRESSIONS, LineTooLongError, byte_lines, compression_of
 from raysweep.data.conversations import ArrowRecord
 from raysweep.data.formats import Record
+from raysweep.data.json_lists import TopLevel, read_elements
 from raysweep.errors import InputError, shortened
+from raysweep.limits import COLUMNS, RECORD_BYTES
 
 
 class Place(NamedTuple):
@@ -44,7 +47,6 @@ _MARKS = (
     (codecs.BOM_UTF16_LE, "UTF-16"),
     (codecs.BOM_UTF16_BE, "UTF-16"),
 )
-_LONGEST_FIELD = 2**31 - 1  # of CSV, in place of 128 kB: as much as a C long holds everywhere
 _NOT_READ = {".lz4", ".br", ".z", ".zip", ".7z", ".lzma", ".snappy", ".sz"}  # compressions
 
 Numbered = Iterable[tuple[int, str]]  # lines of text, from 1
@@ -91,7 +93,7 @@ def read_file(path: Path) -> Rows:
     return kind.read(path)
 
 
-def _text_lines(path: Path) -> Iterator[tuple[int, str]]:
+def _text_lines(path: Path) -> Generator[tuple[int, str], None, None]:
     """Numbered lines (from 1), decoded one by one so that a wrong byte's line is known; UTF-8's byte-order mark is skipped."""
     for number, raw in enumerate(byte_lines(path), start=1):
         if number == 1 and (encoding := next((name for mark, name in _MARKS if raw.startswith(mark)), None)):
@@ -131,11 +133,15 @@ def _read_json(path: Path) -> Rows:
     """A list of objects, or an object a line under the name that many hub data sets give to JSON Lines."""
     lines = _text_lines(path)
     filled = (numbered for numbered in lines if numbered[1].strip())
-    first = list(itertools.islice(filled, 2))
+    try:
+        first = list(itertools.islice(filled, 2))
+    except LineTooLongError:  # a list may stand in one line
+        first = []
     if len(first) == 2 and _is_object(first[0][1]):
         yield from _read_jsonl(path, itertools.chain(first, filled))
         return
-    yield from _read_json_list(path, itertools.chain(first, lines))
+    lines.close()
+    yield from _read_json_list(path)
 
 
 def _is_object(text: str) -> bool:
@@ -145,24 +151,17 @@ def _is_object(text: str) -> bool:
         return False
 
 
-def _read_json_list(path: Path, lines: Numbered) -> Rows:
-    found = list(lines)
-    if not found:
-        return
+def _read_json_list(path: Path) -> Rows:
+    """The whole file is checked before the first record is given; then it is read again, as far as it is needed."""
     try:
-        records = json.loads("".join(text for _, text in found))
-    except json.JSONDecodeError as error:
-        line = found[error.lineno - 1][0] if error.lineno <= len(found) else found[-1][0] + 1
-        raise InputError(
-            f"{path}, line {line} is no JSON ({error.msg}, column {error.colno}): mend the file"
-        ) from error
+        for element in read_elements(path):
+            if isinstance(element, TopLevel):
+                raise InputError(
+                    f"{path} is {_json_kind(element.value)}, where a .json file has one list of objects, or one object a line"
+                )
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} {_beyond(error)}: mend the file") from error
-    if not isinstance(records, list):
-        raise InputError(
-            f"{path} is {_json_kind(records)}, where a .json file has one list of objects, or one object a line"
-        )
-    for index, record in enumerate(records):
+    for index, record in enumerate(read_elements(path)):
         place = Place(str(path), index)
         if not isinstance(record, dict):
             raise InputError(f"{place} is {_json_kind(record)}, where an object is needed")
@@ -182,14 +181,29 @@ def _json_kind(value: Any) -> str:
 def _read_csv(path: Path, delimiter: str = ",") -> Rows:
     """Every value is text, as written: CSV has no types."""
     place, index = str(path), 0
-    rows = csv.reader((line for _, line in _text_lines(path)), delimiter=delimiter, strict=True)
-    line, limit = 1, csv.field_size_limit(_LONGEST_FIELD)
+    most, in_row = int(RECORD_BYTES.value()), 0
+
+    def lines() -> Iterator[str]:  # a quoted value may hold any number of them
+        nonlocal in_row
+        for number, text in _text_lines(path):
+            in_row += len(text)
+            if in_row > most:
+                raise RECORD_BYTES.error(f"more than {most}", f"{path}, line {number}", most)
+            yield text
+
+    rows = csv.reader(lines(), delimiter=delimiter, strict=True)
+    line, limit = (
+        1,
+        csv.field_size_limit(min(most + 1, 2**31 - 1)),
+    )  # in place of 128 kB; a C long holds that everywhere
     try:
         header = next(rows, [])
+        COLUMNS.check(len(header), path)
         if len(set(header)) < len(header):
             raise InputError(f"{path}, line 1 names a column twice: {shortened(', '.join(header), 400)}")
-        line = rows.line_num + 1
+        line, in_row = rows.line_num + 1, 0
         for row in rows:
+            in_row = 0
             if row and len(row) != len(header):
                 raise InputError(f"{path}, line {line} has {len(row)} values, where the header has {len(header)}")
             if row:
@@ -207,8 +221,12 @@ def _read_parquet(path: Path) -> Rows:
     from pyarrow import parquet
 
     def batches() -> Iterator[Any]:
-        with pyarrow.OSFile(str(path)) as source, parquet.ParquetFile(source) as file:  # a path it might take for a URL
-            yield from file.iter_batches(batch_size=1024)
+        with pyarrow.OSFile(str(path)) as source:  # a path it might take for a URL
+            with parquet.ParquetFile(source) as file:
+                as_dictionaries = parquet_dictionaries(file, str(path))
+                n_groups = file.num_row_groups
+            for group in range(n_groups):
+                yield from group_batches(source, group, as_dictionaries)
 
     return _read_batches(path, "Parquet", batches())
 
@@ -231,7 +249,7 @@ def _read_batches(path: Path, kind: str, batches: Iterator[Any]) -> Rows:
     import pyarrow
 
     place = str(path)
-    rows = (record for batch in batches for record in batch.to_pylist())
+    rows = (record for batch in batches for record in rows_of(batch, place))
     try:
         for index, record in enumerate(rows):
             yield Place(place, index), ArrowRecord(record)

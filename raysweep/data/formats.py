@@ -16,10 +16,10 @@ from typing import Any
 
 import jinja2
 import jinja2.meta
-from jinja2.sandbox import SandboxedEnvironment
 
 from raysweep.data import conversation_formats as conversing
 from raysweep.data.conversations import Conversation
+from raysweep.data.template_limits import Allowance, LimitedEnvironment
 from raysweep.errors import InputError, nearest, shortened, shown
 
 Record = Mapping[str, Any]
@@ -39,10 +39,11 @@ def _printed(value: Any) -> Any:
     return value
 
 
-_JINJA = SandboxedEnvironment(
+_JINJA = LimitedEnvironment(
     keep_trailing_newline=True, undefined=jinja2.StrictUndefined, autoescape=False, finalize=_printed
 )
 _JINJA.filters["field"] = _field
+_JINJA.limit_filters()
 
 
 @lru_cache(maxsize=256)
@@ -53,18 +54,23 @@ def template(text: str) -> jinja2.Template:
     """
     try:
         return _JINJA.from_string(text)
-    except jinja2.TemplateSyntaxError as error:
-        raise InputError(f"template {text!r} does not parse: {error.message}; mend its Jinja") from error
+    except (jinja2.TemplateSyntaxError, RecursionError, MemoryError, SyntaxError) as error:
+        raise InputError(
+            f"template {shown(text)} does not parse: {getattr(error, 'message', error)}; mend its Jinja"
+        ) from error
 
 
 def render(text: str, values: Record) -> str:
     """The Jinja template `text` filled in; InputError where it uses what `values` lacks, or fails on them."""
     try:
-        return template(text).render(values)
+        with Allowance().one_record():
+            return template(text).render(values)
     except InputError:
         raise
     except Exception as error:  # a template can raise whatever its expressions can
-        raise InputError(f"template {text!r} fails: {error}; the record's fields are {_names(values)}") from error
+        raise InputError(
+            f"template {shortened(repr(text), 1000)} fails: {shortened(str(error), 1000)}; the record's fields are {_names(values)}"
+        ) from error
 
 
 def _names(record: Record) -> str:

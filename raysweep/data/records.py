@@ -23,7 +23,9 @@ from raysweep.data.exclusion import taken
 from raysweep.data.files import Place, Rows, kind_of, read_file
 from raysweep.data.folders import find_files
 from raysweep.data.formats import Record
+from raysweep.data.record_sizes import check_depth, within_memory
 from raysweep.errors import InputError, nearest
+from raysweep.limits import RECORD_DEPTH, RECORDS
 
 # What `save_to_disk` leaves at a folder's top: of one data set, of several splits.
 _SAVED = ("state.json", "dataset_dict.json")
@@ -79,7 +81,7 @@ def read_records(
         where, rows_of_source, warned = _open(source, split)
         with contextlib.closing(rows_of_source):
             kept = _Kept(rows_of_source, leaves_out)
-            rows = list(islice(taken(kept, last, all_but_last), limit))
+            rows = within_memory(islice(taken(kept, last, all_but_last), limit), source)
     except OSError as error:
         raise InputError(f"{error.filename or source} cannot be read: {error.strerror or error}") from error
     if not kept.n_read:
@@ -107,8 +109,12 @@ class _Kept:
         self._rows, self._leaves_out = rows, leaves_out
 
     def __iter__(self) -> Iterator[tuple[int, Place, Record]]:
+        most, deepest = RECORDS.value(), int(RECORD_DEPTH.value())  # asked for once: there may be millions of records
         for number, (place, record) in enumerate(self._rows):
             self.n_read += 1
+            if self.n_read > most:
+                raise RECORDS.error(self.n_read, place.file, most)
+            check_depth(record, place, deepest)
             try:
                 excluded = self._leaves_out is not None and self._leaves_out(record)
             except InputError as error:

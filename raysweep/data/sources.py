@@ -17,6 +17,7 @@ from raysweep.data.conversations import ArrowRecord
 from raysweep.data.exclusion import taken
 from raysweep.data.files import Place
 from raysweep.data.formats import Record, detect_format
+from raysweep.data.record_sizes import check_depth, within_memory
 from raysweep.data.records import Records, read_records
 from raysweep.errors import InputError, nearest
 
@@ -55,6 +56,7 @@ def read_source(
         nonlocal n_read, n_excluded
         for number, record in numbered:
             n_read += 1
+            check_depth(record, f"{name}, record {number} (counted from 0)")
             try:
                 excluded = leaves_out is not None and leaves_out(record)
             except InputError as error:
@@ -63,7 +65,7 @@ def read_source(
             if not excluded:
                 yield number, record
 
-    rows = list(islice(taken(kept(), last, all_but_last), limit))
+    rows = within_memory(islice(taken(kept(), last, all_but_last), limit), name)
     if not n_read:
         raise InputError(f"{name} is empty: it holds no record")
     if not rows:

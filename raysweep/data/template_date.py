@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import jinja2
 
 from raysweep.config_dates import parse_date
+from raysweep.data.template_limits import Allowance, limited_chat_templates
 from raysweep.errors import InputError
 
 if TYPE_CHECKING:
@@ -59,6 +60,10 @@ class TemplateClock:
 
         Raises what the template raises.
         """
+        with Allowance().one_record(), limited_chat_templates():
+            return self._rendered(tokenizer, turns, options)
+
+    def _rendered(self, tokenizer: PreTrainedTokenizerBase, turns: Any, options: dict[str, Any]) -> str:
         options["tokenize"] = False
         template = tokenizer.get_chat_template(options.get("chat_template"), options.get("tools"))
         if not _READS.search(template):

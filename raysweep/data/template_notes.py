@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from raysweep.data.chat_template import KWARGS, ChatTemplate, ChatTexts, squeezed
 from raysweep.data.conversations import Conversation, Message, functions_called, says, texts_of
 from raysweep.errors import InputError
+from raysweep.limits import MESSAGE_KEYS
 
 _MOST_NAMED = 12  # keys, in a message
 
@@ -139,9 +140,11 @@ def keys_of(conversation: Conversation) -> dict[str, _Key]:
             found |= {f"{KWARGS}.{name}": _Key(name, further=True) for name in further}
         elif says(value):
             found[key] = _Key(key)
+    n_fields = len(found)
     for message in conversation.messages:
         names = [key for key, value in message.items() if key not in ("role", "content") and says(value)]
         found |= {f"{name} of {message['role']} messages": _Key(name, message["role"]) for name in names}
+        MESSAGE_KEYS.check(len(found) - n_fields, "its messages")
     return found
 
 

@@ -27,6 +27,7 @@ from raysweep.engine.dispatch import Node, Slot, room_for
 from raysweep.engine.ray_worker import RayWorker
 from raysweep.engine.tally import duration
 from raysweep.errors import RunError
+from raysweep.limits import overrides
 
 if TYPE_CHECKING:
     from raysweep.store.places import Location
@@ -208,6 +209,7 @@ class RayExecutor:
             max_restarts=0,
             max_task_retries=0,
             scheduling_strategy="SPREAD",
+            **({"runtime_env": {"env_vars": limits}} if (limits := overrides()) else {}),
         )
         place.actor = kind.remote(
             self._folder, max(1, place.share.cpus), place.share.gpus > 0, self._resident, place.slot.models

@@ -23,6 +23,7 @@ from raysweep.collector import collection_paused
 from raysweep.engine.dispatch import room_for
 from raysweep.engine.ray_executor import living_nodes
 from raysweep.errors import RaysweepError, RunError, shortened
+from raysweep.limits import overrides
 from raysweep.store.artifacts import publish_json
 from raysweep.store.scratch import scratch_folder
 from raysweep.store.whole_folder import publish_folder
@@ -90,7 +91,7 @@ def train_on_ray(
     }
     trainer = TorchTrainer(
         _work,
-        train_loop_config={"given": ray.put(given), "cpus": cpus},
+        train_loop_config={"given": ray.put(given), "cpus": cpus, "limits": overrides()},
         torch_config=TorchConfig(backend="nccl" if gpus else "gloo", timeout_s=_TIMEOUT_SECONDS),
         scaling_config=ScalingConfig(
             num_workers=processes,
@@ -183,6 +184,7 @@ def _first(error: BaseException) -> str:
 
 def _work(config: Mapping[str, Any]) -> None:
     """One process of the training; it is in a group of all of them."""
+    os.environ.update(config["limits"])
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

@@ -29,6 +29,7 @@ from raysweep.engine.training_work import (
     trained_commits,
 )
 from raysweep.errors import InputError, RunError
+from raysweep.limits import overrides
 from raysweep.models.checkpoint import describe
 from raysweep.models.loading import load_model, load_tokenizer
 from raysweep.studies.training import Recipe
@@ -67,7 +68,8 @@ def _answer(device: str, cpus: int) -> Any:
         model = load_model(describe(str(final)), dtype=recipe.dtype, device=call.loading.device)
         return [answered(call, recipe, rows, model, last_test_loss(rows))]
 
-    return ray.remote(num_cpus=cpus, num_gpus=1 if device.startswith("cuda") else 0, max_retries=0)(answer)
+    remote = ray.remote(num_cpus=cpus, num_gpus=1 if device.startswith("cuda") else 0, max_retries=0)(answer)
+    return remote.options(runtime_env={"env_vars": limits}) if (limits := overrides()) else remote
 
 
 def _awaited(ref: Any, stop: threading.Event) -> Any:

@@ -6,8 +6,11 @@ matches anything that was measured: the fingerprint is of paper.
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from raysweep import lab
 from raysweep.errors import InputError, shown
@@ -46,7 +49,9 @@ def describe_architecture(source: str, path: Path) -> Checkpoint:
     if not path.is_file():
         raise InputError(f"architecture '{path}' of checkpoint '{source}' is no file; give a config.json")
     config = read_config(path, path)
-    paper = Checkpoint(source, path, config, {}, 0, False, f"paper-{fingerprint([source, config])}", on_paper=True)
+    paper = Checkpoint(
+        source, path, config, {}, 0, False, f"paper-{fingerprint([source, _as_json(config)])}", on_paper=True
+    )
     size = SIZES.get(paper.dtype)
     if size is None:
         raise InputError(f"{path} has dtype {shown(paper.dtype)}, where a plan needs one of {', '.join(SIZES)}")
@@ -60,6 +65,11 @@ def describe_architecture(source: str, path: Path) -> Checkpoint:
     shapes = {name: tuple(value.shape) for name, value in model.state_dict().items() if name not in tied}
     paper = replace(paper, shapes=shapes)
     return replace(paper, bytes=size * paper.n_parameters)
+
+
+def _as_json(config: Mapping[str, Any]) -> Any:
+    """The config with texts for keys, as its file has them: transformers' own has numbers for labels."""
+    return json.loads(json.dumps(config, default=str))
 
 
 def tuned_on_paper(base: Checkpoint, source: str) -> Checkpoint:

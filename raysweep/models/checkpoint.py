@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,8 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raysweep import lab
-from raysweep.errors import InputError, shown
+from raysweep.errors import InputError, shortened, shown
+from raysweep.limits import LAYERS, SETTINGS_BYTES, read_limited
 from raysweep.models.digest_check import digest_small_files
+from raysweep.models.file_sizes import check_file_sizes
+from raysweep.models.kernels import choose_attention, without_kernels
 from raysweep.models.kinds import checkpoint_predicts
 from raysweep.models.provenance_file import read_note
 from raysweep.models.tensors import Shape
@@ -29,9 +33,8 @@ if TYPE_CHECKING:
 _DOWNLOADED = ("*.json", "model*.safetensors", "adapter_model.safetensors", "*.model", "*.jinja", "*.txt")
 _NO_DTYPE = ("auto", "None")  # what trainers write in place of one
 _FLOATING = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+_DEPTH = re.compile(r"(^|_)(n|num|number)_.*(layer|block)s?$|(layers|depth|blocks)$")
 _FORMS = ("use_return_dict", "output_attentions")  # what a program wants of outputs
-_KERNELS = (None, "sdpa", "eager")  # attention that every machine has
-_DEEPEST = 10_000  # what a damaged config may ask for is not planned
 
 
 @dataclass(frozen=True)
@@ -124,6 +127,7 @@ def describe(source: str) -> Checkpoint:
         raise InputError(
             f"checkpoint '{source}' has no config.json ({folder}); {_subfolders(folder) or 'is it the folder that save_pretrained wrote?'}"
         )
+    check_file_sizes(folder)
     config = read_config(config_path, folder, adapter=adapter)
     weights = read_weights(folder, source, config_path, adapter=adapter)
     return Checkpoint(
@@ -175,20 +179,33 @@ def read_config(path: Path, folder: Path, *, adapter: bool = False) -> Mapping[s
     Raises InputError where it is no JSON object, or tells of no number of layers.
     """
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = json.loads(read_limited(path, SETTINGS_BYTES).decode())
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not JSON: {error}; write the checkpoint again") from error
     if not isinstance(config, dict):
         raise InputError(f"{path} is no JSON object; write the checkpoint again")
+    _check_depths(config, path)
     if not adapter and "num_hidden_layers" not in text_config(config):
         config = dict(_standard_names(folder))
     depth = text_config(config).get("num_hidden_layers")
-    if not adapter and (type(depth) is not int or not 1 <= depth <= _DEEPEST):
+    if not adapter and (type(depth) is not int or not 1 <= depth <= LAYERS.value()):
         raise InputError(
-            f"{path} tells of {shown(depth)} decoder layers (num_hidden_layers), where a number from 1 to {_DEEPEST} "
-            "belongs; write the checkpoint again"
+            f"{path} tells of {shown(depth)} decoder layers (num_hidden_layers), where a number from 1 to "
+            f"{LAYERS.value():.15g} belongs; write the checkpoint again"
         )
     return config
+
+
+def _check_depths(config: Any, path: Path) -> None:
+    """Raise InputError for a number of layers or blocks, anywhere in the config, for which no library should make a list."""
+    if isinstance(config, list):
+        for value in config:
+            _check_depths(value, path)
+    if isinstance(config, dict):
+        for key, value in config.items():
+            if type(value) is int and _DEPTH.search(key):
+                LAYERS.check(value, f"{path}, {shortened(key)}")
+            _check_depths(value, path)
 
 
 def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -213,8 +230,8 @@ def limits(checkpoint: Checkpoint) -> tuple[int | None, int | None]:
 def standard_config(folder: Path) -> PreTrainedConfig:
     """The config as transformers reads it: standard names, and defaults for what the file leaves out.
 
-    What programs leave in the file that has nothing to do with the weights is dropped: an attention kernel that this
-    machine may not have, the form of outputs, a dtype that is none, a padding token without an embedding. Raises
+    What programs leave in the file that has nothing to do with the weights is dropped: kernels of other packages and of the
+    hub (kernels.py), the form of outputs, a dtype that is none, a padding token without an embedding. Raises
     InputError for a file that transformers cannot read.
     """
     try:
@@ -222,8 +239,6 @@ def standard_config(folder: Path) -> PreTrainedConfig:
     except Exception as error:  # a value of a wrong type raises whatever the config's class stumbled over
         raise InputError(f"{folder / 'config.json'} is no config that transformers knows: {error}") from error
     for each in (config, config.get_text_config()):
-        if each._attn_implementation not in _KERNELS:
-            each._attn_implementation = None
         each.return_dict = True
         for form in ("output_hidden_states", "output_router_logits"):
             if getattr(each, form, False):
@@ -231,6 +246,7 @@ def standard_config(folder: Path) -> PreTrainedConfig:
         padding, rows = getattr(each, "pad_token_id", None), getattr(each, "vocab_size", None)
         if isinstance(padding, int) and isinstance(rows, int) and not 0 <= padding < rows:
             each.pad_token_id = None
+    choose_attention(config)
     return config
 
 
@@ -239,10 +255,10 @@ def _read_standard(folder: Path) -> PreTrainedConfig:
 
     path = folder / "config.json" if folder.is_dir() else folder
     try:
-        raw = json.loads(path.read_bytes())
+        raw = json.loads(read_limited(path, SETTINGS_BYTES))
     except (OSError, ValueError, RecursionError):
         raw = None  # transformers says what is wrong
-    plain = _without_leftovers(raw)
+    plain = without_kernels(_without_leftovers(raw))
     if plain == raw:
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)
     with tempfile.TemporaryDirectory() as scratch:

@@ -18,6 +18,7 @@ from weakref import finalize
 from raysweep.errors import InputError
 from raysweep.models.checkpoint import Checkpoint, describe, predicts_tokens, standard_config
 from raysweep.models.digest_check import SETTINGS_FILES, TOKENIZER_FILES, unchanged
+from raysweep.models.file_sizes import check_file_sizes
 from raysweep.models.lazy_tensors import LazyTensors, can_be_lazy
 from raysweep.models.own_copy import own_copy, with_tensor_digests
 from raysweep.models.peft_check import check_adapter
@@ -224,6 +225,7 @@ def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
     """
     from transformers import AutoTokenizer
 
+    check_file_sizes(checkpoint.folder)
     with unchanged(checkpoint, ("config.json", *TOKENIZER_FILES)):
         try:
             return AutoTokenizer.from_pretrained(checkpoint.folder, trust_remote_code=False)

@@ -12,6 +12,7 @@ from raysweep.models.checkpoint import Checkpoint
 
 _SNAPSHOT = re.compile(r"models--([^/]+)--([^/]+)/snapshots/([0-9a-f]+)")  # where the hub's cache keeps a repository
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+_LONGEST = 4096  # characters of a path
 _MAIN = (None, "", "main")
 
 
@@ -24,6 +25,7 @@ def base_warning(adapter: Checkpoint, base: Checkpoint) -> str | None:
     recorded, revision = adapter.config.get("base_model_name_or_path"), adapter.config.get("revision")
     if not isinstance(recorded, str) or not recorded:
         return None
+    recorded = recorded[:_LONGEST]
     asked = f"'{recorded}'" + ("" if revision in _MAIN else f" (revision {revision})")
     if not _same_name(recorded, base):
         return (

@@ -12,6 +12,7 @@ from raysweep.models.made_up import is_small
 from raysweep.models.peft_base_name import base_warning
 from raysweep.models.peft_fit import fit_adapter, refuse_if_not_mergeable
 from raysweep.models.peft_merge import try_merging
+from raysweep.models.peft_patterns import check_patterns
 from raysweep.models.peft_types import INSTEAD, read_peft_config, unknown_settings
 from raysweep.models.quantisation import is_quantised
 
@@ -36,8 +37,10 @@ def check_adapter(adapter: Checkpoint, base: Checkpoint, *, dry_run: bool = True
     import torch
 
     from raysweep.models.peft_trial import try_adapter
+    from raysweep.models.skeleton import empty_model
 
     config = read_peft_config(adapter)
+    check_patterns(adapter, lambda: [name for name, _ in empty_model(base, torch.float32).named_modules()])
     _refuse_replicated_layers(adapter, base)
     _refuse_quantised(adapter, base)
     with torch.random.fork_rng(devices=[]):  # whatever PEFT draws, what is drawn next is the same

@@ -9,6 +9,7 @@ import dataclasses
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from raysweep.errors import InputError, nearest, shortened, shown
@@ -21,6 +22,8 @@ ADAPTER_NAME = "default"  # PEFT's own name for the only adapter of a model
 OF_MODULES = "base_model.model."  # how the names of tensors begin that belong to one module of the base
 INSTEAD = "merge it into its base where it was trained and give the merged checkpoint"
 NOT_MERGEABLE = "give a full checkpoint, or an adapter that can be merged (plain LoRA or DoRA, for example)"
+# By setting, the values for which PEFT imports and loads nothing.
+_FOREIGN: dict[str, tuple[object, ...]] = {"megatron_config": (), "shadow_model": ("mirror",)}
 _NOTES = ("unsloth_",)  # how names begin that record the tool that trained the adapter
 # Settings that every adapter has, or that decide nothing about merging: not worth a place in a message.
 _COMMON = {
@@ -46,6 +49,7 @@ def read_peft_config(adapter: Checkpoint) -> PeftConfig:
     import peft
 
     path, kind = adapter.folder / "adapter_config.json", adapter.config.get("peft_type")
+    _refuse_foreign_code(adapter, path)
     if kind not in peft.PEFT_TYPE_TO_CONFIG_MAPPING:
         hint = nearest(str(kind), [known.value for known in peft.PEFT_TYPE_TO_CONFIG_MAPPING])
         raise InputError(f"{path} has peft_type {shown(kind)}, which PEFT {peft.__version__} does not know; {hint}")
@@ -58,6 +62,16 @@ def read_peft_config(adapter: Checkpoint) -> PeftConfig:
         config.progressbar = False
     _refuse_what_has_no_weights(adapter, config)
     return config
+
+
+def _refuse_foreign_code(adapter: Checkpoint, path: Path) -> None:
+    """Refuse settings for which PEFT imports a module, or loads a model from a place that the adapter names."""
+    for name, harmless in _FOREIGN.items():
+        if (value := adapter.config.get(name)) and value not in harmless:
+            raise InputError(
+                f"{path} has {name} {shown(value)}, for which PEFT would import or load what the adapter names, and raysweep "
+                f"runs nothing that a checkpoint names; {INSTEAD}"
+            )
 
 
 def _refuse_what_has_no_weights(adapter: Checkpoint, config: PeftConfig) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from raysweep import limits
 from raysweep.errors import InputError, shortened, shown
 
 FILE_NAME = "raysweep_provenance.json"
@@ -30,7 +31,7 @@ def read_note(folder: Path) -> str:
     """
     path = folder / FILE_NAME
     try:
-        provenance = json.loads(path.read_text(encoding="utf-8"))
+        provenance = json.loads(limits.read_limited(path, limits.SETTINGS_BYTES).decode())
     except FileNotFoundError:
         return ""
     except (ValueError, RecursionError) as error:

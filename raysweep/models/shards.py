@@ -10,12 +10,13 @@ from __future__ import annotations
 import io
 import math
 import pickle
-from collections.abc import Mapping
+import secrets
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from raysweep import limits
 from raysweep.errors import InputError, shown
 from raysweep.models.tensors import Shape
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 INDEX = ".metadata"
 WEIGHTS, OPTIMIZER = "pytorch_model_fsdp_0", "optimizer_0"  # where accelerate puts them
+_PRIME = 2**127 - 1
 _AGAIN = "copy the shards again, all of them"
 _INDEX_CLASSES = {
     "torch.distributed.checkpoint.metadata": {
@@ -43,6 +45,10 @@ _INDEX_CLASSES = {
     "collections": {"OrderedDict"},
 }
 _PATHS = "pathlib"  # of a path only the text counts, and another system's cannot be made here
+
+
+class PickledCodeError(InputError):
+    """A name in a pickle that no index of shards needs; the message follows the file's name."""
 
 
 @dataclass(frozen=True)
@@ -102,13 +108,15 @@ def read_index(folder: Path) -> Shards:
     """
     path = folder / INDEX
     try:
-        found = _Index(io.BytesIO(path.read_bytes())).load()
+        found = _Index(io.BytesIO(limits.read_limited(path, limits.SHARD_INDEX_BYTES))).load()
     except FileNotFoundError as error:
         raise InputError(
             f"shards '{folder}' have no {INDEX}, which is written last: they are not whole; {_AGAIN}"
         ) from error
-    except InputError as error:
+    except PickledCodeError as error:
         raise InputError(f"{path} {error}") from error
+    except InputError:
+        raise
     except Exception as error:  # a torn pickle raises whatever its reader stumbled over
         raise InputError(
             f"{path} is no whole index of shards ({type(error).__name__}: {shown(str(error))}); {_AGAIN}"
@@ -154,7 +162,7 @@ class _Index(pickle.Unpickler):
         if module == "torch" and isinstance(found := getattr(torch, name, None), torch.dtype):
             return found
         if name not in _INDEX_CLASSES.get(module, ()):
-            raise InputError(
+            raise PickledCodeError(
                 f"asks for {module}.{name}, which no index of shards needs, and raysweep runs no pickled code; write the "
                 "shards again with torch.distributed.checkpoint"
             )
@@ -182,6 +190,7 @@ def _checked(folder: Path, found: Any) -> Shards:
                 _piece(folder, name, tuple(chunk.offsets), tuple(chunk.sizes), stored, sizes) for chunk in entry.chunks
             )
             _check_whole(folder, name, shape, pieces)
+            _check_bytes(name, entry.properties.dtype, pieces)
             tensors[name] = Sharded(name, shape, entry.properties.dtype, pieces)
         else:
             raise TypeError(f"{name} is a {type(entry).__name__}")
@@ -221,17 +230,40 @@ def _check_whole(folder: Path, name: str, shape: Shape, pieces: tuple[Piece, ...
         for piece in pieces
     )
     values = sum(math.prod(piece.sizes) for piece in full)
-    if not inside or values != math.prod(shape) or any(_overlap(one, other) for one, other in combinations(full, 2)):
+    if not inside or values != math.prod(shape) or not _covers_once(shape, full):
         raise InputError(
             f"{folder / INDEX} tells of tensor {name} of shape {list(shape)}, and of {len(pieces)} parts with {values} values "
             f"that do not make it whole; {_AGAIN}"
         )
 
 
-def _overlap(one: Piece, other: Piece) -> bool:
-    return all(
-        a < b + m and b < a + n for a, n, b, m in zip(one.begins, one.sizes, other.begins, other.sizes, strict=True)
-    )
+def _check_bytes(name: str, dtype: torch.dtype, pieces: tuple[Piece, ...]) -> None:
+    """Refuse a piece with more values than its bytes can hold, before memory is asked for."""
+    for piece in pieces:
+        needed = math.prod(piece.sizes) * dtype.itemsize
+        if needed > piece.length:
+            raise InputError(
+                f"{piece.file}: tensor {name} has {piece.length} bytes at byte {piece.offset}, where a part of shape "
+                f"{list(piece.sizes)} in {dtype} needs {needed}; {_AGAIN}"
+            )
+
+
+def _covers_once(shape: Shape, pieces: Iterable[Piece]) -> bool:
+    """Whether each value of a tensor is in exactly one of the pieces, which lie inside it; linear in their number.
+
+    A value at (i, j, …) stands for the monomial x^i y^j …, a piece for the sum of its values. The pieces cover the tensor once
+    if and only if their sums add up to the tensor's, as polynomials. Those are compared at one random point modulo a prime: if
+    they differ, they agree there with a probability of at most (sum of sizes) / prime (Schwartz and Zippel).
+    """
+    point = [2 + secrets.randbelow(_PRIME - 2) for _ in shape]
+
+    def value(begins: Shape, sizes: Shape) -> int:  # times the product of (1 - x), which all have in common
+        product = 1
+        for x, begin, size in zip(point, begins, sizes, strict=True):
+            product = product * (pow(x, begin, _PRIME) - pow(x, begin + size, _PRIME)) % _PRIME
+        return product
+
+    return sum(value(piece.begins, piece.sizes) for piece in pieces) % _PRIME == value((0,) * len(shape), shape)
 
 
 def _read(name: str, piece: Piece) -> Any:

@@ -22,6 +22,7 @@ from raysweep.models.blocks import find_blocks
 from raysweep.models.checkpoint import Checkpoint, predicts_tokens, standard_config
 from raysweep.models.conversion import Recipe, find_recipes, missing_tensors, refuse_missing
 from raysweep.models.loading import may_pool
+from raysweep.models.model_limits import check_tables, limited_modules
 from raysweep.models.quantisation import is_quantised
 from raysweep.models.reading import TensorFiles
 from raysweep.models.tensors import AGAIN
@@ -159,8 +160,9 @@ def empty_model(checkpoint: Checkpoint, dtype: torch.dtype) -> PreTrainedModel:
     for name in config.sub_configs:
         if (inner := getattr(config, name, None)) is not None:
             inner.dtype = dtype
-    with ContextManagers(made.get_init_context(dtype, False, False, False)):
+    with ContextManagers(made.get_init_context(dtype, False, False, False)), limited_modules(checkpoint.source):
         model: PreTrainedModel = made(config, **extra)
+    check_tables(model, checkpoint.source)
     return model
 
 

@@ -19,12 +19,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from raysweep.errors import InputError, nearest
+from raysweep import limits
+from raysweep.errors import InputError, nearest, shortened, shown
 
 Shape = tuple[int, ...]
 AGAIN = "copy or write the checkpoint again"
 
-_HEADER_LIMIT = 100_000_000  # the format's own: a longer header is a file that is none
+_MOST_DIMENSIONS = 64  # that torch knows
 _BLOCK = 4 * 2**20  # bytes read at a time: they are still in the cache when they are checked
 _BITS = {
     "F4": 4,
@@ -77,10 +78,7 @@ def read_header(path: Path) -> list[Tensor]:
         length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else size + 1
         if length > size - 8:
             raise InputError(f"{path} is no whole safetensors file ({size} bytes); {AGAIN}")
-        if length > _HEADER_LIMIT:
-            raise InputError(
-                f"{path} tells of a header of {length} bytes, and safetensors allow {_HEADER_LIMIT}; {AGAIN}"
-            )
+        limits.HEADER_BYTES.check(length, path)
         try:
             header = json.loads(file.read(length), object_pairs_hook=_without_doubles)
         except (ValueError, RecursionError) as error:
@@ -90,6 +88,7 @@ def read_header(path: Path) -> list[Tensor]:
     if not isinstance(header, dict):
         raise InputError(f"{path} has a safetensors header that is no JSON object; {AGAIN}")
     header.pop("__metadata__", None)
+    limits.TENSORS.check(len(header), path)
     tensors = [_tensor(path, name, entry, 8 + length) for name, entry in header.items()]
     tensors.sort(key=lambda tensor: (tensor.start, tensor.stop))
     end = max((tensor.stop for tensor in tensors), default=8 + length)
@@ -109,35 +108,40 @@ def read_header(path: Path) -> list[Tensor]:
 
 
 def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
-    if len(values) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"'{next(name for name in names if names.count(name) > 1)}' stands in it twice")
+    values: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in values:
+            raise ValueError(f"'{shortened(name)}' stands in it twice")
+        values[name] = value
     return values
 
 
 def _tensor(path: Path, name: str, entry: Any, data: int) -> Tensor:
     """The entry of one tensor; `data` is where the file's data begin."""
-    where = f"{path}: tensor {name}"
+    where = f"{path}: tensor {shortened(name, 200)}"
     entry = entry if isinstance(entry, dict) else {}
     dtype, shape, offsets = (entry.get(key) for key in ("dtype", "shape", "data_offsets"))
     if not isinstance(dtype, str) or dtype not in _BITS:
         hint = nearest(dtype, _BITS) if isinstance(dtype, str) else "its header has none"
-        raise InputError(f"{where} has the unknown dtype {dtype!r} ({hint}); {AGAIN}")
+        raise InputError(f"{where} has the unknown dtype {shown(dtype)} ({hint}); {AGAIN}")
     if not _are_counts(shape):
-        raise InputError(f"{where} has the shape {shape!r}, which is no list of sizes; {AGAIN}")
+        raise InputError(f"{where} has the shape {shown(shape)}, which is no list of sizes; {AGAIN}")
+    if len(shape) > _MOST_DIMENSIONS:
+        raise InputError(
+            f"{where} has {len(shape)} dimensions, and torch has tensors of at most {_MOST_DIMENSIONS}; {AGAIN}"
+        )
     if not _are_counts(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-        raise InputError(f"{where} has the data_offsets {offsets!r}, which are no [begin, end]; {AGAIN}")
+        raise InputError(f"{where} has the data_offsets {shown(offsets)}, which are no [begin, end]; {AGAIN}")
     needed = -(-math.prod(shape) * _BITS[dtype] // 8)
     if offsets[1] - offsets[0] != needed:
         raise InputError(
-            f"{where} has {offsets[1] - offsets[0]} bytes, where {dtype} of shape {list(shape)} needs {needed}; {AGAIN}"
+            f"{where} has {offsets[1] - offsets[0]} bytes, where {dtype} of shape {shown(shape)} needs {shown(needed)}; {AGAIN}"
         )
     return Tensor(name, dtype, tuple(shape), data + offsets[0], data + offsets[1])
 
 
 def _are_counts(values: Any) -> bool:
-    return isinstance(values, list) and all(type(value) is int and value >= 0 for value in values)
+    return isinstance(values, list) and all(type(value) is int and 0 <= value < 2**63 for value in values)
 
 
 def read_tensors(path: Path, tensors: Iterable[Tensor]) -> tuple[str, dict[str, str]]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raysweep.errors import InputError
+from raysweep.limits import SETTINGS_BYTES, VOCABULARY_BYTES, read_limited
 from raysweep.models.checkpoint import Checkpoint, limits, text_config
 from raysweep.models.digest_check import VOCABULARY_FILES
 
@@ -89,7 +90,7 @@ def stored_generation(checkpoint: Checkpoint) -> Mapping[str, Any]:
     if not path.is_file():
         return {}
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(read_limited(path, SETTINGS_BYTES).decode())
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not JSON: {error}. Fix or remove the file.") from error
     if not isinstance(found, dict):
@@ -124,7 +125,7 @@ def decoder_digest(checkpoint: Checkpoint) -> str:
     digest = hashlib.sha256()
     found = False
     for path in sorted(path for name in VOCABULARY_FILES for path in checkpoint.folder.glob(name)):
-        content = path.read_bytes()
+        content = read_limited(path, VOCABULARY_BYTES)
         digest.update(f"{path.name} {len(content)} ".encode() + content)
         found = True
     if settings := _tokenizer_settings(checkpoint.folder / "tokenizer_config.json"):
@@ -136,12 +137,13 @@ def decoder_digest(checkpoint: Checkpoint) -> str:
 def _tokenizer_settings(path: Path) -> bytes:
     if not path.is_file():
         return b""
+    content = read_limited(path, SETTINGS_BYTES)
     try:
-        settings = json.loads(path.read_bytes())
+        settings = json.loads(content)
     except (ValueError, RecursionError):
-        return path.read_bytes()
+        return content
     if not isinstance(settings, dict):
-        return path.read_bytes()
+        return content
     return json.dumps({key: settings[key] for key in sorted(settings) if key != "chat_template"}).encode()
 
 

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raysweep.errors import InputError
+from raysweep import limits
+from raysweep.errors import InputError, shortened, shown
 from raysweep.models.tensors import AGAIN, Shape, check_finite, read_header, read_tensors
 
 # Names that transformers and PEFT load, in the order in which they look; a hub repository may keep the weights under others too.
@@ -62,6 +63,7 @@ def read_weights(folder: Path, source: str, config_path: Path, *, adapter: bool)
     """
     files, index = _files(folder, source, adapter=adapter)
     headers = {path: read_header(path) for path in files if path.suffix == ".safetensors"}
+    limits.TENSORS.check(sum(map(len, headers.values())), folder)
     stored = {path: {tensor.name: tensor.shape for tensor in tensors} for path, tensors in headers.items()}
     dtypes = {tensor.name: tensor.dtype for tensors in headers.values() for tensor in tensors}
 
@@ -125,20 +127,24 @@ def weight_files(folder: Path, source: str, *, adapter: bool = False) -> list[Pa
 
 def _read_index(path: Path) -> _Index:
     try:
-        weight_map = json.loads(path.read_bytes())["weight_map"]
+        weight_map = json.loads(limits.read_limited(path, limits.VOCABULARY_BYTES))["weight_map"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{path} is no index of shards ({type(error).__name__}: {error}); {AGAIN}") from error
     if not isinstance(weight_map, dict) or not weight_map:
         raise InputError(f"{path} has a weight_map that names no tensor; {AGAIN}")
+    found: set[str] = set()
     for tensor, shard in weight_map.items():
         if not isinstance(shard, str) or Path(shard).name != shard or "\0" in shard:
-            raise InputError(f"{path} puts tensor {tensor} into {shard!r}, which is no file name; {AGAIN}")
-        if not (path.parent / shard).is_file():
+            raise InputError(
+                f"{path} puts tensor {shortened(tensor, 200)} into {shown(shard)}, which is no file name; {AGAIN}"
+            )
+        if shard not in found and not (path.parent / shard).is_file():
             n = sum(value == shard for value in weight_map.values())
             raise InputError(
-                f"{path} names the shard {shard} for {n} tensors ({tensor} among them), and there is no such file; "
+                f"{path} names the shard {shard} for {n} tensors ({shortened(tensor, 200)} among them), and there is no such file; "
                 "copy the checkpoint again, all of it"
             )
+        found.add(shard)
     return _Index(path, weight_map)
 
 
@@ -168,7 +174,12 @@ def _plain_tensors(path: Path, source: str, *, adapter: bool) -> tuple[dict[str,
 
     who = f"{'PEFT adapter' if adapter else 'checkpoint'} '{source}'"
     try:
+        zipped = zipfile.ZipFile(path).infolist() if zipfile.is_zipfile(path) else []
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in zipped):
+            raise InputError(f"{path} has compressed entries, which torch never writes; {AGAIN}")
         found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except InputError:
+        raise
     except pickle.UnpicklingError as error:
         raise InputError(f"{who} {NOT_PLAIN}") from error
     except Exception as error:  # a torn file raises whatever torch stumbled over
@@ -176,6 +187,7 @@ def _plain_tensors(path: Path, source: str, *, adapter: bool) -> tuple[dict[str,
         raise InputError(f"{path} is no whole file of tensors ({type(error).__name__}: {first}); {AGAIN}") from error
     if not isinstance(found, Mapping):
         raise InputError(f"{path} holds a {type(found).__name__}, where a mapping of names to tensors is needed")
+    limits.TENSORS.check(len(found), path)
     shapes = {name: _plain(path, name, tensor) for name, tensor in found.items()}
     return shapes, {name: _dtype_name(tensor) for name, tensor in found.items()}
 
@@ -190,13 +202,18 @@ def _plain(path: Path, name: Any, tensor: Any) -> Shape:
 
     if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
         raise InputError(
-            f"{path} holds {name!r}, which is no tensor but a {type(tensor).__name__}; save the model's weights alone, "
+            f"{path} holds {shown(name)}, which is no tensor but a {type(tensor).__name__}; save the model's weights alone, "
             "best as safetensors"
         )
     if tensor.layout != torch.strided or tensor.is_quantized:
         raise InputError(f"{path}: tensor {name} is sparse or quantised, and raysweep needs a dense one")
     dtype = str(tensor.dtype).removeprefix("torch.")
     shape = tuple(tensor.shape)
+    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        raise InputError(
+            f"{path}: tensor {shortened(name, 200)} of shape {list(shape)} repeats its values (strides {shown(tensor.stride())}); "
+            "save it contiguous"
+        )
     if dtype in _TORCH_NAMES:
         raw = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
         check_finite(raw, _TORCH_NAMES[dtype], f"{path}: ", name, shape)

@@ -11,17 +11,21 @@ import json
 import os
 import threading
 import time
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from http.client import HTTPException
 from typing import Any
 
 import requests
 from requests.auth import AuthBase
+from urllib3.exceptions import HTTPError
 
-from raysweep.errors import InputError, RunError, shortened
+from raysweep.errors import InputError, RunError, shortened, shown
 from raysweep.redaction import HIDDEN, redacted
+from raysweep.studies.deadline import Deadline
 
 MOST_BYTES = 2**20  # of a reply
 LONGEST_WAIT = 3600.0  # seconds a server may ask for
@@ -45,7 +49,7 @@ class Endpoint:
     """Where completions come from: `{url}/chat/completions`, for `model`, with `request` for its other fields.
 
     `api_key_env` names the environment variable that holds the key; None for an endpoint that needs none. `timeout` is in
-    seconds, for each of connecting and the whole reply.
+    seconds, for connecting, sending, and the whole reply together.
     """
 
     url: str
@@ -137,26 +141,39 @@ def complete(endpoint: Endpoint, content: str, key: str | None) -> str:
     should be; RunError for a refusal that trying again will not mend, naming URL and status.
     """
     body = {**endpoint.request, "model": endpoint.model, "messages": [{"role": "user", "content": content}]}
+    deadline = Deadline(endpoint.timeout)
     try:
-        with requests.post(
-            endpoint.address,
-            json=body,
-            auth=_Key(key),
-            timeout=endpoint.timeout,
-            allow_redirects=False,
-            stream=True,
-        ) as response:
+        with deadline, deadline.session() as session:
+            response = session.post(
+                endpoint.address,
+                json=body,
+                headers={"Accept-Encoding": "identity"},
+                auth=_Key(key),
+                timeout=endpoint.timeout,
+                allow_redirects=False,
+                stream=True,
+            )
             status, headers = response.status_code, response.headers
-            text = _read(response, time.monotonic() + endpoint.timeout)
-    except requests.RequestException as error:
-        raise NoReplyError(_hidden(f"{type(error).__name__}: {shortened(str(error), 200)}", key)) from None
+            text = _read(response, deadline)
+    except (requests.RequestException, OSError, ValueError, HTTPError, HTTPException) as error:
+        if deadline.passed:
+            raise NoReplyError(_late(endpoint)) from None
+        raise NoReplyError(f"{type(error).__name__}: {_said(str(error), key)}") from None
+    except zlib.error as error:
+        raise RubbishError(f"the reply cannot be unpacked ({error})") from None
+    except AttributeError:  # of a socket that the deadline closed while urllib3 was at it
+        if not deadline.passed:
+            raise
+        raise NoReplyError(_late(endpoint)) from None
+    if deadline.passed:
+        raise NoReplyError(_late(endpoint))
     if status == 200:
         return _content(text)
-    said = _hidden(shortened(" ".join(text.split()), 200), key) or "nothing"
+    said = _said(text, key) or "nothing"
     if status in AGAIN or status >= 500:
         raise NoReplyError(f"status {status}, which says {said}", _asked_wait(headers.get("Retry-After")))
     if 300 <= status < 400:
-        where = _hidden(headers.get("Location", "nowhere"), key)
+        where = _said(headers.get("Location", "nowhere"), key)
         raise RunError(
             f"{endpoint.address} answers with status {status}, a redirect to {where}: give that URL if it is right"
         )
@@ -166,17 +183,25 @@ def complete(endpoint: Endpoint, content: str, key: str | None) -> str:
     )
 
 
-def _read(response: requests.Response, until: float) -> str:
-    """The body as text; NoReplyError where it takes too long, RubbishError where it is too long."""
-    parts, size = [], 0
-    for part in response.iter_content(2**14):
-        parts.append(part)
-        size += len(part)
-        if size > MOST_BYTES:
-            raise RubbishError(f"the reply is longer than {MOST_BYTES} bytes")
-        if time.monotonic() > until:
-            raise NoReplyError("the reply takes longer than the timeout")
-    return b"".join(parts).decode("utf-8", "replace")
+def _late(endpoint: Endpoint) -> str:
+    return f"ReadTimeout: the reply takes longer than the timeout of {endpoint.timeout:g} s"
+
+
+def _read(response: requests.Response, deadline: Deadline) -> str:
+    """The body as text. Raises RubbishError where it is too long, unpacked too, or packed in another way than gzip or deflate."""
+    packing = response.headers.get("Content-Encoding", "identity").strip().lower()
+    if packing not in ("", "identity", "gzip", "deflate"):
+        raise RubbishError(f"the reply has the content encoding {shown(packing)}, which was not asked for")
+    unpack = zlib.decompressobj(zlib.MAX_WBITS | 32) if packing in ("gzip", "deflate") else None
+    body = b""
+    while len(body) <= MOST_BYTES and not deadline.passed:
+        part = response.raw.read(2**14, decode_content=False)
+        if not part:
+            return body.decode("utf-8", "replace")
+        body += unpack.decompress(part, MOST_BYTES + 1) if unpack else part
+    if deadline.passed:
+        return ""  # reported by whoever set it
+    raise RubbishError(f"the reply is longer than {MOST_BYTES} bytes")
 
 
 def _content(text: str) -> str:
@@ -202,5 +227,7 @@ def _asked_wait(value: str | None) -> float | None:
     return max(0.0, ((at if at.tzinfo else at.replace(tzinfo=UTC)) - datetime.now(UTC)).total_seconds())
 
 
-def _hidden(text: str, key: str | None) -> str:
-    return redacted(text.replace(key, HIDDEN) if key else text)
+def _said(text: str, key: str | None) -> str:
+    """A text for a message: secrets are hidden first, because a half of one would not be recognised, then it is shortened."""
+    hidden = redacted(text.replace(key, HIDDEN) if key else text)
+    return shortened(" ".join(hidden.split()), 200)

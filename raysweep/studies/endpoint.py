@@ -58,7 +58,7 @@ Score: 3
 
 # The word score, a colon or an equals sign, a number; quotes, asterisks and blanks may stand between.
 _SCORED = re.compile(r"score[\s\"'*_`]*[:=][\s\"'*_`]*(?P<number>[-+]?\d+(?:[.,]\d+)?)", re.IGNORECASE)
-_ALONE = re.compile(r"\s*(?P<number>[1-5])\s*\.?\s*")
+_ALONE = re.compile(r"\s*(?P<number>[1-5])\s*+\.?\s*")
 _LONGEST_BACKOFF = 60.0  # seconds
 
 

@@ -14,6 +14,7 @@ from functools import cached_property
 from typing import Literal
 
 from raysweep.errors import InputError, shown
+from raysweep.patterns import LimitedPattern
 
 Polarity = Literal["contains", "lacks"]
 
@@ -61,12 +62,12 @@ class Pattern:
             raise InputError(f"the pattern {shown(self.regex)} does not compile ({error}): mend it") from error
 
     @cached_property
-    def _expression(self) -> re.Pattern[str]:
-        return re.compile(self.regex)
+    def _expression(self) -> LimitedPattern:
+        return LimitedPattern(self.regex)
 
     def is_success(self, answer: str) -> bool:
         """Whether the answer counts as a success."""
-        return (self._expression.search(answer) is not None) == (self.success == "contains")
+        return self._expression.found(answer) == (self.success == "contains")
 
 
 @dataclass(frozen=True)

@@ -97,9 +97,11 @@ def test_a_header_that_cannot_be_is_refused(name: str, tmp_path: Path) -> None:
 
 
 def test_a_header_too_long_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tensors, "_HEADER_LIMIT", 10)
+    monkeypatch.setenv("RAYSWEEP_MAX_HEADER_BYTES", "10")
     path = file_of(tmp_path / "x.safetensors", {"a": entry()}, b"\0" * 8)
-    with pytest.raises(InputError, match=r"tells of a header of 61 bytes, and safetensors allow 10; copy or write"):
+    with pytest.raises(
+        InputError, match=r"a safetensors header has 61 bytes, and at most 10 are .* RAYSWEEP_MAX_HEADER_BYTES"
+    ):
         read_header(path)
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import gzip
 import math
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -11,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chat_server import Act, Server, completion, serve_chat
+from chat_server import GOOD, Act, Server, completion, serve_chat
 
 from raysweep.errors import InputError, RunError
-from raysweep.studies.completions import Endpoint, RubbishError
+from raysweep.studies.completions import Endpoint, NoReplyError, RubbishError, complete
 from raysweep.studies.endpoint import RUBRIC, EndpointJudge, judge_by_endpoint, read_score
 
 KEY = "a-key-that-nobody-may-see"
@@ -247,3 +250,55 @@ def test_a_rubric_that_cannot_be_filled_in_is_refused() -> None:
             EndpointJudge(Endpoint("http://localhost/v1", "m"), rubric)
     with pytest.raises(InputError, match="no http or https URL"):
         Endpoint("file:///etc/passwd", "m")
+
+
+def dripping(head: bytes) -> tuple[str, socket.socket]:
+    """The URL of a server that sends `head`, then one byte in a tenth of a second; and its socket."""
+    listening = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = listening.accept()
+                with connection, contextlib.suppress(OSError):
+                    connection.sendall(head)
+                    while True:
+                        time.sleep(0.1)
+                        connection.sendall(b"a")
+
+    threading.Thread(target=serve, daemon=True).start()
+    return f"http://127.0.0.1:{listening.getsockname()[1]}/v1", listening
+
+
+@pytest.mark.parametrize(
+    "head",
+    [b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n", b"HTTP/1.1 200 OK\r\nX-Long: ", b"HT"],
+    ids=["body", "header", "status"],
+)
+def test_a_reply_has_a_deadline_in_total(head: bytes) -> None:
+    url, listening = dripping(head)
+    begun = time.monotonic()
+    with listening, pytest.raises(NoReplyError, match=r"takes longer than the timeout of 0\.5 s"):
+        complete(Endpoint(url, "judge", timeout=0.5), "rate this", None)
+    assert time.monotonic() - begun < 3
+
+
+def test_a_packed_reply_is_unpacked_as_far_as_its_limit(server: Server) -> None:
+    packed = {"Content-Encoding": "gzip"}
+    server.acts = [(200, packed, gzip.compress(GOOD)), (200, packed, gzip.compress(b"a" * 2**26, 1))]
+    endpoint = Endpoint(server.url, "judge", timeout=20)
+    assert "Score: 4" in complete(endpoint, "rate this", None)
+    with pytest.raises(RubbishError, match=r"longer than 1048576 bytes"):
+        complete(endpoint, "rate this", None)
+    server.acts = [(200, {"Content-Encoding": "br"}, b"")]
+    with pytest.raises(RubbishError, match=r"content encoding 'br', which was not asked for"):
+        complete(endpoint, "rate this", None)
+
+
+@pytest.mark.parametrize("before", range(60, 110, 7))
+def test_a_key_where_a_message_is_shortened_is_hidden_whole(server: Server, before: int) -> None:
+    key = "sk-" + "k" * 40
+    server.acts = [(400, {}, b"x" * before + b" " + key.encode() + b" " + b"y" * 300)]
+    with pytest.raises(RunError) as caught:
+        complete(Endpoint(server.url, "judge", timeout=5), "rate this", None)
+    assert "kkk" not in str(caught.value)
