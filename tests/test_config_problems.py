@@ -14,7 +14,7 @@ from raysweep.numerics.measures.registry import MEASURES
     ("override", "told"),
     [
         ("nmae=x", "unknown key 'nmae'; did you mean 'name'?"),
-        ("zzz=1", "unknown key 'zzz'; known: datasets, execution, models, name, storage, storage_options, studies"),
+        ("zzz=1", "unknown key 'zzz'; known: datasets, execution, models, name, storage, storage_mode, storage_options, studies"),
         ("models.0.tunned={}", "unknown key 'models[0].tunned'; did you mean 'tuned'?"),
         ("datasets.1.fromat=x", "unknown key 'datasets[1].fromat'; did you mean 'format'?"),
         ("studies.similarty={}", "unknown key 'studies.similarty'; did you mean 'similarity'?"),

@@ -52,7 +52,7 @@ def test_sweep_leaves_a_whole_run(swept):
         assert f"results/{table}.parquet" in found
     losses = pd.read_parquet(folder / "results" / "substitution.parquet")
     assert len(losses) == (1 + 5 + 4 + 1) * 11
-    assert {path.suffix for path in (folder / "report" / "figures").iterdir()} == {".png", ".svg"}
+    assert {path.suffix for path in (folder / "report" / "figures").glob("[!.]*")} == {".png", ".svg"}
 
 
 def test_sweep_keeps_the_config_it_made(swept, raysweep):

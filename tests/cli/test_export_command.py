@@ -72,7 +72,7 @@ def test_a_run_in_an_object_store_is_exported_to_a_folder(spoken, s3, raysweep, 
     for name in content(spoken.folder):
         path = spoken.folder / name
         if path.is_file():
-            put_bytes(root / ("events/one.jsonl" if name == "events.jsonl" else name), path.read_bytes())
+            put_bytes(root / ("events/000001-aaaaaaaa.jsonl" if name == "events.jsonl" else name), path.read_bytes())
     arguments = [s3.url("spoken"), "--option", f"endpoint_url={s3.endpoint}", "--out", tmp_path / "out"]
     told = raysweep("export", *arguments)
     assert told == Result(0, f"wrote 5 files: {tmp_path / 'out'}\n", "")

@@ -102,11 +102,13 @@ def test_activations_that_are_gone_are_captured_again(
     drive(config)
     victim = sorted(tmp_path.glob("activations/m/first/layer=002/*.arrow"))[1]
     whole = victim.read_bytes()
+    before = set(victim.parent.iterdir())
     victim.unlink() if how == "gone" else victim.write_bytes(whole[:100])
     assert api.status(tmp_path).unfinished == ["similarity m/first"]
     done = drive(config)
     assert done.n_calls == 1
     assert events_of(done, "call_started")[-1]["call"] == "capture m/first chunk 1"
-    assert victim.read_bytes() == whole
+    (captured,) = set(victim.parent.iterdir()) - before
+    assert captured.read_bytes() == whole
     same_tables(tables_of(done), tables_of(finished), exactly=True)
     assert drive(config).n_calls == 0
