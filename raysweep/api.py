@@ -135,10 +135,13 @@ def open_run(folder: str | Location, storage_options: Mapping[str, Any] | None =
     from raysweep.engine.disk import failures_told
     from raysweep.engine.folder import RunFolder
     from raysweep.engine.reach import reach
+    from raysweep.store.links import refuse_links
 
     found = RunFolder(reach(folder, storage_options))
     found.require_run()
     with failures_told(found.root):
+        if isinstance(found.root, Path):
+            refuse_links(found.root)
         return _reported(found, {})
 
 

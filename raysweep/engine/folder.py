@@ -173,7 +173,7 @@ class RunFolder:
             ) from error
 
     def make(self, mode: int | None = None) -> None:
-        """Make the folder, and those above it. Raises InputError where the system does not let it, or it has links to elsewhere.
+        """Make the folder, and those above it. Raises InputError where the system does not let it.
 
         `mode` are its permissions; by default the umask decides for a new folder, and an existing one stays as it is. In an
         object store there are no folders to be made, and the bucket is the user's to make.
@@ -184,7 +184,6 @@ class RunFolder:
             self.root.mkdir(parents=True, exist_ok=True)
             if mode is not None:
                 self.root.chmod(mode)
-            refuse_links(self.root)
         except OSError as error:
             raise InputError(
                 f"storage '{self.root}' cannot be made ({error.strerror or error}); give another folder"
@@ -231,7 +230,12 @@ class RunFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the folder, so that no other run writes to it. Raises FolderInUseError, naming its holder, if one does."""
+        """Hold the folder, so that no other run writes to it.
+
+        Raises FolderInUseError, naming the holder, if another run has it, and InputError if it has links to elsewhere.
+        """
+        if isinstance(self.root, Path):
+            refuse_links(self.root)
         try:
             with hold(self.lock) if isinstance(self.lock, Path) else hold_object(self.lock) as self._held:
                 yield
