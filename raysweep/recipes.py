@@ -216,5 +216,6 @@ execution:
   # report_to: [tensorboard]         # or mlflow, wandb: the run is logged there, too (pip install 'raysweep[trackers]')
 
 storage: runs/tiny                   # a folder, or a URL: s3://bucket/runs/tiny (pip install 'raysweep[s3]')
+# storage_mode: "700"              # permissions of a run folder, as chmod takes them; by default the umask decides
 # storage_options: {endpoint_url: http://10.0.0.5:9000}   # for a URL; credentials go into the environment or ~/.aws
 """

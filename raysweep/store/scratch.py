@@ -30,7 +30,7 @@ def scratch_folder(parent: Path) -> Iterator[Path]:
     try:
         with hold(lock):
             try:
-                folder.mkdir()
+                folder.mkdir(mode=0o700)  # states of records wait in it
                 yield folder
             finally:
                 shutil.rmtree(folder, ignore_errors=True)

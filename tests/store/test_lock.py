@@ -83,8 +83,44 @@ def test_a_file_system_without_locks_is_worked_on_without(tmp_path, monkeypatch)
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(fcntl, "flock", without)
-    with hold(tmp_path / ".lock"):
+    with hold(tmp_path / ".lock") as held:
         assert (tmp_path / ".lock").read_bytes() == b""
+        assert not held.locked
+
+
+def test_an_error_of_the_disk_is_not_taken_for_a_file_system_without_locks(tmp_path, monkeypatch):
+    def broken(*args):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(fcntl, "flock", broken)
+    with pytest.raises(OSError, match="Input/output"), hold(tmp_path / ".lock"):
+        pass
+
+
+def test_a_link_is_not_followed(tmp_path):
+    (tmp_path / "mine").write_text("mine")
+    (tmp_path / ".lock").symlink_to(tmp_path / "mine")
+    with pytest.raises(OSError, match="symbolic links"), hold(tmp_path / ".lock"):
+        pass
+    assert (tmp_path / "mine").read_text() == "mine"
+
+
+@pytest.mark.parametrize("how", ["removed", "renamed", "replaced", "folder renamed"])
+def test_a_lock_file_that_is_another_one_by_now_is_noticed(tmp_path, how):
+    path = tmp_path / "run" / ".lock"
+    path.parent.mkdir()
+    with hold(path) as held:
+        assert held.locked
+        assert held.is_there()
+        if how == "removed":
+            path.unlink()
+        elif how == "folder renamed":
+            path.parent.rename(tmp_path / "moved")
+        else:
+            path.rename(path.with_name("other"))
+            if how == "replaced":
+                path.touch()
+        assert not held.is_there()
 
 
 def test_who_asks_for_the_holder_keeps_nobody_from_it(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -152,6 +153,39 @@ def test_of_many_that_begin_at_once_one_holds(bucket: Any) -> None:
     for thread in threads:
         thread.join()
     assert sorted(outcomes) == ["held", "refused", "refused", "refused"]
+
+
+def test_a_number_that_others_have_used_and_removed_meanwhile_is_given_up(
+    remote: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Paused between looking and creating: another took number 2 and released it, a third has number 3."""
+    lock, third = remote / ".lock", contextlib.ExitStack()
+    with hold_object(lock):
+        pass
+
+    def paused(place: Any, data: bytes) -> bool:
+        monkeypatch.setattr(object_lock, "create", create)
+        with hold_object(lock):
+            pass
+        third.enter_context(hold_object(lock))
+        return create(place, data)
+
+    monkeypatch.setattr(object_lock, "create", paused)
+    with third:
+        with pytest.raises(HeldError) as caught, hold_object(lock):
+            pass
+        assert str(caught.value).startswith(f"process {os.getpid()} on ")
+        assert list(listing(lock)) == ["000003"], "its own is removed again"
+    assert not holder(lock).held
+
+
+def test_a_removed_lock_is_noticed_at_the_next_check(remote: Any) -> None:
+    with hold_object(remote / ".lock") as held:
+        held.check()
+        (remote / ".lock" / "000001").unlink()
+        held.check(ask=False)
+        with pytest.raises(LostError):
+            held.check()
 
 
 def test_a_lock_that_was_made_although_the_answer_got_lost_is_held(

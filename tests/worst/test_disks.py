@@ -59,6 +59,28 @@ def test_a_disk_without_room_is_refused(world, raysweep, mounted):
     assert list(where.iterdir()) == []
 
 
+def test_a_file_system_without_inodes_is_named(world, raysweep, mounted):
+    where = mounted("-t", "tmpfs", "-o", "size=20m,nr_inodes=40", "tmpfs")
+    more = ["--set", f"storage={where / 'run'}", "--set", "execution.chunk=1"]
+    ended = raysweep("run", world / "config.yaml", *more)
+    assert (ended.code, ended.out) == (1, "")
+    last = ended.err.splitlines()[-1]
+    assert (
+        f"'{where}/run' cannot be written to: no inodes left on its file system, which holds 40 files at most (wri"
+        in last
+    )
+    assert last.endswith("; what is committed is kept: remove files there and run again")
+    refused = raysweep("run", world / "config.yaml", *more)
+    assert refused.code == 2
+    assert told(
+        refused,
+        f"storage '{where}/run' is on a file system that has no inodes free (40 in all), so no file can be created; remove files "
+        "there, or give another folder",
+    ), refused.err
+    subprocess.run(["mount", "-o", "remount,nr_inodes=4000", str(where)], check=True)
+    assert raysweep("run", world / "config.yaml", *more).code == 0
+
+
 def test_a_disk_that_fills_up_ends_the_run_and_keeps_what_is_committed(world, raysweep, mounted, monkeypatch):
     where = mounted("-t", "tmpfs", "-o", "size=1200k", "tmpfs")
     (where / "filler").write_bytes(b"x" * 1_080_000)
