@@ -38,6 +38,7 @@ COMMANDS = {
 GROUND = {  # beside config.py and its parts
     *("raysweep.collector", "raysweep.errors", "raysweep.fingerprint", "raysweep.lab", "raysweep.limits"),
     *("raysweep.patterns", "raysweep.redaction", "raysweep.signals"),
+    "raysweep.terminal",
     "raysweep.user_cache",
 }
 PACKAGES = {"report": 6, "engine": 5, "studies": 4, "fetching": 4, "models": 2, "data": 2, "store": 2, "numerics": 0}

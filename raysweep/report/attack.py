@@ -15,7 +15,7 @@ from raysweep.report.attack_words import ARMS, JUDGES, conclusion, harm, rate
 from raysweep.report.page_tables import MOST, Table
 from raysweep.report.pictures import Drawings, Picture
 from raysweep.report.summaries import rows_of
-from raysweep.report.words import interval, number
+from raysweep.report.words import excerpt, interval, number
 
 Published = Mapping[str, Mapping[str, Mapping[str, float | None]]]  # by model, arm, and keywords, judge or harm
 _HEADLINES = 3  # of models and data sets; the others are below
@@ -219,7 +219,7 @@ def _texts(answers: pd.DataFrame) -> Table:
         chosen = chosen[chosen["example_id"].isin(list(dict.fromkeys(chosen["example_id"]))[:_SHOWN])]
         for row in rows_of(chosen.sort_values(["example_id", "prompts"])):
             success = "n/a" if pd.isna(row.success) else "yes" if row.success else "no"
-            shown.append([model, ARMS.get(str(arm), arm), row.prompts, row.prompt, row.text, success])
+            shown.append([model, ARMS.get(str(arm), arm), row.prompts, excerpt(row.prompt), excerpt(row.text), success])
     caption = "Some answers; all are in results/answers.parquet"
     columns = ["model", "trained", "prompts", "prompt", "answer", "as the attack wants"]
     return Table(caption, columns, shown[:MOST], words={0, 1, 2, 3, 4, 5})

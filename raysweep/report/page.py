@@ -33,7 +33,7 @@ from raysweep.report.pictures import Drawings, Picture, overview, pictures_of
 from raysweep.report.removals import PREFIX, Removed, removed_view
 from raysweep.report.spectrum import spectrum_pictures, spectrum_table
 from raysweep.report.training import Adapted, Tuned, adapted_headline, adapted_view, tuned_view
-from raysweep.report.words import duration, layers_text, moment
+from raysweep.report.words import duration, excerpt, layers_text, moment
 from raysweep.store.artifacts import publish_bytes
 from raysweep.store.owned_files import keep_only
 
@@ -192,10 +192,10 @@ def _samples(cell: Cell) -> _Samples | None:
     examples = []
     for rows in groups[:_SAMPLES]:
         texts = [
-            (_together([_named(cell, str(words)) for words in same["intervention"]]), str(text))
+            (_together([_named(cell, str(words)) for words in same["intervention"]]), excerpt(str(text)))
             for text, same in rows.groupby("text", sort=False)
         ]
-        prompt, reference = str(rows["prompt"].iloc[0]), str(rows["reference"].iloc[0])
+        prompt, reference = (excerpt(str(rows[column].iloc[0])) for column in ("prompt", "reference"))
         examples.append((prompt, reference, texts[:_TEXTS], max(0, len(texts) - _TEXTS)))
     words = generated["intervention"].astype(str)
     others = words.str.match("set |attention |mlp |reverse ") | words.str.contains(" at ")

@@ -14,7 +14,7 @@ from markupsafe import Markup
 from raysweep.report.cells import Cell
 from raysweep.report.page_tables import MOST, Table
 from raysweep.report.summaries import rows_of
-from raysweep.report.words import decimals_for, interval, number, number_or_reason, runs_text
+from raysweep.report.words import decimals_for, excerpt, interval, number, number_or_reason, runs_text
 
 PREFIX = "removal "
 _WORDS = re.compile(r"removal (?P<what>.+) at (?P<layer>\d+)(?: (?P<mode>\w+) (?P<position>\w+)(?P<mean> mean kept)?)?")
@@ -137,7 +137,7 @@ def _components(components: str) -> str:
 def _sample(rows: pd.DataFrame) -> Sample:
     found = [
         (match, str(text))
-        for words, text in zip(rows["intervention"], rows["text"], strict=True)
+        for words, text in zip(rows["intervention"], rows["text"].astype(str).map(excerpt), strict=True)
         if (match := _WORDS.fullmatch(words))
     ]
     before = next((text for match, text in found if match["what"] == "none"), "")
@@ -149,7 +149,7 @@ def _sample(rows: pd.DataFrame) -> Sample:
             name = f"layer {match['layer']}: {match['what']} ({how})"
             by_text.setdefault(text, []).append(name)
     after = [_compared(_together(names), before, text) for text, names in by_text.items()]
-    prompt, reference = str(rows["prompt"].iloc[0]), str(rows["reference"].iloc[0])
+    prompt, reference = (excerpt(str(rows[column].iloc[0])) for column in ("prompt", "reference"))
     return Sample(prompt, reference, before, after[:_TEXTS], max(0, len(after) - _TEXTS))
 
 

@@ -10,6 +10,8 @@ from raysweep.studies.layer_names import layers_text as layers_text
 from raysweep.studies.layer_names import runs as runs
 from raysweep.studies.layer_names import runs_text as runs_text
 
+PAGE_CHARS = 20_000  # of one prompt, reference or generated text on the page; the tables have all of it
+
 
 def metric_name(metric: str) -> str:
     """A metric's name as it is written in prose; the column's own word where there is no other."""
@@ -75,3 +77,11 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
+
+
+def excerpt(text: str) -> str:
+    """Return a text as the page shows it: its beginning and end if it is longer than PAGE_CHARS, with how much is left out."""
+    if len(text) <= PAGE_CHARS:
+        return text
+    half = PAGE_CHARS // 2
+    return f"{text[:half]}\n[… {len(text) - 2 * half:,} characters are not shown …]\n{text[-half:]}"

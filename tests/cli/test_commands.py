@@ -119,8 +119,10 @@ def test_plan_tells_and_writes_nothing(config, raysweep):
     kinds = ["by", "capture", "substitute", "similarity", "correlate"]
     words = [*kinds, "to", "to", "memory", "time", "weights", "resident", "stream"]
     assert [line.split()[0] for line in lines[3:]] == words
-    assert re.fullmatch(r"  resident   \S+ kB to read, \d+ layer calls, \d+ MB of memory, \S+ s \(taken\)", lines[13])
-    assert re.fullmatch(r"  stream     \S+ kB to read, \d+ layer calls, \d+ MB of memory, \S+ s", lines[14])
+    assert re.fullmatch(
+        r"  resident   \S+ kB to read, \d+ layer calls, \S+ [MG]B of memory, \S+ s \(taken\)", lines[13]
+    )
+    assert re.fullmatch(r"  stream     \S+ kB to read, \d+ layer calls, \S+ [MG]B of memory, \S+ s", lines[14])
     # trunk 5; branches 5 + 3 × 2; tails 3 + 2 + 1; the base model's own layers 5
     # three chunks of one batch, and a capture call each
     assert lines[9] == "to compute   27 layer applications, each on a whole data set (81 calls of a layer on a batch)"

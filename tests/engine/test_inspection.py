@@ -151,5 +151,5 @@ def test_devices(monkeypatch):
 
 def test_the_libraries_that_decide_figures_are_recorded():
     found = libraries()
-    assert set(found) == {"raysweep", "torch", "transformers", "tokenizers", "numpy", "scipy"}
+    assert set(found) == {"raysweep", "torch", "transformers", "tokenizers", "peft", "numpy", "scipy"}
     assert found["numpy"] == np.__version__

@@ -76,16 +76,20 @@ def test_a_run_on_a_store_that_fails_every_seventh_request_gives_the_local_table
         assert stored.equals(pq.read_table(local.folder / "results" / f"{name}.parquet"))
     figures = {path.name for path in (local.report.parent / "figures").iterdir()}
     assert {name.rpartition("/")[2] for name in names if name.startswith("report/figures/")} == figures
+    listed = json.loads(read_bytes(root / "report/figures/.raysweep-files.json"))
     assert api.examine(root, checksums=True).findings == ()
     everything = content(root)
     assert not any(secret.encode() in everything for name, secret in CREDENTIALS.items() if "KEY" in name)
 
     told = raysweep("status", config.storage, "--option", f"endpoint_url={s3.endpoint}", "--json")
     assert json.loads(told.out)["state"] == "finished"
-    put_bytes(root / "report/figures/old.png", b"an earlier page's")
+    for name in ("old.png", "mine.png"):
+        put_bytes(root / "report/figures" / name, b"an earlier page's, or the user's")
+    put_bytes(root / "report/figures/.raysweep-files.json", json.dumps([*listed, "old.png"]).encode())
     drawn = raysweep("report", config.storage, "--option", f"endpoint_url={s3.endpoint}")
     assert drawn.out == f"report: {config.storage}/report/index.html\n"
-    assert listing(root / "report").keys() == {n.removeprefix("report/") for n in names if n.startswith("report/")}
+    expected = {name.removeprefix("report/") for name in names if name.startswith("report/")}
+    assert listing(root / "report").keys() == expected | {"figures/mine.png"}
 
 
 def test_a_run_is_resumed_where_it_is_and_started_afresh(s3, make_config, local, same_tables):

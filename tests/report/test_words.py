@@ -63,3 +63,9 @@ def test_a_measure_of_distance_is_told_as_one():
     assert (words.metric_name("rsa"), words.likeness_name("rsa")) == ("RSA", "RSA")
     assert words.metric_name("of another time") == words.likeness_name("of another time") == "of another time"
     assert [words.measures_distance(metric) for metric in ("block_influence", "cosine", "gone")] == [True, False, False]
+
+
+def test_a_long_text_is_shown_by_its_ends_and_says_how_much_is_left_out() -> None:
+    assert words.excerpt("x" * 20_000) == "x" * 20_000
+    shown = words.excerpt("a" * 500_000 + "b" * 500_001)
+    assert shown == "a" * 10_000 + "\n[… 980,001 characters are not shown …]\n" + "b" * 10_000

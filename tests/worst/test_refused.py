@@ -69,8 +69,8 @@ WORSE: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "a billion layers": (
         lambda w: edit_json(w / "base/config.json", num_hidden_layers=10**9),
-        "{w}/base/config.json tells of 1000000000 decoder layers (num_hidden_layers), where a number from 1 to 10000 belongs; "
-        "write the checkpoint again",
+        "{w}/base/config.json, num_hidden_layers: a setting of the model asks for 1000000000 layers or blocks, and at most 2000 "
+        "are accepted. If you trust it, set the environment variable RAYSWEEP_MAX_LAYERS to a higher number",
     ),
     "a tokenizer that is torn": (
         lambda w: (w / "base/tokenizer.json").write_text('{"version": '),
