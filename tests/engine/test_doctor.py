@@ -219,7 +219,9 @@ def test_a_link_out_of_the_folder_is_not_followed(finished, tmp_path):
     shutil.copytree(finished.folder.root, tmp_path / "run")
     (tmp_path / "mine.parquet").write_bytes(b"mine")
     (tmp_path / "run/chunks/mine.parquet").symlink_to(tmp_path / "mine.parquet")
-    assert examine(RunFolder(tmp_path / "run"), remove=True).findings == ()
+    assert examine(RunFolder(tmp_path / "run")).findings == ()
+    with pytest.raises(InputError, match=r"chunks/mine\.parquet' is a symbolic link to "):
+        examine(RunFolder(tmp_path / "run"), remove=True)
     assert (tmp_path / "mine.parquet").read_bytes() == b"mine"
 
 

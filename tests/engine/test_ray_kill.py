@@ -261,6 +261,7 @@ def test_sigterm_ends_a_ray_that_was_started_here_and_what_is_committed_is_kept(
     assert len(after) == len(set(after))
 
 
+@pytest.mark.soak  # without Ray it is test_ends.py's
 def test_a_second_run_in_the_folder_is_refused_while_the_first_works(tmp_path, start):
     config, events = tmp_path / "config.yaml", tmp_path / "run" / "events.jsonl"
     config.write_text(laboratory(tmp_path / "run", "local").to_yaml())

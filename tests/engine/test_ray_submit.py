@@ -264,6 +264,7 @@ def refused(raysweep, *arguments):
     return ended.err.removeprefix("error: ").strip()
 
 
+@pytest.mark.soak
 def test_a_storage_that_a_node_may_not_write_to(cluster, write_config, tmp_path):
     storage = cluster.read_only / "run"
     code, out, _, seconds = submit(cluster, write_config(tmp_path), "--set", f"storage={storage}")

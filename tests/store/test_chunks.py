@@ -370,6 +370,7 @@ def test_killed_at_random_moments_only_whole_commits_remain(tmp_path: Path) -> N
     assert not list(tmp_path.glob(".tmp*"))
 
 
+@pytest.mark.soak  # test_crash_points.py has every step of a run, without processes
 def test_killed_before_each_step_of_a_commit(tmp_path: Path) -> None:
     """A commit has six steps (flush, rename or link, flush of the folder; twice): its chunk exists once the fifth is done."""
     steps = range(7, 13)  # those of the second commit
