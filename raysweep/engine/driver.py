@@ -338,10 +338,8 @@ class _Run:
         log = {"call": call.name, "tasks": list(call.tasks), "measured": dict(measured)}
         kept = self.folder.commit(with_inputs(commit, call, self.facts), log)
         if kept.extra["log"] != log:  # of a driver that lost the folder to this one and committed all the same
-            log, commit = (
-                kept.extra["log"],
-                replace(commit, table=self.folder.chunks.read(kept) if kept.table else None),
-            )
+            log = kept.extra["log"]
+            commit = replace(commit, table=self.folder.chunks.read(kept) if kept.table else None)
         written = {"results": kept.table.bytes if kept.table else 0, "activations": sum(f.bytes for f in kept.files)}
         self.log.emit(events.CHUNK_COMMITTED, commit=commit.name, keys=commit.keys, **log, bytes=written)
         if isinstance(call, TrainCall) and isinstance(self.folder.root, Path):
