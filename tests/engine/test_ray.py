@@ -191,6 +191,7 @@ def test_an_address_where_nothing_answers(on_ray, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.soak
 def test_an_address_where_something_else_answers(on_ray, tmp_path, monkeypatch):
     monkeypatch.setattr("raysweep.engine.ray_backend._ANSWER_SECONDS", 8.0)
     with socket.socket() as server:

@@ -170,6 +170,7 @@ def test_a_job_that_would_lose_its_run_is_refused(cluster, write_config, tmp_pat
     assert "error: storage 'runs/x' is relative, and a job runs in a folder of its own" in log
 
 
+@pytest.mark.soak
 def test_an_entry_point_that_holds_a_gpu_is_refused(cluster, write_config, tmp_path):
     code, log = cluster.run("sweep.py", write_config(tmp_path), entrypoint_num_gpus=1)
     assert code == 2
@@ -276,6 +277,7 @@ def test_a_storage_that_a_node_may_not_write_to(cluster, write_config, tmp_path)
     assert list(cluster.read_only.iterdir()) == [], "what was made to find out is gone"
 
 
+@pytest.mark.soak  # likewise
 def test_a_storage_that_is_another_on_one_node(cluster, write_config, tmp_path, raysweep):
     storage = cluster.own / "run"
     told = refused(raysweep, "run", write_config(tmp_path), "--address", cluster.address, "--set", f"storage={storage}")
@@ -286,6 +288,7 @@ def test_a_storage_that_is_another_on_one_node(cluster, write_config, tmp_path, 
     assert list(cluster.own.iterdir()) == []
 
 
+@pytest.mark.soak  # test_ray_checks.py has what is said, without a cluster
 def test_nodes_with_another_raysweep_than_the_driver(cluster, write_config, tmp_path):
     other = tmp_path / "other" / "raysweep-99.0.dist-info"
     other.mkdir(parents=True)

@@ -92,6 +92,7 @@ def test_a_run_on_a_store_that_fails_every_seventh_request_gives_the_local_table
     assert listing(root / "report").keys() == expected | {"figures/mine.png"}
 
 
+@pytest.mark.soak
 def test_a_run_is_resumed_where_it_is_and_started_afresh(s3, make_config, local, same_tables):
     config = on(s3, make_config, "resumed")
     root = location(config.storage, config.storage_options)

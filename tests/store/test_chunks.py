@@ -354,6 +354,7 @@ def whole_commits(folder: Path) -> int:
     return len(store.manifests())
 
 
+@pytest.mark.soak  # likewise, and test_kill.py has a whole run
 def test_killed_at_random_moments_only_whole_commits_remain(tmp_path: Path) -> None:
     generator, before = random.Random(), 0
     for _ in range(3):
