@@ -59,7 +59,8 @@ Date = Annotated[str, BeforeValidator(_date), AfterValidator(parse_date)]  # YYY
 
 
 def _mode(value: object) -> object:
-    """Permissions as text. Raises ValueError for a number, which YAML may have read as octal or not, and without the owner's own."""
+    """Permissions as text. Raises ValueError for one that does not let the owner in."""
+    value = str(value) if type(value) is int else value  # 0700 without quotes is 448 to YAML, and refused
     if not isinstance(value, str) or not re.fullmatch(r"0?7[0-7]{2}", value):
         raise ValueError(
             f'{shown(value)} is not a mode of a folder that its owner can use; write it in quotes, such as "700"'

@@ -164,9 +164,11 @@ class RunFolder:
         return any(map(is_segment, listing(self.events)))
 
     def check_usable(self) -> None:
-        """Raise InputError unless the folder is a run folder, is empty, or can be made."""
+        """Raise InputError unless the folder is a run folder, is empty, or can be made, and has no links to elsewhere."""
         try:
             self._check_ours()
+            if isinstance(self.root, Path) and self.root.is_dir():
+                refuse_links(self.root)
         except OSError as error:  # a name too long, a folder that may not be read
             raise InputError(
                 f"storage '{self.root}' cannot be used ({error.strerror or error}); give another folder"

@@ -70,12 +70,14 @@ def test_links_that_stay_inside_and_a_run_folder_that_is_one_are_used(tmp_path: 
         assert (tmp_path / "disk" / ".lock").is_file()
 
 
-def test_a_report_and_a_removal_do_not_follow_links(tmp_path: Path, finished_copy: Callable[[Path], RunFolder]) -> None:
+def test_planning_a_report_and_a_removal_do_not_follow_links(
+    tmp_path: Path, finished_copy: Callable[[Path], RunFolder]
+) -> None:
     folder, outside = finished_copy(tmp_path / "run"), tmp_path / "outside"
     outside.mkdir()
     (outside / "part-x.arrow").write_bytes(b"mine")
     link(folder.root, "activations/m/other", outside)
-    for work in (lambda: api.open_run(str(folder.root)), lambda: examine(folder, remove=True)):
+    for work in (folder.check_usable, lambda: api.open_run(str(folder.root)), lambda: examine(folder, remove=True)):
         with pytest.raises(InputError, match=r"activations/m/other' is a symbolic link to "):
             work()
     assert (outside / "part-x.arrow").read_bytes() == b"mine"
@@ -109,12 +111,19 @@ def test_a_fresh_run_removes_its_own_files_alone(tmp_path: Path, finished_copy: 
 
 
 @pytest.mark.parametrize(
-    ("mode", "umask", "found"), [("700", 0o022, 0o700), ("2750", 0o000, None), (None, 0o027, 0o750)]
+    ("mode", "umask", "found"),
+    [
+        ('"700"', 0o022, 0o700),
+        ("750", 0o022, 0o750),
+        ("0700", 0o022, None),
+        ("2750", 0o022, None),
+        (None, 0o027, 0o750),
+    ],
 )
 def test_permissions(
     tmp_path: Path, mode: str | None, umask: int, found: int | None, make_config: Callable[..., Config]
 ) -> None:
-    more = [] if mode is None else [f'storage_mode="{mode}"']
+    more = [] if mode is None else [f"storage_mode={mode}"]
     if found is None:
         with pytest.raises(InputError, match=r"is not a mode of a folder that its owner can use; write it in quotes"):
             make_config(tmp_path / "run", *more)
