@@ -1,4 +1,4 @@
-"""How large what a template's operation makes can become at most, reckoned from its operands; in bytes, roughly.
+"""How large the result of a template's operation can become at most, estimated from its operands; in bytes, roughly.
 
 Only operations that can multiply sizes are known here: of any other, the result is no larger than a few times its operands.
 """

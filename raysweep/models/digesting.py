@@ -46,7 +46,7 @@ class Digesting:
 
 
 class PieceMemory:
-    """Memory for a few pieces, each taken again once nobody digests what is in it."""
+    """Memory for a few pieces, each reused once its content is digested."""
 
     def __init__(self) -> None:
         self._all = cycle([(memoryview(bytearray(PIECE)), list[Future[None]]()) for _ in range(_PIECES)])

@@ -4,7 +4,7 @@
 go of; one that has not been heard of for a while is taken to be dead, as is one whose process is gone from this machine.
 Whoever takes over makes the object of the next number, which the store lets only one of two do (If-None-Match: S3, Google,
 Azure; a store that does not know it keeps two apart unless they start in the same instant), and then looks again: a process
-that was paused between looking and creating may have created a number that others have since used and removed. Ages are told by
+that was paused between looking and creating may have created a number that others have since used and removed. Ages are measured by
 the store's own clock.
 """
 

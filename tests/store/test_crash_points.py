@@ -154,7 +154,7 @@ def in_memory() -> Iterator[Path]:
 
 @pytest.fixture(params=WORK)
 def work(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], Tables]:
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # what it does is reckoned, and a disk's takes long
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # file_calls.py models it
     return WORK[request.param]
 
 
