@@ -27,7 +27,7 @@ from raysweep.cli_options import FORMATS, AsJson, Folder, Fresh, Options, Overri
 from raysweep.cli_run import run_and_report, warn
 from raysweep.errors import RaysweepError, in_lines
 from raysweep.redaction import redacted
-from raysweep.terminal import echo
+from raysweep.terminal import echo, show_old_names
 
 app = typer.Typer(
     cls=Commands,
@@ -379,6 +379,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a name that the terminal cannot show ends no command
             stream.reconfigure(errors="backslashreplace")
+    show_old_names()
     try:
         with signals.handled(program=True):
             app()
