@@ -1,13 +1,13 @@
-# Every target makes the virtual environment it needs. PYTHON chooses the interpreter (3.11 or newer).
+# Every target creates the virtual environment it needs. PYTHON chooses the interpreter (3.11 or newer).
 PYTHON ?= python3
 VENV := .venv
 TESTS := tests
 BIN := $(VENV)/bin
-# Python compiles each module that is used at its first import, and keeps it here, wherever it is told to keep nothing: pip would
-# compile all, which takes longer than the rest of the installation.
+# Python compiles each module at its first import and stores the result here, even if the environment forbids it: with pip compiling
+# everything, the installation takes more than twice as long.
 export PYTHONDONTWRITEBYTECODE :=
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
-# What some tests need and make cannot install; without it they are left out, and that is said.
+# Programs that some tests need and make cannot install; without them these tests are skipped, with a message.
 CHROMIUM = $(shell command -v chromium chromium-browser google-chrome)
 PROMETHEUS = $(and $(shell command -v prometheus),$(shell command -v promtool))
 
@@ -18,8 +18,8 @@ demo: $(VENV)/.run  ## the whole study on the embedded laboratory; ends by namin
 
 test: $(VENV)/.test  ## the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "not soak and ($(if $(CHROMIUM),browser or )not browser) and ($(if $(PROMETHEUS),prometheus or )not prometheus)" $(TESTS)
-	@$(if $(CHROMIUM),,echo "no Chromium here: the browser tests of the report page were left out")
-	@$(if $(PROMETHEUS),,echo "no Prometheus here (Debian's package prometheus): tests of the dashboards' queries and alerts were left out")
+	@$(if $(CHROMIUM),,echo "no Chromium here: the browser tests of the report page were skipped")
+	@$(if $(PROMETHEUS),,echo "no Prometheus here (Debian's package prometheus): tests of the dashboards' queries and alerts were skipped")
 
 fuzz: $(VENV)/.test  ## random configs, records and checkpoints for a minute, others each time
 	OMP_NUM_THREADS=1 RAYSWEEP_FUZZ_SECONDS=60 RAYSWEEP_FUZZ_SEED=$${RAYSWEEP_FUZZ_SEED:-$$(date +%s)} $(BIN)/python -m pytest -q -s tests/test_fuzz.py tests/test_resource_bombs.py -m "not soak"

@@ -210,7 +210,7 @@ def warn_of_date(loaded: Loaded, reading: Mapping[str, Any]) -> None:
     """Warn if a chat template was given today's date, and will be given another tomorrow."""
     if loaded.template_date is not None and reading.get("template_date") is None:
         warnings.warn(
-            f"the chat template reads the clock and is given {loaded.template_date}; pass template_date='{loaded.template_date}' to "
+            f"the chat template reads the clock and gets {loaded.template_date}; pass template_date='{loaded.template_date}' to "
             "get the same texts on another day",
             stacklevel=2,
         )
