@@ -1,13 +1,13 @@
-"""The Python calls on models: everything that `import raysweep as rs` offers without a config or a run folder.
+"""Python calls on models: everything in `import raysweep as rs` that works without a config or a run folder.
 
 A model is a loaded transformers model, an `Adapter`, or the name or folder of a checkpoint (`lab://tiny`, a hub id, a path).
-Named models are described, checked and loaded as the command line does it: float32 on a CPU, the checkpoint's own dtype on a
-GPU. A loaded model is used in evaluation mode, and is afterwards as it was: training mode of each module, hooks, gradients,
-flags of its config, compiled layers. Two loaded models must not share weights, and must have one dtype and device.
+Named models are checked and loaded as on the command line: float32 on a CPU, the checkpoint's own dtype on a GPU. A loaded
+model is used in evaluation mode and restored afterwards: training mode of each module, hooks, gradients, flags of its config,
+compiled layers. Two loaded models must not share weights, and must have the same dtype and device.
 
 Examples are what `load_examples` returns, a list of `Example`, or records: dicts, a data frame, a data set of `datasets`, or the
-path or name of a data file. Records are tokenised by the named models' tokenizer, or by `tokenizer`; `format` is that of the
-first record unless given, and the other options are those of `load_examples`.
+path or name of a data file. Records are tokenised with the named models' tokenizer, or with `tokenizer`; `format` is found from the
+first record unless given. The other options are those of `load_examples`.
 """
 
 from __future__ import annotations
@@ -79,8 +79,8 @@ def sweep_windows(
     """Measure per-example losses with each window [start, stop) of the tuned model replaced by the base model's layers.
 
     `windows` are pairs, ranges or slices, an array [W, 2], or a data frame with columns start and stop; a range or slice by itself
-    is one window. The untouched tuned model (0, 0) and all layers (0, L) are always among the rows. A layer brings its hooks
-    along. Raises InputError for models that are no pair or share weights, and for a window that does not fit.
+    is one window. The untouched tuned model (0, 0) and all layers (0, L) are always among the rows. A layer keeps its
+    hooks. Raises InputError for models that are not a pair or share weights, and for a window that does not fit.
     """
 
     def changes(n_layers: int) -> list[Change]:
@@ -106,14 +106,14 @@ def sweep(
     batch_tokens: int = 8192,
     **reading: Unpack[Reading],
 ) -> pd.DataFrame:
-    """Measure per-example losses of everything that a config's `substitution` may ask for, in one pass.
+    """Measure per-example losses of every change that a config's `substitution` supports, in one pass.
 
-    `widths`: every window of each (`all`: of every one); `sets`: layers replaced together, by name; `modules` (`attention`,
-    `mlp`): that part of each window's layers alone; `coefficients`: windows and sets at steps between tuned (0) and base (1,
-    always there); `reverse`: the base model with each window of the tuned one. Where a list of numbers or names is expected, one
-    by itself will do. Models, rows and their order are as `sweep_windows` has them, windows first; a set's rows name its layers.
+    `widths`: every window of each width (`all`: of every width); `sets`: layers replaced together, by name; `modules` (`attention`,
+    `mlp`): only that part of each window's layers; `coefficients`: windows and sets at steps between tuned (0) and base (1,
+    always included); `reverse`: the base model with each window of the tuned model. A single number or name works in place of a
+    list. Models, rows and their order are as in `sweep_windows`, windows first; a set's rows name its layers.
 
-    Raises InputError for what does not fit the models, where a layer's attention and MLP cannot be told apart, and for
+    Raises InputError for a change that does not fit the models, if a layer's attention and MLP cannot be distinguished, and for
     `coefficients` on layers with hooks.
     """
     budget = whole_number("batch_tokens", batch_tokens)
@@ -139,11 +139,11 @@ def estimate(
     batch_tokens: int = 8192,
     **reading: Unpack[Reading],
 ) -> pd.DataFrame:
-    """Estimate what `sweep` measures, by first order in the weights (estimator `gradient`).
+    """Estimate what `sweep` measures, to first order in the weights (estimator `gradient`).
 
-    It costs about three layer applications for each layer and point, however many changes are asked for. Everything else is as
-    `sweep` has it, the errors too; `points` is 1 or more. An estimate is good if the step from tuned to base is small: measure
-    some of the rows with `sweep` before you trust one. Raises InputError for layers with hooks.
+    It costs about three layer applications for each layer and point, for any number of changes. Arguments, rows and errors are
+    those of `sweep`; `points` is 1 or more. The estimate is good if the step from tuned to base is small, so measure some of the
+    rows with `sweep` before you trust it. Raises InputError for layers with hooks.
     """
     budget, count = whole_number("batch_tokens", batch_tokens), whole_number("points", points)
     changes = _changes(widths, sets, modules, coefficients, reverse)
@@ -160,7 +160,8 @@ def capture(
 ) -> torch.Tensor:
     """Capture the states [L, N, D] of every decoder layer's output at the chosen position of each example's prompt.
 
-    In the model's own dtype for `last` and `first`, float32 for `mean`; on the CPU. Raises InputError for an unknown pooling.
+    They are on the CPU, in the model's own dtype for `last` and `first`, in float32 for `mean`. Raises InputError for an unknown
+    pooling.
     """
     budget = whole_number("batch_tokens", batch_tokens)
     _check_name("pooling", pooling, POOLINGS)
@@ -188,11 +189,11 @@ def critical_layers(
     progress: Callable[[str], None] | None = None,
     **reading: Unpack[Reading],
 ) -> Critical:
-    """Find the layers of a base model where representations change most (smallest δ); `top` of them, a fifth by default.
+    """Find the layers of a base model where representations change most (smallest δ): `top` of them, a fifth by default.
 
-    `examples` may be of several data sets, by name: the choice is then by the mean of their δ, and their agreement is reported.
+    `examples` may have several data sets, by name: the layers are then chosen by the mean of their δ, and their agreement is reported.
     Examples whose states are not finite are left out. `progress` is called with the name of each data set before it is captured.
-    Raises InputError, naming the data set, where fewer than two examples are left.
+    Raises InputError, naming the data set, if fewer than two examples remain.
     """
     _check_name("metric", metric, MEASURES)
     _check_name("pooling", pooling, POOLINGS)
@@ -241,16 +242,17 @@ def load_examples(
     tokenizer: Tokenizer | None = None,
     **options: Any,
 ) -> Loaded:
-    """Make examples of records: each one's texts, their tokens, and how many of them are the prompt.
+    """Make examples of records: the texts of each record, its tokens, and how many of them are the prompt.
 
     `source` is a file, a folder of Hugging Face `datasets`, a hub data set or a laboratory name, as text or `Path`; or records in
-    memory: a list of dicts, a pandas data frame or a data set of `datasets`. `format` names how a record is read; by default it is
+    memory: a list of dicts, a pandas data frame or a data set of `datasets`. `format` says how a record is read; by default it is
     the one format that the first record fits (`columns` with the options `prompt` and `response`). `tokenizer` is a tokenizer, or
-    the name or folder of a checkpoint. It may come second, without a format before it.
+    the name or folder of a checkpoint; it may be the second argument, without a format.
 
     The other options are `limit`, `split`, `template`, `max_tokens`, `too_long`, `prompt`, `response`, `exclude`, `last`,
-    `all_but_last`, `template_date` and `prompts_only`, as raysweep.data.examples.load_examples has them. Warns of what the
-    prompt template does not read or changes, and if it reads the clock. Raises InputError as load_examples there does.
+    `all_but_last`, `template_date` and `prompts_only`; `template` is the prompt template: `chat` (the tokenizer's own), `plain`,
+    `llama2`, `llama3` or `phi3`. Warns if the prompt template ignores or changes a part of the records, and if it reads the clock.
+    Raises InputError for records or options that cannot be used.
     """
     if len(given) > 2:
         raise TypeError(
