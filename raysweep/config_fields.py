@@ -80,4 +80,9 @@ class Section(BaseModel):
 class Named(Section):
     """A section that others refer to by its name."""
 
-    name: Name
+    name: Name = Field(
+        description=(
+            "The name that tables, plans and the report use. Letters, digits, `.`, `_` and `-`; the first is a "
+            "letter or digit."
+        )
+    )
