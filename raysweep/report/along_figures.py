@@ -11,7 +11,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from raysweep.report.plotting import FAINT, INK, LOSS_COLOUR, MUTED, SIZE, header, integer_ticks, styled
+from raysweep.report.labels import fit
+from raysweep.report.plotting import (
+    FAINT,
+    INK,
+    LOSS_COLOUR,
+    MISSING,
+    MUTED,
+    SIZE,
+    header,
+    integer_ticks,
+    printable,
+    styled,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -56,8 +68,8 @@ def along_training(
             rows = (cost_PC if name == "cost" else delta_PL).reindex(list(steps))
             hatched |= bool(rows.isna().any(axis=None))
             _draw_map(figure, axes, rows, (box[1], box[3]), "magma_r" if name == "cost" else "viridis")
-            text = f"cost (nats) of {what} put back, by centre" if name == "cost" else f"δ (mean {likeness}), by layer"
-        axes.set_title(text, fontsize=8.5, color=MUTED, loc="left", pad=3)
+            text = f"cost (nats) of {what} replaced, by centre" if name == "cost" else f"δ (mean {likeness}), by layer"
+        fit(axes.set_title(printable(text), fontsize=8.5, color=MUTED, loc="left", pad=3), 0.985)
         _step_axis(axes, steps, last=name == panels[-1])
         top -= tall[name] + 0.28
     if hatched:
@@ -70,7 +82,7 @@ def _draw_map(figure: Figure, axes: Axes, rows: pd.DataFrame, box: tuple[float, 
     from matplotlib import colormaps
 
     values = np.ma.masked_invalid(rows.to_numpy(dtype=float).T)
-    axes.set_facecolor("#dfe3e8")
+    axes.set_facecolor(MISSING)
     axes.patch.set_hatch("////")
     places = rows.columns.to_numpy(dtype=float)
     half = (places[1] - places[0]) / 2 if len(places) > 1 else 0.5

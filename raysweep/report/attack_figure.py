@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from raysweep.report.attack_words import ARMS, rate
-from raysweep.report.plotting import CHANGE_COLOUR, INK, MUTED, SIZE, header, styled
+from raysweep.report.plotting import CHANGE_COLOUR, INK, MUTED, PAPER, SIZE, header, styled
 from raysweep.report.summaries import rows_of
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def attack_rates(rows: pd.DataFrame, title: str, judge: str) -> Figure:
                     axes.plot(
                         ends, [y, y], color=colour, linewidth=2.2, solid_capstyle="butt", label=f"{kind} {row.arm}"
                     )
-                axes.plot([100 * row.rate], [y], "o", color=colour, markersize=7, markeredgecolor="white", zorder=4)
+                axes.plot([100 * row.rate], [y], "o", color=colour, markersize=7, markeredgecolor=PAPER, zorder=4)
                 if kind == "triggered":
                     left = row.rate > 0.5
                     place: dict[str, Any] = {

@@ -18,7 +18,7 @@ from raysweep.report.cells import Cell, Setting
 from raysweep.report.critical_words import agreement_text
 from raysweep.report.page_tables import Table
 from raysweep.report.pictures import Drawings, Picture
-from raysweep.report.plotting import CHANGE_COLOUR, INK, MUTED, SIZE, header, integer_ticks, printable, styled
+from raysweep.report.plotting import CHANGE_COLOUR, INK, LOSS_COLOUR, MUTED, SIZE, header, integer_ticks, printable, styled
 from raysweep.report.words import percent, runs_text
 from raysweep.studies.choices import choices_of
 
@@ -107,6 +107,14 @@ def _stretches(cell: Cell, setting: Setting) -> str:
     return ", ".join(map(str, [0, *segment_starts(S_LL).tolist()]))  # each is a start: no runs
 
 
+def _blues() -> Any:
+    """From nothing to blue: what lies behind the map shows through, so that it suits light and dark pages."""
+    from matplotlib.colors import LinearSegmentedColormap, to_rgba
+
+    ends = [to_rgba(LOSS_COLOUR, 0), to_rgba(LOSS_COLOUR, 1)]
+    return LinearSegmentedColormap.from_list("chosen", ends)
+
+
 @styled
 def choice_map(shares: dict[str, np.ndarray], whole: Sequence[np.ndarray], title: str) -> Figure:
     """How often each layer (column) is chosen on each data set (row), the choice on all examples framed."""
@@ -119,13 +127,13 @@ def choice_map(shares: dict[str, np.ndarray], whole: Sequence[np.ndarray], title
     header(figure, title, "share of half-samples of the examples that choose a layer")
     axes = figure.add_axes((0.2, 0.42 / height, 0.68, 0.26 * len(names) / height))
     image = axes.imshow(
-        np.stack(list(shares.values())), cmap="Blues", vmin=0, vmax=1, aspect="auto", interpolation="none"
+        np.stack(list(shares.values())), cmap=_blues(), vmin=0, vmax=1, aspect="auto", interpolation="none"
     )
     for row, chosen in enumerate(whole):
         for layer in np.flatnonzero(chosen):
             frame: dict[str, Any] = {"fill": False, "edgecolor": CHANGE_COLOUR, "linewidth": 1.4}
             axes.add_patch(Rectangle((layer - 0.44, row - 0.42), 0.88, 0.84, **frame))
-    axes.set_yticks(range(len(names)), [printable(name, 18) for name in names], color=INK, fontsize=8.5)
+    axes.set_yticks(range(len(names)), [printable(name, 24) for name in names], color=INK, fontsize=8.5)
     axes.set_xlim(-0.5, n_layers - 0.5)
     integer_ticks(axes.xaxis)
     axes.tick_params(length=0)
