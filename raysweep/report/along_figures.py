@@ -1,4 +1,4 @@
-"""The figure of a model along its training: what windows cost, δ and ρ, step by step.
+"""The figure of a model during its training: cost of windows, δ and ρ, step by step.
 
 As figures.py's functions, it takes rows and returns a `matplotlib.figure.Figure`; what it means in words is along.py's.
 """
@@ -47,7 +47,7 @@ def along_training(
 
     `cost_PC` has a row a step and a column a window's centre, `delta_PL` a column a layer, `rho_P` spearman, ci_low and
     ci_high; one that is empty leaves its panel out. A value that is missing is hatched grey, never given a colour of the
-    scale. `what` is put back, and `likeness` what δ is the mean of.
+    scale. `what` is replaced, and `likeness` is what δ is the mean of.
     """
     from matplotlib.figure import Figure
 
@@ -55,7 +55,7 @@ def along_training(
     tall = {"cost": 1.75, "delta": 1.75, "rho": 1.15}
     height = 0.8 + sum(tall[name] + 0.28 for name in panels)
     figure = Figure(figsize=(SIZE[0], height))
-    header(figure, title, "along fine-tuning: one column for each step that was kept")
+    header(figure, title, "during fine-tuning: one column for each checkpoint")
     top = height - 0.72
     hatched = False
     for name in panels:

@@ -29,7 +29,7 @@ def attack_rates(rows: pd.DataFrame, title: str, judge: str) -> Figure:
     arms = [arm for arm in ARMS if arm in set(rows["arm"])]
     figure = Figure(figsize=(SIZE[0], 1.35 + 0.55 * len(arms)))
     height = figure.get_figheight()
-    header(figure, title, f"prompts answered as the attack wants (%), by {judge}")
+    header(figure, title, f"prompts with the answer the attack wants (%), by {judge}")
     axes = figure.add_axes((0.36, 0.5 / height, 0.6, 1 - 1.25 / height))
     axes.set_ylim(-0.55, len(arms) - 0.45)
     axes.set_xlim(-3, 103)

@@ -1,6 +1,6 @@
-"""Critical layers over a run's data sets: what is chosen on each, how sure that is, and how far the data sets agree.
+"""Critical layers over a run's data sets: the choice on each, how sure it is, and how far the data sets agree.
 
-The choices are the table critical's; the stretches of alike layers are cut from the table similarity.
+The choices are the table critical's; the segments of similar layers come from the table similarity.
 """
 
 from __future__ import annotations
@@ -18,14 +18,24 @@ from raysweep.report.cells import Cell, Setting
 from raysweep.report.critical_words import agreement_text
 from raysweep.report.page_tables import Table
 from raysweep.report.pictures import Drawings, Picture
-from raysweep.report.plotting import CHANGE_COLOUR, INK, LOSS_COLOUR, MUTED, SIZE, header, integer_ticks, printable, styled
+from raysweep.report.plotting import (
+    CHANGE_COLOUR,
+    INK,
+    LOSS_COLOUR,
+    MUTED,
+    SIZE,
+    header,
+    integer_ticks,
+    printable,
+    styled,
+)
 from raysweep.report.words import percent, runs_text
 from raysweep.studies.choices import choices_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_OFTEN = 0.2  # of the half-samples: a layer that is chosen so often is named though it is not among the chosen
+_OFTEN = 0.2  # of the half-samples: a layer chosen at least this often is named even if it is not among the chosen
 
 
 @dataclass(frozen=True)
@@ -60,10 +70,10 @@ def _view(
     model: str, setting: Setting, found: Sequence[tuple[Cell, Choices]], drawings: Drawings | None
 ) -> CriticalView:
     rows = [(cell.dataset, *_row(cell, setting, choices)) for cell, choices in found]
-    columns = ("data set", "chosen: smallest δ", "least sure of", "also often chosen", "stretches begin at")
+    columns = ("data set", "chosen: smallest δ", "least certain", "also chosen often", "segments begin at")
     table = Table(
-        f"Critical layers of {model} ({setting}). Shares are of half-samples of the examples; stretches of layers that are alike "
-        "are cut by ruptures from the whole similarity matrix, beside the choice by δ",
+        f"Critical layers of {model} ({setting}). Percentages are shares of half-samples that choose the layer. Segments of similar "
+        "layers are found separately, by ruptures, from the complete similarity matrix",
         columns,
         rows,
         words=range(len(columns)),
@@ -78,10 +88,10 @@ def _view(
         picture = drawings.add(
             choice_map(shares, [choices.whole for _, choices in found], model),
             ("critical", model, setting.metric, f"n{setting.neighbourhood}"),
-            f"Map of how often each layer of {model} is among the critical ones, a row a data set.",
-            f"How often each layer is among those of smallest δ over half-samples of the examples ({setting}): dark where nearly "
-            "always. Orange frames: the choice on all examples. Columns that are dark from top to bottom are critical whatever "
-            "the data.",
+            f"Map of how often each layer of {model} is among the critical ones, one row per data set.",
+            f"Share of half-samples of the examples in which a layer is among those with the smallest δ ({setting}). Strong blue: "
+            "nearly always. Orange frames: the choice on all examples. A column that is blue from top to bottom is critical on every "
+            "data set.",
         )
     return CriticalView(sentence, table, picture)
 

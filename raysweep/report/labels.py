@@ -8,6 +8,7 @@ have its number. Boxes are (left, bottom, right, top) in pixels of the figure's 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -218,9 +219,7 @@ def _thin_ticks(figure: Figure) -> None:
     for axes in figure.axes:
         for axis in (axes.xaxis, axes.yaxis):
             labels = tick_labels(axis)
-            while len(labels) > 1 and any(
-                _touch(box_of(a), box_of(b)) for a, b in zip(labels[:-1], labels[1:], strict=True)
-            ):
+            while len(labels) > 1 and any(_touch(box_of(a), box_of(b)) for a, b in itertools.pairwise(labels)):
                 for label in labels[len(labels) % 2 :: 2] if len(labels) > 2 else labels[:1]:
                     label.set_visible(False)
                 labels = tick_labels(axis)

@@ -111,7 +111,7 @@ def spread(spectrum: pd.DataFrame, components: Sequence[int], title: str) -> Fig
     shares.set_title("share of variance in the first k components", fontsize=8.5, color=MUTED, loc="left", pad=3)
     ranks = figure.add_subplot(grid[1])
     layer_axis(ranks, n_layers, "layer")
-    ranks.set_title("number of directions, three ways to count", fontsize=8.5, color=MUTED, loc="left", pad=3)
+    ranks.set_title("number of directions, counted in three ways", fontsize=8.5, color=MUTED, loc="left", pad=3)
     ends = []
     for place, k in enumerate(components):
         colour = (LOSS_COLOUR, ATTENTION_COLOUR, DELTA_COLOUR, CHANGE_COLOUR)[place % 4]

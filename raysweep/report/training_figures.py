@@ -103,7 +103,7 @@ def area_dots(rows: pd.DataFrame, names: Sequence[str], title: str) -> Figure:
 
     height = 1.05 + 0.52 * len(rows)
     figure = Figure(figsize=(SIZE[0], height))
-    header(figure, title, "area between test losses ÷ steps (nats); left: first arm is lower")
+    header(figure, title, "area between test losses ÷ steps (nats); left: the first is lower")
     axes = figure.add_axes((0.04, 0.4 / height, 0.92, 1 - 1.0 / height))
     axes.axvline(0, color=INK, linewidth=1.1)
     for place, ((_, row), name) in enumerate(zip(rows.iterrows(), names, strict=True)):
