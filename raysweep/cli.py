@@ -21,7 +21,7 @@ from raysweep.cli_ends import EXIT_CODES, Commands, error_code
 from raysweep.cli_options import Version
 from raysweep.errors import RaysweepError, in_lines
 from raysweep.redaction import redacted
-from raysweep.terminal import echo
+from raysweep.terminal import echo, show_old_names
 
 app = typer.Typer(
     cls=Commands,
@@ -63,6 +63,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a name that the terminal cannot show ends no command
             stream.reconfigure(errors="backslashreplace")
+    show_old_names()
     try:
         with signals.handled(program=True):
             app()
