@@ -15,12 +15,13 @@ import json
 import os
 import signal
 import sys
+import traceback
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from raysweep import signals
+from raysweep import cli_verbosity, signals
 from raysweep.cli_checkpoints import consolidate, fetch
 from raysweep.cli_ends import EXIT_CODES, Commands, error_code, stopped
 from raysweep.cli_options import FORMATS, AsJson, Folder, Fresh, Options, Overrides, Version, Wait, WaitAtMost
@@ -370,6 +371,9 @@ def correlate(
     echo(json.dumps(found.to_json(), indent=1) if as_json else found.to_text())
 
 
+cli_verbosity.add_options(app)
+
+
 def main() -> None:
     """Entry point: commands, with raysweep's own errors told in words."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -387,5 +391,7 @@ def main() -> None:
         if number is None and not isinstance(error, RaysweepError):
             raise
         with contextlib.suppress(OSError):
+            if cli_verbosity.verbosity() is cli_verbosity.Verbosity.VERBOSE:
+                echo(redacted("".join(traceback.format_exception(error))), err=True)
             echo(f"error: {redacted(in_lines(error))}", err=True)
         sys.exit(error_code(error) if number is None else 128 + number)

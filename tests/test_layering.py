@@ -28,6 +28,7 @@ COMMANDS = {
     "raysweep.cli_ends",
     "raysweep.cli_options",
     "raysweep.cli_run",
+    "raysweep.cli_verbosity",
     "raysweep.notebook",
     "raysweep.notebook_examples",
     "raysweep.notebook_models",
