@@ -13,10 +13,20 @@ import gc
 import io
 import os
 import sys
+import traceback
 
 import typer
 
-from raysweep import cli_analysis, cli_checkpoints, cli_config, cli_folders, cli_jobs, cli_sweeps, signals
+from raysweep import (
+    cli_analysis,
+    cli_checkpoints,
+    cli_config,
+    cli_folders,
+    cli_jobs,
+    cli_sweeps,
+    cli_verbosity,
+    signals,
+)
 from raysweep.cli_ends import EXIT_CODES, Commands, error_code
 from raysweep.cli_options import Version
 from raysweep.errors import RaysweepError, in_lines
@@ -52,6 +62,7 @@ app.command()(cli_checkpoints.consolidate)
 app.command()(cli_folders.doctor)
 app.command()(cli_analysis.critical)
 app.command()(cli_analysis.correlate)
+cli_verbosity.add_options(app)
 
 
 def main() -> None:
@@ -72,5 +83,7 @@ def main() -> None:
         if number is None and not isinstance(error, RaysweepError):
             raise
         with contextlib.suppress(OSError):
+            if cli_verbosity.verbosity() is cli_verbosity.Verbosity.VERBOSE:
+                echo(redacted("".join(traceback.format_exception(error))), err=True)
             echo(f"error: {redacted(in_lines(error))}", err=True)
         sys.exit(error_code(error) if number is None else 128 + number)

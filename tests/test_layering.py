@@ -33,6 +33,7 @@ COMMANDS = {
     "raysweep.cli_options",
     "raysweep.cli_run",
     "raysweep.cli_sweeps",
+    "raysweep.cli_verbosity",
     "raysweep.notebook",
     "raysweep.notebook_examples",
     "raysweep.notebook_models",
