@@ -6,10 +6,26 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, ValidationInfo, WithJsonSchema, field_validator, model_validator
 
 from raysweep.config_fields import Place, Positive, Section, distinct
 from raysweep.errors import shown
+
+# What editors are given for keys whose own checks say more than a type.
+MEMORY = {
+    "anyOf": [
+        {"const": "auto"},
+        {"type": "string", "pattern": r"^\d{1,12}(\.\d{1,9})? ?[kKMGT]?i?B?$", "examples": ["1.5GB"]},
+        {"type": "number", "minimum": 1},
+    ]
+}
+DEADLINE = {"anyOf": [{"type": "number", "minimum": 1, "maximum": 10**9}, {"const": "never"}, {"type": "null"}]}
+DEVICE = {
+    "anyOf": [
+        {"enum": ["auto", "cpu", "mps", "cuda"]},
+        {"type": "string", "pattern": "^cuda:[0-9]{1,4}$", "examples": ["cuda:1"]},
+    ]
+}
 
 
 def _bytes(value: object) -> int | None:
@@ -63,7 +79,7 @@ class ExecutionConfig(Section):
             "rest of the run continues."
         ),
     )
-    call_deadline: Annotated[float | None, Field(ge=1, le=10**9)] = Field(
+    call_deadline: Annotated[float | None, Field(ge=1, le=10**9), WithJsonSchema(DEADLINE)] = Field(
         default=1800.0,
         description=(
             "Seconds that a call may always run; it may run 20 times its expected seconds if that is longer. A "
@@ -78,7 +94,7 @@ class ExecutionConfig(Section):
             "unloaded first."
         ),
     )
-    device: str = Field(
+    device: Annotated[str, WithJsonSchema(DEVICE)] = Field(
         default="auto",
         description=(
             "The device to compute on. `auto` is cuda if there is a GPU, else cpu. On Ray, each worker gets its "
@@ -120,7 +136,7 @@ class ExecutionConfig(Section):
             "disk, `auto` streams only models that do not fit in memory."
         ),
     )
-    memory: str | int | float = Field(
+    memory: Annotated[str | int | float, WithJsonSchema(MEMORY)] = Field(
         default="auto",
         description=(
             "The memory that the program may use in total, such as `1.5GB` or `800MB`. `auto` is what is free "

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, WithJsonSchema, field_validator, model_validator
 
 from raysweep.config_fields import Positive, Section, distinct
 from raysweep.errors import shown
+
+_INDICES = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1, "uniqueItems": True}
+LAYERS = {"anyOf": [{"enum": ["critical", "all"]}, _INDICES]}
+COMPONENTS = {"anyOf": [{"type": "integer", "minimum": 1}, _INDICES]}
 
 
 def _are_indices(value: Any) -> bool:
@@ -33,9 +37,9 @@ def _components(value: Any) -> Any:
 
 
 class RemovalConfig(Section):
-    """Principal components removed from one layer's states at a time, and the text and the loss with and without them.."""
+    """Principal components removed from one layer's states at a time, and the text and the loss with and without them."""
 
-    layers: Annotated[str | list[int], BeforeValidator(_layers)] = Field(
+    layers: Annotated[str | list[int], BeforeValidator(_layers), WithJsonSchema(LAYERS)] = Field(
         default="critical",
         description=(
             "The layers, one at a time: `critical` (the layers with the smallest δ), `all`, or a list, counted from 0."
@@ -44,7 +48,9 @@ class RemovalConfig(Section):
     top: Positive | None = Field(
         default=None, description="With `layers: critical`: how many layers. By default a fifth of them."
     )
-    components: Annotated[list[Annotated[int | list[int], BeforeValidator(_components)]], Field(min_length=1)] = Field(
+    components: Annotated[
+        list[Annotated[int | list[int], BeforeValidator(_components), WithJsonSchema(COMPONENTS)]], Field(min_length=1)
+    ] = Field(
         default=[
             1,
             3,

@@ -10,7 +10,7 @@ from raysweep.config_fields import Positive, Section, distinct
 
 
 class SpectrumConfig(Section):
-    """How the variance of each layer's states is spread, and what its first components share with neighbouring layers.."""
+    """How the variance of each layer's states is spread, and what its first components share with neighbouring layers."""
 
     components: Annotated[list[Positive], Field(min_length=1)] = Field(
         default=[1, 3, 10], description="Numbers of first principal components to describe."

@@ -5,16 +5,19 @@ from __future__ import annotations
 import math
 from typing import Annotated
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, ValidationInfo, WithJsonSchema, field_validator, model_validator
 
 from raysweep.config_fields import Section
 from raysweep.errors import shown
+
+HALF_WIDTH = {"anyOf": [{"type": "number", "exclusiveMinimum": 0}, {"type": "null"}]}
+CONFIDENCE = {"type": "number", "minimum": 0.5, "exclusiveMaximum": 1}
 
 
 class StopConfig(Section):
     """When a sweep has measured enough examples. Give either `half_width` or `top`."""
 
-    half_width: float | None = Field(
+    half_width: Annotated[float | None, WithJsonSchema(HALF_WIDTH)] = Field(
         default=None,
         description="Stop when the interval of every change's paired loss difference is within ± this many nats.",
     )
@@ -25,7 +28,9 @@ class StopConfig(Section):
             "members."
         ),
     )
-    confidence: float = Field(default=0.95, description="The confidence of the intervals, or of the confidence set.")
+    confidence: Annotated[float, WithJsonSchema(CONFIDENCE)] = Field(
+        default=0.95, description="The confidence of the intervals, or of the confidence set."
+    )
     seed: Annotated[int, Field(ge=0, le=2**63, strict=True)] = Field(
         default=0, description="The seed of the order in which examples are measured."
     )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, GetCoreSchemaHandler, field_validator, model_validator
+from pydantic import Field, GetCoreSchemaHandler, GetJsonSchemaHandler, field_validator, model_validator
+from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import core_schema
 
 from raysweep.config_fields import Name, Positive, Section
@@ -39,6 +40,11 @@ class _OrAll:
             handler.generate_schema(Annotated[list[Positive], Field(min_length=1)]),
             serialization=core_schema.plain_serializer_function_ser_schema(lambda value: value),
         )
+
+    def __get_pydantic_json_schema__(
+        self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        return {"anyOf": [handler(schema), {"const": "all"}]}
 
 
 class SubstitutionConfig(Section):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, WithJsonSchema, field_validator, model_validator
 
 from raysweep.config_fields import Positive, Section, distinct
 from raysweep.errors import shown
@@ -28,7 +28,14 @@ def _layers(value: Any) -> Any:
     return tuple(sorted(value))
 
 
-Layers = Annotated[str | tuple[int, ...], BeforeValidator(_layers)]
+_LAYERS = {
+    "anyOf": [
+        {"enum": ["all", *FOUND]},
+        {"type": "string", "pattern": r"^\d{1,4}-\d{1,4}$", "examples": ["8-12"]},
+        {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1, "uniqueItems": True},
+    ]
+}
+Layers = Annotated[str | tuple[int, ...], BeforeValidator(_layers), WithJsonSchema(_LAYERS)]
 Seed = Annotated[int, Field(ge=0, le=2**31 - 1, strict=True)]
 
 
@@ -134,7 +141,7 @@ class FinetuneConfig(Training):
 
 
 class AdaptationConfig(Training):
-    """The test loss over training steps if only critical layers are trained, only as many others, or all of the model.."""
+    """The test loss over training steps if only critical layers are trained, only as many others, or all of the model."""
 
     arms: Annotated[list[Literal["critical", "non_critical", "all"]], Field(min_length=1)] = Field(
         default=[
