@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from raysweep.config import Config, parse_config
 
 DEMO_SETS = {"sums": "gsm8k", "facts": "boolq", "quiz": "openbookqa", "orders": "dolly"}
 DEMO_EXAMPLES = 64
+_TEMPLATE_KEY = "wording"  # of a model, in a config
 
 
 def demo_config(storage: str) -> Config:
@@ -41,7 +42,7 @@ def sweep_config(
     *,
     format: str | None,
     wording: str,
-    widths: list[int],
+    widths: list[int] | Literal["all"],
     limit: int | None = None,
     split: str | None = None,
     prompt: str | None = None,
@@ -55,7 +56,7 @@ def sweep_config(
     return parse_config(
         {
             "name": whole,
-            "models": [{"name": name_of(base), "base": base, "tuned": {name: tuned}, "wording": wording}],
+            "models": [{"name": name_of(base), "base": base, "tuned": {name: tuned}, _TEMPLATE_KEY: wording}],
             "datasets": [dataset],
             "studies": {"substitution": {"widths": widths}, "similarity": {}, "correlation": {}},
             "storage": storage or f"runs/{whole}",
@@ -87,7 +88,7 @@ def critical_config(
     return parse_config(
         {
             "name": "critical",
-            "models": [{"name": name_of(model), "base": model, "wording": wording, "template_date": template_date}],
+            "models": [{"name": name_of(model), "base": model, _TEMPLATE_KEY: wording, "template_date": template_date}],
             "datasets": datasets,
             "studies": {"similarity": dict(similarity)},
             "execution": dict(execution),
@@ -129,6 +130,19 @@ def name_of(source: str) -> str:
     clean = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in stem).strip("._-")
     return (clean or "data")[:48]
 
+
+MINIMAL = """\
+# The shortest raysweep config that runs. `raysweep init FILE` writes one with every key explained.
+name: tiny
+models:
+  - name: tiny
+    base: lab://tiny                 # the base model: a folder, a hub id, or the laboratory's
+    tuned: {sums: lab://tiny/sums}   # data set: the checkpoint that was fine-tuned on it
+datasets:
+  - {name: sums, path: lab://sums/test, format: gsm8k}
+studies: {substitution: {}, similarity: {}, correlation: {}}
+storage: runs/tiny                   # the run folder
+"""
 
 TEMPLATE = """\
 # A raysweep run. `raysweep plan FILE` shows what it would do, `raysweep run FILE` does it and resumes by itself.
