@@ -25,6 +25,7 @@ from raysweep.cli_options import (
     template_of,
 )
 from raysweep.cli_run import warn
+from raysweep.cli_verbosity import is_quiet
 from raysweep.terminal import echo
 
 
@@ -100,7 +101,8 @@ def critical(
 
 
 def _capturing(name: str) -> None:
-    echo(f"capturing the states of '{name}'", err=True)
+    if not is_quiet():
+        echo(f"capturing the states of '{name}'", err=True)
 
 
 def correlate(
