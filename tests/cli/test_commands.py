@@ -169,9 +169,10 @@ def test_the_demo_studies_four_sets():
 
 def test_init_writes_a_config_to_start_from(tmp_path, raysweep, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert raysweep("init") == Result(0, "wrote raysweep.yaml; now: raysweep plan raysweep.yaml\n", "")
+    written = "wrote raysweep.yaml and raysweep.schema.json; next: raysweep plan raysweep.yaml\n"
+    assert raysweep("init") == Result(0, written, "")
     before = (tmp_path / "raysweep.yaml").read_text()
-    assert before.startswith("# A raysweep run.")
+    assert before.startswith("# yaml-language-server: $schema=raysweep.schema.json\n# A raysweep run.")
     told = raysweep("plan", "raysweep.yaml", "--set", "datasets.0.limit=4", "--json")
     assert json.loads(told.out)["tasks"]["substitute"]["all"] == 22
     refused = raysweep("init")
