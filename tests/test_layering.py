@@ -30,6 +30,7 @@ COMMANDS = {
     "raysweep.cli_run",
     "raysweep.notebook",
     "raysweep.notebook_examples",
+    "raysweep.notebook_load",
     "raysweep.notebook_models",
     "raysweep.planned",
     "raysweep.progress",
