@@ -18,6 +18,7 @@ from raysweep.config_execution import ExecutionConfig
 from raysweep.config_fields import Date, Mode, Name, Named, Place, Section
 from raysweep.config_overrides import overridden
 from raysweep.config_problems import problems_in_words
+from raysweep.config_renamed import config_renamed
 from raysweep.config_storage import checked_options, checked_storage, scheme_of
 from raysweep.config_studies import StudiesConfig
 from raysweep.config_yaml import NO_YAML, read_yaml_file
@@ -47,7 +48,7 @@ class ModelConfig(Named):
             "laboratory name, or a PEFT adapter on the base."
         ),
     )
-    wording: str = Field(
+    template: str = Field(
         default="chat",
         description=(
             "The prompt template around a record's texts. `chat` is the tokenizer's chat template; `plain` adds "
@@ -247,7 +248,7 @@ def parse_config(values: Any, *, where: str = "config", overrides: Sequence[str]
         values = overridden(values, override)
     try:
         _check_texts(values)
-        return Config.model_validate(values)
+        return Config.model_validate(config_renamed(values))
     except RecursionError as error:
         raise InputError(f"{where}: keys are nested too deeply, or in themselves (YAML's & and *)") from error
     except ValidationError as error:
