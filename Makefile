@@ -40,7 +40,7 @@ bench: $(VENV)/.test  ## every figure that the README claims
 	cd benchmarks && for file in exact_cka resamples measures layer_time all_windows gradient_estimate early_stopping against_reloading generation weights_check digested_loading storage driver_cost ray_workers simulation plan_accuracy paper_plans laboratory demo; do ../$(BIN)/python $$file.py || exit 1; done
 
 docs: $(VENV)/.docs  ## the documentation site, in site/index.html; a broken link is an error
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 	@echo "docs: site/index.html"
 
 docs-serve: $(VENV)/.docs  ## the documentation site at http://127.0.0.1:8000, built again whenever a page changes

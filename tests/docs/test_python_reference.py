@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import raysweep
+from raysweep.notebook_examples import RecordOptions
 
 PAGE = (Path(__file__).parents[2] / "docs" / "reference" / "python.md").read_text(encoding="utf-8")
 
@@ -28,6 +29,11 @@ def test_a_name_and_its_members_are_documented(name):
                 callable(value) or isinstance(value, property | classmethod | staticmethod)
             ):
                 documented(f"{name}.{member}", value)
+
+
+def test_the_options_of_records_are_named():
+    for option in RecordOptions.__annotations__:
+        assert option == "wording" or f"`{option}`" in PAGE, option  # the old name of `template`
 
 
 def documented(name, value):
