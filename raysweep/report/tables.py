@@ -1,7 +1,7 @@
 """The result tables: what is committed for the tasks of a run, joined, named and written as Parquet.
 
 Only the tasks of the run's latest plan are shown; what an earlier config asked for is kept in the folder and not shown.
-Columns and their order are the contract; see the README.
+Columns and their order are the contract; see docs/reference/tables.md.
 """
 
 from __future__ import annotations
