@@ -58,6 +58,8 @@ def test_the_page_quotes_messages():
     assert len(QUOTED) == len(set(QUOTED)) == len(re.findall(r"^### ", PAGE, re.MULTILINE))
 
 
-@pytest.mark.parametrize("quote", ["is no such message", "chat template has no", "own generation prompt … does not continue its"])
+@pytest.mark.parametrize(
+    "quote", ["is no such message", "chat template has no", "own generation prompt … does not continue its"]
+)
 def test_a_message_that_is_not_there_is_noticed(quote):
     assert not any(is_quoted(quote, text) for text in messages())
