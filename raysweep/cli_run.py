@@ -1,15 +1,17 @@
-"""What the commands that run a whole study share: progress, the answer, and the end."""
+"""What the commands that run a study share: progress, the answer, and how the command ends."""
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import typer
 
 from raysweep import signals
 from raysweep.cli_ends import how_to_resume, stopped
+from raysweep.cli_verbosity import Verbosity, verbosity
 from raysweep.redaction import redacted
-from raysweep.terminal import echo
+from raysweep.terminal import echo, message
 
 if TYPE_CHECKING:
     from raysweep.api import Run
@@ -17,12 +19,12 @@ if TYPE_CHECKING:
 
 def run_and_report(
     config: Any, overrides: list[str] | None = None, *, fresh: bool, wait: bool, wait_at_most: float | None
-) -> None:
-    """Run a config with progress on standard error, and print the answer; exit 1 if a task failed."""
+) -> Run:
+    """Run a config with progress on standard error, print the answer and return the run; exit 1 if a task failed."""
     from raysweep.api import run as run_config
     from raysweep.progress import Progress
 
-    progress = Progress()
+    progress = Progress(verbosity=verbosity())
 
     def words() -> str:
         return how_to_resume() if progress.has_started else "nothing was run"
@@ -38,24 +40,25 @@ def run_and_report(
             raise
         stopped(error, words())
     _conclude(done)
+    return done
 
 
 def warn(text: str) -> None:
     """Print a warning on standard error."""
-    echo(f"warning: {text}", err=True)
+    message(f"warning: {text}")
 
 
 def _conclude(done: Run) -> None:
-    """Print the answer and where the report is; exit 1 where a task failed, which progress has reported as it happened."""
+    """Print the answer and where the report is; exit 1 if a task failed, which progress has reported as it happened."""
     for line in done.summary():
         echo(line)
-    for text in done.warnings:
-        warn(text)
-    if done.accuracy is not None:
+    for text, times in Counter(done.warnings).items():
+        warn(text if times == 1 else f"{text} ({times} times)")
+    if done.accuracy is not None and verbosity() is not Verbosity.QUIET:
         from raysweep.report.accuracy import accuracy_line
 
         echo(accuracy_line(done.accuracy), err=True)
     echo(f"report: {done.report}")
     if done.failed:
-        echo(redacted(done.failure), err=True)
+        message(redacted(done.failure))
         raise typer.Exit(1)

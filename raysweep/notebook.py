@@ -248,7 +248,7 @@ def load_examples(
     the one format that the first record fits (`columns` with the options `prompt` and `response`). `tokenizer` is a tokenizer, or
     the name or folder of a checkpoint. It may come second, without a format before it.
 
-    The other options are `limit`, `split`, `wording`, `max_tokens`, `too_long`, `prompt`, `response`, `exclude`, `last`,
+    The other options are `limit`, `split`, `template`, `max_tokens`, `too_long`, `prompt`, `response`, `exclude`, `last`,
     `all_but_last`, `template_date` and `prompts_only`, as raysweep.data.examples.load_examples has them. Warns of what the
     prompt template does not read or changes, and if it reads the clock. Raises InputError as load_examples there does.
     """

@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeAlias, TypedDict, cast
 from transformers import PreTrainedTokenizerBase
 
 from raysweep import lab
+from raysweep.config_renamed import OLD_NAMES, renamed, warn_of_old_name
 from raysweep.data.examples import Example, Loaded, Rewrite, Room, load_examples
 from raysweep.data.exclusion import Exclude
 from raysweep.data.sources import Source, found_format, is_named
@@ -24,8 +25,12 @@ Tokenizer: TypeAlias = "PreTrainedTokenizerBase | str | os.PathLike[str]"
 
 
 class RecordOptions(TypedDict, total=False):
-    """Which records are taken, and how they are made into texts: options of `load_examples`."""
+    """Which records are used, and how they become texts: options of `load_examples`.
 
+    `template` is the prompt template (chat, plain, llama2, llama3 or phi3); `wording` is its old name.
+    """
+
+    template: str
     wording: str
     split: str | None
     limit: int | None
@@ -59,14 +64,20 @@ class LoadOptions(RecordOptions, total=False):
 
 
 def checked(options: Mapping[str, Any], known: type = Reading) -> dict[str, Any]:
-    """The options that are set, with checked numbers and an `Exclude`.
+    """Return the options that are set, with new names for old ones, checked numbers and an `Exclude`.
 
-    Raises InputError for a value that cannot be, and TypeError for an option that does not exist, as any call does.
+    Raises InputError for an invalid value, and TypeError for an option that does not exist, as any call does.
     """
-    unknown = next((name for name in options if name not in _option_names(known)), None)
+    names = _option_names(known)
+    unknown = next((name for name in options if name not in names), None)
     if unknown is not None:
-        raise TypeError(f"unexpected keyword argument '{unknown}'; {nearest(unknown, _option_names(known))}")
-    found = dict(options)
+        raise TypeError(f"unexpected keyword argument '{unknown}'; {nearest(unknown, names - OLD_NAMES.keys())}")
+    try:
+        found = renamed(options)
+    except ValueError as error:
+        raise InputError(f"got {error}") from error
+    for old in OLD_NAMES.keys() & options.keys():
+        warn_of_old_name(old, "keyword argument", stacklevel=3)
     for name in ("limit", "max_tokens", "last", "all_but_last"):
         found[name] = optional_number(name, found.get(name))
     if isinstance(exclude := found.get("exclude"), Mapping):

@@ -55,7 +55,7 @@ def sweep_config(
     return parse_config(
         {
             "name": whole,
-            "models": [{"name": name_of(base), "base": base, "tuned": {name: tuned}, "wording": wording}],
+            "models": [{"name": name_of(base), "base": base, "tuned": {name: tuned}, "template": wording}],
             "datasets": [dataset],
             "studies": {"substitution": {"widths": widths}, "similarity": {}, "correlation": {}},
             "storage": storage or f"runs/{whole}",
@@ -87,7 +87,7 @@ def critical_config(
     return parse_config(
         {
             "name": "critical",
-            "models": [{"name": name_of(model), "base": model, "wording": wording, "template_date": template_date}],
+            "models": [{"name": name_of(model), "base": model, "template": wording, "template_date": template_date}],
             "datasets": datasets,
             "studies": {"similarity": dict(similarity)},
             "execution": dict(execution),
@@ -140,7 +140,7 @@ models:
     base: lab://tiny                 # a folder written by save_pretrained, a hub id, or the laboratory's
     tuned:                           # data set -> fine-tuned checkpoint, or PEFT adapter on the base
       sums: lab://tiny/sums
-    wording: chat                    # chat: the tokenizer's own template; plain: no words added (encoders); or llama2, llama3, phi3
+    template: chat                   # chat: the tokenizer's own template; plain: no words added (encoders); or llama2, llama3, phi3
     # template_date: 2026-01-31      # the date for a chat template that reads the clock; by default the run folder's, or today
     dtype: auto                      # the checkpoint's own on a GPU, float32 on a CPU
 

@@ -13,7 +13,7 @@ from plain_config import PLAIN, refusal
 import raysweep
 from raysweep.config import Config, load_config, parse_config
 from raysweep.config_similarity import Metric, SimilarityConfig
-from raysweep.errors import InputError
+from raysweep.errors import InputError, RenamedWarning
 from raysweep.numerics.measures.registry import DEFAULTS, MEASURES
 from raysweep.recipes import TEMPLATE
 
@@ -57,7 +57,7 @@ def test_yaml_comes_back_the_same():
 
 def test_defaults():
     config = parse_config(PLAIN)
-    assert config.models[0].wording == "chat"
+    assert config.models[0].template == "chat"
     assert config.models[0].dtype == "auto"
     assert config.studies.similarity.metrics == ["cka_linear"]
     assert (config.studies.similarity.pooling, config.studies.similarity.neighbourhood) == ("last", 3)
@@ -82,6 +82,23 @@ def test_defaults():
         "spill": None,
         "report_to": [],
     }
+
+
+def test_the_old_name_of_the_prompt_template_still_works():
+    """With one warning for all models; the config is written with the new name."""
+    models = [{**PLAIN["models"][0], "name": name, "wording": "plain"} for name in ("a", "b")]
+    with pytest.warns(RenamedWarning, match=r"^config key `wording` is now called `template`; both work$") as warned:
+        config = parse_config(PLAIN | {"models": models})
+    assert len(warned) == 1
+    assert [model.template for model in config.models] == ["plain", "plain"]
+    assert "wording" not in config.to_yaml()
+
+
+def test_both_names_of_the_prompt_template_are_refused():
+    model = {**PLAIN["models"][0], "wording": "plain", "template": "chat"}
+    assert refusal(values=PLAIN | {"models": [model]}) == (
+        "models[0] has template: 'chat' and wording: 'plain'; wording is the old name of template, so keep only template"
+    )
 
 
 def test_when_to_stop():

@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM
 import raysweep as rs
 from raysweep.data.examples import load_examples
 from raysweep.engine.residency import Residency
+from raysweep.errors import RenamedWarning
 
 LAYERS = 4
 WINDOWS = [(0, 2), range(1, 3)]
@@ -344,7 +345,12 @@ def test_load_examples_refuses_what_it_cannot_use(tokenizer: Any) -> None:
     ):
         with pytest.raises(rs.InputError, match=told):
             calls(*arguments, **options)
-    with pytest.raises(TypeError, match=r"unexpected keyword argument 'wordings'; did you mean 'wording'\?"):
-        calls(ROWS, tokenizer, wordings="chat")
+    with pytest.raises(TypeError, match=r"unexpected keyword argument 'templates'; did you mean 'template'\?"):
+        calls(ROWS, tokenizer, templates="chat")
+    with pytest.warns(RenamedWarning, match="^keyword argument `wording` is now called `template`; both work$"):
+        found = calls(ROWS, tokenizer, wording="plain")
+    assert found.examples[0].prompt == calls(ROWS, tokenizer, template="plain").examples[0].prompt
+    with pytest.raises(rs.InputError, match=r"^got template: 'chat' and wording: 'plain'; wording is the old name"):
+        calls(ROWS, tokenizer, wording="plain", template="chat")
     with pytest.raises(TypeError, match="takes a source, a format and a tokenizer"):
         calls(ROWS, "gsm8k", tokenizer, 3)

@@ -117,7 +117,7 @@ def load_examples(
     format: str,
     tokenizer: PreTrainedTokenizerBase,
     *,
-    wording: str = "chat",
+    template: str = "chat",
     split: str | None = None,
     limit: int | None = None,
     max_tokens: int | None = None,
@@ -151,7 +151,7 @@ def load_examples(
     """
     clock = TemplateClock(today() if template_date is None else str(template_date))
     record_format = find_format(format, prompt, response, prompts_only=prompts_only)
-    chosen = find_wording(wording, clock)
+    chosen = find_wording(template, clock)
     chosen.check(tokenizer)
     leaves_out = None if exclude is None else partial(exclude.leaves_out, record_format=record_format)
     records = read_source(source, split=split, limit=limit, leaves_out=leaves_out, last=last, all_but_last=all_but_last)

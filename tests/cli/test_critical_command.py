@@ -26,7 +26,7 @@ def test_critical_as_json_tells_what_the_library_finds(world, tmp_path):
 
     model = AutoModelForCausalLM.from_pretrained(world / "base", dtype=torch.float32)
     loaded = rs.load_examples(
-        str(world / "counts.jsonl"), "gsm8k", AutoTokenizer.from_pretrained(world / "base"), wording="chat"
+        str(world / "counts.jsonl"), "gsm8k", AutoTokenizer.from_pretrained(world / "base"), template="chat"
     )
     expected = rs.critical_layers(model, loaded.examples, top=2, resamples=50)
     assert found["layers"] == expected.layers

@@ -64,7 +64,7 @@ REFUSALS = {
         ["datasets.0.format=gsm9k"],
         "unknown format 'gsm9k': did you mean 'gsm8k'?",
     ),
-    "an unknown wording": (["models.0.wording=lama2"], "unknown wording 'lama2': did you mean 'llama2'?"),
+    "an unknown prompt template": (["models.0.template=lama2"], "unknown prompt template 'lama2'; did you mean 'llama2'?"),
     "records of another format": (
         ["datasets.0.format=dolly"],
         "{world}/counts.jsonl, line 1: has no field 'instruction', which format 'dolly' needs; "

@@ -176,7 +176,7 @@ def test_an_encoder_is_refused(tmp_path: Path, make_config: MakeConfig, tokenize
     config = make_config(
         tmp_path / "run",
         *ALONE,
-        f"models=[{{name: b, base: {tmp_path / 'bert'}, wording: plain}}]",
+        f"models=[{{name: b, base: {tmp_path / 'bert'}, template: plain}}]",
         "studies.removal={layers: [0]}",
     )
     with pytest.raises(
