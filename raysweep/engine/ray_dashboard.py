@@ -16,6 +16,8 @@ from raysweep.errors import InputError
 from raysweep.redaction import redacted
 
 _ANSWER_SECONDS = 5.0
+
+
 def check_dashboard_answers(url: str) -> Mapping[str, str]:
     """Return the headers of requests. Raises InputError unless a Ray dashboard answers at `url` and accepts this process's token."""
     from ray._private.authentication.http_token_authentication import get_auth_headers_if_auth_enabled
