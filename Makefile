@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-com
 CHROMIUM = $(shell command -v chromium chromium-browser google-chrome)
 PROMETHEUS = $(and $(shell command -v prometheus),$(shell command -v promtool))
 
-.PHONY: demo test fuzz soak lint types bench clean
+.PHONY: demo test fuzz soak lint types bench docs docs-serve clean
 
 demo: $(VENV)/.run  ## the whole study on the embedded laboratory; ends by naming the report
 	$(BIN)/raysweep demo --fresh
@@ -35,9 +35,16 @@ lint: $(VENV)/.test
 types: $(VENV)/.test
 	$(BIN)/mypy
 
-bench: $(VENV)/.test  ## every figure that the README claims
+bench: $(VENV)/.test  ## every figure in docs/benchmarks.md
 	$(PIP) --editable '.[test,bench]'
 	cd benchmarks && for file in exact_cka resamples measures layer_time all_windows gradient_estimate early_stopping against_reloading generation weights_check digested_loading storage driver_cost ray_workers simulation plan_accuracy paper_plans laboratory demo; do ../$(BIN)/python $$file.py || exit 1; done
+
+docs: $(VENV)/.docs  ## the documentation site, in site/index.html; a broken link is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+	@echo "docs: site/index.html"
+
+docs-serve: $(VENV)/.docs  ## the documentation site at http://127.0.0.1:8000, built again whenever a page changes
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs serve
 
 $(VENV)/.run: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -49,5 +56,10 @@ $(VENV)/.test: pyproject.toml constraints.txt
 	$(PIP) --editable '.[test]'
 	touch $(VENV)/.run $@
 
+$(VENV)/.docs: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) --editable '.[docs]'
+	touch $(VENV)/.run $@
+
 clean:
-	rm -rf $(VENV) runs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) runs site .cache build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

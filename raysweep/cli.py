@@ -12,17 +12,27 @@ import gc
 import io
 import os
 import sys
+import traceback
 from collections.abc import Callable
 
 import typer
 
-from raysweep import cli_analysis, cli_checkpoints, cli_config, cli_folders, cli_jobs, cli_sweeps, signals
+from raysweep import (
+    cli_analysis,
+    cli_checkpoints,
+    cli_config,
+    cli_folders,
+    cli_jobs,
+    cli_sweeps,
+    cli_verbosity,
+    signals,
+)
 from raysweep.cli_ends import EXIT_CODES, error_code
 from raysweep.cli_help import CLUSTER, LOOK, RUN, START, TOOLS, GroupedCommands, PlainCommand
 from raysweep.cli_options import Version
 from raysweep.errors import RaysweepError, in_lines
 from raysweep.redaction import redacted
-from raysweep.terminal import echo
+from raysweep.terminal import echo, show_old_names
 
 app = typer.Typer(
     cls=GroupedCommands,
@@ -58,6 +68,9 @@ for _group, _functions in _GROUPS.items():
         app.command(cls=PlainCommand, rich_help_panel=_group, epilog=_EPILOGS.get(_function))(_function)
 
 
+cli_verbosity.add_options(app)
+
+
 def main() -> None:
     """Run the command line; raysweep's own errors are printed as one line, without a traceback."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -67,6 +80,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a name that the terminal cannot show ends no command
             stream.reconfigure(errors="backslashreplace")
+    show_old_names()
     try:
         with signals.handled(program=True):
             app(prog_name="raysweep")
@@ -75,5 +89,7 @@ def main() -> None:
         if number is None and not isinstance(error, RaysweepError):
             raise
         with contextlib.suppress(OSError):
+            if cli_verbosity.verbosity() is cli_verbosity.Verbosity.VERBOSE:
+                echo(redacted("".join(traceback.format_exception(error))), err=True)
             echo(f"error: {redacted(in_lines(error))}", err=True)
         sys.exit(error_code(error) if number is None else 128 + number)

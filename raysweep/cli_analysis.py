@@ -25,6 +25,7 @@ from raysweep.cli_options import (
     template_of,
 )
 from raysweep.cli_run import warn
+from raysweep.cli_verbosity import is_quiet
 from raysweep.terminal import echo
 
 
@@ -71,7 +72,7 @@ def critical(
 
     Shows how sure the choice is, and the lists of layers for PEFT and for freezing. Writes no files.
     """
-    worded = template_of(template, wording)
+    prompt_template = template_of(template, wording)
     from raysweep.api import critical as find
     from raysweep.recipes import critical_config
     from raysweep.report.critical_words import critical_json, critical_lines
@@ -80,7 +81,7 @@ def critical(
         model,
         data,
         format=format,
-        wording=worded,
+        template=prompt_template,
         limit=limit,
         split=split,
         prompt=prompt,
@@ -100,7 +101,8 @@ def critical(
 
 
 def _capturing(name: str) -> None:
-    echo(f"capturing the states of '{name}'", err=True)
+    if not is_quiet():
+        echo(f"capturing the states of '{name}'", err=True)
 
 
 def correlate(

@@ -11,6 +11,7 @@ import typer
 from raysweep import signals
 from raysweep.cli_ends import stopped
 from raysweep.cli_options import ConfigFile, Fresh, Overrides
+from raysweep.cli_verbosity import LogFilter
 from raysweep.terminal import echo
 
 if TYPE_CHECKING:
@@ -124,8 +125,10 @@ def _job(name: str, address: str | None) -> Job:
 def _follow(job: Job, *, until_checked: bool = False, stop: bool = False) -> None:
     """Print the job's log until it ends, or has passed its checks; end with its exit code. `stop` it after a signal."""
     goes_on = f"job {job.id} continues; follow it: {job.command('logs')}; stop it: {job.command('stop')}"
+    show = LogFilter(lambda text: echo(text, nl=False))
     try:
-        code = job.follow(lambda text: echo(text, nl=False), until_checked=until_checked)
+        code = job.follow(show, until_checked=until_checked)
+        show.close()
     except KeyboardInterrupt as error:
         if stop:
             wait = signals.number_of(error) == signal.SIGINT  # a scheduler gives no time for that

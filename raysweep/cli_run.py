@@ -1,16 +1,18 @@
-"""What the commands that run a whole study share: progress, the answer, and the end."""
+"""What the commands that run a study share: progress, the answer, and how the command ends."""
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import typer
 
 from raysweep import signals
 from raysweep.cli_ends import how_to_resume, stopped
+from raysweep.cli_verbosity import Verbosity, verbosity
 from raysweep.redaction import redacted
-from raysweep.terminal import echo
+from raysweep.terminal import echo, message
 
 if TYPE_CHECKING:
     from raysweep.api import Run
@@ -29,7 +31,7 @@ def run_and_report(
     from raysweep.api import run as run_config
     from raysweep.progress import Progress
 
-    progress = Progress()
+    progress = Progress(verbosity=verbosity())
 
     def words() -> str:
         return how_to_resume() if progress.has_started else "nothing was run"
@@ -49,7 +51,7 @@ def run_and_report(
 
 def warn(text: str) -> None:
     """Print a warning on standard error."""
-    echo(f"warning: {text}", err=True)
+    message(f"warning: {text}")
 
 
 def _conclude(done: Run, *, as_json: bool) -> None:
@@ -59,16 +61,16 @@ def _conclude(done: Run, *, as_json: bool) -> None:
     else:
         for line in done.summary():
             echo(line)
-    for text in done.warnings:
-        warn(text)
-    if done.accuracy is not None:
+    for text, times in Counter(done.warnings).items():
+        warn(text if times == 1 else f"{text} ({times} times)")
+    if done.accuracy is not None and verbosity() is not Verbosity.QUIET:
         from raysweep.report.accuracy import accuracy_line
 
         echo(accuracy_line(done.accuracy), err=True)
     if not as_json:
         echo(f"report: {done.report}")
     if done.failed:
-        echo(redacted(done.failure), err=True)
+        message(redacted(done.failure))
         raise typer.Exit(1)
 
 

@@ -10,7 +10,6 @@ from raysweep.config import Config, parse_config
 
 DEMO_SETS = {"sums": "gsm8k", "facts": "boolq", "quiz": "openbookqa", "orders": "dolly"}
 DEMO_EXAMPLES = 64
-_TEMPLATE_KEY = "wording"  # of a model, in a config
 
 
 def demo_config(storage: str) -> Config:
@@ -41,7 +40,7 @@ def sweep_config(
     data: str,
     *,
     format: str | None,
-    wording: str,
+    template: str,
     widths: list[int] | Literal["all"],
     limit: int | None = None,
     split: str | None = None,
@@ -56,7 +55,7 @@ def sweep_config(
     return parse_config(
         {
             "name": whole,
-            "models": [{"name": name_of(base), "base": base, "tuned": {name: tuned}, _TEMPLATE_KEY: wording}],
+            "models": [{"name": name_of(base), "base": base, "tuned": {name: tuned}, "template": template}],
             "datasets": [dataset],
             "studies": {"substitution": {"widths": widths}, "similarity": {}, "correlation": {}},
             "storage": storage or f"runs/{whole}",
@@ -69,7 +68,7 @@ def critical_config(
     data: Sequence[str],
     *,
     format: str | None,
-    wording: str,
+    template: str,
     limit: int | None = None,
     split: str | None = None,
     prompt: str | None = None,
@@ -88,7 +87,7 @@ def critical_config(
     return parse_config(
         {
             "name": "critical",
-            "models": [{"name": name_of(model), "base": model, _TEMPLATE_KEY: wording, "template_date": template_date}],
+            "models": [{"name": name_of(model), "base": model, "template": template, "template_date": template_date}],
             "datasets": datasets,
             "studies": {"similarity": dict(similarity)},
             "execution": dict(execution),
@@ -154,7 +153,7 @@ models:
     base: lab://tiny                 # the base model: a folder written by save_pretrained, a hub id, or the laboratory's
     tuned:                           # data set: the checkpoint that was fine-tuned on it, or a PEFT adapter on the base
       sums: lab://tiny/sums
-    wording: chat                    # prompt template: chat (the tokenizer's own), plain (no words added, for encoders), llama2, llama3, phi3
+    template: chat                   # prompt template: chat (the tokenizer's), plain (no words added), llama2, llama3 or phi3
     # template_date: 2026-01-31      # date for a chat template that reads the clock; default: the one in the run folder, or today
     dtype: auto                      # auto: the checkpoint's own dtype on a GPU, float32 on a CPU
 
