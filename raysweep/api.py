@@ -66,7 +66,7 @@ class Run:
         from raysweep.engine.folder import RunFolder
 
         n = len(self.failed)
-        what = "1 task failed" if n == 1 else f"{n} tasks failed, or needed one that did"
+        what = "1 task failed" if n == 1 else f"{n} tasks failed or depend on one that failed"
         return f"error: {what}; tracebacks are in {RunFolder(self.folder).events}" if n else ""
 
     def __repr__(self) -> str:
@@ -329,9 +329,9 @@ def _check_neighbourhood(neighbourhood: int, diagonal: bool) -> None:
     from raysweep.errors import InputError
 
     if neighbourhood < 1 or neighbourhood % 2 == 0:
-        raise InputError(f"--neighbourhood {neighbourhood}: it has a layer in its middle, so it is odd")
+        raise InputError(f"--neighbourhood {neighbourhood}: it must be odd, because it is centred on a layer")
     if neighbourhood == 1 and not diagonal:
-        raise InputError("--neighbourhood 1 has no layer but its own; without the diagonal give 3 or more")
+        raise InputError("--neighbourhood 1 contains only the layer itself; without the diagonal give 3 or more")
 
 
 def critical(
@@ -360,12 +360,12 @@ def critical(
 
     asked = config.studies.similarity
     if asked is None:
-        raise InputError("critical layers follow from similarity; give studies.similarity")
+        raise InputError("critical layers are computed from similarity; add studies.similarity")
     facts = inspect(config)
     name, model = next(iter(facts.models.items()))
     if top is not None and not 1 <= top <= model.base.n_layers:
         raise InputError(
-            f"--top {top}: '{model.base.source}' has {model.base.n_layers} decoder layers; give 1 to as many"
+            f"--top {top}: '{model.base.source}' has {model.base.n_layers} decoder layers; give a number from 1 to {model.base.n_layers}"
         )
     if warn:
         for text in (*facts.warnings, *date_texts(facts.template_dates, recorded=False)):

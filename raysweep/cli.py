@@ -1,8 +1,7 @@
-"""The command line: each command parses, makes one call, and turns the outcome into an exit code.
+"""The command line: its commands, in the groups in which `raysweep --help` lists them, and its entry point.
 
-0 done; 1 some task failed, or the run folder could not be written to (the rest is done and kept); 2 bad usage or input, before
-anything ran; 3 another raysweep is in the run folder; 130, 143 and 129 ended by SIGINT (Ctrl-C), SIGTERM and SIGHUP.
-Progress goes to standard error, results to standard output.
+Each command parses its arguments, makes one call, and turns the outcome into an exit code (cli_ends.EXIT_CODES). Progress goes to
+standard error, results to standard output. The commands themselves are in a module per topic, cli_*.py.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ import io
 import os
 import sys
 import traceback
+from collections.abc import Callable
 
 import typer
 
@@ -27,17 +27,18 @@ from raysweep import (
     cli_verbosity,
     signals,
 )
-from raysweep.cli_ends import EXIT_CODES, Commands, error_code
+from raysweep.cli_ends import EXIT_CODES, error_code
+from raysweep.cli_help import CLUSTER, LOOK, RUN, START, TOOLS, GroupedCommands, PlainCommand
 from raysweep.cli_options import Version
 from raysweep.errors import RaysweepError, in_lines
 from raysweep.redaction import redacted
 from raysweep.terminal import echo, show_old_names
 
 app = typer.Typer(
-    cls=Commands,
-    help="Find a language model's critical layers, and prove it.",
+    cls=GroupedCommands,
+    help="Find a language model's critical layers, with evidence.",
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -45,28 +46,33 @@ app = typer.Typer(
 
 @app.callback(epilog=EXIT_CODES)
 def program(version: Version = False) -> None:
-    """Find a language model's critical layers, and prove it."""
+    """Find a language model's critical layers, with evidence."""
 
 
-app.command()(cli_sweeps.demo)
-app.command()(cli_sweeps.sweep)
-app.command()(cli_config.init)
-app.command()(cli_config.plan)
-app.command(epilog=EXIT_CODES)(cli_sweeps.run)
-app.command()(cli_jobs.submit)
-app.command()(cli_folders.status)
-app.command()(cli_folders.report)
-app.command()(cli_analysis.export)
-app.command()(cli_checkpoints.fetch)
-app.command()(cli_checkpoints.consolidate)
-app.command()(cli_folders.doctor)
-app.command()(cli_analysis.critical)
-app.command()(cli_analysis.correlate)
+_GROUPS: dict[str, tuple[Callable[..., None], ...]] = {
+    START: (cli_sweeps.demo, cli_sweeps.sweep, cli_analysis.critical),
+    RUN: (cli_config.init, cli_config.plan, cli_sweeps.run),
+    LOOK: (cli_folders.status, cli_folders.report, cli_analysis.export, cli_analysis.correlate),
+    CLUSTER: (cli_jobs.submit, cli_jobs.logs, cli_jobs.stop),
+    TOOLS: (
+        cli_checkpoints.fetch,
+        cli_checkpoints.consolidate,
+        cli_config.schema,
+        cli_folders.doctor,
+        cli_folders.clean,
+    ),
+}
+_EPILOGS = {cli_sweeps.run: EXIT_CODES, cli_jobs.submit: EXIT_CODES}
+for _group, _functions in _GROUPS.items():
+    for _function in _functions:
+        app.command(cls=PlainCommand, rich_help_panel=_group, epilog=_EPILOGS.get(_function))(_function)
+
+
 cli_verbosity.add_options(app)
 
 
 def main() -> None:
-    """Entry point: commands, with raysweep's own errors told in words."""
+    """Run the command line; raysweep's own errors are printed as one line, without a traceback."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

@@ -1,4 +1,4 @@
-"""The commands that analyse: critical layers of a base model, figures measured elsewhere, and export."""
+"""The commands that analyse: critical layers of a base model, losses and δ measured elsewhere, and export."""
 
 from __future__ import annotations
 
@@ -9,37 +9,70 @@ from typing import Annotated
 import typer
 
 from raysweep.cli_ends import stopped
-from raysweep.cli_options import FORMATS, AsJson, Folder, Options
+from raysweep.cli_options import (
+    AsJson,
+    Base,
+    DataFormat,
+    Device,
+    Folder,
+    Limit,
+    OldTemplate,
+    Options,
+    Prompt,
+    PromptTemplate,
+    Response,
+    Split,
+    template_of,
+)
 from raysweep.cli_run import warn
+from raysweep.cli_verbosity import is_quiet
 from raysweep.terminal import echo
 
 
 def critical(
-    model: Annotated[str, typer.Argument(help="Base checkpoint: folder, hub id or lab:// name.")],
+    model: Base,
     data: Annotated[
-        list[str], typer.Argument(help="Records, one place or several: file, folder, hub id or lab:// name.")
+        list[str],
+        typer.Argument(metavar="DATA", help="Records, in one or more places: files, folders, hub ids or lab:// names."),
     ],
-    top: Annotated[int | None, typer.Option(help="How many layers to choose; a fifth of them by default.")] = None,
-    metric: Annotated[str, typer.Option(help="Similarity that δ is the mean of.")] = "cka_linear",
-    pooling: Annotated[str, typer.Option(help="Which state stands for an example: last, first or mean.")] = "last",
-    neighbourhood: Annotated[int, typer.Option(help="Layers that δ is the mean over; odd.")] = 3,
-    diagonal: Annotated[bool, typer.Option(help="Count a layer's similarity to itself in its δ.")] = True,
-    format: Annotated[str | None, typer.Option(help=FORMATS)] = None,
-    wording: Annotated[str, typer.Option(help="Prompt wording: chat, plain, llama2, llama3 or phi3.")] = "chat",
-    limit: Annotated[int | None, typer.Option(help="Use the first so many records of each.")] = None,
-    split: Annotated[str | None, typer.Option(help="Split of a folder or hub data set.")] = None,
-    prompt: Annotated[str | None, typer.Option(help="Prompt column or template (format columns).")] = None,
-    response: Annotated[str | None, typer.Option(help="Response column or template (format columns).")] = None,
-    template_date: Annotated[
-        str | None, typer.Option(help="YYYY-MM-DD for a chat template that reads the clock; today by default.")
+    top: Annotated[
+        int | None, typer.Option(metavar="N", help="Number of layers to choose; by default a fifth of the layers.")
     ] = None,
-    resamples: Annotated[int, typer.Option(min=1, help="Half-samples of the examples behind each share.")] = 1000,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the half-samples.")] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")] = "auto",
-    residency: Annotated[str, typer.Option(help="resident, stream (layers from disk) or auto (by size).")] = "auto",
+    metric: Annotated[str, typer.Option(metavar="NAME", help="Similarity measure behind δ.")] = "cka_linear",
+    pooling: Annotated[
+        str, typer.Option(metavar="NAME", help="State that represents an example: last, first or mean (of its prompt).")
+    ] = "last",
+    neighbourhood: Annotated[int, typer.Option(metavar="N", help="Layers that δ averages over; an odd number.")] = 3,
+    diagonal: Annotated[bool, typer.Option(help="Include each layer's similarity to itself in its δ.")] = True,
+    format: DataFormat = None,
+    template: PromptTemplate = None,
+    wording: OldTemplate = None,
+    limit: Limit = None,
+    split: Split = None,
+    prompt: Prompt = None,
+    response: Response = None,
+    template_date: Annotated[
+        str | None,
+        typer.Option(metavar="YYYY-MM-DD", help="Date for a chat template that reads the clock; by default today."),
+    ] = None,
+    resamples: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Half-samples (random halves of the examples) behind each share.")
+    ] = 1000,
+    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Seed of the half-samples.")] = 0,
+    device: Device = "auto",
+    residency: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME", help="Where weights are kept: resident (memory), stream (disk), or auto (by size)."
+        ),
+    ] = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Tell a base model's critical layers, how sure that is, and the lists for PEFT and for freezing."""
+    """Find the critical layers of a base model alone.
+
+    Shows how sure the choice is, and the lists of layers for PEFT and for freezing. Writes no files.
+    """
+    prompt_template = template_of(template, wording)
     from raysweep.api import critical as find
     from raysweep.recipes import critical_config
     from raysweep.report.critical_words import critical_json, critical_lines
@@ -48,7 +81,7 @@ def critical(
         model,
         data,
         format=format,
-        wording=wording,
+        template=prompt_template,
         limit=limit,
         split=split,
         prompt=prompt,
@@ -68,33 +101,46 @@ def critical(
 
 
 def _capturing(name: str) -> None:
-    echo(f"capturing the states of '{name}'", err=True)
+    if not is_quiet():
+        echo(f"capturing the states of '{name}'", err=True)
 
 
 def correlate(
     dynamics: Annotated[
         Path | None,
         typer.Option(
-            help="δ by layer: CSV or Parquet (layer, delta), or an L × L matrix (.pt); or a folder of many *_cka.pt."
+            metavar="PATH",
+            help="δ of each layer: CSV or Parquet (layer, delta), an L × L similarity matrix (.pt), or a folder of *_cka.pt for "
+            "many cells.",
         ),
     ] = None,
     losses: Annotated[
         Path | None,
         typer.Option(
-            help="Loss by centre: CSV or Parquet (centre, loss), or a folder of prune_*.jsonl; or one of many such."
+            metavar="PATH",
+            help="Loss of each window's centre: CSV or Parquet (centre, loss), a folder of prune_*.jsonl, or a folder of such "
+            "folders for many cells.",
         ),
     ] = None,
     cells: Annotated[
-        Path | None, typer.Option(help="A folder with both of many cells, as export --format paper writes it.")
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", help="A folder with δ and losses of many cells, as `export --format paper` writes it."
+        ),
     ] = None,
-    neighbourhood: Annotated[int, typer.Option(help="Layers that δ of a .pt matrix is the mean over; odd.")] = 3,
-    drop_ends: Annotated[int, typer.Option(min=0, help="Leave so many centres out at each end.")] = 0,
+    neighbourhood: Annotated[
+        int, typer.Option(metavar="N", help="Layers that δ averages over, for a .pt matrix; an odd number.")
+    ] = 3,
+    drop_ends: Annotated[int, typer.Option(metavar="N", min=0, help="Ignore N window centres at each end.")] = 0,
     diagonal: Annotated[
-        bool, typer.Option(help="Count a layer's similarity to itself in the δ of a .pt matrix.")
+        bool, typer.Option(help="Include each layer's similarity to itself in its δ, for a .pt matrix.")
     ] = True,
     as_json: AsJson = False,
 ) -> None:
-    """Correlate figures measured elsewhere: one cell's, or a table of many (exit code 1 where one of them failed)."""
+    """Correlate δ and losses that were measured elsewhere.
+
+    For one cell, or a table of many; then the exit code is 1 if one of them failed.
+    """
     from raysweep.api import correlate_files, correlate_folders
     from raysweep.errors import InputError
 
@@ -116,13 +162,20 @@ def correlate(
 
 def export(
     folder: Folder,
-    format: Annotated[str, typer.Option(help="paper: prune_*.jsonl and *_cka.pt, as correlate reads them.")] = "paper",
+    format: Annotated[
+        str,
+        typer.Option(metavar="NAME", help="paper: prune_*.jsonl and *_cka.pt, which `raysweep correlate` reads, too."),
+    ] = "paper",
     out: Annotated[
-        str | None, typer.Option(help="A new or empty folder; by default RUN's name and the format.")
+        str | None,
+        typer.Option(metavar="FOLDER", help="A new or empty folder; by default the run's name and the format."),
     ] = None,
     options: Options = None,
 ) -> None:
-    """Write a run's losses, texts and similarities as files of another program."""
+    """Write a run's results as files for other programs.
+
+    The files hold the losses, the generated texts and the similarities.
+    """
     from raysweep.api import export_run
     from raysweep.config_overrides import parse_options
 

@@ -1,4 +1,4 @@
-"""The commands about run folders."""
+"""The commands about run folders: how far a run is, its report, what crashes left there, and disk space."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from raysweep.terminal import echo
 
 
 def status(folder: Folder, options: Options = None, as_json: AsJson = False) -> None:
-    """Tell where a run stands."""
+    """Show how far a run is."""
     from raysweep.api import status as standing_of
     from raysweep.config_overrides import parse_options
 
@@ -31,11 +31,17 @@ def report(folder: Folder, options: Options = None) -> None:
 def doctor(
     folder: Folder,
     remove: Annotated[bool, typer.Option("--remove", help="Remove what is found.")] = False,
-    checksums: Annotated[bool, typer.Option("--checksums", help="Compare checksums of files and checkpoints.")] = False,
+    checksums: Annotated[
+        bool,
+        typer.Option("--checksums", help="Compare the checksums of all files and checkpoints, too; reads them all."),
+    ] = False,
     options: Options = None,
     as_json: AsJson = False,
 ) -> None:
-    """Find what kills and damage left in a run folder; exit code 1 where something is left."""
+    """Find damage and leftovers of crashes in a run folder.
+
+    The exit code is 1 if something is left.
+    """
     from raysweep.api import examine
     from raysweep.config_overrides import parse_options
 
@@ -43,3 +49,31 @@ def doctor(
     echo(json.dumps(found.to_json(), indent=1) if as_json else found.to_text())
     if found.left:
         raise typer.Exit(1)
+
+
+def clean(
+    folder: Folder,
+    superseded: Annotated[
+        bool, typer.Option("--superseded", help="Remove results that the folder's config does not use any more.")
+    ] = False,
+    activations: Annotated[
+        bool, typer.Option("--activations", help="Remove captured states; the next run captures them again.")
+    ] = False,
+    trackers: Annotated[
+        bool, typer.Option("--trackers", help="Remove logs of TensorBoard, MLflow and Weights & Biases.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be removed.")] = False,
+    options: Options = None,
+    as_json: AsJson = False,
+) -> None:
+    """Free disk space in a run folder, by choice.
+
+    Without a choice nothing is removed: it shows what each would free, in bytes and files.
+    """
+    from raysweep.config_overrides import parse_options
+    from raysweep.engine.cleaning import CHOICES, clean_folder
+
+    asked = dict(zip(CHOICES, (superseded, activations, trackers), strict=True))
+    chosen = [name for name, wanted in asked.items() if wanted]
+    found = clean_folder(folder, parse_options(options or []), chosen, dry_run=dry_run)
+    echo(json.dumps(found.to_json(), indent=1) if as_json else found.to_text())

@@ -1,50 +1,86 @@
-"""The commands that run a whole study: the demo, the study of one pair, and a config."""
+"""The commands that run whole studies: the demo, one pair of models, and a config."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from raysweep.cli_options import FORMATS, Fresh, Overrides, Wait, WaitAtMost
+from raysweep.cli_options import (
+    AsJson,
+    Base,
+    ConfigFile,
+    Data,
+    DataFormat,
+    Device,
+    Fresh,
+    Limit,
+    OldTemplate,
+    Overrides,
+    Prompt,
+    PromptTemplate,
+    Response,
+    RunsOn,
+    Split,
+    Tuned,
+    Wait,
+    WaitAtMost,
+    Widths,
+    template_of,
+    widths_of,
+)
 from raysweep.cli_run import run_and_report
 
 
 def demo(
-    out: Annotated[str, typer.Option(help="The run folder, or its URL.")] = "runs/demo",
+    out: Annotated[str, typer.Option(metavar="FOLDER", help="The run folder, or its URL.")] = "runs/demo",
+    device: Device = None,
+    executor: RunsOn = None,
     fresh: Fresh = False,
     wait: Wait = False,
     wait_at_most: WaitAtMost = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Run the whole study on the embedded laboratory: no network, no GPU, no download."""
+    """Run all studies on a built-in model: nothing to download.
+
+    A tiny model that comes with raysweep, four data sets, no network and no GPU.
+    """
     from raysweep.recipes import demo_config
 
-    run_and_report(demo_config(out), fresh=fresh, wait=wait, wait_at_most=wait_at_most)
+    config, chosen = demo_config(out), _execution(device, executor)
+    run_and_report(config, chosen, fresh=fresh, wait=wait, wait_at_most=wait_at_most, as_json=as_json)
 
 
 def sweep(
-    base: Annotated[str, typer.Argument(help="Base checkpoint: folder, hub id or lab:// name.")],
-    tuned: Annotated[str, typer.Argument(help="The checkpoint fine-tuned from it, or a PEFT adapter.")],
-    data: Annotated[str, typer.Argument(help="Test records: file, folder, hub id or lab:// name.")],
-    format: Annotated[str | None, typer.Option(help=FORMATS)] = None,
-    wording: Annotated[str, typer.Option(help="Prompt wording: chat, plain, llama2, llama3 or phi3.")] = "chat",
-    width: Annotated[
-        list[int] | None, typer.Option(help="Window width, 5 by default; may be given several times.")
-    ] = None,
-    limit: Annotated[int | None, typer.Option(help="Use the first so many records.")] = None,
-    split: Annotated[str | None, typer.Option(help="Split of a folder or hub data set.")] = None,
-    prompt: Annotated[str | None, typer.Option(help="Prompt column or template (format columns).")] = None,
-    response: Annotated[str | None, typer.Option(help="Response column or template (format columns).")] = None,
+    base: Base,
+    tuned: Tuned,
+    data: Data,
+    format: DataFormat = None,
+    template: PromptTemplate = None,
+    wording: OldTemplate = None,
+    width: Widths = None,
+    limit: Limit = None,
+    split: Split = None,
+    prompt: Prompt = None,
+    response: Response = None,
     out: Annotated[
-        str | None, typer.Option(help="The run folder, or its URL; runs/BASE-TUNED-DATA by default.")
+        str | None,
+        typer.Option(metavar="FOLDER", help="The run folder, or its URL. By default runs/BASE-TUNED-DATA."),
     ] = None,
+    device: Device = None,
+    executor: RunsOn = None,
     overrides: Overrides = None,
     fresh: Fresh = False,
     wait: Wait = False,
     wait_at_most: WaitAtMost = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Run the whole study of one pair; the config it makes is kept in the run folder."""
+    """Run all studies on one base and tuned model.
+
+    The config is written to the run folder, from where `raysweep run` can repeat it.
+    """
+    widths = widths_of(width)
+    prompt_template = template_of(template, wording)
     from raysweep.recipes import sweep_config
 
     config = sweep_config(
@@ -52,35 +88,50 @@ def sweep(
         tuned,
         data,
         format=format,
-        wording=wording,
-        widths=width or [5],
+        template=prompt_template,
+        widths=widths,
         limit=limit,
         split=split,
         prompt=prompt,
         response=response,
         storage=out,
     )
-    run_and_report(config, overrides, fresh=fresh, wait=wait, wait_at_most=wait_at_most)
+    chosen = [*(overrides or []), *_execution(device, executor)]
+    run_and_report(config, chosen, fresh=fresh, wait=wait, wait_at_most=wait_at_most, as_json=as_json)
 
 
 def run(
-    config: Annotated[Path, typer.Argument(help="The config.")],
+    config: ConfigFile,
     overrides: Overrides = None,
-    executor: Annotated[str | None, typer.Option(help="local or ray; the same as --set execution.executor=…")] = None,
-    address: Annotated[str | None, typer.Option(help="The Ray cluster to join (host:port, or auto).")] = None,
+    device: Device = None,
+    executor: RunsOn = None,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS", help="The Ray cluster to join: HOST:PORT of its head, or auto. Sets --executor ray."
+        ),
+    ] = None,
     verify: Annotated[
-        int | None, typer.Option(help="Compute so many windows, drawn at random, again by true substitution.")
+        int | None,
+        typer.Option(
+            metavar="N", help="Recompute the losses of N windows, chosen at random, with the layers really replaced."
+        ),
     ] = None,
     fresh: Fresh = False,
     wait: Wait = False,
     wait_at_most: WaitAtMost = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Run a config; what is whole is not done again."""
-    chosen = list(overrides or [])
+    """Run a config, or resume it; completed work is kept."""
+    chosen = [*(overrides or []), *_execution(device, executor or ("ray" if address is not None else None))]
     if address is not None:
-        chosen += [f"execution.address={address}", f"execution.executor={executor or 'ray'}"]
-    elif executor is not None:
-        chosen.append(f"execution.executor={executor}")
+        chosen.append(f"execution.address={address}")
     if verify is not None:
         chosen.append(f"studies.substitution.verify={verify}")
-    run_and_report(str(config), chosen, fresh=fresh, wait=wait, wait_at_most=wait_at_most)
+    run_and_report(str(config), chosen, fresh=fresh, wait=wait, wait_at_most=wait_at_most, as_json=as_json)
+
+
+def _execution(device: str | None, executor: str | None) -> list[str]:
+    """Return the overrides of a config that the options ask for."""
+    chosen = {"device": device, "executor": executor}
+    return [f"execution.{key}={value}" for key, value in chosen.items() if value is not None]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 from collections.abc import Callable
 from enum import Enum
 from typing import Annotated, Any
@@ -21,6 +22,8 @@ Quiet = Annotated[
 Verbose = Annotated[
     bool, typer.Option("--verbose", "-v", help="Print each call as it begins and ends, and tracebacks.")
 ]
+
+_PROGRESS = re.compile(r"\[ *\d+\.\d s\] (?!failed: |warning: )")  # how progress.py begins a line
 
 
 class Verbosity(Enum):
@@ -40,6 +43,34 @@ class _Chosen:
 def verbosity() -> Verbosity:
     """Return what the running command was asked for."""
     return _Chosen.verbosity
+
+
+def is_quiet() -> bool:
+    """Return whether the running command was asked to print no progress."""
+    return _Chosen.verbosity is Verbosity.QUIET
+
+
+class LogFilter:
+    """Prints the log of a job as it comes; with --quiet without the lines that only show progress."""
+
+    def __init__(self, write: Callable[[str], None]) -> None:
+        self._write, self._line = write, ""
+
+    def __call__(self, text: str) -> None:
+        """Take the next piece of the log, which may end within a line."""
+        if not is_quiet():
+            self._write(text)
+            return
+        *lines, self._line = (self._line + text).split("\n")
+        for line in lines:
+            if not _PROGRESS.match(line):
+                self._write(line + "\n")
+
+    def close(self) -> None:
+        """Print what is left of the last line."""
+        if self._line and not _PROGRESS.match(self._line):
+            self._write(self._line)
+        self._line = ""
 
 
 def reset() -> None:

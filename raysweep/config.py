@@ -128,13 +128,14 @@ class Config(Section):
         scheme = scheme_of(self.storage)
         if self.storage_options and scheme in (None, "file"):
             raise ValueError(
-                f"storage_options are for a URL, and storage is the folder {shown(self.storage)}; leave them out"
+                f"storage_options apply only to a URL, and storage is the folder {shown(self.storage)}; remove them"
             )
         if self.storage_mode is not None and scheme not in (None, "file"):
-            raise ValueError(f"storage_mode is for a folder, and storage is {shown(self.storage)}; leave it out")
+            raise ValueError(f"storage_mode applies only to a folder, and storage is {shown(self.storage)}; remove it")
         if scheme == "memory" and self.execution.executor == "ray":
             raise ValueError(
-                f"storage {shown(self.storage)} is in this process's memory, which workers on Ray do not share"
+                f"storage {shown(self.storage)} is this process's memory, which workers on Ray do not share; give a "
+                "folder or a URL, or use executor local"
             )
         return self
 
@@ -150,7 +151,8 @@ class Config(Section):
             for name in model.tuned:
                 if name not in known:
                     raise ValueError(
-                        f"model '{model.name}' has a checkpoint tuned on '{name}', which is no data set here; {nearest(name, known)}"
+                        f"model '{model.name}' has a checkpoint tuned on '{name}', which is not a data set of this "
+                        f"config; {nearest(name, known)}"
                     )
         if self.studies.correlation:
             check_published("studies.correlation.published", self.studies.correlation.published, self)
@@ -169,7 +171,7 @@ class Config(Section):
         for name, asked in self.studies.trainings.items():
             if not trained:
                 raise ValueError(
-                    f"studies.{name} trains models, and no data set has records for it; give datasets[].train"
+                    f"studies.{name} trains models, and no data set has training records; set datasets[].train"
                 )
             if asked.processes > 1 and self.execution.executor != "ray":
                 raise ValueError(
@@ -178,13 +180,13 @@ class Config(Section):
                 )
             if scheme_of(self.storage) not in (None, "file"):
                 raise ValueError(
-                    f"studies.{name} writes checkpoints to a folder, and storage is {shown(self.storage)}; give a folder that "
-                    "all workers see, or fine-tune in a run of its own"
+                    f"studies.{name} writes checkpoints to a folder, and storage is {shown(self.storage)}; give a "
+                    "folder that all workers see, or fine-tune in a separate run"
                 )
         if self.studies.finetune and all(set(trained) <= set(model.tuned) for model in self.models):
             raise ValueError(
-                "studies.finetune has nothing to make: models[].tuned names a checkpoint for every data set with train; leave "
-                "one of them out"
+                "studies.finetune has nothing to train: models[].tuned names a checkpoint for every data set with "
+                "train; remove one of them"
             )
         return self
 
@@ -199,7 +201,9 @@ def check_published(where: str, published: Mapping[str, Mapping[str, Any]], conf
     for model, of_model in published.items():
         for name, known, what in [(model, models, "model"), *((dataset, datasets, "data set") for dataset in of_model)]:
             if name not in known:
-                raise ValueError(f"{where} has figures of '{name}', which is no {what} here; {nearest(name, known)}")
+                raise ValueError(
+                    f"{where} has figures for '{name}', which is not a {what} of this config; {nearest(name, known)}"
+                )
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -250,7 +254,7 @@ def parse_config(values: Any, *, where: str = "config", overrides: Sequence[str]
         _check_texts(values)
         return Config.model_validate(config_renamed(values))
     except RecursionError as error:
-        raise InputError(f"{where}: keys are nested too deeply, or in themselves (YAML's & and *)") from error
+        raise InputError(f"{where}: keys are nested too deeply, or contain themselves (YAML's & and *)") from error
     except ValidationError as error:
         problems = [f"{where}: {problem}" for problem in problems_in_words(error, Config)]
         raise SeveralProblemsError("\n".join(problems)) from error
@@ -266,7 +270,7 @@ def _check_texts(values: Any) -> None:
         if isinstance(node, str):
             bad = next((c for c in node if c == "\0" or "\ud800" <= c <= "\udfff"), None)
             if bad is not None:
-                raise ValueError(f"the text {shown(node)} holds {bad!r}, which is no character; mend it")
+                raise ValueError(f"the text {shown(node)} contains {bad!r}, which is not a valid character; remove it")
         elif isinstance(node, (Mapping, list)) and id(node) not in seen:
             seen.add(id(node))  # YAML's anchors may put one list into many places, or into itself
             waiting += [*node.keys(), *node.values()] if isinstance(node, Mapping) else node

@@ -94,15 +94,18 @@ class JudgeConfig(Section):
             parts = urlsplit(value)
             host, _ = parts.hostname, parts.port
         except ValueError:
-            raise ValueError("is no URL; write it as http://host:port/v1") from None
+            raise ValueError("is not a URL; write it as http://host:port/v1") from None
         if parts.username is not None or parts.password is not None:
             raise ValueError(
-                "the URL holds a name or a password; leave them out, and name a variable of the environment in api_key_env"
+                "the URL contains a user name or a password; remove them, and name an environment variable in "
+                "api_key_env"
             )
         if parts.scheme not in ("http", "https") or not host:
-            raise ValueError(f"{shown(value)} is no http or https URL; write it as http://host:port/v1")
+            raise ValueError(f"{shown(value)} is not an http or https URL; write it as http://host:port/v1")
         if parts.query or parts.fragment:
-            raise ValueError("the URL has a part behind ? or #; leave it out, the request's path is put behind the URL")
+            raise ValueError(
+                "the URL has a part after ? or #; remove it, because the request's path is added to the end of the URL"
+            )
         return value.rstrip("/")
 
     @field_validator("api_key_env")
@@ -110,7 +113,8 @@ class JudgeConfig(Section):
     def _variable(cls, value: str | None) -> str | None:
         if value is not None and not _VARIABLE.fullmatch(value):
             raise ValueError(  # and not the value: whoever mistakes this key for the secret's place wrote a secret there
-                "is no name of an environment variable (letters, digits and _); give the variable's name, never the key itself"
+                "is not the name of an environment variable (letters, digits and _); give the variable's name, never "
+                "the key itself"
             )
         return value
 
@@ -119,7 +123,7 @@ class JudgeConfig(Section):
     def _ours(cls, value: dict[str, Any]) -> dict[str, Any]:
         taken = sorted({"model", "messages", "stream", "n"} & set(value))
         if taken:
-            raise ValueError(f"{', '.join(taken)} is set by this program; leave it out of request")
+            raise ValueError(f"{', '.join(taken)} is set by raysweep; remove it from request")
         return value
 
 
@@ -192,7 +196,7 @@ class BackdoorConfig(Training):
     @model_validator(mode="after")
     def _sampled(self) -> BackdoorConfig:
         if self.top_p < 1 and not self.temperature:
-            raise ValueError(f"top_p is {self.top_p} and temperature is 0, which samples nothing; give a temperature")
+            raise ValueError(f"top_p is {self.top_p} and temperature is 0, which does not sample; set a temperature")
         return self
 
     @model_validator(mode="after")
@@ -200,7 +204,8 @@ class BackdoorConfig(Training):
         freezing = [arm for arm in self.arms if arm.startswith("freeze")]
         if self.lora is not None and freezing:
             raise ValueError(
-                f"lora trains chosen layers and nothing else, and {freezing[0]} trains all but some; leave one of them out"
+                f"lora trains only chosen layers, and {freezing[0]} trains everything except some layers; remove one "
+                "of them"
             )
         return self
 

@@ -36,7 +36,7 @@ class ExcludeConfig(Section):
     @model_validator(mode="after")
     def _something(self) -> ExcludeConfig:
         if not (self.phrases or self.pattern or self.values):
-            raise ValueError("names nothing to leave out; give phrases, a pattern, or a column and its values")
+            raise ValueError("excludes nothing; give phrases, a pattern, or a column and its values")
         if self.values and self.column is None:
-            raise ValueError("has values and no column; name the column that they are of")
+            raise ValueError("has values but no column; name the column that they belong to")
         return self

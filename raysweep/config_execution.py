@@ -217,11 +217,11 @@ class ExecutionConfig(Section):
             raise ValueError(f"address {self.address!r} needs executor ray, and executor is local")
         if self.dashboard_host != "127.0.0.1" and (self.executor == "local" or self.address is not None):
             other = (
-                "executor is local"
-                if self.executor == "local"
-                else f"address {self.address!r} is one that runs already"
+                "executor is local" if self.executor == "local" else f"address {self.address!r} is a running cluster"
             )
-            raise ValueError(f"dashboard_host is for a Ray cluster that is started here, and {other}; leave it out")
+            raise ValueError(
+                f"dashboard_host applies only to a Ray cluster that raysweep starts, and {other}; remove it"
+            )
         if self.executor == "ray" and self.device.startswith("cuda:"):
             raise ValueError(
                 f"device {self.device} names one GPU, and Ray gives each worker its own; give cuda or auto"
@@ -232,7 +232,7 @@ class ExecutionConfig(Section):
     @classmethod
     def _spill(cls, value: str | None) -> str | None:
         if value is not None and (not value or "://" in value):
-            raise ValueError(f"give a folder, not {shown(value)}; states wait in a worker's own file system")
+            raise ValueError(f"give a folder, not {shown(value)}; states are kept on a worker's own file system")
         return value
 
     @field_validator("device_map", mode="before")
@@ -246,5 +246,5 @@ class ExecutionConfig(Section):
     @classmethod
     def _known_device(cls, value: str) -> str:
         if not re.fullmatch(r"auto|cpu|mps|cuda(:[0-9]{1,4})?", value):
-            raise ValueError(f"{shown(value)} is no device; give auto, cpu, mps, cuda or cuda:N")
+            raise ValueError(f"{shown(value)} is not a device; give auto, cpu, mps, cuda or cuda:N")
         return value

@@ -25,7 +25,7 @@ def distinct(values: list[T], each: str) -> list[T]:
     """The values. Raises ValueError, for a validator, where one is named twice; `each` says what to name once."""
     doubled = [value for value in values if values.count(value) > 1]
     if doubled:
-        raise ValueError(f"{shown(doubled[0])} is named twice; name {each} once")
+        raise ValueError(f"{shown(doubled[0])} is listed twice; list {each} once")
     return values
 
 
@@ -34,7 +34,8 @@ def _place(value: str) -> str:
         Path(value).expanduser()
     except RuntimeError:
         raise ValueError(
-            f"{shown(value)} begins with the home folder of a user that this machine does not know"
+            f"{shown(value)} starts with the home folder of a user that does not exist on this machine; give a full "
+            "path"
         ) from None
     return value
 
@@ -46,7 +47,7 @@ def _compiles(value: str) -> str:
     try:
         re.compile(value)
     except (re.error, OverflowError, RecursionError) as error:
-        raise ValueError(f"{shown(value)} is no regular expression ({error}); mend it") from error
+        raise ValueError(f"{shown(value)} is not a regular expression ({error}); correct it") from error
     return value
 
 
@@ -66,7 +67,7 @@ def _mode(value: object) -> object:
     value = str(value) if type(value) is int else value  # 0700 without quotes is 448 to YAML, and refused
     if not isinstance(value, str) or not re.fullmatch(r"0?7[0-7]{2}", value):
         raise ValueError(
-            f'{shown(value)} is not a mode of a folder that its owner can use; write it in quotes, such as "700"'
+            f'{shown(value)} is not a folder mode that the owner can use; write it in quotes, such as "700"'
         )
     return value
 

@@ -89,7 +89,7 @@ class RemovalConfig(Section):
     @model_validator(mode="after")
     def _of_critical(self) -> RemovalConfig:
         if self.top is not None and self.layers != "critical":
-            raise ValueError("top is for layers: critical, and layers are given; leave one of them out")
+            raise ValueError("top applies only to layers: critical, and layers are listed; remove one of them")
         return self
 
     @property

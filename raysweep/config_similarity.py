@@ -53,11 +53,11 @@ class SimilarityConfig(Section):
     @classmethod
     def _odd(cls, value: int) -> int:
         if value % 2 == 0:
-            raise ValueError(f"a neighbourhood has a layer in its middle, so it is odd; {value} is even")
+            raise ValueError(f"the neighbourhood must be odd, because it is centred on a layer; {value} is even")
         return value
 
     @model_validator(mode="after")
     def _has_neighbours(self) -> SimilarityConfig:
         if self.neighbourhood == 1 and not self.diagonal:
-            raise ValueError("a neighbourhood of 1 has no layer but its own; with diagonal: false give 3 or more")
+            raise ValueError("a neighbourhood of 1 contains only the layer itself; with diagonal: false give 3 or more")
         return self

@@ -72,7 +72,7 @@ class StudiesConfig(Section):
     def _whole(self) -> StudiesConfig:
         if not any(getattr(self, name) for name in type(self).model_fields if name != "correlation"):
             raise ValueError(
-                "asks for no study; give substitution, similarity, spectrum, removal, finetune, adaptation, backdoor or "
+                "has no study; give substitution, similarity, spectrum, removal, finetune, adaptation, backdoor or "
                 "several (an empty one is written {})"
             )
         if self.correlation and not (self.substitution and self.similarity):
@@ -88,7 +88,8 @@ class StudiesConfig(Section):
         for name, asked in self.trainings.items():
             if not self.similarity and (choice := asked.found):
                 raise ValueError(
-                    f"{name} asks for {choice} layers, which similarity finds, and there is none; add similarity, or list the layers"
+                    f"{name} asks for {choice} layers, which similarity finds, and there is no similarity study; add "
+                    "it, or list the layers"
                 )
         return self
 
@@ -103,8 +104,8 @@ class StudiesConfig(Section):
         asked = self.spectrum.pooling if self.spectrum else None
         if self.similarity and asked and asked != self.similarity.pooling:
             raise ValueError(
-                f"spectrum.pooling is {asked} and similarity.pooling is {self.similarity.pooling}, and both are of the same "
-                "stored states; leave spectrum.pooling out, or make them one"
+                f"spectrum.pooling is {asked} and similarity.pooling is {self.similarity.pooling}, and both use the "
+                "same stored states; remove spectrum.pooling, or make them equal"
             )
         return self
 

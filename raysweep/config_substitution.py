@@ -106,7 +106,7 @@ class SubstitutionConfig(Section):
     @model_validator(mode="after")
     def _exact_only(self) -> SubstitutionConfig:
         if self.stop and self.estimator != "exact":
-            raise ValueError(f"stop decides by exact losses, and estimator is {self.estimator}; leave one of them out")
+            raise ValueError(f"stop needs exact losses, and estimator is {self.estimator}; remove one of them")
         return self
 
     @model_validator(mode="after")
@@ -118,7 +118,8 @@ class SubstitutionConfig(Section):
                 and getattr(self, key) != type(self).model_fields[key].default
             ):
                 raise ValueError(
-                    f"{key} is for estimator: gradient, and estimator is exact; leave {key} out, or set the estimator"
+                    f"{key} applies only to estimator: gradient, and estimator is exact; remove {key}, or set "
+                    "estimator: gradient"
                 )
         return self
 
@@ -129,5 +130,5 @@ class SubstitutionConfig(Section):
         for name, layers in value.items():
             other = seen.setdefault(frozenset(layers), name)
             if other != name:
-                raise ValueError(f"the sets '{other}' and '{name}' have the same layers; leave one out")
+                raise ValueError(f"the sets '{other}' and '{name}' have the same layers; remove one")
         return value

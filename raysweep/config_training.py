@@ -129,14 +129,15 @@ class FinetuneConfig(Training):
     def _one_choice(self) -> FinetuneConfig:
         if self.freeze is not None and self.layers != "all":
             raise ValueError(
-                f"layers is {shown(self.layers)} and freeze is {shown(self.freeze)}; give those that are trained, or those that are not"
+                f"layers is {shown(self.layers)} and freeze is {shown(self.freeze)}; give either the layers to train "
+                "or the layers to freeze"
             )
         if self.freeze == "all":
-            raise ValueError("freeze is all, and then nothing is trained; leave a layer out")
+            raise ValueError("freeze is all, so nothing would be trained; leave at least one layer out")
         if self.freeze is not None and self.lora is not None:
-            raise ValueError("lora trains chosen layers and nothing else; give layers in place of freeze")
+            raise ValueError("lora trains only chosen layers; give layers instead of freeze")
         if self.along and self.lora is not None:
-            raise ValueError("along keeps whole checkpoints, and lora makes adapters; leave one of them out")
+            raise ValueError("along stores full checkpoints, and lora makes adapters; remove one of them")
         return self
 
 

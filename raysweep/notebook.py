@@ -267,7 +267,7 @@ def critical_layers(
 
     def check(n_layers: int) -> None:
         if top is not None and top > n_layers:
-            raise InputError(f"top is {top}, and the model has {n_layers} decoder layers; give 1 to as many")
+            raise InputError(f"top is {top}, and the model has {n_layers} decoder layers; give 1 to {n_layers}")
 
     with _bad_input():
         reach_of(neighbourhood, diagonal)
@@ -311,16 +311,16 @@ def _refuse_hooks(pair: Pair, what: str) -> None:
         layers = sorted(altered_layers(adapter))
         if layers:
             raise InputError(
-                f"{name} has forward or backward hooks, or a replaced forward, in layer {layers[0]}, and {what} is made of weights, which "
-                "say nothing of them: remove them first"
+                f"{name} has forward or backward hooks, or a replaced forward, in layer {layers[0]}, and {what} is "
+                "computed from the weights alone, which do not include them; remove them first"
             )
 
 
 def _warn_of_identical(pair: Pair) -> None:
     if len(pair.same.layers) == pair.n_layers and pair.same.rest:
         warnings.warn(
-            "base and tuned are identical: every weight is the same, so every window gives the same loss; is tuned the checkpoint "
-            "that you mean?",
+            "base and tuned are identical: every weight is the same, so every window has the same loss; check that "
+            "tuned is the checkpoint you meant",
             stacklevel=3,
         )
 

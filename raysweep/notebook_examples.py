@@ -145,7 +145,7 @@ class ExampleReader:
             return self._of_records(found.source, name)
         odd = next((option for option in self.reading if option != "tokenizer"), None)
         if odd is not None:
-            raise InputError(f"{odd} is for records, and {name} are tokenised already; give it to load_examples")
+            raise InputError(f"{odd} applies to records, and {name} are already tokenised; pass it to load_examples")
         for example in found:
             if problem := self._problem(example):
                 raise InputError(f"{name}: the example with id {example.id} {problem}")
@@ -171,7 +171,8 @@ class ExampleReader:
         else:
             what = f"'{source}'" if is_named(source) else "records"
             raise InputError(
-                f"{name} is {what}, and a loaded model has no tokenizer: give tokenizer=…, or what load_examples returns"
+                f"{name} is {what}, and a loaded model has no tokenizer; give tokenizer=…, or the result of "
+                "load_examples"
             )
         _warn_of_lost(loaded, name)
         return loaded.examples
@@ -184,11 +185,11 @@ class ExampleReader:
         if not 1 <= example.n_prompt <= len(tokens):
             return f"has {example.n_prompt} prompt tokens of {len(tokens)}; give 1 or more"
         if self.losses and not example.n_tokens:
-            return "has no response token, and a loss is measured on them"
+            return "has no response token, and the loss is measured on response tokens"
         vocabulary = self.room.vocabulary
         if vocabulary is not None and not 0 <= int(tokens.min()) <= int(tokens.max()) < vocabulary:
             odd = int(tokens.min()) if tokens.min() < 0 else int(tokens.max())
-            return f"has the token {odd}, and the model has embeddings for 0 to {vocabulary - 1}: use its own tokenizer"
+            return f"has the token {odd}, and the model has embeddings for 0 to {vocabulary - 1}; use its own tokenizer"
         return None
 
 
@@ -197,8 +198,8 @@ def warn_of_texts(loaded: Loaded, record_format: str, reading: Mapping[str, Any]
     said = [*loaded.source_warnings, *loaded.notes.warnings(record_format)]
     if loaded.n_answer_cut:
         said.append(
-            f"{loaded.n_answer_cut} of {len(loaded.examples)} examples lose a part of their answer: the chat template leaves it "
-            "out or rewrites it, and the loss is that of the rest"
+            f"{loaded.n_answer_cut} of {len(loaded.examples)} examples lose a part of their answer: the chat template "
+            "leaves it out or rewrites it, and the loss covers only the rest"
         )
     for warning in said:
         warnings.warn(warning, stacklevel=2)
@@ -249,6 +250,6 @@ def _tokenised(given: object, name: str) -> list[Example] | _Records:
     for place, item in enumerate(items):
         if not isinstance(item, Example):
             raise InputError(
-                f"{name}[{place}] is of type {type(item).__name__}, and others are Examples; give these alone"
+                f"{name}[{place}] is of type {type(item).__name__}, and others are Examples; give only Examples"
             )
     return items

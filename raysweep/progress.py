@@ -20,6 +20,7 @@ from raysweep.engine.tally import Tally, duration, kind_of
 from raysweep.terminal import printable
 
 _SECONDS_BETWEEN_LINES = 5.0
+_CHECKING = ""  # in place of a kind of call: the row before the first call
 _ALWAYS = {events.CALL_FAILED, events.RUN_UNLOCKED, events.CLUSTER_CHECKED}  # also printed with --quiet
 
 
@@ -53,12 +54,14 @@ class Progress:
             )
             self._bars = Bars(*columns, console=Console(stderr=True), expand=True)
             self._bars.start()
+            self._rows[_CHECKING] = self._bars.add_task("checking", total=None, rate="", left="", now="models and data")
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._bars:
+            self._checked()
             with contextlib.suppress(OSError):  # a terminal that was closed
                 self._bars.stop()
 
@@ -138,8 +141,14 @@ class Progress:
         if name in (events.CALL_RETRIED, events.CALL_FAILED) and event.get("traceback"):
             self._line(event["traceback"].rstrip())
 
+    def _checked(self) -> None:
+        """Take the row of the checks away."""
+        if _CHECKING in self._rows:
+            self._bars.remove_task(self._rows.pop(_CHECKING))
+
     def _add_rows(self) -> None:
         if self._bars:
+            self._checked()
             for kind, total in self._tally.total.items():
                 self._rows[kind] = self._bars.add_task(kind_name(kind), total=total, rate="", left="", now="")
 

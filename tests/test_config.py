@@ -143,12 +143,9 @@ def test_a_key_that_is_given_twice_is_not_lost(tmp_path):
     with pytest.raises(InputError) as caught:
         load_config(path)
     assert (
-        str(caught.value)
-        == f"config '{path}' is not YAML: key 'd' is given twice, in line 4 and in line 4; leave one out"
+        str(caught.value) == f"config '{path}' is not YAML: key 'd' is given twice, in line 4 and in line 4; remove one"
     )
-    told = (
-        "--set name={a: 1, a: 2}: the value is not YAML: key 'a' is given twice, in line 1 and in line 1; leave one out"
-    )
+    told = "--set name={a: 1, a: 2}: the value is not YAML: key 'a' is given twice, in line 1 and in line 1; remove one"
     assert refusal("name={a: 1, a: 2}") == told
     merged = yaml.safe_dump(PLAIN) + "storage_options: {<<: &one {a: 1}, <<: {b: 2}, a: 3}\n"
     path.write_text(merged.replace("runs/mine", "s3://b/r"))
@@ -168,8 +165,8 @@ def test_a_config_cannot_be_changed():
         ("name: 2001-13-45", r"is not YAML: month must be in 1\.\.12"),
         (f"name: {'1' * 5000}", r"is not YAML: Exceeds the limit"),
         ("[" * 3000, r"is not YAML: maximum recursion depth exceeded"),
-        ("name: &a [*a]", r": key 'name': text belongs here, not \[\[\.\.\.\]\]"),
-        ("&a {name: x, models: *a}", r": key 'models': a list belongs here"),
+        ("name: &a [*a]", r": key 'name': expected text, not \[\[\.\.\.\]\]"),
+        ("&a {name: x, models: *a}", r": key 'models': expected a list"),
     ],
 )
 def test_yaml_at_its_worst(text, told, tmp_path):

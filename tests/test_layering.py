@@ -29,6 +29,7 @@ COMMANDS = {
     "raysweep.cli_config",
     "raysweep.cli_ends",
     "raysweep.cli_folders",
+    "raysweep.cli_help",
     "raysweep.cli_jobs",
     "raysweep.cli_options",
     "raysweep.cli_run",

@@ -132,7 +132,7 @@ def choice_map(shares: dict[str, np.ndarray], whole: Sequence[np.ndarray], title
     from matplotlib.patches import Rectangle
 
     names, n_layers = list(shares), len(next(iter(shares.values())))
-    height = 1.35 + 0.26 * len(names)
+    height = 1.05 + 0.26 * len(names)
     figure = Figure(figsize=(SIZE[0], height))
     header(figure, title, "share of half-samples of the examples that choose a layer")
     axes = figure.add_axes((0.2, 0.42 / height, 0.68, 0.26 * len(names) / height))

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from raysweep.numerics.selection import Agreement
-from raysweep.report.words import interval, layers_text, number, percent, runs_text
+from raysweep.report.cells import Cell
+from raysweep.report.health_words import health_sentences
+from raysweep.report.words import interval, number, percent, runs_text
 from raysweep.studies.critical import Critical, DatasetChoice
 from raysweep.terminal import aligned, wrapped
 
@@ -29,7 +31,7 @@ def critical_lines(found: Critical, title: str) -> list[str]:
     lines += ["", *_lists(found), "", *_table(found)]
     for name, choice in datasets.items():
         lines += ["", *_dataset_lines(name, choice, alone=len(datasets) == 1)]
-    warned = [line for name, choice in datasets.items() for line in _warnings(name, choice)]
+    warned = _warnings(datasets)
     return [*lines, *(["", *warned] if warned else [])]
 
 
@@ -152,14 +154,14 @@ def _warned(health: pd.DataFrame) -> list[Any]:
     return list(health.dropna(subset=["warning"]).itertuples(index=False))
 
 
-def _warnings(name: str, choice: DatasetChoice) -> list[str]:
-    """One warning for each measure: the layers it is about, and the first one's words."""
-    lines: list[str] = []
-    for _, rows in choice.health.dropna(subset=["warning"]).groupby("measure", sort=False):
-        layers = layers_text(sorted(int(layer) for layer in rows["layer"]))
-        first = f" (layer {rows['layer'].iloc[0]})" if rows["warning"].nunique() > 1 else ""
-        lines += wrapped(f"warning: {name}, {layers}: {rows['warning'].iloc[0]}{first}.")
-    return lines
+def _warnings(datasets: Mapping[str, DatasetChoice]) -> list[str]:
+    """One warning of each kind, for the data sets and layers that have it."""
+    cells = [
+        Cell("", name, name, name, {"health": choice.health}, 0.0)
+        for name, choice in datasets.items()
+        if len(choice.health)
+    ]
+    return [line for text in health_sentences(cells) for line in wrapped(f"warning: {text.striptags()}")]
 
 
 def _share(value: float) -> str:

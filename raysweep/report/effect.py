@@ -1,4 +1,4 @@
-"""Whether the models measured show the effect, in one plain sentence: small δ of the base model at the layers that cost most.
+"""Whether δ of the base models predicts the critical layers over all cells, in one plain sentence.
 
 Also how far published ρ agree with those measured. Numbers in, text out; nothing is estimated here but the mean and its p.
 """
@@ -35,23 +35,25 @@ def effect_sentence(cells: Sequence[Cell], setting: Setting, width: int) -> str:
     mean = mean_correlation([row.spearman for _, row in rows], [cell.model for cell, _ in rows])
     counted = f"ρ is negative in {negative} of {n} cells; its interval is below 0 in {below} and above 0 in {above}"
     together = f"the mean ρ is {number(mean.mean)} {interval(mean.low, mean.high)}"
-    models, s = ("this model", "s") if mean.groups == 1 else ("these models", "")
+    models = "this model" if mean.groups == 1 else "these models"
     if math.isnan(mean.low):
-        said = f"It is unknown whether {models} show{s} the effect: there is no interval over models or data sets"
+        said = f"It is unknown whether δ predicts the critical layers of {models}: there is no interval over models or data sets"
     elif mean.high < 0 and mean.mean <= STRONG and 2 * below > n:
         tested = tested_together(cells, setting, width)
-        said = f"{models.capitalize()} show{s} the effect: ρ is strongly negative"
+        said = f"In {models}, δ predicts the critical layers: ρ is strongly negative"
         if not tested.p <= SIGNIFICANT:
             why = f"p = {number(tested.p, 3)} with the trend over depth removed" if tested.cells else "no cell has a p"
             said = (
-                f"{models.capitalize()} point{s} to the effect: ρ is strongly negative, but this may be chance ({why})"
+                f"In {models}, δ points to the critical layers: ρ is strongly negative, but this may be chance ({why})"
             )
     elif mean.high < 0:
-        said = f"{models.capitalize()} show{s} the effect weakly: ρ is negative on average, but not strongly"
+        said = f"In {models}, δ predicts the critical layers weakly: ρ is negative on average, but not strongly"
     elif mean.low > 0:
-        said = f"{models.capitalize()} show{s} the opposite of the effect: ρ is positive"
+        said = f"In {models}, δ points to the wrong layers: ρ is positive"
     else:
-        said = f"Whether {models} show{s} the effect is undecided: the interval of the mean ρ includes 0"
+        said = (
+            f"It is undecided whether δ predicts the critical layers of {models}: the interval of the mean ρ includes 0"
+        )
     without = (
         f" In {idle} of the cells no window has a cost that is significantly different from 0, so there ρ means nothing."
         if idle

@@ -28,6 +28,7 @@ from raysweep.report.change_pictures import change_pictures
 from raysweep.report.change_sentences import change_sentences
 from raysweep.report.changes import changes_table, estimates_table, verification_table
 from raysweep.report.critical import critical_views
+from raysweep.report.earlier import META, EarlierReport, MadeFrom, settings_of
 from raysweep.report.health_words import health_sentences
 from raysweep.report.page_tables import Table, records_table
 from raysweep.report.pictures import Drawings, Picture, overview, pictures_of
@@ -75,6 +76,13 @@ class Provenance:
     )  # by model and data set, from the config
     published_attack: Published = field(default_factory=dict)  # rates that were published, from the config
     shared: Sequence[Mapping[str, Any]] = ()  # what bases and tuned checkpoints have in common, from the plan
+    results: str = ""  # a digest of all that decides the results; see earlier.py
+    earlier: Sequence[EarlierReport] = ()  # reports of the same folder that were made with other settings
+
+    @property
+    def made_from(self) -> MadeFrom:
+        """What the page is made from, as its head says."""
+        return MadeFrom(self.results, self.created, settings_of(self.config_yaml))
 
 
 def write_report(tables: Mapping[str, pd.DataFrame], provenance: Provenance, out: Path) -> Path:
@@ -94,6 +102,7 @@ def write_report(tables: Mapping[str, pd.DataFrame], provenance: Provenance, out
     )
     html = _template().render(
         provenance=provenance,
+        meta=META,
         created=moment(provenance.created),
         duration=None if provenance.duration_s is None else duration(provenance.duration_s),
         title=next((title for name, title in _TITLES.items() if name in tables), _TITLE),

@@ -11,6 +11,7 @@ import numpy as np
 from raysweep.engine import events
 from raysweep.engine.accuracy import compare
 from raysweep.report.accuracy import accuracy_records
+from raysweep.report.earlier import results_digest
 from raysweep.report.page import Provenance
 from raysweep.report.records_words import records_warnings
 from raysweep.studies.interventions import Intervention
@@ -44,6 +45,7 @@ def provenance(
         published_attack=about.get("published_attack", {}),
         published_rho=about.get("published_rho", {}),
         shared=about.get("shared", ()),
+        results=results_digest(folder),
     )
 
 

@@ -31,18 +31,18 @@ _GAP = "the gap between base and tuned"
 _WIDTHS = 3  # widths beside the main one that are named
 
 _VERDICTS: Mapping[Verdict, str] = {
-    "told": "δ predicts the critical layers",
+    "predicts": "δ predicts the critical layers",
     "maybe": "δ points to the critical layers, but chance is not ruled out",
     "unclear": "These examples cannot show whether δ predicts the critical layers",
-    "misled": "δ points to the wrong layers",
+    "wrong": "δ points to the wrong layers",
     "idle": "No cost is distinguishable from 0, so there is nothing for δ to predict",
     "withheld": "δ is not compared with the costs",
 }
 _SHORT: Mapping[Verdict, str] = {
-    "told": "yes",
+    "predicts": "yes",
     "maybe": "maybe",
     "unclear": "unclear",
-    "misled": "no",
+    "wrong": "no",
     "idle": "no cost",
     "withheld": "not compared",
 }
@@ -195,7 +195,7 @@ def _name(cell: Cell) -> str:
 def _table(cells: Sequence[Cell]) -> list[str]:
     """A row for each cell under a heading, and what all of them say together."""
     one_model = len({cell.model for cell in cells}) == 1
-    header = ["data set" if one_model else "cell", "layers", "cost, nats", "of gap", "next window"]
+    header = ["data set" if one_model else "cell", "layers", "cost, nats", "of gap", "differs from next"]
     predicted = any(cell.first_correlation for cell in cells)
     rows = [[*header, *(["δ predicts it"] if predicted else [])]]
     for cell in cells[:MOST_ROWS]:
@@ -219,7 +219,7 @@ def _row(cell: Cell) -> list[str]:
     if not cell.leans(top.width):
         return ["none", f"{cost}, may be 0", "", ""]
     rival, gap = cell.rival(top), _of_gap(cell, top).removesuffix(_GAP).removesuffix("of ").strip()
-    following = "" if rival is None else f"{rival.window.span}, {'distinct' if rival.told_apart else 'not distinct'}"
+    following = "" if rival is None else f"{'yes' if rival.told_apart else 'no'} ({rival.window.span})"
     return [top.span, cost, gap, following]
 
 
@@ -239,15 +239,16 @@ def _together(cells: Sequence[Cell]) -> list[str]:
     n = sum(counted.values())
     if not n:
         return []
-    verdicts: Mapping[Verdict, str] = {
-        "told": "predicts the critical layers",
-        "misled": "points to the wrong layers",
-    }
-    texts = [f"{verdicts[verdict]} in {counted[verdict]}" for verdict in verdicts if counted[verdict]]
-    open_in = counted["maybe"] + counted["unclear"]
-    texts += [f"is undecided in {open_in}"] if open_in else []
-    texts += [f"has nothing to predict in {counted['idle']}"] if counted["idle"] else []
-    return [f"δ {', '.join(texts)} of {n} cells. {_mean_text(found)}".rstrip()]
+    said: list[tuple[Verdict, str]] = [
+        ("predicts", "predicts the critical layers in {}"),
+        ("maybe", "points to the critical layers in {}, but chance is not ruled out"),
+        ("wrong", "points to the wrong layers in {}"),
+        ("unclear", "is undecided in {}"),
+        ("idle", "has nothing to predict in {}"),
+    ]
+    texts = [(counted[verdict], text) for verdict, text in said if counted[verdict]]
+    parts = [text.format(f"{k} of {n} cells" if not place else k) for place, (k, text) in enumerate(texts)]
+    return [f"δ {'; it '.join(parts)}. {_mean_text(found)}".rstrip()]
 
 
 def _mean_text(found: Sequence[tuple[Cell, Correlation]]) -> str:
