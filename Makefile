@@ -3,8 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 TESTS := tests
 BIN := $(VENV)/bin
-# Python compiles each module that is used at its first import, and keeps it here, wherever it is told to keep nothing: pip would
-# compile all, which takes longer than the rest of the installation.
+# Python compiles each module when it is first imported and keeps the result, even if the environment says otherwise. pip would
+# compile all modules, which takes longer than the rest of the installation.
 export PYTHONDONTWRITEBYTECODE :=
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
 # What some tests need and make cannot install; without it they are left out, and that is said.

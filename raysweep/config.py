@@ -1,7 +1,7 @@
 """The config of a run: YAML in, typed and checked values out.
 
-Only what can be checked without touching a checkpoint or a record is checked here; the rest is the engine's inspection,
-which also happens before anything runs. Every key has its meaning beside it, and `raysweep init` prints them.
+Only what can be checked without a checkpoint or a record is checked here; the engine checks the rest, also before anything
+runs. Every key has a description, from which the reference and the JSON schema are made.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Single keys given beside a config, as the command line has them: `a.b=c`, the value read as YAML."""
+"""Single keys that change a config, as on the command line: `a.b=c`, with the value read as YAML."""
 
 from __future__ import annotations
 

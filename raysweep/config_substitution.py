@@ -1,4 +1,4 @@
-"""The part of a config that asks for windows of layers to be put back to the base model's; config.py has the rest."""
+"""The part of a config that asks for windows of layers to be replaced by the base model's; config.py has the rest."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class GenerationConfig(Section):
 
 
 class _OrAll:
-    """Widths, or `all`: what is neither is told as a wrong list is (a plain union would tell two problems of each value)."""
+    """Widths, or `all`. Anything else is reported as a wrong list; a plain union would report each value twice."""
 
     def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
         def read(value: object, as_list: core_schema.ValidatorFunctionWrapHandler) -> object:

@@ -57,8 +57,7 @@ def parameter_lines(parameters: list[Any]) -> Iterator[str]:
         if chosen:
             yield from [f"**{title}**", ""]
         for each in chosen:
-            text = " ".join((each.help or "").split())
-            yield from [f"`{names(each)}`", f":   {text}{default(each)}", ""]
+            yield from [f"`{names(each)}`", f":   {prose(each.help)}{default(each)}", ""]
 
 
 def usage(argument: Any) -> str:
@@ -111,4 +110,11 @@ def exit_code_lines(text: str) -> Iterator[str]:
 
 def paragraphs(text: str | None) -> list[str]:
     """Help text as Markdown paragraphs."""
-    return [" ".join(part.split()) + "\n" for part in (text or "").split("\n\n")]
+    return [prose(part) + "\n" for part in (text or "").split("\n\n")]
+
+
+def prose(text: str | None) -> str:
+    """Help text in one line of Markdown, options and defaults as code."""
+    line = " ".join((text or "").split())
+    line = re.sub(r"\[default: ([^\]]+)\]$", r"Default: `\1`.", line)
+    return re.sub(r"(?<![\w`-])--[a-z][\w-]*(?: [\w.]+=[^\s,;)]*[^\s,;).])?", r"`\g<0>`", line)

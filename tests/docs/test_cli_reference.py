@@ -74,3 +74,12 @@ def test_terms_types_and_defaults():
     assert "`--width INTEGER`\n:   Widths.\n" in text
     assert "`--wait, --no-wait`\n:   Wait. Default: `--wait`." in text
     assert "secret" not in text
+
+
+def test_help_becomes_markdown():
+    assert (
+        cli_reference.prose("Columns\n  (with --prompt). [default: chat]")
+        == "Columns (with `--prompt`). Default: `chat`."
+    )
+    assert cli_reference.prose("Change --set a.b=16, or --set c=9.") == "Change `--set a.b=16`, or `--set c=9`."
+    assert cli_reference.prose("As `--set a.b=1` has it; two - three.") == "As `--set a.b=1` has it; two - three."
