@@ -26,7 +26,8 @@ def beside_told(path: object, config: Config) -> Iterator[None]:
         if found is None:
             raise
         raise InputError(
-            f"{error}; it is beside the config: give {folder / found}, for paths of records and checkpoints are from the current folder"
+            f"{error}; it is next to the config: give {folder / found}, because paths of records and checkpoints start "
+            "from the current folder"
         ) from error
 
 

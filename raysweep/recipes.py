@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from raysweep.config import Config, parse_config
 
@@ -40,8 +40,8 @@ def sweep_config(
     data: str,
     *,
     format: str | None,
-    wording: str,
-    widths: list[int],
+    template: str,
+    widths: list[int] | Literal["all"],
     limit: int | None = None,
     split: str | None = None,
     prompt: str | None = None,
@@ -55,7 +55,7 @@ def sweep_config(
     return parse_config(
         {
             "name": whole,
-            "models": [{"name": name_of(base), "base": base, "tuned": {name: tuned}, "wording": wording}],
+            "models": [{"name": name_of(base), "base": base, "tuned": {name: tuned}, "template": template}],
             "datasets": [dataset],
             "studies": {"substitution": {"widths": widths}, "similarity": {}, "correlation": {}},
             "storage": storage or f"runs/{whole}",
@@ -68,7 +68,7 @@ def critical_config(
     data: Sequence[str],
     *,
     format: str | None,
-    wording: str,
+    template: str,
     limit: int | None = None,
     split: str | None = None,
     prompt: str | None = None,
@@ -87,7 +87,7 @@ def critical_config(
     return parse_config(
         {
             "name": "critical",
-            "models": [{"name": name_of(model), "base": model, "wording": wording, "template_date": template_date}],
+            "models": [{"name": name_of(model), "base": model, "template": template, "template_date": template_date}],
             "datasets": datasets,
             "studies": {"similarity": dict(similarity)},
             "execution": dict(execution),
@@ -130,6 +130,19 @@ def name_of(source: str) -> str:
     return (clean or "data")[:48]
 
 
+MINIMAL = """\
+# The shortest raysweep config that runs. `raysweep init FILE` writes one with every key explained.
+name: tiny
+models:
+  - name: tiny
+    base: lab://tiny                 # the base model: a folder, a hub id, or the laboratory's
+    tuned: {sums: lab://tiny/sums}   # data set: the checkpoint that was fine-tuned on it
+datasets:
+  - {name: sums, path: lab://sums/test, format: gsm8k}
+studies: {substitution: {}, similarity: {}, correlation: {}}
+storage: runs/tiny                   # the run folder
+"""
+
 TEMPLATE = """\
 # A raysweep run. `raysweep plan FILE` shows what it would do, `raysweep run FILE` does it and resumes by itself.
 # Paths of checkpoints, records and storage are from the current folder; only `architecture` is from this file's own.
@@ -140,7 +153,7 @@ models:
     base: lab://tiny                 # a folder written by save_pretrained, a hub id, or the laboratory's
     tuned:                           # data set -> fine-tuned checkpoint, or PEFT adapter on the base
       sums: lab://tiny/sums
-    wording: chat                    # chat: the tokenizer's own template; plain: no words added (encoders); or llama2, llama3, phi3
+    template: chat                   # chat: the tokenizer's own template; plain: no words added (encoders); or llama2, llama3, phi3
     # template_date: 2026-01-31      # the date for a chat template that reads the clock; by default the run folder's, or today
     dtype: auto                      # the checkpoint's own on a GPU, float32 on a CPU
 

@@ -164,8 +164,8 @@ class ChatTemplate:
         named = self._tokenizer.chat_template
         if isinstance(named, dict) and "default" not in named and not ("tool_use" in named and "tools" in arguments):
             raise InputError(
-                f"the tokenizer has several chat templates, {', '.join(sorted(named))}, and none for these turns is named default: "
-                "name one default, or choose another wording"
+                f"the tokenizer has several chat templates, {', '.join(sorted(named))}, and none of them is named default; "
+                "name one default, or use another prompt template"
             )
         try:
             prompt = self._clock.render(self._tokenizer, turns[:-1], add_generation_prompt=True, **arguments)
@@ -175,14 +175,14 @@ class ChatTemplate:
         except Exception as error:  # a template raises whatever its expressions can
             kind = "" if isinstance(error, jinja2.TemplateError) else f"{type(error).__name__}: "
             raise InputError(
-                f"the tokenizer's chat template refuses the turns {roles(turns)} ({kind}{shortened(str(error), 1000)}): mend them, or choose "
-                "another wording"
+                f"the tokenizer's chat template refuses the turns {roles(turns)} ({kind}{shortened(str(error), 1000)}); correct them, or "
+                "use another prompt template"
             ) from error
         for text, said in ((prompt, turns[:-1]), (whole, turns)):
             if not text and any(turn.get("content") for turn in said):
                 raise InputError(
-                    f"the tokenizer's chat template makes no text of the turns {roles(said)}: give the tokenizer one that "
-                    "does, or choose another wording"
+                    f"the tokenizer's chat template renders the turns {roles(said)} as empty text; give the tokenizer a template that "
+                    "renders them, or use another prompt template"
                 )
         return ChatTexts(prompt, whole)
 

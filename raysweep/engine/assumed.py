@@ -63,7 +63,7 @@ def examples_on_paper(
             "tokenizer is needed; give expected: {examples, prompt_tokens, response_tokens} for a plan"
         )
     find_format(record_format, source.prompt, source.response, prompts_only=prompts_only)
-    find_wording(model.wording)
+    find_wording(model.template)
     return expected_examples(
         source.expected.examples,
         source.expected.prompt_tokens,

@@ -36,8 +36,8 @@ class Chat:
         if self.borrowed_for is None:
             return ""
         return (
-            f" (base '{self.borrowed_for}' has no chat template, so that of '{self.source}' is used; another wording, as plain, "
-            "needs none)"
+            f" (base '{self.borrowed_for}' has no chat template, so the one of '{self.source}' is used; other prompt templates, such "
+            "as plain, need no chat template)"
         )
 
     @cached_property

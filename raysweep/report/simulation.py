@@ -13,7 +13,7 @@ _SHOWN = 3
 def simulation_lines(found: Simulation) -> list[str]:
     """A few lines for a terminal."""
     lines = [
-        f"on paper     {_count(found.workers, 'worker')} on {_count(found.nodes, 'node')}: {_seconds(found.makespan)}, workers "
+        f"simulated    {_count(found.workers, 'worker')} on {_count(found.nodes, 'node')}: {_seconds(found.makespan)}, workers "
         f"without a call {found.idle_share:.1%} of it",
         f"  loads      {found.loads} of {found.least_loads} checkpoints, {found.bytes_read / 1e9:.2f} GB read in all; "
         f"{found.calls} calls, {found.cut} cut into pieces",

@@ -124,9 +124,9 @@ def test_an_answer_may_begin_with_what_the_prompt_opens(jsonl: Write, tokenizer:
     found = loaded(jsonl, tokenizer, record)
     assert (found.examples[0].response, found.n_answer_cut) == ("2, 3</think>5<end>", 0)
     assert refusal(jsonl, tokenizer, {"messages": [USER, ANSWER]}) == (
-        "the tokenizer's chat template does not continue its own generation prompt, so that it is unknown where the response "
-        "starts: after '<user>2 + 3?<end><assistant>' the prompt alone has '<think>', and with the answer it has "
-        "'It is 5.<end>'; change the template so that both are the same, or choose another wording"
+        "the tokenizer's chat template does not continue its own generation prompt, so the start of the response is "
+        "unknown: after '<user>2 + 3?<end><assistant>' the prompt alone has '<think>', and with the answer it has "
+        "'It is 5.<end>'; change the chat template so that both agree, or use another prompt template"
     )
 
 
@@ -137,7 +137,8 @@ def test_what_opens_an_answer_in_another_way_may_be_set_in_the_records(
     tokenizer.chat_template = SIMPLE.replace("<assistant>{% endif", opened)
     told = refusal(jsonl, tokenizer, {"messages": [USER, ANSWER]})
     assert told.endswith(
-        "change the template so that both are the same, set enable_thinking in the records, or choose another wording"
+        "change the chat template so that both agree, set enable_thinking in the records, or use another prompt "
+        "template"
     )
     found = loaded(jsonl, tokenizer, {"messages": [USER, ANSWER], "enable_thinking": False})
     assert found.examples[0].response == "It is 5.<end>"
@@ -306,8 +307,8 @@ def test_of_several_templates_tools_choose_theirs(jsonl: Write, tokenizer: PreTr
     tokenizer.chat_template = {"rag": SIMPLE, "tool_use": HERMES}  # type: ignore[assignment]
     assert loaded(jsonl, tokenizer, with_tools).examples[0].prompt == want
     assert refusal(jsonl, tokenizer, {"messages": [USER, ANSWER]}) == (
-        "the tokenizer has several chat templates, rag, tool_use, and none for these turns is named default: name one default, or "
-        "choose another wording"
+        "the tokenizer has several chat templates, rag, tool_use, and none of them is named default; name one default, "
+        "or use another prompt template"
     )
 
 
@@ -437,11 +438,11 @@ def test_other_wordings_have_no_text_for_tools(
 ) -> None:
     with pytest.raises(InputError) as error:
         find_wording(name).texts(FORMATS["messages"], record, tokenizer)
-    assert str(error.value) == f"wording '{name}' has no text for the record's {named}: choose wording 'chat'"
+    assert str(error.value) == f"prompt template '{name}' does not support the record's {named}; use template 'chat'"
 
 
 def test_other_wordings_join_parts_and_list_what_they_ignore(jsonl: Write, tokenizer: PreTrainedTokenizerFast) -> None:
-    found = loaded(jsonl, tokenizer, {"messages": [PARTED | {"name": "Ann"}, ONE_PART], "id": 1}, wording="plain")
+    found = loaded(jsonl, tokenizer, {"messages": [PARTED | {"name": "Ann"}, ONE_PART], "id": 1}, template="plain")
     assert (found.examples[0].prompt, found.examples[0].response) == ("2 + 3?\n Say it.", "\nIt is 5.")
     assert (found.notes.joined, found.notes.unread) == (1, {"id": 1, "name of user messages": 1})
 

@@ -278,7 +278,7 @@ def test_other_wordings_write_them_as_messages_or_as_columns(name: str, tokenize
 
 def test_llama3_has_no_text_for_conversations_of_any_format(tokenizer: PreTrainedTokenizerFast) -> None:
     record = {"conversations": [ASKED, SAID]}
-    with pytest.raises(InputError, match=r"^wording 'llama3' has no text for format 'sharegpt', only for dolly, "):
+    with pytest.raises(InputError, match=r"^prompt template 'llama3' does not support format 'sharegpt', only dolly, "):
         find_wording("llama3").texts(FORMATS["sharegpt"], record, tokenizer)
 
 

@@ -111,6 +111,6 @@ def test_what_make_quick_runs_is_there():
 @pytest.mark.parametrize("page", ["CONTRIBUTING.md", *(f"docs/design/{path.name}" for path in (ROOT / "docs/design").iterdir())])
 def test_each_file_that_a_page_for_contributors_names_is_there(page):
     text = (ROOT / page).read_text(encoding="utf-8")
-    named = re.findall(r"`((?:tests|raysweep|tools|benchmarks|docs)/[\w./-]+\.(?:py|json|md))`", text)
+    named = re.findall(r"`((?:tests|raysweep|\.ci|benchmarks|docs)/[\w./-]+\.(?:py|json|md))`", text)
     assert named, page
     assert [name for name in named if not (ROOT / name).exists() and "test_x" not in name] == []

@@ -12,7 +12,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "tools"))
+sys.path.insert(0, str(ROOT / ".ci"))
 
 from tutorials import clean, different, problems, tolerance_of  # noqa: E402
 
@@ -24,7 +24,7 @@ def test_a_tutorial_prints_what_is_committed(path):
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAYSWEEP_", "PYTEST_"))}
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), environment.get("PYTHONPATH", "")])
     done = subprocess.run(
-        [sys.executable, str(ROOT / "tools" / "tutorials.py"), "--check", str(path)],
+        [sys.executable, str(ROOT / ".ci" / "tutorials.py"), "--check", str(path)],
         env=environment,
         capture_output=True,
         text=True,

@@ -125,7 +125,7 @@ def test_permissions(
 ) -> None:
     more = [] if mode is None else [f"storage_mode={mode}"]
     if found is None:
-        with pytest.raises(InputError, match=r"is not a mode of a folder that its owner can use; write it in quotes"):
+        with pytest.raises(InputError, match=r"is not a folder mode that the owner can use; write it in quotes"):
             make_config(tmp_path / "run", *more)
         return
     config = make_config(tmp_path / "run", "datasets.0.limit=4", "studies={similarity: {}}", "models.0.tuned={}", *more)

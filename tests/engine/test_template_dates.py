@@ -92,7 +92,7 @@ def test_the_date_is_part_of_the_keys_if_the_clock_is_read_and_else_changes_noth
 def test_a_date_that_no_template_asks_for_is_reported(make_config, dated_config):
     told = "models[].template_date of 'm' is 2024-07-26 and changes nothing: no chat template read the clock"
     assert inspect(make_config("nowhere", *ALONE, "models.0.template_date=2024-07-26")).warnings == (told,)
-    asked = ("models.0.template_date=2024-07-26", "models.0.wording=plain")
+    asked = ("models.0.template_date=2024-07-26", "models.0.template=plain")
     assert inspect(dated_config("nowhere", *asked)).warnings == (told,)
 
 

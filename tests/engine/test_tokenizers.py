@@ -132,7 +132,7 @@ def test_another_chat_template_is_told(make_config, world, tuned):
         "that the tuned checkpoint was trained with",
     )
     assert describe_run(config, facts)["warnings"] == list(facts.warnings)
-    assert inspect(make_config("nowhere", f"models.0.tuned.first={folder}", "models.0.wording=plain")).warnings == ()
+    assert inspect(make_config("nowhere", f"models.0.tuned.first={folder}", "models.0.template=plain")).warnings == ()
 
 
 def test_a_template_that_words_some_texts_differently(make_config, world, tuned):
@@ -161,12 +161,12 @@ def test_a_template_that_refuses_the_records_words_them_differently(make_config,
     [with_split_words, with_fewer_merges, with_small_letters, with_a_word_as_a_token],
     ids=lambda change: change.__name__,
 )
-@pytest.mark.parametrize("wording", ["chat", "plain"])
-def test_texts_that_are_split_differently_are_counted(make_config, world, tuned, change, wording):
+@pytest.mark.parametrize("template", ["chat", "plain"])
+def test_texts_that_are_split_differently_are_counted(make_config, world, tuned, change, template):
     folder = tuned(change)
-    facts = inspect(make_config("nowhere", f"models.0.tuned.first={folder}", f"models.0.wording={wording}"))
+    facts = inspect(make_config("nowhere", f"models.0.tuned.first={folder}", f"models.0.template={template}"))
     (told,) = facts.warnings
-    if wording == "chat":
+    if template == "chat":
         n_texts, n_tokens, n_other = splitting(world, folder)
         assert n_texts
         assert told == (
@@ -188,7 +188,7 @@ def test_what_a_cut_takes_is_not_compared(make_config, world, tuned, tmp_path):
     path.write_text(f'{{"question": "a b", "answer": "c d {word}"}}\n' * 3)
     whole = [tokenizer(f"a b\nc d {word}")["input_ids"] for tokenizer in (ours, theirs)]
     alike = next(i for i, (one, other) in enumerate(zip(*whole, strict=False)) if one != other)
-    asked = (f"models.0.tuned.first={folder}", "models.0.wording=plain", f"datasets.0.path={path}")
+    asked = (f"models.0.tuned.first={folder}", "models.0.template=plain", f"datasets.0.path={path}")
     told = [inspect(make_config("nowhere", *asked, f"datasets.0.max_tokens={n}")).warnings for n in (alike, alike + 1)]
     assert not any("splits" in text for text in told[0])
     assert f"splits 3 of 3 texts differently from that of '{world}/base', which is used for both (3 of " in told[1][0]
@@ -292,7 +292,8 @@ def test_tokens_that_the_models_have_no_row_for_are_refused(make_config, with_to
     )
     assert told in str(caught.value)
     assert str(caught.value).endswith(
-        f" (base '{base}' has no chat template, so that of '{folder}' is used; another wording, as plain, needs none)"
+        f" (base '{base}' has no chat template, so the one of '{folder}' is used; other prompt templates, such as "
+        "plain, need no chat template)"
     )
 
 
@@ -312,7 +313,7 @@ def test_a_template_without_a_tokenizer_is_used_with_the_bases(make_config, worl
 
 
 def test_no_template_at_all_is_refused(make_config, bare, tuned):
-    with pytest.raises(InputError, match="has no chat template, and wording 'chat' is that template"):
+    with pytest.raises(InputError, match="has no chat template, which template 'chat' uses"):
         inspect(make_config("nowhere", f"models.0.base={bare}", f"models.0.tuned.first={tuned(without_template)}"))
 
 

@@ -94,10 +94,10 @@ def test_a_rubric_that_does_not_parse_is_refused_at_inspection(training_config, 
         (
             {"finetune": {"layers": "critical"}},
             [],
-            "config: studies: finetune asks for critical layers, which similarity finds, and there is none; add similarity, or list the "
-            "layers",
+            "config: studies: finetune asks for critical layers, which similarity finds, and there is no similarity "
+            "study; add it, or list the layers",
         ),
-        (FINETUNE, ["datasets.0.train=null"], "config: studies.finetune trains models, and no data set has records for it; give datasets[].train"),
+        (FINETUNE, ["datasets.0.train=null"], "config: studies.finetune trains models, and no data set has training records; set datasets[].train"),
         (
             FINETUNE,
             ["studies.finetune.processes=2"],
@@ -107,14 +107,14 @@ def test_a_rubric_that_does_not_parse_is_refused_at_inspection(training_config, 
         (
             FINETUNE,
             ["storage=s3://bucket/run"],
-            "config: studies.finetune writes checkpoints to a folder, and storage is 's3://bucket/run'; give a folder that all "
-            "workers see, or fine-tune in a run of its own",
+            "config: studies.finetune writes checkpoints to a folder, and storage is 's3://bucket/run'; give a folder "
+            "that all workers see, or fine-tune in a separate run",
         ),
         (
             FINETUNE,
             ["models.0.tuned={first: nowhere}"],
-            "config: studies.finetune has nothing to make: models[].tuned names a checkpoint for every data set with train; leave "
-            "one of them out",
+            "config: studies.finetune has nothing to train: models[].tuned names a checkpoint for every data set with "
+            "train; remove one of them",
         ),
     ],
     ids=["critical", "train", "processes", "storage", "tuned"],

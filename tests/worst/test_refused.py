@@ -84,28 +84,28 @@ WORSE: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "no chat template": (
         template(None),
-        "tokenizer '{w}/base' has no chat template, and wording 'chat' is that template: give the tokenizer one, or choose "
-        "another wording (plain, llama2, llama3, phi3)",
+        "tokenizer '{w}/base' has no chat template, which template 'chat' uses; give the tokenizer one, or set "
+        "template to plain, llama2, llama3 or phi3",
     ),
     "a chat template that refuses": (
         template("{{ raise_exception('no users here') }}"),
-        "{w}/counts.jsonl, line 1: the tokenizer's chat template refuses the turns user, assistant (no users here): mend them, "
-        "or choose another wording",
+        "{w}/counts.jsonl, line 1: the tokenizer's chat template refuses the turns user, assistant (no users here); "
+        "correct them, or use another prompt template",
     ),
     "a chat template with a type error": (
         template("{{ messages[0]['content'] + 1 }}"),
         "{w}/counts.jsonl, line 1: the tokenizer's chat template refuses the turns user, assistant (TypeError: can only "
-        "concatenate str (not \"int\") to str): mend them, or choose another wording",
+        "concatenate str (not \"int\") to str); correct them, or use another prompt template",
     ),
     "a chat template that says nothing": (
         template("{# nothing #}"),
-        "{w}/counts.jsonl, line 1: the tokenizer's chat template makes no text of the turns user: give the tokenizer one that "
-        "does, or choose another wording",
+        "{w}/counts.jsonl, line 1: the tokenizer's chat template renders the turns user as empty text; give the "
+        "tokenizer a template that renders them, or use another prompt template",
     ),
     "a chat template that does not parse": (
         template("{% for m in %}"),
-        "{w}/counts.jsonl, line 1: the tokenizer's chat template refuses the turns user, assistant (*): mend them, or choose "
-        "another wording",
+        "{w}/counts.jsonl, line 1: the tokenizer's chat template refuses the turns user, assistant (*); correct them, "
+        "or use another prompt template",
     ),
     "examples longer than the context": (
         lambda w: put(w, LONG, LONG | {"question": "x" * 300}),
