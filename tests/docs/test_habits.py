@@ -45,7 +45,11 @@ def test_entries_of_the_changelog_are_single_lines_under_added_changed_or_fixed(
 def test_the_citation_names_this_release_and_the_paper():
     found = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     assert {"cff-version", "message", "title", "authors"} <= set(found), "required by CFF 1.2.0"
-    assert (found["cff-version"], found["version"], found["license"]) == ("1.2.0", PROJECT["version"], PROJECT["license"])
+    assert (found["cff-version"], found["version"], found["license"]) == (
+        "1.2.0",
+        PROJECT["version"],
+        PROJECT["license"],
+    )
     assert f"## {found['version']} ({found['date-released']})" in CHANGELOG
     assert found["authors"] == [{"name": "The raysweep developers"}]
     (paper,) = found["references"]
@@ -72,7 +76,9 @@ def test_pre_commit_uses_the_ruff_that_is_pinned():
     assert f"ruff=={HOOKS['ruff-check']['rev'].removeprefix('v')}" in pins
 
 
-@pytest.mark.parametrize("hook", [hook for hook in HOOKS.values() if hook["repo"] == "local"], ids=lambda hook: hook["id"])
+@pytest.mark.parametrize(
+    "hook", [hook for hook in HOOKS.values() if hook["repo"] == "local"], ids=lambda hook: hook["id"]
+)
 def test_a_local_hook_can_run(hook):
     done = subprocess.run(
         [*shlex.split(hook["entry"]), "--collect-only"], cwd=ROOT, capture_output=True, text=True, check=False
@@ -82,13 +88,17 @@ def test_a_local_hook_can_run(hook):
 
 
 def test_files_end_with_one_newline_and_are_small():
-    names = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    names = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.splitlines()
     kept = re.compile(yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))["exclude"])
     wrong = []
     for path in (ROOT / name for name in names if not kept.match(name)):
         content = path.read_bytes() if path.is_file() and not path.is_symlink() else b""
         is_text = b"\0" not in content[:8000]
-        if len(content) > 500 * 1024 or (content and is_text and (not content.endswith(b"\n") or content.endswith(b"\n\n"))):
+        if len(content) > 500 * 1024 or (
+            content and is_text and (not content.endswith(b"\n") or content.endswith(b"\n\n"))
+        ):
             wrong.append(path.name)
     assert wrong == []
 
@@ -108,7 +118,9 @@ def test_what_make_quick_runs_is_there():
     assert [name for name in tests.split() if not list(ROOT.glob(name))] == []
 
 
-@pytest.mark.parametrize("page", ["CONTRIBUTING.md", *(f"docs/design/{path.name}" for path in (ROOT / "docs/design").iterdir())])
+@pytest.mark.parametrize(
+    "page", ["CONTRIBUTING.md", *(f"docs/design/{path.name}" for path in (ROOT / "docs/design").iterdir())]
+)
 def test_each_file_that_a_page_for_contributors_names_is_there(page):
     text = (ROOT / page).read_text(encoding="utf-8")
     named = re.findall(r"`((?:tests|raysweep|\.ci|benchmarks|docs)/[\w./-]+\.(?:py|json|md))`", text)

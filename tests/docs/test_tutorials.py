@@ -114,7 +114,10 @@ def test_cleaning_removes_what_changes_from_run_to_run():
     found.cells[0].metadata["execution"] = {"iopub.execute_input": "2026-01-01"}
     found.metadata["language_info"] = {"name": "python", "version": "3.11.7"}
     clean(found)
-    assert [output.get("text") or dict(output.data) for output in found.cells[0].outputs] == ["one\ntwo\n", {"image/png": "x"}]
+    assert [output.get("text") or dict(output.data) for output in found.cells[0].outputs] == [
+        "one\ntwo\n",
+        {"image/png": "x"},
+    ]
     assert found.cells[0].metadata == {}
     assert found.cells[0].id == "cell-1"
     assert found.metadata.language_info == {"name": "python"}
