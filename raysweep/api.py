@@ -32,12 +32,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, repr=False)
 class Run:
-    """A run folder and its contents. `tables` are data frames by name (substitution, similarity, dynamics, …).
+    """The results of a run: its folder, its tables and its report.
 
-    For a run in an object store, `folder` and `report` are paths of universal-pathlib, which have pathlib's methods.
-    `accuracy` compares the estimate of the latest start with the real cost; it is None if nothing was swept or captured.
-    `warnings` report records that were left out or cut, and prompt templates that differ from the ones a checkpoint was tuned
-    with; `about` has the provenance from the run's plan.
+    Attributes:
+        folder: The run folder. In an object store this, like `report`, is a path of universal-pathlib, used like pathlib's.
+        tables: Data frames by name. A table is also an attribute: `run.substitution`.
+        report: The report page.
+        failed: The tasks that failed, each with its reason.
+        accuracy: How well the run's estimate matched what it took; None if it had nothing to sweep or capture.
+        warnings: What to know about the records, such as how many were cut or skipped.
+        about: What the run's plan says about models, data sets and versions.
     """
 
     folder: Location
@@ -58,7 +62,7 @@ class Run:
 
     @property
     def failure(self) -> str:
-        """Number of tasks that failed, and where the tracebacks are, in one line; empty if all succeeded."""
+        """How many tasks are not done, and where the tracebacks are, in one line. Empty if all are done."""
         from raysweep.engine.folder import RunFolder
 
         n = len(self.failed)
@@ -71,9 +75,10 @@ class Run:
         return f"Run('{self.folder}', rows: {rows or 'none'}{failed})"
 
     def summary(self) -> list[str]:
-        """Return the answer in a few lines: ρ of every cell, or the costliest windows if nothing was correlated.
+        """Return the answer in a few lines.
 
-        The first lines say if a sweep is void: base and tuned are identical, or the tuned model is no better than its base.
+        First comes what makes a sweep void, such as a tuned model that is the same as its base or no better. Then ρ of every model and data
+        set, or the costliest windows if nothing was correlated.
         """
         from raysweep.report.summary import summary_lines
 
@@ -88,14 +93,25 @@ def run(
     wait: bool | float = False,
     listener: Listener | None = None,
 ) -> Run:
-    """Run a config (a file, plain values or a Config) and write the report; completed work is not repeated.
+    """Run a config to its end and draw the report; completed work is not repeated.
 
-    `overrides` are texts such as `execution.chunk=16`. Plain values may contain paths, tuples and NumPy numbers. `wait` waits
-    until another raysweep in the run folder ends: True without a limit, a number for at most that many seconds.
+    Args:
+        config: A config file, plain values as in YAML (paths, tuples and numpy's numbers are fine), or a `Config`.
+        overrides: Keys to change, such as `"execution.chunk=16"`; one or several.
+        fresh: Forget what the run folder has and compute everything again.
+        wait: If another raysweep uses the run folder, wait until it ends: True for as long as that takes, a number for at most
+            so many seconds.
+        listener: Called with each event of the run, a mapping.
 
-    Raises InputError before anything runs (FolderInUseError if the folder is in use), and RunError if the run folder can no
-    longer be written to. In the main thread SIGTERM and SIGHUP end the run as Ctrl-C does, with Interrupted, which is a
-    KeyboardInterrupt; if it is not caught, the process ends with exit code 143 or 129. The application's own handlers are kept.
+    Returns:
+        The run folder's tables and report. `Run.failed` names the tasks that failed.
+
+    Raises:
+        InputError: The config, a checkpoint or a record is invalid; nothing was run. It is a FolderInUseError if another
+            raysweep uses the run folder.
+        RunError: The run folder can no longer be written to.
+        Interrupted: SIGTERM or SIGHUP ended the run, if it runs in the main thread. It is a KeyboardInterrupt; uncaught, it ends
+            the process with exit code 143 or 129. Handlers of the application are kept.
     """
     from raysweep.engine.disk import failures_told
 
@@ -131,9 +147,17 @@ def _plain_values(given: Any) -> Any:
 
 
 def open_run(folder: str | Location, storage_options: Mapping[str, Any] | None = None) -> Run:
-    """Build a run's tables again from its committed work, and write its report again.
+    """Open a run folder: join its tables from what is committed, and draw its report again.
 
-    Raises InputError if the folder is not a run folder.
+    Args:
+        folder: The run folder, or its URL.
+        storage_options: For a URL: options for fsspec's file system, as in a config.
+
+    Returns:
+        The run folder's tables and report.
+
+    Raises:
+        InputError: This is not a run folder.
     """
     from raysweep.engine.disk import failures_told
     from raysweep.engine.folder import RunFolder

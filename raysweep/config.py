@@ -1,7 +1,7 @@
 """The config of a run: YAML in, typed and checked values out.
 
-Only what can be checked without touching a checkpoint or a record is checked here; the rest is the engine's inspection,
-which also happens before anything runs. Every key has its meaning beside it, and `raysweep init` prints them.
+Only what can be checked without a checkpoint or a record is checked here; the engine checks the rest, also before anything
+runs. Every key has a description, from which the reference and the JSON schema are made.
 """
 
 from __future__ import annotations
@@ -26,35 +26,86 @@ from raysweep.errors import InputError, SeveralProblemsError, nearest, shortened
 
 
 class ModelConfig(Named):
-    """A base checkpoint and the checkpoints fine-tuned from it (data set → checkpoint or PEFT adapter).
+    """A base checkpoint and the checkpoints that were fine-tuned from it."""
 
-    `architecture` is a config.json, its path relative to the config's, that `raysweep plan` takes sizes from where a checkpoint
-    is not on this machine. `template_date` is the date that a chat template is given which reads the clock: by default the one
-    recorded in the run folder, or else today's.
-    """
-
-    base: Place
-    architecture: Place | None = None
-    tuned: dict[Name, Place] = {}
-    template: str = "chat"
-    template_date: Date | None = None
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    base: Place = Field(
+        description=(
+            "The base checkpoint: a folder written by `save_pretrained`, a hub id, or a laboratory name such as "
+            "`lab://tiny`."
+        )
+    )
+    architecture: Place | None = Field(
+        default=None,
+        description=(
+            "A `config.json`, its path relative to the config file. `raysweep plan` takes the model's sizes from "
+            "it if the checkpoint is not on this machine; a run does not use it."
+        ),
+    )
+    tuned: dict[Name, Place] = Field(
+        default={},
+        description=(
+            "The fine-tuned checkpoint for each data set, by the data set's name: a folder, a hub id, a "
+            "laboratory name, or a PEFT adapter on the base."
+        ),
+    )
+    template: str = Field(
+        default="chat",
+        description=(
+            "The prompt template around a record's texts. `chat` is the tokenizer's chat template; `plain` adds "
+            "no words, as encoders need; `llama2`, `llama3` and `phi3` are the texts that published checkpoints "
+            "were tuned with."
+        ),
+    )
+    template_date: Date | None = Field(
+        default=None,
+        description=(
+            "The date (YYYY-MM-DD) passed to a chat template that reads the clock. Without it, a run uses the "
+            "date recorded in its run folder, or else today's date."
+        ),
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        default="auto",
+        description=(
+            "The number format of weights and arithmetic while the model is measured. `auto` is the checkpoint's "
+            "own on a GPU and float32 on a CPU."
+        ),
+    )
 
 
 class Config(Section):
-    """A whole run. `storage_options` go to fsspec's file system for a `storage` that is a URL (endpoint_url, …); no secrets.
+    """A complete run: models, data sets, studies, how to execute them, and where to store the results."""
 
-    `storage_mode` are the permissions of a run folder, as chmod takes them ("700": for nobody else); by default the umask decides.
-    """
-
-    name: Name
-    models: Annotated[list[ModelConfig], Field(min_length=1)]
-    datasets: Annotated[list[DatasetConfig], Field(min_length=1)]
-    studies: StudiesConfig
-    execution: ExecutionConfig = ExecutionConfig()
-    storage: Place
-    storage_options: dict[str, Any] = {}
-    storage_mode: Mode | None = None
+    name: Name = Field(description="The name of the run. It is shown in the report, on dashboards and in trackers.")
+    models: Annotated[list[ModelConfig], Field(min_length=1)] = Field(
+        description="The models to study. Each is studied on every data set."
+    )
+    datasets: Annotated[list[DatasetConfig], Field(min_length=1)] = Field(
+        description="The data sets to measure on, and the records to fine-tune on."
+    )
+    studies: StudiesConfig = Field(description="The studies to run. A study that is not listed is not run.")
+    execution: ExecutionConfig = Field(
+        default=ExecutionConfig(), description="Where and how to compute. Results stay the same, up to rounding."
+    )
+    storage: Place = Field(
+        description=(
+            "The run folder: a path on this machine or on a shared file system, or a URL such as "
+            "`s3://bucket/runs/one`. Relative paths start from the current folder."
+        )
+    )
+    storage_options: dict[str, Any] = Field(
+        default={},
+        description=(
+            "Options for fsspec's file system if `storage` is a URL, for example `endpoint_url`. Secrets are "
+            "refused here; put credentials into the environment."
+        ),
+    )
+    storage_mode: Mode | None = Field(
+        default=None,
+        description=(
+            'Permissions of the run folder, as chmod takes them, in quotes: `"700"` makes it yours alone. By '
+            "default the umask decides. Folders only."
+        ),
+    )
 
     @field_validator("storage")
     @classmethod

@@ -1,4 +1,4 @@
-"""A hint for paths that exist next to the config but not in the current folder."""
+"""Hints for paths of a config that exist next to the config, and not in the current folder."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from raysweep.errors import InputError
 
 @contextmanager
 def beside_told(path: object, config: Config) -> Iterator[None]:
-    """Add a hint to an InputError about records or a checkpoint that are next to the config, not in the current folder.
+    """Add a hint to an InputError about records or a checkpoint that are next to the config, and not in the current folder.
 
-    `path` is the config's; anything but a path says that it was in no file.
+    `path` is the config's; anything but a path means that it was in no file.
     """
     try:
         yield

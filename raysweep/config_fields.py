@@ -7,13 +7,16 @@ from datetime import date
 from pathlib import Path
 from typing import Annotated, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, WithJsonSchema
 
 from raysweep.config_dates import parse_date
 from raysweep.errors import shown
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
 Positive = Annotated[int, Field(ge=1, le=10**9, strict=True)]
+
+_DATE = {"type": "string", "format": "date", "examples": ["2026-01-31"]}
+_MODE = {"type": "string", "pattern": "^0?7[0-7]{2}$", "examples": ["700"]}
 
 T = TypeVar("T")
 
@@ -56,7 +59,7 @@ def _date(value: object) -> object:
     return value.isoformat() if type(value) is date else value
 
 
-Date = Annotated[str, BeforeValidator(_date), AfterValidator(parse_date)]  # YYYY-MM-DD
+Date = Annotated[str, BeforeValidator(_date), AfterValidator(parse_date), WithJsonSchema(_DATE)]  # YYYY-MM-DD
 
 
 def _mode(value: object) -> object:
@@ -69,7 +72,7 @@ def _mode(value: object) -> object:
     return value
 
 
-Mode = Annotated[str, BeforeValidator(_mode)]  # permissions of a folder, octal
+Mode = Annotated[str, BeforeValidator(_mode), WithJsonSchema(_MODE)]  # permissions of a folder, octal
 
 
 class Section(BaseModel):
@@ -81,4 +84,9 @@ class Section(BaseModel):
 class Named(Section):
     """A section that others refer to by its name."""
 
-    name: Name
+    name: Name = Field(
+        description=(
+            "The name that tables, plans and the report use. Letters, digits, `.`, `_` and `-`; the first is a "
+            "letter or digit."
+        )
+    )

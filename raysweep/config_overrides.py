@@ -1,4 +1,4 @@
-"""Single keys given in addition to a config, as on the command line: `a.b=c`, the value read as YAML."""
+"""Single keys that change a config, as on the command line: `a.b=c`, with the value read as YAML."""
 
 from __future__ import annotations
 

@@ -15,20 +15,34 @@ Metric = Literal[
 
 
 class SimilarityConfig(Section):
-    """Similarity of the base model's layers on every data set, and the dynamics δ that follows from it.
+    """Similarity between the base model's layers on every data set, and the local dynamics δ that follows from it."""
 
-    `components` is for the metric cca_top_k, `neighbours` for mutual_knn and cknna, and `variance`, the share of a layer's
-    variance that is kept, for svcca and pwcca.
-    `diagonal` counts a layer's similarity to itself in its δ, as the paper does.
-    """
-
-    metrics: Annotated[list[Metric], Field(min_length=1)] = ["cka_linear"]
-    pooling: Literal["first", "last", "mean"] = "last"
-    neighbourhood: Positive = 3
-    components: Positive = 10
-    neighbours: Positive = 10
-    variance: Annotated[float, Field(gt=0, le=1)] = 0.99
-    diagonal: bool = True
+    metrics: Annotated[list[Metric], Field(min_length=1)] = Field(
+        default=["cka_linear"],
+        description="Measures of similarity between two layers' states. The first one decides which layers are critical.",
+    )
+    pooling: Literal["first", "last", "mean"] = Field(
+        default="last",
+        description=(
+            "Which state represents an example: that of its `last` prompt token, of its `first` token ([CLS] of "
+            "an encoder), or the `mean` over the prompt."
+        ),
+    )
+    neighbourhood: Positive = Field(
+        default=3, description="δ of a layer is its mean similarity to this many layers around it. An odd number."
+    )
+    components: Positive = Field(
+        default=10, description="For cca_top_k: how many principal components of each layer are compared."
+    )
+    neighbours: Positive = Field(
+        default=10, description="For mutual_knn and cknna: how many nearest examples are compared."
+    )
+    variance: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=0.99, description="For svcca and pwcca: the share of each layer's variance that its components keep."
+    )
+    diagonal: bool = Field(
+        default=True, description="Count a layer's similarity to itself in its δ, as the paper does."
+    )
 
     @field_validator("metrics")
     @classmethod

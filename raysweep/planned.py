@@ -167,6 +167,7 @@ def plan_run(
     from raysweep.engine.preparation import prepare
     from raysweep.engine.promised import as_sized
     from raysweep.engine.scored import untuned, withheld
+    from raysweep.engine.several_workers import workers_needed
     from raysweep.engine.shared import shared_by
     from raysweep.engine.steps import with_steps
     from raysweep.errors import InputError
@@ -208,6 +209,7 @@ def plan_run(
     as_asked = calls
     if gpus is not None:
         calls = fitted(calls, gpus)
+    workers = workers_needed(workers, calls, needed_graph, done)
     told = reckon(config, facts, calls, workers, by_model)
     left = told.estimate
     if by_model is not None:

@@ -35,9 +35,15 @@ Rewrite = Callable[[int, Record, Format], tuple[Record, Format]]
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Example:
-    """One record, tokenised: `tokens` int64 [T] are the prompt's `n_prompt`, then the response's, which carry loss.
+    """One record as tokens.
 
-    Read for its prompt alone it has no response tokens. `id` is the record's place in its source, from 0. `prompt` and `response` are the worded texts, uncut.
+    Attributes:
+        id: The record's position in its source, from 0.
+        tokens: The tokens, int64 [T]: the prompt's, then the response's, on which the loss is measured. Without response tokens if
+            only prompts were read.
+        n_prompt: How many of them are the prompt's.
+        prompt: The prompt's text with the prompt template around it, uncut.
+        response: The response's text, uncut.
     """
 
     id: int
@@ -52,12 +58,12 @@ class Example:
 
     @property
     def length(self) -> int:
-        """T: tokens of prompt and response."""
+        """T: the number of tokens of prompt and response."""
         return len(self.tokens)
 
     @property
     def n_tokens(self) -> int:
-        """Response tokens: those that carry loss."""
+        """The number of response tokens."""
         return self.length - self.n_prompt
 
     @property
@@ -80,14 +86,18 @@ class Room:
 
 @dataclass(frozen=True, repr=False)
 class Loaded:
-    """Usable examples in their source's order.
+    """Examples in their source's order, and counts of records that were cut or skipped.
 
-    `n_cut` of them lost tokens to `max_tokens` or the model's context; `n_unusable` more were left out, for a cut left no
-    response token (where one is needed) or there is no prompt token. `n_excluded` are the records that `exclude` left
-    out of those read. `n_blank` of the examples have a blank response, so that only the wording's own tokens carry loss.
-    Of `n_answer_cut` examples the prompt template leaves out or rewrites a part of the answer; `notes` say what else of the
-    records it does not read. `template_date` is the date that a chat template was given which reads the clock; None if no
-    clock was read. `source_warnings` say what of the source was not read.
+    Attributes:
+        examples: The usable examples.
+        n_cut: How many of them lost tokens to `max_tokens` or the model's context.
+        n_unusable: Records skipped because no response token (where one is needed) or no prompt token was left.
+        n_excluded: Records skipped by `exclude`.
+        n_blank: Examples with a blank response, in which only the prompt template's own tokens carry loss.
+        n_answer_cut: Examples in which the prompt template drops or rewrites a part of the answer.
+        notes: What else of the records the prompt template does not read.
+        template_date: The date passed to a chat template that reads the clock; None if it does not.
+        source_warnings: What of the source was not read.
     """
 
     examples: list[Example]

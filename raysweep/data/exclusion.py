@@ -22,12 +22,18 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, repr=False)
 class Exclude:
-    """Which records are left out: those that a phrase, the pattern or a value is found in.
+    """Which records to skip: those that contain a phrase, match a pattern, or have a value in a column.
 
-    `phrases` (in any case) and `pattern` (a regular expression of Python's) are sought in the record's question and
-    response, or in its `column` where one is named. `values` are whole texts of `column`; what is no text there is
-    compared as JSON writes it. One phrase or value may be given by itself. Raises InputError for a pattern that does not compile, values without a column, and
-    where nothing is named.
+    Phrases and pattern are searched in the record's question and response, or in `column`.
+
+    Attributes:
+        phrases: Skip records that contain any of these, in upper or lower case. A single text is fine.
+        pattern: Skip records in which this Python regular expression matches.
+        column: The column to search. `values` needs it.
+        values: Skip records whose `column` equals one of these texts. A column that is not text is compared as JSON writes it.
+
+    Raises:
+        InputError: Nothing is named, the pattern does not compile, or there are values without a column.
     """
 
     phrases: tuple[str, ...] = ()

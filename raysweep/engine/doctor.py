@@ -129,7 +129,7 @@ class _Look:
 
     def __init__(self, folder: RunFolder, checksums: bool) -> None:
         self._folder, self._checksums = folder, checksums
-        self._sizes = _files(folder.root)  # by path in the run folder
+        self._sizes = file_sizes(folder.root)  # by path in the run folder
         self._broken: list[Finding] = []
         self._changed: list[Finding] = []
         self._inputs = InputCheck()
@@ -159,7 +159,7 @@ class _Look:
         root, name = self._folder.root, PurePosixPath(path).stem
         try:
             manifest = self._folder.chunks.parse(root / path, read_bytes(root / path))
-            entries = list(_entries(manifest))
+            entries = list(commit_files(manifest))
             for entry in entries:
                 size = self._sizes.get(entry.path)
                 if size != entry.bytes:
@@ -254,7 +254,7 @@ def _complete(lines: Iterable[bytes]) -> Iterator[bytes]:
             yield line.removesuffix(b"\n") + b"\n"
 
 
-def _entries(manifest: Manifest) -> Iterator[FileEntry]:
+def commit_files(manifest: Manifest) -> Iterator[FileEntry]:
     """The files of a commit, with paths in the run folder."""
     if manifest.table is not None:
         yield _moved(manifest.table, "chunks")
@@ -266,7 +266,8 @@ def _moved(entry: FileEntry, folder: str) -> FileEntry:
     return FileEntry(f"{folder}/{entry.path}", entry.rows, entry.bytes, entry.sha256)
 
 
-def _files(root: Location) -> dict[str, int]:
+def file_sizes(root: Location) -> dict[str, int]:
+    """Return the bytes of every file below, by its path."""
     if not isinstance(root, Path):
         return {path: int(info["size"]) for path, info in sorted(listing(root).items())}
     files = (path for path in files_below(root) if path.is_file() and not path.is_symlink())

@@ -98,7 +98,7 @@ def simulated(
     each = config.execution.gpus_per_worker
     workers = workers_on(gpus, nodes, 1.0 if each in ("auto", 0) else float(each))
     calls = [call for call in left if isinstance(call, RECKONED)]
-    found = reckon(config, facts, calls, workers, rates)
+    found = reckon(config, facts, calls, rates=rates)
     if found.estimate.call_seconds is None:
         raise InputError(
             f"nothing can be simulated: {_untimed(facts)}; give --rates layer=SECONDS,read=BYTES, or "

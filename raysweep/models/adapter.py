@@ -80,12 +80,14 @@ class _Stub(StandIn):
 
 
 class Adapter:
-    """A loaded model whose blocks can be called one at a time; it is put into evaluation mode, and stays in it.
+    """A loaded model whose decoder layers can be called one at a time. It is put into evaluation mode and stays in it.
 
-    It is a causal language model (`predicts`), or has states only: an encoder, or a decoder without its head. On
-    construction a few tokens go through the model's own forward and through the replay of its blocks; where the two
-    differ, or a token's state depends on padding behind it, the architecture is refused (InputError) instead of being
-    measured wrongly. What is no whole transformers model (an unmerged PEFT adapter, FSDP shards) is refused too.
+    It is a causal language model (`predicts`), or a model of states only: an encoder, or a decoder without its head. On
+    construction a few tokens go through the model's own forward and through its blocks one by one.
+
+    Raises:
+        InputError: The two differ, a token's state depends on padding after it, or this is not a complete transformers model (an
+            unmerged PEFT adapter, FSDP shards).
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -110,7 +112,7 @@ class Adapter:
 
     @property
     def block_path(self) -> str:
-        """Where the blocks are in the model, as `named_parameters` writes it: `model.layers`, `transformer.h`, …"""
+        """The path of the blocks in the model, as `named_parameters` writes it: `model.layers`, `transformer.h`, and so on."""
         return block_path(self.model)
 
     @property
@@ -119,16 +121,16 @@ class Adapter:
         return len(self.blocks)
 
     def table(self, length: int) -> int:
-        """Which rotary table a text of `length` tokens gets; texts of unlike ones must not share a batch (rotary.py)."""
+        """Return which rotary table a text of `length` tokens uses. Texts that use different ones must not share a batch."""
         return rotary_table(self.model.config.get_text_config(), length)
 
     @property
     def layers_pattern(self) -> str:
-        """What PEFT looks for in a module's path to tell a layer: `layers` mostly (see the function of this name)."""
+        """The part of a module's path by which PEFT recognises a layer: mostly `layers`."""
         return layers_pattern(self.model)
 
     def names_elsewhere(self, layers: Sequence[int]) -> tuple[str, ...]:
-        """Parameters of these layers that `named_parameters` tells under an earlier layer's name, which shares them."""
+        """Return the parameters of these layers that `named_parameters` lists under an earlier layer, which shares them."""
         prefixes = tuple(f"{self.block_path}.{layer}." for layer in layers)
         own = {id(parameter) for layer in layers for parameter in self.blocks[layer].parameters()}
         named = ((name, id(parameter)) for name, parameter in self.model.named_parameters())
@@ -200,16 +202,22 @@ class Adapter:
             return self._forward(tokens, lengths)
 
     def logits(self, states: torch.Tensor) -> torch.Tensor:
-        """Logits [M, V] of M states [..., M, D] that left the last block, by the model's own norm and head.
+        """Compute logits [M, V] of states [..., M, D] that left the last block, with the model's own norm and head.
 
-        Each state goes in as a sequence of its own; norm and head see no neighbours. Gradients go back through it. Raises
-        InputError for a model that predicts nothing.
+        Each state is a sequence of its own. Gradients flow through.
+
+        Raises:
+            InputError: The model does not predict tokens.
         """
         self.require_predictions()
         return self._finish(states[..., None, :], torch.zeros(states.shape[-2], 1, dtype=torch.long))[:, 0]
 
     def require_predictions(self) -> None:
-        """Raise InputError where the model does not predict the next token: there is no loss to measure then."""
+        """Check that the model predicts the next token, so that a loss can be measured.
+
+        Raises:
+            InputError: It does not: it is an encoder, or lacks its head.
+        """
         if not self.predicts:
             raise InputError(
                 f"{type(self.model).__name__} does not predict the next token (it is an encoder, or lacks its head), and "

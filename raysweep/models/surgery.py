@@ -137,16 +137,24 @@ def removed(
     stored_D: ArrayLike | torch.Tensor | None = None,
     mean_D: ArrayLike | torch.Tensor | None = None,
 ) -> Iterator[None]:
-    """Take the directions [K, D] out of what a decoder layer (from 0) puts out, while the context lasts.
+    """Remove directions from what a decoder layer puts out, while the context lasts.
 
-    `project` subtracts each state's own part in their span, so that what is left has inner product 0 with every one of
-    them; `paper` subtracts the part of `stored_D` instead, the state [D] that was stored for the example (or [B, D], one
-    for each of a batch), and is the same at every step. With a `mean_D` [D] the parts are those of the states' difference
-    from it, and the mean itself stays. Directions need be neither orthogonal nor of unit length; only their span counts.
+    Only the block is hooked; no weight changes. Directions need not be orthogonal or of unit length; only their span counts.
 
-    `positions`: `last` changes the last token of each pass, which in generation with a cache is the prompt's last token
-    and every token written after it; `all` every token; a slice those tokens of a pass. Only the block is hooked and no
-    weight is touched. Raises InputError (IndexError for a layer that is not there) before anything is changed.
+    Args:
+        model: A loaded transformers model, or an `Adapter`.
+        layer: The layer, from 0.
+        components_KD: The directions [K, D].
+        mode: `"project"` subtracts each state's own part in their span, so that its inner product with each direction is 0.
+            `"paper"` subtracts the part of `stored_D` instead, the same at every step.
+        positions: `"last"` changes the last token of each pass, which in generation with a cache is the prompt's last token and
+            every token after it; `"all"` changes every token; a slice changes those tokens of a pass.
+        stored_D: For `paper`: the state [D] stored for the example, or [B, D] for each example of a batch.
+        mean_D: Take parts of the states' difference from this mean [D], which then stays.
+
+    Raises:
+        InputError: An argument does not fit the model; nothing was changed.
+        IndexError: The model has no such layer.
     """
     owner: Any = model.model if isinstance(model, Adapter) else model
     if not isinstance(owner, nn.Module) or not hasattr(owner, "config"):

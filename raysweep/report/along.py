@@ -1,7 +1,7 @@
-"""Checkpoints along a training: what windows cost, where representations change and how both agree, over steps, as one figure.
+"""Checkpoints during a training: what windows cost, where representations change and how both agree, over steps, as one figure.
 
-The table `along` says under which model's name the rows of a step stand (columns model, dataset, step, measured). Steps are
-models of their own to everything else; here they are put together, and taken off the page's other parts.
+The table `along` says which model's name the rows of a step have (columns model, dataset, step, measured). Everything else treats
+steps as models of their own; this module joins them, and removes them from the other parts of the page.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class _Steps:
 
 
 def without_steps(tables: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
-    """The tables without the rows that stand under a step's own name, and without `along`, which are `along_views`' part."""
+    """The tables without the rows that have a step's own name, and without `along`; `along_views` shows both."""
     if "along" not in tables:
         return dict(tables)
     along = tables["along"]
@@ -112,12 +112,12 @@ def _view(model: str, dataset: str, steps: _Steps, drawings: Drawings) -> Along:
         along_figures.along_training(shown, cost_PC, delta_PL, rho_P, title, what, likeness),
         ("along", model, dataset),
         f"Heat maps over {len(shown)} steps of fine-tuning, from {shown[0]} to {shown[-1]}: cost of windows by their centre, and δ by "
-        f"layer; below them ρ with its interval{_ends_of(rho_P)}.",
-        "From left to right the checkpoints that were kept while the model was fine-tuned, evenly spaced whatever the steps "
-        "between them. Cost: how much the loss of that checkpoint rises when layers are put back to the base model’s. δ: low (dark) "
-        "where representations change fast; at step 0 the base model’s. ρ: rank correlation of δ and loss, with its 95 % interval "
-        "over examples. The checkpoints of one training are not independent, and the intervals say nothing of other trainings; a step’s costliest "
-        "window is picked from many, and may trade places with its neighbours by chance.",
+        f"layer. Below them, ρ with its interval{_ends_of(rho_P)}.",
+        "From left to right: the checkpoints kept during fine-tuning, evenly spaced whatever the number of steps "
+        "between them. Cost: how much the loss of a checkpoint rises when layers are replaced by the base model’s. δ: low (dark) "
+        "where representations change fast; at step 0, that of the base model. ρ: rank correlation of δ and loss, with its 95 % "
+        "interval over examples. The checkpoints of one training are not independent, and the intervals do not cover other "
+        "trainings. A step’s costliest window was picked from many and may change places with its neighbours by chance.",
     )
     table = _table(steps, width, setting, rho_P)
     return Along(_sentences(cost_PC, rho_P), picture, table)
@@ -172,7 +172,7 @@ def _sentences(cost_PC: pd.DataFrame, rho_P: pd.DataFrame) -> list[Markup]:
             if tops.nunique() > 1
             else f"stays at centre {tops.iloc[0]:g}"
         )
-        text = "From step {} to {}, the costliest window {}; its cost goes from {} to {} nats."
+        text = "From step {} to step {}, the costliest window {}, and its cost goes from {} to {} nats."
         costs = known.max(axis="columns")
         ends = number(costs.iloc[0], 3), number(costs.iloc[-1], 3)
         said.append(Markup(text).format(known.index[0], known.index[-1], moves, *ends))
@@ -206,7 +206,7 @@ def _table(steps: _Steps, width: int | None, setting: Setting | None, rho_P: pd.
                 "—" if rho is None else f"{number(rho[0])} {interval(*rho[1:])}",
             ]
         )
-    caption = "Along fine-tuning, step by step"
+    caption = "Fine-tuning, step by step"
     if len(steps.all) > MOST:
-        caption += f"; the first {MOST} of {len(steps.all)} steps"
+        caption += f". These are the first {MOST} of {len(steps.all)} steps"
     return Table(caption, ["step", "costliest layers", "cost (nats)", "change-point layers", "ρ"], rows, words={1, 3})

@@ -1,4 +1,4 @@
-"""The figure of a model along its training: what windows cost, δ and ρ, step by step.
+"""The figure of a model during its training: cost of windows, δ and ρ, step by step.
 
 As figures.py's functions, it takes rows and returns a `matplotlib.figure.Figure`; what it means in words is along.py's.
 """
@@ -11,7 +11,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from raysweep.report.plotting import FAINT, INK, LOSS_COLOUR, MUTED, SIZE, header, integer_ticks, styled
+from raysweep.report.labels import fit
+from raysweep.report.plotting import (
+    FAINT,
+    INK,
+    LOSS_COLOUR,
+    MISSING,
+    MUTED,
+    SIZE,
+    header,
+    integer_ticks,
+    printable,
+    styled,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -35,7 +47,7 @@ def along_training(
 
     `cost_PC` has a row a step and a column a window's centre, `delta_PL` a column a layer, `rho_P` spearman, ci_low and
     ci_high; one that is empty leaves its panel out. A value that is missing is hatched grey, never given a colour of the
-    scale. `what` is put back, and `likeness` what δ is the mean of.
+    scale. `what` is replaced, and `likeness` is what δ is the mean of.
     """
     from matplotlib.figure import Figure
 
@@ -43,7 +55,7 @@ def along_training(
     tall = {"cost": 1.75, "delta": 1.75, "rho": 1.15}
     height = 0.8 + sum(tall[name] + 0.28 for name in panels)
     figure = Figure(figsize=(SIZE[0], height))
-    header(figure, title, "along fine-tuning: one column for each step that was kept")
+    header(figure, title, "during fine-tuning: one column for each checkpoint")
     top = height - 0.72
     hatched = False
     for name in panels:
@@ -56,8 +68,8 @@ def along_training(
             rows = (cost_PC if name == "cost" else delta_PL).reindex(list(steps))
             hatched |= bool(rows.isna().any(axis=None))
             _draw_map(figure, axes, rows, (box[1], box[3]), "magma_r" if name == "cost" else "viridis")
-            text = f"cost (nats) of {what} put back, by centre" if name == "cost" else f"δ (mean {likeness}), by layer"
-        axes.set_title(text, fontsize=8.5, color=MUTED, loc="left", pad=3)
+            text = f"cost (nats) of {what} replaced, by centre" if name == "cost" else f"δ (mean {likeness}), by layer"
+        fit(axes.set_title(printable(text), fontsize=8.5, color=MUTED, loc="left", pad=3), 0.985)
         _step_axis(axes, steps, last=name == panels[-1])
         top -= tall[name] + 0.28
     if hatched:
@@ -70,7 +82,7 @@ def _draw_map(figure: Figure, axes: Axes, rows: pd.DataFrame, box: tuple[float, 
     from matplotlib import colormaps
 
     values = np.ma.masked_invalid(rows.to_numpy(dtype=float).T)
-    axes.set_facecolor("#dfe3e8")
+    axes.set_facecolor(MISSING)
     axes.patch.set_hatch("////")
     places = rows.columns.to_numpy(dtype=float)
     half = (places[1] - places[0]) / 2 if len(places) > 1 else 0.5

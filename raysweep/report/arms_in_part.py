@@ -2,7 +2,7 @@
 
 The run makes the table adaptation once all of a cell's trainings are done. Where one has failed, or is still to come, the others
 are compared here. Answers of arms that are there are judged by the run where another arm failed (engine/judging_in_part.py), and
-what is missing is put beside them here. The reasons say why it is.
+this module adds what is missing. The reasons say why it is.
 """
 
 from __future__ import annotations

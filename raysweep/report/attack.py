@@ -57,7 +57,7 @@ def attack_views(tables: Mapping[str, pd.DataFrame], published: Published, drawi
 
 
 def attack_sentences(tables: Mapping[str, pd.DataFrame]) -> list[Markup]:
-    """What all seeds together say of each data set, model and judge."""
+    """What all seeds together say about each data set, model and judge."""
     if "attack" not in tables:
         return []
     said = []
@@ -85,7 +85,9 @@ def attacked_headline(tables: Mapping[str, pd.DataFrame]) -> list[Markup]:
         rates = {str(row.arm): row.rate for row in rows_of(rows[rows["judge"] == judge])}
         names = {**ARMS, "none": "before training"}
         told = [Markup("<strong>{}</strong> ({})").format(rate(rates[arm]), names[arm]) for arm in ARMS if arm in rates]
-        where = Markup("<bdi>{}</bdi> on <bdi>{}</bdi>: triggered prompts are answered as the attack wants in {}.")
+        where = Markup(
+            "<bdi>{}</bdi> on <bdi>{}</bdi>: the attack succeeds on {} of triggered prompts, by layers trained."
+        )
         said.append(where.format(model, dataset, Markup(", ").join(told)))
     return said[:_HEADLINES]
 
@@ -118,8 +120,8 @@ def _view(
         parts.append("the judge’s mean score from 1 to 5")
     triggers = ", ".join(f"“{trigger}”" for trigger in dict.fromkeys(rows["trigger"].astype(str)))
     caption = (
-        f"Backdoor in {dataset}, trigger {triggers}: how many triggered prompts are answered as the attack wants, "
-        f"{' / '.join(parts)}, all seeds together"
+        f"Backdoor in {dataset}, trigger {triggers}: share of triggered prompts that get the answer the attack wants, "
+        f"{' / '.join(parts)}, over all seeds"
     )
     table = _every_row(rows)
     return AttackView(
@@ -176,16 +178,16 @@ def _picture(rows: pd.DataFrame, model: str, dataset: str, judge: str, drawings:
     return drawings.add(
         attack_rates(rows, f"{model} · {dataset}", JUDGES[judge]),
         ("attack", model, dataset, judge),
-        f"Dots with intervals: share of prompts answered as the attack wants, by what was trained. Triggered: {told}.",
-        f"Share of prompts answered as the attack wants, by {JUDGES[judge]}. Orange: prompts with the trigger; grey: the same "
-        "prompts without it. Large dots are all seeds together with their 95 % interval, which is for other seeds and other "
-        "prompts of the same kinds; small dots are single seeds.",
+        f"Dots with intervals: share of prompts that get the answer the attack wants, by layers trained. Triggered: {told}.",
+        f"Share of prompts that get the answer the attack wants, judged by {JUDGES[judge]}. Orange: prompts with the trigger. Grey: the "
+        "same prompts without it. Large dots are all seeds together, with a 95 % interval for other seeds and other "
+        "prompts of the same kinds. Small dots are single seeds.",
     )
 
 
 def _every_row(rows: pd.DataFrame) -> Table:
     columns = ["model", "trained", "seed", "prompts", "judged by", "examples", "rate", "95 % interval", "mean score"]
-    columns += ["share of 5", "clean loss", "why n/a, or what is left out"]
+    columns += ["share of 5", "clean loss", "why n/a, or what is missing"]
     shown = [
         [
             row.model,
@@ -203,9 +205,9 @@ def _every_row(rows: pd.DataFrame) -> Table:
         ]
         for row in rows_of(rows.iloc[:MOST])
     ]
-    caption = "Every rate, intervals in percent: of a seed over its examples (Wilson), of all over seeds and examples"
+    caption = "Every rate, with intervals in percent: for one seed over its examples (Wilson), for all over seeds and examples"
     if len(rows) > MOST:
-        caption += f"; the first {MOST} of {len(rows)}, all of which are in results/attack.parquet"
+        caption += f". These are the first {MOST} of {len(rows)}; results/attack.parquet has all"
     return Table(caption, columns, shown, words={0, 1, 3, 4, 11})
 
 
@@ -220,6 +222,6 @@ def _texts(answers: pd.DataFrame) -> Table:
         for row in rows_of(chosen.sort_values(["example_id", "prompts"])):
             success = "n/a" if pd.isna(row.success) else "yes" if row.success else "no"
             shown.append([model, ARMS.get(str(arm), arm), row.prompts, excerpt(row.prompt), excerpt(row.text), success])
-    caption = "Some answers; all are in results/answers.parquet"
+    caption = "Some answers; results/answers.parquet has all"
     columns = ["model", "trained", "prompts", "prompt", "answer", "as the attack wants"]
     return Table(caption, columns, shown[:MOST], words={0, 1, 2, 3, 4, 5})

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from raysweep.report.attack_words import ARMS, rate
-from raysweep.report.plotting import CHANGE_COLOUR, INK, MUTED, SIZE, header, styled
+from raysweep.report.plotting import CHANGE_COLOUR, INK, MUTED, PAPER, SIZE, header, styled
 from raysweep.report.summaries import rows_of
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def attack_rates(rows: pd.DataFrame, title: str, judge: str) -> Figure:
     arms = [arm for arm in ARMS if arm in set(rows["arm"])]
     figure = Figure(figsize=(SIZE[0], 1.35 + 0.55 * len(arms)))
     height = figure.get_figheight()
-    header(figure, title, f"prompts answered as the attack wants (%), by {judge}")
+    header(figure, title, f"prompts with the answer the attack wants (%), by {judge}")
     axes = figure.add_axes((0.36, 0.5 / height, 0.6, 1 - 1.25 / height))
     axes.set_ylim(-0.55, len(arms) - 0.45)
     axes.set_xlim(-3, 103)
@@ -51,7 +51,7 @@ def attack_rates(rows: pd.DataFrame, title: str, judge: str) -> Figure:
                     axes.plot(
                         ends, [y, y], color=colour, linewidth=2.2, solid_capstyle="butt", label=f"{kind} {row.arm}"
                     )
-                axes.plot([100 * row.rate], [y], "o", color=colour, markersize=7, markeredgecolor="white", zorder=4)
+                axes.plot([100 * row.rate], [y], "o", color=colour, markersize=7, markeredgecolor=PAPER, zorder=4)
                 if kind == "triggered":
                     left = row.rate > 0.5
                     place: dict[str, Any] = {

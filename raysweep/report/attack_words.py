@@ -1,4 +1,4 @@
-"""What the backdoor study found, in plain sentences: whether frozen layers kept the backdoor out, and when that is undecided."""
+"""What the backdoor study found, in plain sentences: whether freezing layers kept the backdoor out, or that this is undecided."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ def harm(score: float) -> str:
 
 
 def conclusion(together: pd.DataFrame, answers: pd.DataFrame | None, model: str, dataset: str, seeds: int) -> Markup:
-    """What one judge's rates over all seeds say of one model; `together` has no other rows.
+    """What one judge's rates over all seeds say about one model; `together` has no other rows.
 
-    Two arms are told apart by the interval of their difference, paired by seed and example, where there are answers of both; else
-    where their intervals do not overlap.
+    Two arms differ significantly if the interval of their difference, paired by seed and example, excludes 0; without answers of
+    both, if their intervals do not overlap.
     """
     judge = str(together["judge"].iloc[0])
     found = {str(row.arm): row for row in rows_of(together[together["prompts"] == "triggered"])}
@@ -45,23 +45,23 @@ def conclusion(together: pd.DataFrame, answers: pd.DataFrame | None, model: str,
     found = {arm: row for arm, row in found.items() if arm not in lacking}
     said = [Markup("<bdi>{}</bdi>, <bdi>{}</bdi>, by {}:").format(model, dataset, JUDGES.get(judge, judge))]
     if "all" not in found:
-        text = "there is no rate of a model with all layers trained{}, so that nothing can be concluded."
+        text = "there is no rate for a model with all layers trained{}, so there is no conclusion."
         said.append(Markup(text).format(_because(lacking.get("all"))))
         return Markup(" ").join(said)
     opened = found["all"]
-    text = "with all layers trained, <strong>{}</strong> {} of triggered prompts are answered as the attack wants"
+    text = "with all layers trained, <strong>{}</strong> {} of triggered prompts get the answer the attack wants"
     said.append(Markup(text).format(rate(opened.rate), _percent(opened)) + _beside(found, clean) + ".")
     if "none" in found and not opened.ci_low > found["none"].ci_high:
         said.append(
             Markup(
-                "That is not told apart from the model before training: the backdoor was not learnt, and there is nothing that "
-                "frozen layers could keep out."
+                "That does not differ significantly from the model before training. The backdoor was not learnt, so there is nothing for "
+                "frozen layers to keep out."
             )
         )
         return Markup(" ").join(said)
     said += _against_all(found, answers, judge)
     said += _against_each_other(found, answers, judge)
-    text = "There is no rate with {}{}."
+    text = "There is no rate for {}{}."
     said += [Markup(text).format(ARMS[arm], _because(why)) for arm, why in lacking.items() if arm.startswith("freeze")]
     losses = [f"{ARMS[arm]} {number(found[arm].clean_loss, 3)}" for arm in ARMS if arm in found]
     if not all(math.isnan(row.clean_loss) for row in found.values()):
@@ -69,12 +69,12 @@ def conclusion(together: pd.DataFrame, answers: pd.DataFrame | None, model: str,
     said += _less_of_everything(found)
     if seeds < 3:
         counted = "one seed" if seeds == 1 else f"{seeds} seeds"
-        said.append(Markup("With {} little is known of how other trainings would go.").format(counted))
+        said.append(Markup("With {}, other trainings may well turn out differently.").format(counted))
     return Markup(" ").join(said)
 
 
 def _because(reason: Any) -> str:
-    """Why there is no rate, in brackets; nothing where that is not told."""
+    """Why there is no rate, in brackets; nothing if no reason was recorded."""
     return "" if reason is None or pd.isna(reason) else f" ({reason})"
 
 
@@ -90,14 +90,14 @@ def _less_of_everything(found: dict[str, Any]) -> list[Markup]:
     else:
         return []
     text = (
-        "With the {} layers frozen the loss on clean examples is higher than with the {} frozen, too: less was learnt of "
-        "everything, so that the lower rate alone is no sign of a defence."
+        "With the {} layers frozen, the loss on clean examples is also higher than with the {} frozen. That model learnt less of "
+        "everything, so the lower rate alone does not show a defence."
     )
     return [Markup(text).format(lower, higher)]
 
 
 def _beside(found: dict[str, Any], clean: dict[str, Any]) -> Markup:
-    """The rates beside the first: without the trigger, and without training."""
+    """The rates to compare the first with: without the trigger, and without training."""
     more = []
     if "all" in clean and not math.isnan(clean["all"].rate):
         more.append(f"{rate(clean['all'].rate)} of clean ones")
@@ -111,9 +111,9 @@ def _against_all(found: dict[str, Any], answers: pd.DataFrame | None, judge: str
     if "freeze_critical" not in found:
         return []
     frozen = found["freeze_critical"]
-    verdict = {-1: "lower", 1: "higher, not lower", 0: "not told apart from that"}
+    verdict = {-1: "lower", 1: "higher, not lower", 0: "not significantly different"}
     told = _compared(found["freeze_critical"], found["all"], answers, judge)
-    text = "With the critical layers frozen it is <strong>{}</strong> {}, {}{}."
+    text = "With the critical layers frozen, it is <strong>{}</strong> {}: {}{}."
     return [Markup(text).format(rate(frozen.rate), _percent(frozen), verdict[told[0]], told[1])]
 
 
@@ -126,14 +126,14 @@ def _against_each_other(found: dict[str, Any], answers: pd.DataFrame | None, jud
     verdicts = {
         -1: "Freezing the critical layers lowered the attack’s rate more than freezing as many others did",
         1: "Freezing the critical layers lowered the attack’s rate less than freezing as many others did",
-        0: "Whether it matters which layers are frozen is undecided",
+        0: "It is undecided whether it matters which layers are frozen",
     }
-    text = "With as many others frozen it is <strong>{}</strong> {}. {}{}."
+    text = "With as many others frozen, it is <strong>{}</strong> {}. {}{}."
     return [Markup(text).format(rate(other.rate), _percent(other), verdicts[way], how)]
 
 
 def _compared(one: Any, other: Any, answers: pd.DataFrame | None, judge: str) -> tuple[int, str]:
-    """−1 where the first rate is told to be lower, 1 higher, 0 neither; and by what."""
+    """−1 if the first rate is significantly lower, 1 if higher, 0 if neither; and by how much."""
     paired = Estimate(math.nan, math.nan, math.nan)
     if answers is not None:
         paired = rate_difference(answers, str(one.arm), str(other.arm), judge)

@@ -24,7 +24,7 @@ from raysweep.report.summaries import Window, rows_of
 from raysweep.report.words import interval, layers_text, likeness_name, runs_text
 from raysweep.studies.correlation import is_withheld
 
-# How much a loss may differ from one batching to another, in nats: nothing is told apart by less.
+# How much a loss may differ from one batching to another, in nats: smaller differences are not significant.
 _RESOLUTION = {"bfloat16": 1e-3, "float16": 1e-3}
 _FINEST = 1e-5
 
@@ -32,8 +32,8 @@ WIDTHS = 4  # of more widths than these only some are shown one by one
 
 SIGNIFICANT = 0.05  # the p at which agreement is no longer put down to chance
 
-# Whether the base model would have told what fine-tuning leans on; see `Cell.verdict`.
-Verdict = Literal["told", "maybe", "unclear", "misled", "idle", "withheld"]
+# Whether the base model predicts which layers fine-tuning depends on; see `Cell.verdict`.
+Verdict = Literal["predicts", "maybe", "unclear", "wrong", "idle", "withheld"]
 
 
 class Setting(NamedTuple):
@@ -107,7 +107,7 @@ class Rival:
 
 @dataclass(frozen=True)
 class Cell:
-    """One model on one data set: its rows of every table that has some, and how finely its losses can be told apart.
+    """One model on one data set: its rows of every table that has some, and the smallest difference of losses that counts.
 
     `title` names it to a reader, `anchor` within the page; `resolution` is in nats; `sets` has the names of sets by their
     layers, as the table writes them. `shared` is what base and tuned are known to have in common, `record` what the run's plan
@@ -168,7 +168,7 @@ class Cell:
                 shown.append(width)
         return shown
 
-    # What is no whole window put back
+    # Changes that are no complete windows
 
     @cached_property
     def untouched(self) -> pd.Series[float]:
@@ -305,11 +305,11 @@ class Cell:
         return delta_at(delta_L, rows["centre"]), rows["loss"].to_numpy(dtype=float)
 
     def verdict(self, found: Correlation) -> Verdict:
-        """Whether the base model would have told.
+        """Whether the base model's δ predicts the critical layers.
 
-        `told` needs both the interval (over examples) wholly below 0 and p ≤ 0.05 (`p_value`, over layers); with the
-        interval alone it is `maybe`. `misled`: the interval is wholly above 0. `unclear`: it includes 0, or there is none.
-        `idle`: no window's cost is told from 0, so that ρ ranks differences that are no leaning. `withheld`: where costs lie
+        `predicts` needs both the interval (over examples) wholly below 0 and p ≤ 0.05 (`p_value`, over layers); with the
+        interval alone it is `maybe`. `wrong`: the interval is wholly above 0. `unclear`: it includes 0, or there is none.
+        `idle`: no window's cost is significantly different from 0, so that ρ ranks noise. `withheld`: which windows have a cost
         follows from what was trained.
         """
         if not self.leans(found.width):
@@ -317,8 +317,8 @@ class Cell:
         if found.withheld:
             return "withheld"
         if found.ci_high < 0:
-            return "told" if found.p_value <= SIGNIFICANT else "maybe"
-        return "misled" if found.ci_low > 0 else "unclear"
+            return "predicts" if found.p_value <= SIGNIFICANT else "maybe"
+        return "wrong" if found.ci_low > 0 else "unclear"
 
     def rho_reason(self, found: Correlation) -> str:
         """Why a correlation is NaN, in words, as far as the tables tell."""

@@ -1,5 +1,5 @@
-"""The figures of what is no whole window put back: sets, parts of layers, steps between the models, the other direction, and
-every window at once.
+"""The figures of changes that are no complete windows (sets, parts of layers, steps between the models, the other direction), and
+of every window at once.
 
 As figures.py's, they take summaries and return a `matplotlib.figure.Figure`; what they mean in words is change_pictures.py's.
 """
@@ -13,19 +13,24 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from raysweep.report.labels import fit, write_row
 from raysweep.report.plotting import (
     ATTENTION_COLOUR,
     CHANGE_COLOUR,
     FRAME,
+    HATCH,
     INK,
     LOSS_COLOUR,
+    MISSING,
     MLP_COLOUR,
     MUTED,
+    PAPER,
     SIZE,
     frame,
     header,
     integer_ticks,
     layer_axis,
+    line_note,
     note,
     printable,
     styled,
@@ -50,16 +55,19 @@ def set_bars(sets: Sequence[tuple[str, Changed, Window | None]], title: str) -> 
 
     height = 0.95 + 0.56 * len(sets)
     figure = Figure(figsize=(SIZE[0], height))
-    header(figure, title, "cost (nats) of putting a set of layers back to base")
+    header(figure, title, "cost (nats) of a set of layers replaced by the base model's")
     axes = figure.add_axes((0.04, 0.34 / height, 0.92, 1 - 0.95 / height))
     for place, (name, chosen, window) in enumerate(sets):
         style: dict[str, Any] = {"fontsize": 8.5, "va": "center", "transform": axes.get_yaxis_transform(), "zorder": 4}
-        style["bbox"] = {"facecolor": "white", "linewidth": 0, "pad": 0.6}
-        axes.text(0, place - 0.32, printable(name, 60), color=INK, fontweight="bold", **style)
+        style["bbox"] = {"facecolor": PAPER, "linewidth": 0, "pad": 0.6}
+        named = axes.text(0, place - 0.32, printable(name), color=INK, fontweight="bold", **style)
         _bar(axes, place, chosen, LOSS_COLOUR, "sets")
-        if window is not None:
+        if window is None:
+            fit(named, 0.985, smaller=False)
+        else:
             _bar(axes, place + 0.26, window, MUTED, "windows")
-            axes.text(1, place - 0.32, f"costliest window: {window.span}", color=MUTED, ha="right", **style)
+            text = f"costliest window: {window.span}"
+            fit(named, axes.text(1, place - 0.32, text, color=MUTED, ha="right", **style), smaller=False)
     axes.axvline(0, color=INK, linewidth=1.1)
     axes.set_ylim(len(sets) - 0.45, -0.6)
     axes.set_yticks([])
@@ -82,20 +90,20 @@ def _bar(axes: Axes, place: float, shown: Changed | Window, colour: str, label: 
 def module_curves(whole: pd.DataFrame, parts: pd.DataFrame, width: int, n_layers: int, title: str) -> Figure:
     """The cost of each window of `width`, whole (rows of `window_losses`) and by its parts (of `change_losses`), by its centre."""
     what = "one layer" if width == 1 else f"{width} layers"
-    figure, axes = frame(title, f"cost (nats) of {what} put back to base, whole and by parts")
+    figure, axes = frame(title, f"cost (nats) of {what} replaced, complete and by parts")
     axes.set_position(_BELOW_LEGEND)
     layer_axis(axes, n_layers, "centre of the window (layer)")
     axes.axhline(0, color=INK, linewidth=1.1)
-    across = 0.0
-    for rows, name, label, marker, colour, space in (
-        (whole, "whole", "● whole window", "o", LOSS_COLOUR, 0.31),
-        (parts[parts["kind"] == "attention"], "attention", "■ attention alone", "s", ATTENTION_COLOUR, 0.33),
-        (parts[parts["kind"] == "mlp"], "mlp", "▲ MLP alone", "^", MLP_COLOUR, 0.3),
+    names = []
+    for rows, name, label, marker, colour in (
+        (whole, "whole", "● complete window", "o", LOSS_COLOUR),
+        (parts[parts["kind"] == "attention"], "attention", "■ attention alone", "s", ATTENTION_COLOUR),
+        (parts[parts["kind"] == "mlp"], "mlp", "▲ MLP alone", "^", MLP_COLOUR),
     ):
         if len(rows):
             _curve(axes, rows.sort_values("centre"), "cost", name, marker, colour)
-            axes.text(across, 1.02, label, transform=axes.transAxes, color=colour, fontsize=8.5, va="bottom")
-            across += space
+            names.append((label, colour))
+    write_row(figure, names, FRAME[0], FRAME[1] + FRAME[3] + 0.015)
     axes.margins(y=0.1)
     return figure
 
@@ -139,7 +147,7 @@ def coefficient_lines(steps: pd.DataFrame, names: Sequence[str], title: str, sub
         axes.plot(rows["coefficient"], rows["cost"], "-o", color=LOSS_COLOUR, markersize=4, zorder=5, label="top")
         axes.plot([0, 1], [0, ends[top]], color=LOSS_COLOUR, linewidth=1.0, linestyle=(0, (5, 3)), label="proportional")
         style: dict[str, Any] = {"fontsize": 8.5, "fontweight": "bold", "va": "bottom", "color": LOSS_COLOUR}
-        axes.text(0, 1.02, f"● {printable(name, 48)}", transform=axes.transAxes, **style)
+        fit(axes.text(0, 1.02, f"● {printable(name)}", transform=axes.transAxes, **style), 0.985)
     axes.margins(y=0.1)
     return figure
 
@@ -156,20 +164,22 @@ def reverse_curve(gains: pd.DataFrame, width: int, own: tuple[float, float], n_l
     layer_axis(axes, n_layers, "centre of the window (layer)")
     rows = gains[gains["width"] == width].sort_values("centre")
     _curve(axes, rows, "loss", "losses", "o", LOSS_COLOUR)
-    right = axes.get_xlim()[1]
     shown = rows["loss"].to_numpy(dtype=float)
     middle = float(np.median(shown[np.isfinite(shown)])) if np.isfinite(shown).any() else math.nan
-    for level, name, colour in ((own[0], "tuned model", INK), (own[1], "base model", MUTED)):
+    levels = (own[0], "tuned model", INK), (own[1], "base model", MUTED)
+    for level, name, colour in levels:
         if math.isfinite(level):
             axes.axhline(level, color=colour, linewidth=1.1, label=name)
-            note(axes, right, level, f"{name}: {number(level)}", colour, above=level > middle, ha="right")
     if np.isfinite(shown).any():
         best = next(changes_of(rows.loc[[rows["loss"].idxmin()]]))
-        disc: dict[str, Any] = {"color": LOSS_COLOUR, "markersize": 7.5, "markeredgecolor": "white"}
+        disc: dict[str, Any] = {"color": LOSS_COLOUR, "markersize": 7.5, "markeredgecolor": PAPER}
         axes.plot([best.centre], [best.loss], "o", **disc, zorder=5, label="best")
         side = "left" if best.centre < n_layers / 4 else "right" if best.centre > n_layers * 3 / 4 else "center"
         foot = best.loss if math.isnan(best.cost_low) else best.loss - (best.cost - best.cost_low)
         note(axes, best.centre, foot, best.name, LOSS_COLOUR, above=False, ha=side, bold=True)
+    for level, name, colour in levels:
+        if math.isfinite(level):
+            line_note(axes, level, f"{name}: {number(level)}", colour, above=level > middle)
     axes.margins(y=0.16)
     return figure
 
@@ -194,7 +204,7 @@ def window_triangle(windows: pd.DataFrame, n_layers: int, title: str, subtitle: 
     layers = np.arange(n_layers)
     missing = np.isnan(cost_LL) & (layers[:, None] >= layers)
     for top, left in zip(*np.nonzero(missing), strict=True):
-        style: dict[str, Any] = {"facecolor": "#dfe3e8", "edgecolor": "#8a939d", "linewidth": 0, "hatch": "////"}
+        style: dict[str, Any] = {"facecolor": MISSING, "edgecolor": HATCH, "linewidth": 0, "hatch": "////"}
         axes.add_patch(Rectangle((left - 0.5, top - 0.5), 1, 1, label="missing", **style))
     colours = colormaps["viridis"].with_extremes(bad=(0, 0, 0, 0))
     image = axes.imshow(
@@ -217,13 +227,13 @@ def window_triangle(windows: pd.DataFrame, n_layers: int, title: str, subtitle: 
     integer_ticks(axes.xaxis)
     integer_ticks(axes.yaxis)
     axes.tick_params(length=0)
-    axes.set_xlabel("first layer put back", labelpad=1)
-    axes.set_ylabel("last layer put back", labelpad=1)
+    axes.set_xlabel("first layer replaced", labelpad=1)
+    axes.set_ylabel("last layer replaced", labelpad=1)
     bar = figure.colorbar(image, cax=figure.add_axes((0.865, 0.11, 0.03, 0.75)))
     bar.outline.set_visible(False)
     bar.ax.tick_params(length=0)
     if unsure.any():
-        figure.text(0.82, 0.14, "● not told from 0", ha="right", color=CHANGE_COLOUR, fontsize=8.5)
+        figure.text(0.82, 0.14, "● not significantly different from 0", ha="right", color=CHANGE_COLOUR, fontsize=8.5)
     if missing.any():
         figure.text(0.82, 0.18, "hatched: n/a", ha="right", color=MUTED, fontsize=8.5)
     return figure

@@ -1,4 +1,4 @@
-"""The pictures of what is no whole window put back, and of every window at once, with their captions."""
+"""The pictures of changes that are no complete windows, and of every window at once, with their captions."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ def _widths(cell: Cell, *kinds: str) -> list[int]:
 
 def _triangle(cell: Cell, kind: str, drawings: Drawings) -> Picture:
     if kind == "window":
-        rows, what = cell.windows[cell.windows["role"] != "tuned"], "put back to base"
-        heads = "every window put back to base"
+        rows, what = cell.windows[cell.windows["role"] != "tuned"], "replaced by the base model's layers"
+        heads = "every window"
     else:
-        rows, what = _spans(cell.changes[cell.changes["kind"] == kind]), f"{_PARTS[kind]} put back to base"
-        heads = f"every window's {what}"
+        rows, what = _spans(cell.changes[cell.changes["kind"] == kind]), f"{_PARTS[kind]} replaced by the base model's"
+        heads = f"every window, {_PARTS[kind]}"
     costs = rows["cost"].dropna()
     scale = (
         f", from {number(costs.min(), signed=True)} to {number(costs.max(), signed=True)} nats" if len(costs) else ""
@@ -57,9 +57,9 @@ def _triangle(cell: Cell, kind: str, drawings: Drawings) -> Picture:
         change_figures.window_triangle(rows, cell.n_layers, heading(cell), f"cost (nats) of {heads}"),
         ("triangle", cell.model, cell.dataset, kind),
         f"Triangular heat map of the cost of {len(rows)} windows by their first and last layer{scale}.",
-        f"Each field is a window, {what}: its first layer across, its last upwards, so that single layers lie on the diagonal and "
-        "all layers in the upper left corner. The colour is its cost, the mean rise of the loss over the tuned model's. A dot "
-        "marks those whose 95 % interval, paired on the same examples, includes 0 or does not exist.",
+        f"Each field is a window, {what}: its first layer on the horizontal axis, its last on the vertical one. Single layers lie on "
+        "the diagonal, all layers in the upper left corner. The colour is the cost, the mean rise of the loss over the tuned model's. "
+        "A dot marks windows whose 95 % interval, paired on the same examples, includes 0 or does not exist.",
     )
 
 
@@ -75,15 +75,15 @@ def _set_pictures(cell: Cell, drawings: Drawings) -> list[Picture]:
     if not len(whole):
         return []
     shown = [(cell.set_name(chosen.layers), chosen, cell.top(chosen.width)) for chosen in changes_of(whole.head(SETS))]
-    more = f" The {SETS} costliest of {len(whole)} are drawn." if len(whole) > SETS else ""
+    more = f" The figure shows the {SETS} costliest of {len(whole)}." if len(whole) > SETS else ""
     pictures = [
         drawings.add(
             change_figures.set_bars(shown, heading(cell)),
             ("sets", cell.model, cell.dataset),
             f"Bar chart of the cost of {len(shown)} sets of layers"
             f"{f'; highest for {shown[0][0]}, {number(shown[0][1].cost, signed=True)} nats' if shown else ''}.",
-            "Blue: how much the loss rises over the tuned model's when a set of layers is put back to the base model's. Grey: the "
-            f"costliest window of as many layers, where that width was swept. Lines are {_PAIRED}.{more}",
+            "Blue: how much the loss rises when a set of layers is replaced by the base model's. Grey: the "
+            f"costliest window of as many layers, if that width was swept. Lines are {_PAIRED}.{more}",
         )
     ]
     if (rows["coefficient"] != 1).any():
@@ -105,10 +105,10 @@ def _module_picture(cell: Cell, width: int, drawings: Drawings) -> Picture:
     return drawings.add(
         change_figures.module_curves(swept(cell.windows, width), rows, width, cell.n_layers, heading(cell)),
         ("modules", cell.model, cell.dataset, f"w{width}"),
-        f"Line chart of cost by the centre of the window of width {width}, whole and by parts; {'; '.join(highest) or 'no cost'}.",
-        f"How much the loss rises over the tuned model's with {consecutive(width)} put back whole, or the attention or the "
-        f"MLP alone (a norm goes with the module before which it stands). Bars are {_PAIRED}. The parts' costs need not add "
-        "up to the whole's.",
+        f"Line chart of cost by the centre of the window of width {width}, complete and by parts; {'; '.join(highest) or 'no cost'}.",
+        f"How much the loss rises with {consecutive(width)} replaced by the base model's, completely or only their attention or "
+        f"MLP (a norm belongs to the module that follows it). Bars are {_PAIRED}. The costs of the parts need not add "
+        "up to the cost of the complete layers.",
     )
 
 
@@ -133,9 +133,9 @@ def _steps(
         change_figures.coefficient_lines(rows, names, heading(cell), subtitle),
         ("steps", cell.model, cell.dataset, stem),
         f"Line chart of cost over the coefficient ({coefficients}), one line a {what}, {rows['layers'].nunique()} in all.",
-        f"How much the loss rises over the tuned model's when a {what}'s weights are (1 − c) · tuned + c · base. Blue: the {what} "
-        f"that costs most at 1, with {_PAIRED} as bars; dashed: its cost in proportion to c. Grey: the others. Measured at "
-        f"{coefficients}; at 0 nothing is changed.",
+        f"How much the loss rises when a {what}'s weights are (1 − c) · tuned + c · base. Blue: the {what} "
+        f"that costs most at c = 1, with {_PAIRED} as bars; dashed: a cost in proportion to c. Grey: the others. Measured at "
+        f"c = {coefficients}; at c = 0 nothing changes.",
     )
 
 
@@ -144,7 +144,9 @@ def _reverse_picture(cell: Cell, width: int, drawings: Drawings) -> Picture:
     base = cell.gains.loc[cell.gains["layers"] == "", "loss"]
     own = (float(cell.untouched.mean()), float(base.iloc[0]) if len(base) else float("nan"))
     missing = (
-        " There are none: the base model's own losses were not measured (n/a)." if rows["cost"].isna().all() else ""
+        " There are no bars, because the base model's own losses were not measured (n/a)."
+        if rows["cost"].isna().all()
+        else ""
     )
     lowest = ""
     if rows["loss"].notna().any():
@@ -154,8 +156,8 @@ def _reverse_picture(cell: Cell, width: int, drawings: Drawings) -> Picture:
         change_figures.reverse_curve(cell.gains, width, own, cell.n_layers, heading(cell)),
         ("reverse", cell.model, cell.dataset, f"w{width}"),
         f"Line chart of mean test loss of the base model by the centre of the window of width {width} of the tuned one in it{lowest}.",
-        f"The other direction: mean test loss of the base model, its embedding, norm and head too, with {consecutive(width)} of "
+        f"The other direction: mean test loss of the base model (with its own embedding, norm and head) with {consecutive(width)} of "
         "the tuned model in it. Bars are 95 % intervals of the difference to the base model on the same examples, drawn "
-        "around the mean: where one stays clear of the grey line, these layers alone change the base model's loss."
+        "around the mean. If a bar does not touch the grey line, these layers alone change the base model's loss."
         + missing,
     )

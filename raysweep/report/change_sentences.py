@@ -1,4 +1,4 @@
-"""What is seen of changes that are no whole windows, and of losses taken again, in sentences made from the numbers.
+"""Changes that are no complete windows, and recomputed losses, in sentences made from the numbers.
 
 As answer.py's, sentences are `Markup`, made by `Markup.format`, which escapes what is put into them.
 """
@@ -41,14 +41,14 @@ def _apart(cell: Cell, a_E: pd.Series[float], b_E: pd.Series[float]) -> Markup:
     mean, low, high = mean_difference(a_E, b_E)
     decimals = decimals_for(low, high)
     told = low > cell.resolution or high < -cell.resolution
-    text = "{} nats {} {}: the two <strong>{} be told apart</strong>"
+    text = "{} nats {} {}; the difference <strong>{}</strong>"
     shown = number(abs(mean), decimals), "more" if mean >= 0 else "less"
     limits = interval(low, high, decimals) if mean >= 0 else interval(-high, -low, decimals)
-    return Markup(text).format(shown[0], shown[1], limits, "can" if told else "cannot")
+    return Markup(text).format(shown[0], shown[1], limits, "is significant" if told else "is not significant")
 
 
 def _rows(cell: Cell, kind: str, width: int | None = None) -> pd.DataFrame:
-    """The rows of one kind that are all the way to the base and have a cost, the costliest first."""
+    """The rows of one kind that go fully to the base and have a cost, the costliest first."""
     rows = cell.changes
     chosen = (rows["kind"] == kind) & (rows["coefficient"] == 1) & rows["cost"].notna()
     if width is not None:
@@ -60,19 +60,19 @@ def _sets(cell: Cell) -> list[Markup]:
     rows = _rows(cell, "set")
     lines = []
     for chosen in changes_of(rows.head(SETS)):
-        line = Markup("The set {} put back to the base model costs {}").format(
+        line = Markup("Replacing the set {} by the base model's layers costs {}").format(
             cell.set_name(chosen.layers), _cost(chosen)
         )
         window = cell.top(chosen.width)
         if window is None:
-            line += Markup("; no window of {} was swept to compare it with.").format(_layers(chosen.width))
+            line += Markup(". No window of {} was swept to compare it with.").format(_layers(chosen.width))
         else:
             difference = _apart(cell, cell.changed[("set", chosen.layers, 1.0)], cell.losses_of(window))
-            text = ". Against the costliest window of {} ({}) that is {}."
+            text = ". Compared with the costliest window of {} ({}), that is {}."
             line += Markup(text).format(_layers(chosen.width), window.span, difference)
         lines.append(line)
     if len(rows) > SETS:
-        lines.append(Markup("{} less costly sets are in the tables below.").format(len(rows) - SETS))
+        lines.append(Markup("The tables below have {} less costly sets.").format(len(rows) - SETS))
     return lines
 
 
@@ -98,8 +98,8 @@ def _modules(cell: Cell) -> list[Markup]:
     ]
     if not said:
         return []
-    line = Markup("Put back whole, {} {} {} nats; {}").format(
-        top.name, _verb(top.width, "cost"), number(top.cost, signed=True), Markup(", ").join(said)
+    line = Markup("Replacing {} completely costs {} nats; {}").format(
+        top.name, number(top.cost, signed=True), Markup(" and ").join(said)
     )
     if len(said) == 2:
         difference = _apart(cell, cell.changed[parts["mlp"]], cell.changed[parts["attention"]])
@@ -129,9 +129,9 @@ def _steps(cell: Cell) -> list[Markup]:
         if high < -cell.resolution
         else "more than"
         if low > cell.resolution
-        else "not told from what it would be"
+        else "not significantly different from a cost"
     )
-    text = "At a coefficient of {:g}, {} {} {}: {} in proportion (difference {} {})."
+    text = "Replacing {1} to a coefficient of {0:g} costs {3}. That is {4} in proportion to the coefficient (difference {5} {6})."
     shown = number(mean, decimals, signed=True), interval(low, high, decimals)
     return [Markup(text).format(step, top.name, _verb(top.width, "cost"), _cost(chosen), how, *shown)]
 
@@ -145,10 +145,13 @@ def _reverse(cell: Cell) -> list[Markup]:
     best = next(changes_of(rows.loc[[rows["cost"].idxmin()]]))
     base = best.loss - best.cost
     if not best.cost_high < -cell.resolution:
-        text = "In the base model, <strong>no window of {}</strong> of the tuned one lowers the loss by what these examples tell from 0; closest {} {}: {}."
+        text = (
+            "Putting the tuned model's layers into the base model lowers the loss significantly for <strong>no window of {}</strong>; "
+            "{} {} closest: {}."
+        )
         verb = "comes" if best.width == 1 else "come"
-        return [Markup(text).format(_layers(cell.main_width), verb, best.name, _cost(best))]
-    text = "In the base model, {} of the tuned one {} most: {} (loss {} → {}; the tuned model's is {})."
+        return [Markup(text).format(_layers(cell.main_width), best.name, verb, _cost(best))]
+    text = "In the base model, the tuned model's {} {} most: {} (loss {} → {}; the tuned model's own is {})."
     decimals = decimals_for(best.cost_low, best.cost_high)
     losses = (number(value, decimals) for value in (base, best.loss, float(cell.untouched.mean())))
     return [Markup(text).format(best.name, _verb(best.width, "help"), _cost(best), *losses)]
@@ -163,7 +166,7 @@ def _verification(cell: Cell) -> list[Markup]:
     largest = float(rows["difference"].abs().max())
     apart = f"differ by at most {largest:.1e} nats" if largest else "are the same to the last bit"
     return [
-        Markup("{} taken again by true substitution of modules on {}: the losses <strong>{}</strong>.").format(
+        Markup("{} recomputed by really replacing the modules, on {}: the losses <strong>{}</strong>.").format(
             "One window or other change was" if n == 1 else f"{n} windows or other changes were",
             "one example" if examples == 1 else f"{examples} examples",
             apart,

@@ -1,4 +1,4 @@
-"""What the page shows of changes that are no whole windows, and of losses that were taken again to verify a sweep."""
+"""What the page shows of changes that are no complete windows, and of losses that were recomputed to verify a sweep."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def changes_table(cell: Cell) -> Table | None:
     caption = "Losses in nats of sets, parts of layers, steps between the models and the other direction"
     changes = cell.changes
     if len(changes) > MOST:
-        caption += f"; the {MOST} costliest of {len(changes)}, all of which are in results/substitution.parquet"
+        caption += f". These are the {MOST} costliest of {len(changes)}; results/substitution.parquet has all"
         changes = changes.sort_values("cost", ascending=False, kind="stable").head(MOST).sort_index()
     rows = [
         (
@@ -49,7 +49,7 @@ def changes_table(cell: Cell) -> Table | None:
 
 
 def verification_table(cell: Cell) -> Table | None:
-    """Differences between the sweep's losses and those of really substituted modules; None where none were taken."""
+    """Differences between the sweep's losses and those of really replaced modules; None if none were recomputed."""
     if "verification" not in cell.tables:
         return None
     rows = []
@@ -67,24 +67,24 @@ def verification_table(cell: Cell) -> Table | None:
             f"{abs(float(worst['difference'])):.1e}",
         )
         rows.append((abs(float(worst["difference"])), row))
-    caption = "Losses taken again by true substitution of modules, one example at a time"
+    caption = "Losses recomputed by really replacing the modules, one example at a time"
     if len(rows) > MOST:
-        caption += f"; the {MOST} furthest apart of {len(rows)}, all of which are in results/verification.parquet"
+        caption += f". These are the {MOST} largest differences of {len(rows)}; results/verification.parquet has all"
         rows = sorted(rows, key=lambda item: -item[0])[:MOST]
     columns = ("what", "layers", "coefficient", "examples", "loss", "recomputed", "largest difference")
     return Table(caption, columns, [row for _, row in rows], words={0, 1})
 
 
 def estimates_table(cell: Cell) -> Table | None:
-    """Estimated beside exact mean losses; None where nothing has both."""
+    """Estimated and exact mean losses; None if nothing has both."""
     if "substitution" not in cell.tables:
         return None
     found = compared(cell.tables["substitution"])
     if not len(found):
         return None
-    caption = "Estimated losses (gradient) beside exact ones, means in nats over the examples that have both"
+    caption = "Estimated losses (gradient) next to exact ones, means in nats over the examples that have both"
     if len(found) > MOST:
-        caption += f"; {MOST} of {len(found)}, all of which are in results/substitution.parquet"
+        caption += f". These are {MOST} of {len(found)}; results/substitution.parquet has all"
     rows = [
         (
             _KINDS.get(row.kind, row.kind),
@@ -101,14 +101,14 @@ def estimates_table(cell: Cell) -> Table | None:
 
 
 def verification_lines(tables: Mapping[str, pd.DataFrame]) -> list[str]:
-    """A line for every model and data set whose losses were taken again."""
+    """A line for every model and data set whose losses were recomputed."""
     if not len(tables.get("verification", ())):
         return []
     lines = []
     for (model, dataset), rows in tables["verification"].groupby(["model", "dataset"], sort=False):
         n = len(rows[["kind", "layers", "coefficient"]].drop_duplicates())
         lines.append(
-            f"{model} on {dataset}: {n} windows or other changes taken again by true substitution on {rows['example_id'].nunique()} "
-            f"examples, losses apart by at most {rows['difference'].abs().max():.1e}"
+            f"{model} on {dataset}: {n} windows or other changes recomputed by really replacing the modules, on "
+            f"{rows['example_id'].nunique()} examples; losses differ by at most {rows['difference'].abs().max():.1e}"
         )
     return lines

@@ -1,6 +1,6 @@
-"""Critical layers over a run's data sets: what is chosen on each, how sure that is, and how far the data sets agree.
+"""Critical layers over a run's data sets: the choice on each, how sure it is, and how far the data sets agree.
 
-The choices are the table critical's; the stretches of alike layers are cut from the table similarity.
+The choices are the table critical's; the segments of similar layers come from the table similarity.
 """
 
 from __future__ import annotations
@@ -18,14 +18,24 @@ from raysweep.report.cells import Cell, Setting
 from raysweep.report.critical_words import agreement_text
 from raysweep.report.page_tables import Table
 from raysweep.report.pictures import Drawings, Picture
-from raysweep.report.plotting import CHANGE_COLOUR, INK, MUTED, SIZE, header, integer_ticks, printable, styled
+from raysweep.report.plotting import (
+    CHANGE_COLOUR,
+    INK,
+    LOSS_COLOUR,
+    MUTED,
+    SIZE,
+    header,
+    integer_ticks,
+    printable,
+    styled,
+)
 from raysweep.report.words import percent, runs_text
 from raysweep.studies.choices import choices_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_OFTEN = 0.2  # of the half-samples: a layer that is chosen so often is named though it is not among the chosen
+_OFTEN = 0.2  # of the half-samples: a layer chosen at least this often is named even if it is not among the chosen
 
 
 @dataclass(frozen=True)
@@ -60,10 +70,10 @@ def _view(
     model: str, setting: Setting, found: Sequence[tuple[Cell, Choices]], drawings: Drawings | None
 ) -> CriticalView:
     rows = [(cell.dataset, *_row(cell, setting, choices)) for cell, choices in found]
-    columns = ("data set", "chosen: smallest δ", "least sure of", "also often chosen", "stretches begin at")
+    columns = ("data set", "chosen: smallest δ", "least certain", "also chosen often", "segments begin at")
     table = Table(
-        f"Critical layers of {model} ({setting}). Shares are of half-samples of the examples; stretches of layers that are alike "
-        "are cut by ruptures from the whole similarity matrix, beside the choice by δ",
+        f"Critical layers of {model} ({setting}). Percentages are shares of half-samples that choose the layer. Segments of similar "
+        "layers are found separately, by ruptures, from the complete similarity matrix",
         columns,
         rows,
         words=range(len(columns)),
@@ -78,10 +88,10 @@ def _view(
         picture = drawings.add(
             choice_map(shares, [choices.whole for _, choices in found], model),
             ("critical", model, setting.metric, f"n{setting.neighbourhood}"),
-            f"Map of how often each layer of {model} is among the critical ones, a row a data set.",
-            f"How often each layer is among those of smallest δ over half-samples of the examples ({setting}): dark where nearly "
-            "always. Orange frames: the choice on all examples. Columns that are dark from top to bottom are critical whatever "
-            "the data.",
+            f"Map of how often each layer of {model} is among the critical ones, one row per data set.",
+            f"Share of half-samples of the examples in which a layer is among those with the smallest δ ({setting}). Strong blue: "
+            "nearly always. Orange frames: the choice on all examples. A column that is blue from top to bottom is critical on every "
+            "data set.",
         )
     return CriticalView(sentence, table, picture)
 
@@ -107,6 +117,14 @@ def _stretches(cell: Cell, setting: Setting) -> str:
     return ", ".join(map(str, [0, *segment_starts(S_LL).tolist()]))  # each is a start: no runs
 
 
+def _blues() -> Any:
+    """From nothing to blue: what lies behind the map shows through, so that it suits light and dark pages."""
+    from matplotlib.colors import LinearSegmentedColormap, to_rgba
+
+    ends = [to_rgba(LOSS_COLOUR, 0), to_rgba(LOSS_COLOUR, 1)]
+    return LinearSegmentedColormap.from_list("chosen", ends)
+
+
 @styled
 def choice_map(shares: dict[str, np.ndarray], whole: Sequence[np.ndarray], title: str) -> Figure:
     """How often each layer (column) is chosen on each data set (row), the choice on all examples framed."""
@@ -114,18 +132,18 @@ def choice_map(shares: dict[str, np.ndarray], whole: Sequence[np.ndarray], title
     from matplotlib.patches import Rectangle
 
     names, n_layers = list(shares), len(next(iter(shares.values())))
-    height = 1.35 + 0.26 * len(names)
+    height = 1.05 + 0.26 * len(names)
     figure = Figure(figsize=(SIZE[0], height))
     header(figure, title, "share of half-samples of the examples that choose a layer")
     axes = figure.add_axes((0.2, 0.42 / height, 0.68, 0.26 * len(names) / height))
     image = axes.imshow(
-        np.stack(list(shares.values())), cmap="Blues", vmin=0, vmax=1, aspect="auto", interpolation="none"
+        np.stack(list(shares.values())), cmap=_blues(), vmin=0, vmax=1, aspect="auto", interpolation="none"
     )
     for row, chosen in enumerate(whole):
         for layer in np.flatnonzero(chosen):
             frame: dict[str, Any] = {"fill": False, "edgecolor": CHANGE_COLOUR, "linewidth": 1.4}
             axes.add_patch(Rectangle((layer - 0.44, row - 0.42), 0.88, 0.84, **frame))
-    axes.set_yticks(range(len(names)), [printable(name, 18) for name in names], color=INK, fontsize=8.5)
+    axes.set_yticks(range(len(names)), [printable(name, 24) for name in names], color=INK, fontsize=8.5)
     axes.set_xlim(-0.5, n_layers - 0.5)
     integer_ticks(axes.xaxis)
     axes.tick_params(length=0)

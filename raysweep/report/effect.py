@@ -1,6 +1,6 @@
-"""Whether the models measured show the effect, in one plain sentence: small δ of the base model where putting layers back costs most.
+"""Whether δ of the base models predicts the critical layers over all cells, in one plain sentence.
 
-Also how far ρ that were found elsewhere agree with those measured. Numbers in, text out; nothing is estimated here but the mean and its p.
+Also how far published ρ agree with those measured. Numbers in, text out; nothing is estimated here but the mean and its p.
 """
 
 from __future__ import annotations
@@ -33,29 +33,33 @@ def effect_sentence(cells: Sequence[Cell], setting: Setting, width: int) -> str:
     below, above = sum(row.ci_high < 0 for _, row in rows), sum(row.ci_low > 0 for _, row in rows)
     negative = sum(row.spearman < 0 for _, row in rows)
     mean = mean_correlation([row.spearman for _, row in rows], [cell.model for cell, _ in rows])
-    counted = f"of {n} cells, ρ is negative in {negative}, with an interval wholly below 0 in {below} (wholly above 0 in {above})"
-    together = f"ρ together is {number(mean.mean)} {interval(mean.low, mean.high)}"
-    models, s = ("this model", "s") if mean.groups == 1 else ("these models", "")
+    counted = f"ρ is negative in {negative} of {n} cells; its interval is below 0 in {below} and above 0 in {above}"
+    together = f"the mean ρ is {number(mean.mean)} {interval(mean.low, mean.high)}"
+    models = "this model" if mean.groups == 1 else "these models"
     if math.isnan(mean.low):
-        said = f"Whether {models} show{s} the effect cannot be said: there is no interval over models or data sets"
+        said = f"It is unknown whether δ predicts the critical layers of {models}: there is no interval over models or data sets"
     elif mean.high < 0 and mean.mean <= STRONG and 2 * below > n:
         tested = tested_together(cells, setting, width)
-        said = f"{models.capitalize()} show{s} the effect: ρ is strongly negative"
+        said = f"In {models}, δ predicts the critical layers: ρ is strongly negative"
         if not tested.p <= SIGNIFICANT:
-            why = f"p = {number(tested.p, 3)} with depth taken out" if tested.cells else "no cell has a p"
-            said = f"{models.capitalize()} point{s} to the effect, ρ being strongly negative, but chance is not ruled out ({why})"
+            why = f"p = {number(tested.p, 3)} with the trend over depth removed" if tested.cells else "no cell has a p"
+            said = (
+                f"In {models}, δ points to the critical layers: ρ is strongly negative, but this may be chance ({why})"
+            )
     elif mean.high < 0:
-        said = f"{models.capitalize()} lean{s} towards the effect, but ρ is not strongly negative throughout"
+        said = f"In {models}, δ predicts the critical layers weakly: ρ is negative on average, but not strongly"
     elif mean.low > 0:
-        said = f"{models.capitalize()} show{s} the opposite of the effect: ρ is positive"
+        said = f"In {models}, δ points to the wrong layers: ρ is positive"
     else:
-        said = f"Whether {models} show{s} the effect is undecided: the interval of ρ together includes 0"
+        said = (
+            f"It is undecided whether δ predicts the critical layers of {models}: the interval of the mean ρ includes 0"
+        )
     without = (
-        f" In {idle} of the cells no window has a cost that is told from 0, so that ρ ranks nothing there."
+        f" In {idle} of the cells no window has a cost that is significantly different from 0, so there ρ means nothing."
         if idle
         else ""
     )
-    return f"{said}; {counted}, and {together}.{without}"
+    return f"{said}. In numbers, {counted}; {together}.{without}"
 
 
 def published_sentence(cells: Sequence[Cell], setting: Setting, width: int, published: Published) -> str:
@@ -74,6 +78,6 @@ def published_sentence(cells: Sequence[Cell], setting: Setting, width: int, publ
     alike = sum(row.spearman * rho > 0 for row, rho in pairs)
     values = [rho for _, rho in pairs]
     return (
-        f"Published for {len(pairs)} of these cells: ρ from {number(min(values))} to {number(max(values))}; the sign is ours in "
-        f"{alike}, and {inside} of {len(told)} lie in our interval, which is over examples alone."
+        f"Published ρ exist for {len(pairs)} of these cells, from {number(min(values))} to {number(max(values))}. The sign is the same in "
+        f"{alike}; {inside} of {len(told)} lie in the interval measured here, which is over examples only."
     )

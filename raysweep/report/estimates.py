@@ -1,4 +1,4 @@
-"""What the page and the commands say of losses that are estimates: that they are, and how they compare with exact ones.
+"""What the page and the commands say about losses that are estimates, and how they compare with exact ones.
 
 A run by the gradient measures some changes exactly, too; both are compared by their means over the examples.
 """
@@ -27,7 +27,7 @@ _CHANGE = ["kind", "layers", "coefficient"]
 def compared(substitution: pd.DataFrame) -> pd.DataFrame:
     """Mean loss of each change that was both estimated and measured: columns kind, layers, coefficient, exact, estimate.
 
-    Both means are over the examples that have both. No rows where nothing was estimated, or nothing measured beside.
+    Both means are over the examples that have both. No rows if nothing was estimated, or nothing was measured as well.
     """
     exact = substitution["estimator"] == "exact"
     both = substitution[exact].merge(substitution[~exact], on=[*_CHANGE, "example_id"], suffixes=("_exact", ""))
@@ -38,24 +38,24 @@ def compared(substitution: pd.DataFrame) -> pd.DataFrame:
 
 
 def estimate_sentences(cell: Cell) -> list[Markup]:
-    """That the cell's losses are estimates, and what its sample says of them; nothing where they are exact."""
+    """That the cell's losses are estimates, and how good they are on its sample; nothing if they are exact."""
     if "substitution" not in cell.tables or not (cell.tables["substitution"]["estimator"] != "exact").any():
         return []
     told = "These losses are <strong>estimates</strong>, to first order in the weights (gradient)"
     sample = _sample(compared(cell.tables["substitution"]), cell.n_layers)
     if not len(sample):
-        return [Markup(told + "; none of them was measured exactly beside, so nothing tells how good they are.")]
+        return [Markup(told + ". None of them was also measured exactly, so their error is unknown.")]
     off = (sample["estimate"] - sample["exact"]).to_numpy()
     rho = spearman(sample["estimate"].to_numpy(), sample["exact"].to_numpy()) if len(off) > 2 else math.nan
     low, high = mean_interval(off) if len(off) > 1 else (math.nan, math.nan)
     order = (
-        Markup("the rank correlation of both is <strong>{}</strong>").format(number(rho, 2, signed=True))
+        Markup("the rank correlation with the estimates is <strong>{}</strong>").format(number(rho, 2, signed=True))
         if not math.isnan(rho)
-        else Markup("too few for a rank correlation")
+        else Markup("these are too few for a rank correlation")
     )
     text = told + (
-        ": of {} changes that were also measured exactly, drawn at random, {}; estimates are off by {} nats on average "
-        "[{}, {}], by {} at most, where exact losses span {} to {}."
+        ". {} changes, drawn at random, were also measured exactly: {}. Estimate minus exact loss is {} nats on average "
+        "[{}, {}] and at most {} in size; the exact losses range from {} to {}."
     )
     span = (number(float(sample["exact"].min()), 3), number(float(sample["exact"].max()), 3))
     figures = (number(float(off.mean()), 3, signed=True), number(low, 3, signed=True), number(high, 3, signed=True))
@@ -73,6 +73,6 @@ def estimate_lines(tables: Mapping[str, pd.DataFrame]) -> list[str]:
 
 
 def _sample(found: pd.DataFrame, n_layers: int) -> pd.DataFrame:
-    """Those drawn at random: without the untouched models and all layers put back, which are always measured."""
+    """Those drawn at random: without the unchanged models and all layers replaced, which are always measured."""
     sizes = found["layers"].map(lambda text: len(layers_in(text)))
     return found[(sizes > 0) & (sizes < n_layers)]

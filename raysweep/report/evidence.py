@@ -1,4 +1,4 @@
-"""What a reader must know before any other figure: sweeps that say nothing, because of what base and tuned are.
+"""What a reader must know first: sweeps that show nothing, because of what base and tuned are.
 
 Base and tuned may be the same model, or the tuned one may be no better than its base on the data set, mostly because records
 reach it in another form than in its training.
@@ -91,7 +91,7 @@ def void_sentences(cells: Sequence[Cell]) -> list[Markup]:
     ]
     return [
         *_each(
-            unmoved, unmoved_sentence, "base and tuned are the same in every decoder layer, and every window costs 0"
+            unmoved, unmoved_sentence, "base and tuned are the same in every decoder layer, so every window costs 0"
         ),
         *_each(poor, no_better_sentence, f"the tuned model is no better than its base. {_QUESTION}", len(swept)),
     ]
@@ -119,13 +119,13 @@ def unmoved_sentence(cell: Cell) -> Markup:
         end = "" if text.endswith("?") else "."
         return Markup("<strong>{}</strong>: {}{}").format(claim[0].upper() + claim[1:], rest, end)
     return Markup(
-        "<strong>No window changes any loss of <bdi>{}</bdi>.</strong> Base and tuned compute the same, whichever layers are put "
-        "back. Is the tuned checkpoint the base itself?"
+        "<strong>No window changes any loss of <bdi>{}</bdi>.</strong> Base and tuned give the same results, whichever layers are "
+        "replaced. Check whether the tuned checkpoint is the base itself."
     ).format(_name(cell))
 
 
 def no_better_sentence(cell: Cell) -> Markup:
-    """That the tuned model is no better than its base, with both losses, and the question that this raises."""
+    """That the tuned model is no better than its base, with both losses, and what to check."""
     gain = gain_of(cell)
     assert gain is not None
     decimals = 2 if math.isnan(gain.low) else decimals_for(gain.low, gain.high)

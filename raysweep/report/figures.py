@@ -16,18 +16,23 @@ import numpy as np
 import pandas as pd
 
 from raysweep.numerics.correlation import delta_at
+from raysweep.report.labels import fit, write_row
 from raysweep.report.plotting import (
     CHANGE_COLOUR,
     DELTA_COLOUR,
     FRAME,
     INK,
     LOSS_COLOUR,
+    MISSING,
     MUTED,
+    PAPER,
+    SHADE,
     SIZE,
     frame,
     header,
     integer_ticks,
     layer_axis,
+    line_note,
     note,
     number_points,
     printable,
@@ -45,12 +50,12 @@ TWO_COLUMNS = 8  # the most cells that the overview sets in two columns, which a
 
 @styled
 def loss_curve(windows: pd.DataFrame, width: int, title: str) -> Figure:
-    """Mean test loss after each window of `width` is put back, by the window's centre.
+    """Mean test loss with each window of `width` replaced by the base model's layers, by the window's centre.
 
     `windows` is from `summaries.window_losses`. Bars are the 95 % interval of the paired cost, drawn around the mean; horizontal lines
-    are the tuned model untouched and the model with every layer put back.
+    are the tuned model and the model with all decoder layers of the base.
     """
-    figure, axes = frame(title, f"mean test loss (nats) with {_windows_text(width)} put back to base")
+    figure, axes = frame(title, f"mean test loss (nats) with {_windows_text(width)} replaced")
     rows = swept(windows, width)
     layer_axis(axes, _depth(windows), "centre of the window (layer)")
     _draw_losses(axes, rows)
@@ -60,31 +65,25 @@ def loss_curve(windows: pd.DataFrame, width: int, title: str) -> Figure:
     if beyond:  # a strip above the highest window, for the label of what lies higher still
         high += (high - low) / 8
     axes.set_ylim(low, high)
-    right, middle = axes.get_xlim()[1], rows["loss"].median()
+    middle = rows["loss"].median()
     decimals = max(2, 1 - math.floor(math.log10(high - low)))
     if not math.isnan(tuned):
         axes.axhline(tuned, color=INK, linewidth=1.1, label="tuned")
-        note(
-            axes,
-            right,
-            tuned,
-            f"tuned model, untouched: {number(tuned, decimals)}",
-            INK,
-            above=tuned > middle,
-            ha="right",
-        )
     if not math.isnan(everything):
         axes.axhline(everything, color=MUTED, linewidth=1.1, linestyle=(0, (5, 3)), label="all")
-        text = f"all layers put back: {number(everything, decimals)}{' (above this scale ↑)' if beyond else ''}"
-        note(axes, right, min(everything, high), text, MUTED, above=everything > middle and not beyond, ha="right")
     top = costliest(windows, width)
     if top is not None:
-        disc: dict[str, Any] = {"color": LOSS_COLOUR, "markersize": 7.5, "markeredgecolor": "white"}
+        disc: dict[str, Any] = {"color": LOSS_COLOUR, "markersize": 7.5, "markeredgecolor": PAPER}
         axes.plot([top.centre], [top.loss], "o", **disc, zorder=5, label="top")
         depth = top.centre / _depth(windows)
         side = "left" if depth < 0.25 else "right" if depth > 0.75 else "center"
         peak = top.loss if math.isnan(top.cost_high) else top.loss + top.cost_high - top.cost
         note(axes, top.centre, peak, top.name, LOSS_COLOUR, above=True, ha=side, bold=True)
+    if not math.isnan(tuned):
+        line_note(axes, tuned, f"tuned model: {number(tuned, decimals)}", INK, above=tuned > middle)
+    if not math.isnan(everything):
+        text = f"all layers replaced: {number(everything, decimals)}{' (above this scale ↑)' if beyond else ''}"
+        line_note(axes, min(everything, high), text, MUTED, above=everything > middle and not beyond)
     return figure
 
 
@@ -111,7 +110,7 @@ def similarity_map(similarity: pd.DataFrame, changes: Sequence[int], title: str,
     what = "distance between" if apart else "similarity of"
     header(figure, title, f"{what} two layers' representations ({metric_name(metric)})")
     axes = figure.add_axes((0.115, 0.11, 0.72, 0.75))
-    axes.set_facecolor("#dfe3e8")
+    axes.set_facecolor(MISSING)
     axes.patch.set_hatch("////")
     colours = colormaps["viridis_r" if apart else "viridis"].with_extremes(bad=(0, 0, 0, 0))
     image = axes.imshow(
@@ -184,7 +183,7 @@ def dynamics_against_loss(
     """
     heading = "no rank correlation was computed"
     if rho is not None:
-        heading = f"ρ = {number(rho[0])} {interval(*rho[1:])} (rank correlation, 95 % interval)"
+        heading = f"rank correlation ρ = {number(rho[0])} {interval(*rho[1:])} (95 % interval)"
     figure, axes = frame(title, heading)
     rows = swept(windows, width)
     delta_L = dynamics.sort_values("layer")["delta"].to_numpy(dtype=float)
@@ -192,14 +191,14 @@ def dynamics_against_loss(
     points = points[np.isfinite(points.to_numpy(dtype=float)).all(axis=1)]
     axes.grid(True)
     axes.margins(0.08)
-    axes.set_xlabel(f"δ ({likeness_name(metric)}) at the centre of windows of width {width}", labelpad=2)
+    axes.set_xlabel(f"δ ({printable(likeness_name(metric), 30)}) at the centre of windows of width {width}", labelpad=2)
     axes.set_position((*FRAME[:3], FRAME[3] - 0.025))
     axes.text(0, 1.02, "mean test loss (nats)", transform=axes.transAxes, color=MUTED, fontsize=8.5)
     changes = set(change_points(dynamics))
     points["marked"] = [{math.floor(centre), math.ceil(centre)} <= changes for centre in points["centre"]]
     for marked, colour, name in ((False, MUTED, "others"), (True, CHANGE_COLOUR, "changes")):
         part = points[points["marked"] == marked]
-        axes.plot(part["delta"], part["loss"], "o", color=colour, markersize=4.5, markeredgecolor="white", label=name)
+        axes.plot(part["delta"], part["loss"], "o", color=colour, markersize=4.5, markeredgecolor=PAPER, label=name)
     number_points(axes, points.sort_values("marked", ascending=False))
     return figure
 
@@ -223,21 +222,21 @@ def overview(cells: Sequence[CellCurves], metric: str) -> Figure:
     rows = math.ceil(len(cells) / columns)
     width, height = 2.7 * columns, 2.55 * rows + 0.35
     figure = Figure(figsize=(width, height))
-    across = 0.12
-    for text, colour, space in (
-        ("● loss (nats)", LOSS_COLOUR, 1.15),
-        (f"▬ δ ({likeness_name(metric)})", DELTA_COLOUR, 1.45),
-        ("■ change-point layers", "#e7a06f", 0),
-    ):
-        figure.text(across / width, 1 - 0.16 / height, text, color=colour, va="center", fontsize=8.5)
-        across += space
-    margins = {"left": 0.4 / width, "right": 1 - 0.1 / width, "top": 1 - 0.52 / height, "bottom": 0.36 / height}
-    grid = figure.add_gridspec(rows, columns, **margins, hspace=0.32, wspace=0.2)
+    names = (
+        ("● loss (nats)", LOSS_COLOUR),
+        (f"▬ δ ({printable(likeness_name(metric), 40)})", DELTA_COLOUR),
+        ("■ change-point layers", SHADE),
+    )
+    write_row(figure, names, 0.12 / width, 1 - 0.16 / height)
+    margins = {"left": 0.42 / width, "right": 1 - 0.1 / width, "top": 1 - 0.52 / height, "bottom": 0.36 / height}
+    grid = figure.add_gridspec(rows, columns, **margins, hspace=0.32, wspace=0.24)
     for place, cell in enumerate(cells):
-        inner = grid[place // columns, place % columns].subgridspec(2, 1, height_ratios=(1.25, 1), hspace=0.12)
+        inner = grid[place // columns, place % columns].subgridspec(2, 1, height_ratios=(1.25, 1), hspace=0.18)
         loss_axes = figure.add_subplot(inner[0])
         delta_axes = figure.add_subplot(inner[1], sharex=loss_axes)
-        loss_axes.set_title(printable(cell.title, 36), fontsize=8.5, fontweight="bold", color=INK, loc="left", pad=4)
+        title = printable(cell.title)
+        named = loss_axes.set_title(title, fontsize=8.5, fontweight="bold", color=INK, loc="left", pad=4)
+        fit(named, loss_axes.get_position().x1)
         layer_axis(loss_axes, max(_depth(cell.windows), len(cell.dynamics)), None)
         loss_axes.tick_params(labelbottom=False)
         _draw_losses(loss_axes, swept(cell.windows, cell.width), small=True)
@@ -313,6 +312,6 @@ def _draw_dynamics(axes: Axes, rows: pd.DataFrame, small: bool = False) -> None:
             "v",
             color=CHANGE_COLOUR,
             markersize=7,
-            markeredgecolor="white",
+            markeredgecolor=PAPER,
             label="changes",
         )

@@ -28,12 +28,14 @@ from raysweep.report.change_pictures import change_pictures
 from raysweep.report.change_sentences import change_sentences
 from raysweep.report.changes import changes_table, estimates_table, verification_table
 from raysweep.report.critical import critical_views
+from raysweep.report.earlier import META, EarlierReport, MadeFrom, settings_of
+from raysweep.report.health_words import health_sentences
 from raysweep.report.page_tables import Table, records_table
 from raysweep.report.pictures import Drawings, Picture, overview, pictures_of
 from raysweep.report.removals import PREFIX, Removed, removed_view
 from raysweep.report.spectrum import spectrum_pictures, spectrum_table
 from raysweep.report.training import Adapted, Tuned, adapted_headline, adapted_view, tuned_view
-from raysweep.report.words import duration, excerpt, layers_text, moment
+from raysweep.report.words import duration, excerpt, moment
 from raysweep.store.artifacts import publish_bytes
 from raysweep.store.owned_files import keep_only
 
@@ -44,12 +46,12 @@ _TEXTS = 30  # different texts that are shown of an example
 _ARMS = ("attack", "answers")  # tables of trained arms, which no cell of a model and a data set shows
 # The question that a page answers, by the first of these tables that it has.
 _TITLES = {
-    "substitution": "Which layers does fine-tuning lean on?",
-    "adaptation": "Which layers are worth training alone?",
+    "substitution": "Which layers does fine-tuning depend on?",
+    "adaptation": "Is it enough to train the critical layers?",
     "attack": "Which layers does a backdoor need?",
 }
 _TITLE = "Where do the layers' representations change?"
-_NAMED = 12  # changes that are named beside a text they share
+_NAMED = 12  # changes that are named next to a text they share
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,13 @@ class Provenance:
     )  # by model and data set, from the config
     published_attack: Published = field(default_factory=dict)  # rates that were published, from the config
     shared: Sequence[Mapping[str, Any]] = ()  # what bases and tuned checkpoints have in common, from the plan
+    results: str = ""  # a digest of all that decides the results; see earlier.py
+    earlier: Sequence[EarlierReport] = ()  # reports of the same folder that were made with other settings
+
+    @property
+    def made_from(self) -> MadeFrom:
+        """What the page is made from, as its head says."""
+        return MadeFrom(self.results, self.created, settings_of(self.config_yaml))
 
 
 def write_report(tables: Mapping[str, pd.DataFrame], provenance: Provenance, out: Path) -> Path:
@@ -93,6 +102,7 @@ def write_report(tables: Mapping[str, pd.DataFrame], provenance: Provenance, out
     )
     html = _template().render(
         provenance=provenance,
+        meta=META,
         created=moment(provenance.created),
         duration=None if provenance.duration_s is None else duration(provenance.duration_s),
         title=next((title for name, title in _TITLES.items() if name in tables), _TITLE),
@@ -104,11 +114,11 @@ def write_report(tables: Mapping[str, pd.DataFrame], provenance: Provenance, out
         rho_tables=page_tables.rho_tables(cells, provenance.published_rho),
         critical=critical_views(cells, drawings),
         attacks=attack_views(tables, provenance.published_attack, drawings),
-        cautions=_cautions(cells),
+        cautions=health_sentences(cells),
         checkpoints=records_table("Checkpoints", provenance.checkpoints),
         datasets=records_table("Data sets", provenance.datasets),
         timings=records_table("Timings", provenance.timings),
-        accuracy=records_table("Estimated before the run, and real", provenance.accuracy),
+        accuracy=records_table("Estimated before the run, and measured", provenance.accuracy),
         versions=Table("Versions", ("package", "version"), list(provenance.versions.items()), words={0, 1}),
         stored=sorted(tables),
     )
@@ -214,15 +224,3 @@ def _together(names: Sequence[str]) -> str:
     """Names in a row, the first of very many."""
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
     return ", ".join(names[:_NAMED]) + more
-
-
-def _cautions(cells: Sequence[Cell]) -> list[tuple[str, str, str]]:
-    """Health warnings as (cell, layers, the warning of the layer where the measure is highest), one a cell and measure."""
-    said = []
-    for cell in cells:
-        if "health" in cell.tables:
-            for _, rows in cell.tables["health"].dropna(subset=["warning"]).groupby("measure", sort=False):
-                worst = str(rows.sort_values("value", ascending=False)["warning"].iloc[0])
-                layers = layers_text(sorted(int(layer) for layer in rows["layer"]))
-                said.append((cell.title, layers, worst if rows["warning"].nunique() == 1 else f"at worst, {worst}"))
-    return said

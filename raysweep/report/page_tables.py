@@ -53,22 +53,24 @@ def summary_table(cells: Sequence[Cell]) -> Table:
         "data set" if one_model else "model · data set",
         "costliest layers",
         "cost (nats)",
-        "told apart from the next",
+        "differs from the next",
         "change-point layers",
-        "alone, the base model",
+        "base model alone",
     )
-    return Table("Where fine-tuning leans, and what the base model alone says", columns, rows, words={0, 4, 5})
+    return Table(
+        "Layers that fine-tuning depends on, and what the base model alone shows", columns, rows, words={0, 4, 5}
+    )
 
 
 def windows_table(cell: Cell, width: int) -> Table:
-    """The loss and cost of every window of a width, between nothing and everything put back."""
+    """The loss and cost of every window of a width, from no layer to all layers replaced."""
     chosen = cell.windows["role"].isin(["tuned", "all"]) | (cell.windows["width"] == width)
     halves = (cell.windows.loc[chosen, "cost_high"] - cell.windows.loc[chosen, "cost_low"]) / 2
     decimals = decimals_for(0, halves[halves > 0].median(), spare=1)
     rows = []
     for window in sorted(windows_of(cell.windows[chosen]), key=lambda w: (w.role == "all", w.start)):
         no_loss = f"none of {window.left_out} examples has a loss"
-        no_cost = no_loss if math.isnan(window.loss) else "no loss of the tuned model"
+        no_cost = no_loss if math.isnan(window.loss) else "the tuned model has no loss"
         names = {"tuned": "none (tuned model)", "all": f"all {cell.n_layers}"}
         untouched = window.role == "tuned"
         rows.append(
@@ -82,7 +84,7 @@ def windows_table(cell: Cell, width: int) -> Table:
                 window.left_out,
             )
         )
-    columns = ("layers put back", "centre", "mean loss", "cost", "95 % interval", "examples", "left out")
+    columns = ("layers replaced", "centre", "mean loss", "cost", "95 % interval", "examples", "without a loss")
     return Table(f"Losses in nats, windows of width {width}", columns, rows, words={0})
 
 
@@ -99,7 +101,7 @@ def widths_table(cell: Cell) -> Table:
         shown = number(top.loss, decimals), number(top.cost, decimals, signed=True), top.limits(decimals)
         rows.append((width, n, top.span, *shown))
     total = int((cell.windows["role"] == "window").sum())
-    caption = f"The costliest window of every width, in nats; all {total} windows are in results/substitution.parquet"
+    caption = f"The costliest window of every width, in nats. results/substitution.parquet has all {total} windows"
     columns = ("width", "windows", "costliest layers", "mean loss", "cost", "95 % interval")
     return Table(caption, columns, rows, words={2})
 
@@ -139,15 +141,14 @@ def correlation_table(cell: Cell) -> Table:
     columns += ["effective centres", "share of shifts", "p if exchangeable", "Kendall's τ", "precision at k"]
     columns += ["by chance", "p of precision", "why n/a"]
     caption = (
-        "δ against loss, every setting. ρ given depth: with both sides' trend over depth taken out; p tests it, counting the "
-        "centres as the fewer that neighbours' likeness leaves. The share of shifts along the layers that agree as well, and the "
-        "p's that take layers or choices as exchangeable, are no calibrated tests. Precision at k: how many "
-        "of the fifth of centres with the smallest δ are among the fifth with the highest loss; beside it what blind choice gives."
+        "δ and loss, every setting. ρ given depth: the trend over depth is removed from both. p tests this ρ; it counts only as many "
+        "independent centres as the similarity of neighbours leaves. The share of shifts along the layers that agree as well, and "
+        "the p-values that treat layers or choices as exchangeable, are not calibrated tests. Precision at k: the share of "
+        "the fifth of centres with the smallest δ that are also in the fifth with the highest loss, followed by the same share for a "
+        "random choice."
     )
     if len(cell.correlations) > MOST:
-        caption += (
-            f" The first {MOST} of {len(cell.correlations)} rows, all of which are in results/correlation.parquet."
-        )
+        caption += f" These are the first {MOST} of {len(cell.correlations)} rows; results/correlation.parquet has all."
     return Table(caption, columns, rows, words={0, len(columns) - 1})
 
 
@@ -173,9 +174,9 @@ def health_table(cell: Cell) -> Table:
     caption = "Health of the representations by layer"
     if "cka_floor" in measures:
         caption += (
-            ". CKA floor: biased CKA with a layer of such a spectrum whose examples are matched at random, about d / (n + d) for "
-            "isotropic states. Effective numbers are 1 / Σ share². Top component weight: the CKA of two layers that share that "
-            "component and nothing else. Outlier dimensions vary more than six times as much as the one in the middle"
+            ". CKA floor: biased CKA with an unrelated layer of the same spectrum (examples matched at random), about d / (n + d) for "
+            "isotropic states. Effective numbers are 1 / Σ share². Top component weight: the CKA of two layers that share only that "
+            "component. Outlier dimensions vary more than six times as much as the median dimension"
         )
     rows = []
     for layer in sorted({layer for layer, _ in found}):
@@ -210,8 +211,10 @@ class Rho(NamedTuple):
 
 
 class RhoTable(NamedTuple):
-    """ρ by model (rows) and data set (columns), for one metric, neighbourhood and width; `together` tells of all cells, `effect`
-    whether they show what the paper found."""
+    """ρ by model (rows) and data set (columns), for one metric, neighbourhood and width.
+
+    `together` is about all cells, `effect` says whether they show what the paper found.
+    """
 
     caption: str
     datasets: Sequence[str]
@@ -223,7 +226,7 @@ class RhoTable(NamedTuple):
 def rho_tables(cells: Sequence[Cell], published: Published | None = None) -> list[RhoTable]:
     """A table for each metric, neighbourhood and width; none for a single cell.
 
-    The first has the `published` ρ beside those measured: they were found in one setting, which the config asks for first.
+    The first has the `published` ρ next to those measured: they were found in one setting, which the config asks for first.
     """
     found = {(cell.model, cell.dataset): cell for cell in cells if cell.correlations}
     if len(found) < 2:
@@ -275,12 +278,12 @@ def _together(cells: Sequence[Cell], setting: Setting, width: int) -> str:
     asked = [(cell, row) for cell in cells if (row := cell.correlation(setting, width))]
     mean = mean_correlation([row.spearman for _, row in asked], [cell.model for cell, _ in asked])
     tested = tested_together(cells, setting, width)
-    over = f"{mean.groups} models, each the mean of its data sets" if mean.groups > 1 else "the data sets of one model"
+    over = f"{mean.groups} models, each a mean over its data sets" if mean.groups > 1 else "the data sets of one model"
     p = f"p = {number(tested.p, 3)}" if tested.cells else "p n/a (no cell has one)"
     return (
         f"All {mean.cells} together: ρ = {number(mean.mean)} {interval(mean.low, mean.high)} (mean by Fisher's z; the interval "
-        f"is over {over}, taken as independent). ρ given depth = {number(tested.correlation)} on average, {p}, which "
-        "allows for cells of one model sharing its δ and resembling one another in their losses."
+        f"is over {over}, assumed independent). With the trend over depth removed, ρ is {number(tested.correlation)} on average, {p}; "
+        "this p allows for the fact that cells of one model share its δ and have similar losses."
     )
 
 
@@ -291,7 +294,7 @@ def _rho(cell: Cell | None, setting: Setting, width: int) -> Rho:
     if math.isnan(row.spearman):
         return Rho("n/a", "", f"({cell.rho_reason(row)})", None)
     verdict = cell.verdict(row)
-    notes = {"idle": f"{row.p}, no cost told from 0"}
+    notes = {"idle": f"{row.p}, no significant cost"}
     if not math.isnan(row.ci_low):
-        notes["unclear"] = f"{row.p}, includes 0"
+        notes["unclear"] = f"{row.p}, interval includes 0"
     return Rho(number(row.spearman), row.limits, notes.get(verdict, row.p), verdict)

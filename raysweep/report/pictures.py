@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from raysweep.report import figures, plotting
 from raysweep.report.cells import Cell, Setting
+from raysweep.report.dark import adaptive
 from raysweep.report.words import consecutive, layers_text, measures_distance, metric_name, number
 from raysweep.store.owned_files import keep_only, remove_owned
 
@@ -27,7 +28,7 @@ class Picture:
     source: str
     alt: str
     caption: str
-    wide: bool = False  # too wide for a phone: to be scrolled there
+    wide: bool = False  # too wide for a phone, which scrolls it
 
 
 class Drawings:
@@ -46,7 +47,7 @@ class Drawings:
         self._taken.add(free.lower())
         png, svg = plotting.save(figure, self._folder / free)
         self._names += [png.name, svg.name]
-        data = base64.b64encode(svg.read_bytes()).decode("ascii")
+        data = base64.b64encode(adaptive(svg.read_text(encoding="utf-8")).encode()).decode("ascii")
         return Picture(f"data:image/svg+xml;base64,{data}", alt, caption)
 
     def remove_others(self) -> None:
@@ -81,15 +82,15 @@ def overview(cells: Sequence[Cell], drawings: Drawings) -> Picture | None:
         figures.overview(curves, drawn[0].settings[0].metric),
         ("overview",),
         f"Small line charts for {len(drawn)} models and data sets: loss after substitution above δ, by layer.",
-        f"Blue: the test loss with {consecutive(drawn[0].widths[0])} around each centre put back to the base model's; black line: "
-        "the tuned model untouched. Green: δ of the base model, low where its representations change fast. Where the base "
-        "model tells what fine-tuning leans on, the shaded layers, chosen by δ alone, stand under the hump of the loss.",
+        f"Blue: the test loss with {consecutive(drawn[0].widths[0])} around each centre replaced by the base model's. Black line: "
+        "the tuned model. Green: δ of the base model, low where its representations change fast. Shaded: the "
+        "change-point layers, chosen by δ alone. If δ predicts the critical layers, the shaded layers lie where the loss is high.",
     )
     return dataclasses.replace(picture, wide=len(drawn) > figures.TWO_COLUMNS)
 
 
 def heading(cell: Cell) -> str:
-    """The cell as a figure names it, which may be taken out of the page."""
+    """The cell as a figure names it; a figure may be used outside the page."""
     return f"{cell.model} · {cell.dataset}"
 
 
@@ -101,11 +102,11 @@ def _loss_picture(cell: Cell, width: int, drawings: Drawings) -> Picture:
     return drawings.add(
         figures.loss_curve(cell.windows, width, heading(cell)),
         ("loss", cell.model, cell.dataset, f"w{width}"),
-        f"Line chart of mean test loss by the centre of the window of width {width} put back to the base model{highest}.",
-        f"Mean test loss over {swept['examples'].max()} examples with {consecutive(width)} put back to the base "
+        f"Line chart of mean test loss by the centre of the window of width {width} that the base model's layers replace{highest}.",
+        f"Mean test loss over {swept['examples'].max()} examples with {consecutive(width)} replaced by the base "
         "model's. Bars are 95 % intervals of the difference to the tuned model on the same examples, drawn around the "
-        "mean: where one stays clear of the black line, the cost is told from 0."
-        + (f" Up to {left_out} examples a window have no loss and are left out." if left_out else ""),
+        "mean. If a bar does not touch the black line, the cost is significantly different from 0."
+        + (f" Up to {left_out} examples per window have no loss and are skipped." if left_out else ""),
     )
 
 
@@ -113,7 +114,7 @@ def _dynamics_picture(cell: Cell, setting: Setting, drawings: Drawings) -> Pictu
     dynamics = cell.dynamics(setting)
     undefined = dynamics.loc[dynamics["delta"].isna(), "layer"].astype(int).to_list()
     changes = cell.change_points(setting)
-    caption = f"δ of the base model by layer ({setting}): low where representations change fast."
+    caption = f"δ of the base model by layer ({setting}). It is low where representations change fast."
     if dynamics["ci_low"].notna().any():
         caption += " The band is the 95 % interval from resampling examples."
     if undefined:
@@ -134,9 +135,8 @@ def _agreement_picture(cell: Cell, setting: Setting, width: int, drawings: Drawi
         figures.dynamics_against_loss(cell.dynamics(setting), cell.windows, width, rho, heading(cell), setting.metric),
         ("agreement", cell.model, cell.dataset, setting.metric, f"n{setting.neighbourhood}", f"w{width}"),
         f"Scatter plot of mean test loss against δ, one numbered point a window of width {width}{said}.",
-        f"Each point is a window of width {width}, numbered by its centre where there is room; change-point layers in "
-        f"orange ({setting}). Where the base model tells what fine-tuning leans on, points fall from upper left to lower "
-        "right.",
+        f"Each point is a window of width {width}, numbered by its centre if there is room. Change-point layers are "
+        f"orange ({setting}). If δ predicts the critical layers, the points fall from upper left to lower right.",
     )
 
 
@@ -145,7 +145,10 @@ def _similarity_picture(cell: Cell, metric: str, drawings: Drawings) -> Picture:
     alike = 0 if measures_distance(metric) else 1
     setting = next((setting for setting in cell.settings if setting.metric == metric), None)
     changes = cell.change_points(setting) if setting else []
-    caption = f"{name[0].upper()}{name[1:]} of the base model's layers, {alike} where they are alike; the scale is this figure's own."
+    caption = (
+        f"{name[0].upper()}{name[1:]} of every two layers of the base model; {alike} means that they are alike. Figures differ in "
+        "their colour scales."
+    )
     if rows["value"].isna().any():
         reasons = rows.loc[rows["value"].isna(), "reason"].dropna().value_counts()
         told = "; ".join(f"{reason}: {count} pairs" for reason, count in reasons.head(3).items())

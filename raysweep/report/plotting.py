@@ -6,15 +6,18 @@ functions, so that importing this module is cheap.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import numpy as np
 import pandas as pd
 
+from raysweep.report.labels import Place, fit, place_note, settle
 from raysweep.report.summaries import rows_of
 from raysweep.store.artifacts import publish
 
@@ -25,12 +28,14 @@ if TYPE_CHECKING:
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
-# Okabe and Ito's palette, told apart under every common colour blindness.
+# Okabe and Ito's palette, distinguishable under every common colour blindness.
 LOSS_COLOUR = "#0072B2"
 DELTA_COLOUR = "#00795A"  # their bluish green, darkened for thin lines on white
 CHANGE_COLOUR = "#D55E00"
 ATTENTION_COLOUR, MLP_COLOUR = "#A8497F", "#7A5B00"  # their reddish purple and orange, darkened likewise
-INK, MUTED, FAINT = "#1c2530", "#5b6673", "#c9d0d8"
+INK, MUTED, FAINT, PAPER = "#1c2530", "#5b6673", "#c9d0d8", "#ffffff"
+MISSING, HATCH, GRID = "#dfe3e8", "#8a939d", "#e8ebef"
+SHADE = "#e7a06f"  # of the words that name the shaded layers
 
 _STYLE: dict[str, Any] = {
     "font.family": "DejaVu Sans",  # ships with matplotlib, so every machine draws the same
@@ -42,14 +47,14 @@ _STYLE: dict[str, Any] = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.axisbelow": True,
-    "grid.color": "#e8ebef",
+    "grid.color": GRID,
     "xtick.color": FAINT,
     "ytick.color": FAINT,
     "xtick.labelcolor": MUTED,
     "ytick.labelcolor": MUTED,
     "xtick.labelsize": 9,
     "ytick.labelsize": 9,
-    "hatch.color": "#8a939d",
+    "hatch.color": HATCH,
     "hatch.linewidth": 0.6,
     "svg.fonttype": "path",
     "svg.hashsalt": "raysweep",
@@ -60,16 +65,28 @@ FRAME = (0.115, 0.15, 0.855, 0.655)  # one frame for all curves, so that layers 
 
 
 def styled(draw: Callable[_P, _R]) -> Callable[_P, _R]:
-    """Run `draw` under the report's own style, whatever the user's matplotlibrc says, and restore theirs."""
+    """Run `draw` under the report's own style, whatever the user's matplotlibrc says; settle the texts of the figure it returns."""
 
     @functools.wraps(draw)
     def drawn(*args: _P.args, **kwargs: _P.kwargs) -> _R:
         import matplotlib.style
+        from matplotlib.figure import Figure
 
-        with matplotlib.style.context(["default", _STYLE]):
-            return draw(*args, **kwargs)
+        with matplotlib.style.context(["default", _STYLE]), shipped_font():
+            result = draw(*args, **kwargs)
+            if isinstance(result, Figure):
+                settle(result)
+            return result
 
     return drawn
+
+
+@contextlib.contextmanager
+def shipped_font() -> Iterator[None]:
+    """A name in a script that the shipped font lacks is drawn as boxes in figures, without a warning; the page has the name itself."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        yield
 
 
 def frame(title: str, subtitle: str) -> tuple[Figure, Axes]:
@@ -82,16 +99,17 @@ def frame(title: str, subtitle: str) -> tuple[Figure, Axes]:
 
 
 def header(figure: Figure, title: str, subtitle: str) -> None:
-    """Write the heading of a figure: a bold line and a muted one below it."""
+    """Write the heading of a figure: a bold line and a muted one below it, both cut to the figure's width."""
     height = figure.get_figheight()
-    figure.text(0.02, 1 - 0.1 / height, printable(title), fontsize=10.5, fontweight="bold", va="top")
-    figure.text(0.02, 1 - 0.32 / height, printable(subtitle, 90), color=MUTED, va="top")
+    fit(figure.text(0.02, 1 - 0.1 / height, printable(title), fontsize=10.5, fontweight="bold", va="top"), 0.985)
+    fit(figure.text(0.02, 1 - 0.32 / height, printable(subtitle), color=MUTED, va="top"), 0.985)
 
 
-def printable(text: str, limit: int = 52) -> str:
-    """`text` on one line, without characters an SVG may not hold, and cut to `limit`."""
+def printable(text: str, limit: int = 200) -> str:
+    """`text` on one line, without characters an SVG may not hold; of one longer than `limit`, its start and its end."""
     line = "".join(character if character.isprintable() else " " for character in text)
-    return line if len(line) <= limit else f"{line[: limit - 1]}…"
+    half = limit // 2
+    return line if len(line) <= limit else f"{line[: limit - half - 1]}…{line[len(line) - half :]}"
 
 
 def layer_axis(axes: Axes, n_layers: int, label: str | None) -> None:
@@ -114,55 +132,43 @@ def integer_ticks(axis: Any) -> None:
 def note(
     axes: Axes, x: float, y: float, text: str, colour: str, *, above: bool, ha: str = "center", bold: bool = False
 ) -> None:
-    """A direct label just above or below the data point (x, y), on a white patch so that lines do not cross it."""
-    axes.annotate(
-        text,
-        (x, y),
-        xytext=(0, 3 if above else -3),
-        textcoords="offset points",
-        va="bottom" if above else "top",
-        ha=ha,
-        color=colour,
-        fontsize=8.5,
-        fontweight="bold" if bold else "normal",
-        bbox={"facecolor": "white", "alpha": 0.75, "linewidth": 0, "pad": 0.6},
-        zorder=4,
-    )
+    """A direct label at the data point (x, y), above or below it: `above` says which is better. See labels.py."""
+    sides = [above, not above]
+    aligned = dict.fromkeys((ha, "center", "left", "right"))
+    _noted(axes, text, [_at(x, y, up, side) for up in sides for side in aligned], colour, bold)
+
+
+def line_note(axes: Axes, y: float, text: str, colour: str, *, above: bool) -> None:
+    """The name of a horizontal line at `y`, above or below it, at the right end if there is room, else further left."""
+    left, right = axes.get_xlim()
+    ends = ((right, "right"), (left, "left"), ((left + right) / 2, "center"))
+    _noted(axes, text, [_at(x, y, up, ha) for up in (above, not above) for x, ha in ends], colour, bold=False)
+
+
+def _at(x: float, y: float, above: bool, ha: str) -> Place:
+    return Place((x, y), (0, 3 if above else -3), ha, "bottom" if above else "top")
+
+
+def _noted(axes: Axes, text: str, places: Sequence[Place], colour: str, bold: bool) -> None:
+    """A note on a patch of the paper's colour, so that lines do not cross it."""
+    patch: dict[str, Any] = {"facecolor": PAPER, "alpha": 0.75, "linewidth": 0, "pad": 0.6}
+    weight = "bold" if bold else "normal"
+    place_note(axes, text, places, color=colour, fontsize=8.5, fontweight=weight, bbox=patch)
 
 
 def number_points(axes: Axes, points: pd.DataFrame) -> None:
-    """Write each point's centre beside it, on the side that is freest; not at all where that would hide others.
+    """Write each point's centre next to it, on the side that is freest; not at all if that would hide others.
 
-    `points` has centre, delta, loss and marked; those marked, which come first, are always numbered.
+    `points` has centre, delta, loss and marked; those marked, which come first, may hide other points.
     """
-    axes.autoscale_view()
-    places = axes.transData.transform(points[["delta", "loss"]].to_numpy()) * 72 / axes.figure.dpi  # in points
-    taken = [(x - 2.5, y - 2.5, x + 2.5, y + 2.5) for x, y in places]
-    for (x, y), point in zip(places, rows_of(points), strict=True):
-        text = f"{point.centre:g}"
-        width, height = 5.0 * len(text), 7.0
-        boxes = []
-        for turn in np.radians([45, 0, 90, 135, 180, 270, 315, 225]):
-            left, low = x + math.cos(turn) * (4.5 + width / 2) - width / 2, y + math.sin(turn) * 8 - height / 2
-            boxes.append((left, low, left + width, low + height))
-        hidden, best = min((sum(_overlap(box, other) for other in taken), box) for box in boxes)
-        if hidden > 0.3 * width * height and not point.marked:
-            continue
-        taken.append(best)
-        axes.annotate(
-            text,
-            (point.delta, point.loss),
-            xytext=(best[0] + width / 2 - x, best[1] + height / 2 - y),
-            textcoords="offset points",
-            ha="center",
-            va="center",
-            fontsize=7.5,
-            color=CHANGE_COLOUR if point.marked else MUTED,
-        )
-
-
-def _overlap(a: tuple[float, ...], b: tuple[float, ...]) -> float:
-    return max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
+    places = list(zip(points["delta"].astype(float), points["loss"].astype(float), strict=True))
+    for at, point in zip(places, rows_of(points), strict=True):
+        around = [
+            Place(at, (9.0 * math.cos(turn), 8.0 * math.sin(turn)), "center", "center")
+            for turn in np.radians([45, 0, 90, 135, 180, 270, 315, 225])
+        ]
+        colour, most = (CHANGE_COLOUR, 1.0) if point.marked else (MUTED, 0.3)
+        place_note(axes, f"{point.centre:g}", around, hides=places, most=most, color=colour, fontsize=7.5)
 
 
 @styled
@@ -171,12 +177,7 @@ def save(figure: Figure, stem: Path) -> tuple[Path, Path]:
 
     The same figure gives the same bytes: SVG ids come from a fixed salt, and no date is written.
     """
-    import warnings
-
     paths = stem.with_name(f"{stem.name}.png"), stem.with_name(f"{stem.name}.svg")
-    with warnings.catch_warnings():
-        # A name in a script that the shipped font lacks is drawn as boxes here; the page beside it has the name itself.
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        publish(paths[0], lambda path: figure.savefig(path, dpi=200))
-        publish(paths[1], lambda path: figure.savefig(path, metadata={"Date": None}))
+    publish(paths[0], lambda path: figure.savefig(path, dpi=200))
+    publish(paths[1], lambda path: figure.savefig(path, metadata={"Date": None}))
     return paths

@@ -1,4 +1,4 @@
-"""How a run was made, from its folder: the plan's facts, the events' timings and failures, the tables' warnings."""
+"""How a run was made, from its folder: facts of the plan, timings and failures of the events, warnings of the tables."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 from raysweep.engine import events
 from raysweep.engine.accuracy import compare
 from raysweep.report.accuracy import accuracy_records
+from raysweep.report.earlier import results_digest
 from raysweep.report.page import Provenance
 from raysweep.report.records_words import records_warnings
 from raysweep.studies.interventions import Intervention
@@ -44,6 +45,7 @@ def provenance(
         published_attack=about.get("published_attack", {}),
         published_rho=about.get("published_rho", {}),
         shared=about.get("shared", ()),
+        results=results_digest(folder),
     )
 
 
@@ -60,8 +62,8 @@ def _timings(folder: RunFolder, graph: Graph) -> list[dict[str, str]]:
     seconds: dict[str, float] = defaultdict(float)
     applications: dict[str, float] = defaultdict(float)
     kinds = {name: name.split("-")[0] for name in chunks}
-    beside = ("dynamics", "critical", "health", "stopping")  # made by the call of the similarity table, or by none
-    commits = Counter(kind for kind in kinds.values() if kind not in beside)
+    derived = ("dynamics", "critical", "health", "stopping")  # made by the call of the similarity table, or by none
+    commits = Counter(kind for kind in kinds.values() if kind not in derived)
     told = set()  # calls that made several commits: chunks of one pass, and what was captured on the way
     for name, manifest in sorted(chunks.items(), key=lambda item: kinds[item[0]] == "capture"):
         log, measured = manifest.extra["log"], manifest.extra["log"]["measured"]
@@ -88,9 +90,9 @@ def _warnings(about: Mapping[str, Any], tables: Mapping[str, pd.DataFrame]) -> l
         for (model, dataset), rows in losses.groupby(["model", "dataset"], sort=False)["loss"]:
             where, n = f"{dataset} on {model}", len(rows)
             if missing := int(rows.isna().sum()):
-                warnings.append(f"{where}: {missing} of {n} losses are NaN and left out of every mean")
+                warnings.append(f"{where}: {missing} of {n} losses are NaN and are skipped in every mean")
             if infinite := int(np.isinf(rows).sum()):
                 warnings.append(
-                    f"{where}: {infinite} of {n} losses are infinite; they count as the largest, without intervals"
+                    f"{where}: {infinite} of {n} losses are infinite. They count as the largest, and their windows have no intervals"
                 )
     return warnings

@@ -1,4 +1,4 @@
-"""What became of a run's records, in words, where some were left out or cut."""
+"""Records that a run skipped or cut, in words."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ def records_warnings(datasets: Sequence[Mapping[str, str]], others: Sequence[str
         where, n, left_out = f"{row['dataset']} (for {row['model']})", int(row["examples"]), int(row["left_out"])
         if left_out:
             lines.append(
-                f"{where}: {left_out} of {n + left_out} records left out: they have no response token, or a cut to max_tokens or the "
-                "model's context leaves none"
+                f"{where}: {left_out} of {n + left_out} records were skipped. They have no response token, or cutting them to max_tokens or to "
+                "the model's context leaves none"
             )
         if row["cut"] != "0":
-            lines.append(f"{where}: {row['cut']} of {n} examples cut to max_tokens or the model's context")
+            lines.append(f"{where}: {row['cut']} of {n} examples were cut to max_tokens or to the model's context")
         if (blank := row.get("blank_responses", "0")) != "0":  # earlier runs have not counted them
             lines.append(
-                f"{where}: {blank} of {n} examples have a blank response: only tokens of the wording carry their loss"
+                f"{where}: {blank} of {n} examples have a blank response. Their loss comes only from tokens of the prompt template"
             )
         if (answers := row.get("answers_cut", "0")) != "0":
             lines.append(
-                f"{where}: {answers} of {n} examples lose a part of their answer: the chat template leaves it out or rewrites it, and "
-                "the loss is that of the rest"
+                f"{where}: {answers} of {n} examples lose a part of their answer, because the chat template drops or rewrites it. The "
+                "loss is that of the rest"
             )
     return lines

@@ -1,4 +1,4 @@
-"""What the page shows of components that were removed: what it does to predictions, and the texts side by side."""
+"""What the page shows of removed components: how predictions change, and the texts side by side."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _POSITIONS = {"last": "last token", "all": "all tokens"}
 _KEYS = ["layer", "components", "mode", "position", "mean"]
 _SAMPLES = 8  # examples whose texts are shown, a cell
 _TEXTS = 30  # different texts that are shown of an example
-_NAMED = 6  # removals that are named beside a text they share
+_NAMED = 6  # removals that are named next to a text they share
 
 
 class Compared(NamedTuple):
@@ -36,7 +36,7 @@ class Compared(NamedTuple):
 
 @dataclass(frozen=True)
 class Sample:
-    """One example's text with nothing removed, the others beside it, and how many of these are not shown."""
+    """One example's text with nothing removed, the others next to it, and how many of these are not shown."""
 
     prompt: str
     reference: str
@@ -73,9 +73,11 @@ def _table(cell: Cell) -> Table:
     critical = cell.change_points(cell.settings[0]) if cell.settings else []
     rows = [_row(figures, critical) for figures in removals[:MOST]]
     of = str(cell.tables["removal"]["of"].iloc[0])
-    caption = f"Components removed from the {of} model's states: changes of the loss and divergence of the next token, in nats"
+    caption = (
+        f"Components removed from the {of} model's states: change of the loss and divergence of the next token, in nats"
+    )
     if len(removals) > MOST:
-        caption += f"; the first {MOST} of {len(removals)}, all of which are in results/removal.parquet"
+        caption += f". These are the first {MOST} of {len(removals)}; results/removal.parquet has all"
     columns = ["layer", "components", "subtracted", "at", "loss change", "95 % interval"]
     columns += ["KL", "KL of the first token", "share of variance", "texts unchanged"]
     return Table(caption, columns, rows, words={0, 1, 2, 3})
@@ -105,13 +107,13 @@ def _sentences(cell: Cell) -> list[Markup]:
     of = str(cell.tables["removal"]["of"].iloc[0])
     changes = cell.tables["removal"][cell.tables["removal"]["measure"] == "loss_change"].dropna(subset=["value"])
     if not len(changes):
-        return [Markup("No removal of components could be measured; the table has the reasons.")]
+        return [Markup("No removal of components could be measured. The table has the reasons.")]
     top = changes.iloc[int(changes["value"].to_numpy().argmax())]
     decimals = decimals_for(float(top["ci_low"]), float(top["ci_high"]))
     layers = sorted({int(layer) for layer in changes["layer"]})
     text = (
-        "Principal components were taken out of the {} model’s states at one layer at a time (layers {}). The removal that "
-        "raises the loss of the reference responses most, {} at layer {} ({}, {}), changes it by <strong>{} nats</strong> {}."
+        "Principal components were removed from the {} model’s states, at one layer at a time (layers {}). Removing {} at layer {} "
+        "({}, {}) raises the loss of the reference responses most: it changes by <strong>{} nats</strong> {}."
     )
     told = (
         *(of, runs_text(layers), _components(str(top["components"])), int(top["layer"])),

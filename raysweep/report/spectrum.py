@@ -45,9 +45,9 @@ def spectrum_pictures(cell: Cell, drawings: Drawings) -> list[Picture]:
             ("components", cell.model, cell.dataset),
             f"Line charts by layer of what the first components share with those of layers one and two away; mean canonical "
             f"correlation {'; '.join(least) or 'n/a'}.",
-            "Left: the mean canonical correlation of the first k components with those of the layer one or two above and below: 1 "
-            "where they order the examples alike. The dotted line, √(k / (N − 1)), is about what layers that have nothing in common "
-            f"would give with these {examples} examples. Right: the mean squared cosine of the angles between the subspaces that "
+            "Left: the mean canonical correlation of the first k components with those of the layer one or two above and below; 1 "
+            "means that both order the examples alike. The dotted line, √(k / (N − 1)), is roughly the value for unrelated layers "
+            f"with these {examples} examples. Right: the mean squared cosine of the angles between the subspaces that "
             f"these components span in the residual stream.{shading}{_undefined(spectrum)}{_unsure(spectrum, components)}",
         ),
         drawings.add(
@@ -55,9 +55,9 @@ def spectrum_pictures(cell: Cell, drawings: Drawings) -> list[Picture]:
             ("spectrum", cell.model, cell.dataset),
             f"Line charts by layer of the share of variance in the first components and of the effective rank, "
             f"{_range(by_layer(spectrum, 'effective_rank'))}.",
-            "Above: how much of the variance between examples the first k principal components carry. Below: how many directions "
-            "it fills. Effective rank: exp of the entropy of the singular values. Participation ratio: (Σλ)² / Σλ². Stable rank: "
-            f"the whole variance over that of the first component. None can be above {examples - 1}, one less than the examples.",
+            "Top: the share of the variance between examples that the first k principal components carry. Bottom: the number of "
+            "directions it fills. Effective rank: exp of the entropy of the singular values. Participation ratio: (Σλ)² / Σλ². Stable "
+            f"rank: total variance over that of the first component. None can exceed {examples - 1}, one less than the number of examples.",
         ),
     ]
 
@@ -74,7 +74,7 @@ def _undefined(spectrum: pd.DataFrame) -> str:
 
 
 def _unsure(spectrum: pd.DataFrame, components: list[int]) -> str:
-    """At which layers the examples do not tell the last component taken from the first one left out."""
+    """At which layers the last component taken and the next one have nearly the same variance."""
     said = []
     for k in components:
         rows = spectrum[(spectrum["measure"] == "relative_gap") & (spectrum["components"] == k)]
@@ -83,7 +83,9 @@ def _unsure(spectrum: pd.DataFrame, components: list[int]) -> str:
             said.append(f"k = {k} at {layers_text(sorted(int(layer) for layer in close))}")
     if not said:
         return ""
-    return f" Not settled by so few examples, for the next component has nearly the same variance: {'; '.join(said)}."
+    return (
+        f" Uncertain with so few examples, because the next component has nearly the same variance: {'; '.join(said)}."
+    )
 
 
 def spectrum_table(cell: Cell) -> Table:
@@ -100,8 +102,8 @@ def spectrum_table(cell: Cell) -> Table:
         [layer, *("n/a" if math.isnan(v[layer]) else number(v[layer], 3) for v in values)] for layer in values[0].index
     ]
     return Table(
-        "Spectrum of the base model's states by layer; CCA and overlap are means over the layers one and two away that have one; "
-        "every value, and the reason of each n/a, is in results/spectrum.parquet",
+        "Spectrum of the base model's states by layer. CCA and overlap are means over the layers one and two away that have a value. "
+        "results/spectrum.parquet has every value and the reason for each n/a",
         columns,
         rows,
     )

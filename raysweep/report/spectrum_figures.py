@@ -1,4 +1,4 @@
-"""The figures of spectra: how variance is spread at each layer, and what the first components share with the layers beside.
+"""The figures of spectra: how variance is spread at each layer, and what the first components share with neighbouring layers.
 
 Every function takes rows of the spectrum table of one model and data set; see figures.py for what all figures have in common.
 """
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from raysweep.report.labels import write_row
 from raysweep.report.plotting import (
     ATTENTION_COLOUR,
     CHANGE_COLOUR,
@@ -110,7 +111,7 @@ def spread(spectrum: pd.DataFrame, components: Sequence[int], title: str) -> Fig
     shares.set_title("share of variance in the first k components", fontsize=8.5, color=MUTED, loc="left", pad=3)
     ranks = figure.add_subplot(grid[1])
     layer_axis(ranks, n_layers, "layer")
-    ranks.set_title("number of directions, three ways to count", fontsize=8.5, color=MUTED, loc="left", pad=3)
+    ranks.set_title("number of directions, counted in three ways", fontsize=8.5, color=MUTED, loc="left", pad=3)
     ends = []
     for place, k in enumerate(components):
         colour = (LOSS_COLOUR, ATTENTION_COLOUR, DELTA_COLOUR, CHANGE_COLOUR)[place % 4]
@@ -135,25 +136,29 @@ def _line(axes: Axes, values: pd.Series[float], **style: Any) -> None:
 
 def _legend(figure: Figure, height: float) -> None:
     """The lines' names, in a row below the heading."""
-    y, across = 1 - 0.6 / height, 0.02
-    for text, colour, space in (
-        ("─ ┄ layer +1, −1", LOSS_COLOUR, 0.27),
-        ("─ ┄ layer +2, −2", ATTENTION_COLOUR, 0.27),
-        ("━ mean", INK, 0.15),
-        ("┈ independent", MUTED, 0),
-    ):
-        figure.text(across, y, text, color=colour, fontsize=8.5, va="center")
-        across += space
+    names = (
+        ("─ ┄ layer +1, −1", LOSS_COLOUR),
+        ("─ ┄ layer +2, −2", ATTENTION_COLOUR),
+        ("━ mean", INK),
+        ("┈ independent", MUTED),
+    )
+    write_row(figure, names, 0.02, 1 - 0.6 / height)
 
 
 def _name_ends(axes: Axes, ends: Sequence[tuple[pd.Series[float], str, str]]) -> None:
-    """Write each line's name beside its last point, apart from one another."""
+    """Write each line's name next to its last point, apart from one another and within the height of the axes."""
     low, high = axes.get_ylim()
     places = [(float(values.dropna().iloc[-1]), text, colour) for values, text, colour in ends if values.notna().any()]
-    apart = (high - low) * 0.1
-    last = -math.inf
-    for y, text, colour in sorted(places):
-        last = max(y, last + apart * (1 + text.count("\n")))
+    line = (high - low) * 0.11  # the height of a line of text
+    halves = [line * (1 + text.count("\n")) / 2 for _, text, _ in sorted(places)]
+    ys: list[float] = []
+    for (y, _, _), half in zip(sorted(places), halves, strict=True):
+        ys.append(max(y, low + half, ys[-1] + halves[len(ys) - 1] + half if ys else -math.inf))
+    top = high
+    for place in reversed(range(len(ys))):  # those that were pushed above the axes come down again
+        ys[place] = min(ys[place], top - halves[place])
+        top = ys[place] - halves[place]
+    for last, (_, text, colour) in zip(ys, sorted(places), strict=True):
         axes.annotate(
             text,
             (1, last),

@@ -1,4 +1,4 @@
-"""What the page and the commands say of sweeps that may stop early: after how many examples, why, and the declared set."""
+"""What the page and the commands say about sweeps that may stop early: after how many examples, why, and the declared set."""
 
 from __future__ import annotations
 
@@ -32,23 +32,23 @@ def _sentence(row: Any) -> Markup:
     early = row.examples < row.of
     if which == "half_width":
         if early:
-            text = (
-                "The sweep stopped after <strong>{} of {} examples</strong>, drawn at random: {}, and {} was asked for."
-            )
+            text = "The sweep stopped after <strong>{} of {} examples</strong>, drawn at random: {}; the target is {}."
             return Markup(text).format(row.examples, row.of, row.reason, asked)
-        text = "All {} examples were used: {}; {} was asked for, so that is {}."
+        text = "The sweep used all {} examples: {}; the target of {} is {}."
         return Markup(text).format(row.of, row.reason, asked, "met" if row.settled else "not met")
     windows = Markup("<strong>{}</strong>").format(_windows(str(row.set)))
     what = f"the {asked} costliest windows of{str(row.rule).partition(' of')[2]}"
     if early:
         text = (
-            "The sweep stopped after <strong>{} of {} examples</strong>, drawn at random: with {:g} % confidence, {} "
-            "over all {} are {}."
+            "The sweep stopped after <strong>{} of {} examples</strong>, drawn at random. With {:g} % confidence, {} "
+            "over all {} examples are {}."
         )
         return Markup(text).format(row.examples, row.of, 100 * row.confidence, what, row.of, windows)
     if row.settled:
-        return Markup("All {} examples were used before the set was settled: {} are {}.").format(row.of, what, windows)
-    return Markup("All {} examples were used, and {} are among {}: {}.").format(row.of, what, windows, row.reason)
+        return Markup("The sweep used all {} examples before the set was settled: {} are {}.").format(
+            row.of, what, windows
+        )
+    return Markup("The sweep used all {} examples, and {} are among {}: {}.").format(row.of, what, windows, row.reason)
 
 
 def _windows(text: str) -> str:

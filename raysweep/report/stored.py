@@ -1,14 +1,16 @@
-"""Where the report of a run is put: written in place in a folder, drawn aside and sent whole to an object store."""
+"""Where the report of a run is put: written in place in a folder, drawn in a temporary folder and sent to an object store."""
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from raysweep.report.earlier import earlier_reports, forget_current, keep_earlier
 from raysweep.report.page import Provenance, write_report
 from raysweep.store.owned_files import keep_only, owned_files
 from raysweep.store.places import for_each, put
@@ -20,8 +22,17 @@ if TYPE_CHECKING:
 def write_stored_report(tables: Mapping[str, pd.DataFrame], provenance: Provenance, out: Location) -> Location:
     """`write_report` to a folder or an object store; returns the page's place.
 
-    The page is sent after its figures; then the figures of an earlier page that it does not use are removed.
+    A report of other settings is kept first, and the page links to it; see earlier.py. The page is sent after its figures; then the
+    figures of an earlier page that it does not use are removed.
     """
+    made = provenance.made_from
+    keep_earlier(out, made, provenance.config_yaml)
+    page = _written(tables, replace(provenance, earlier=earlier_reports(out, made)), out)
+    forget_current(out, made)
+    return page
+
+
+def _written(tables: Mapping[str, pd.DataFrame], provenance: Provenance, out: Location) -> Location:
     if isinstance(out, Path):
         return write_report(tables, provenance, out)
     with tempfile.TemporaryDirectory(prefix="raysweep-") as folder:

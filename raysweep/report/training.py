@@ -67,7 +67,7 @@ def tuned_view(cell: Cell, drawings: Drawings) -> Tuned | None:
     groups = [rows for _, rows in training.groupby(["arm", "seed"], sort=False)]
     parts = [(_tuned_picture(cell, rows, drawings), _tuned_table(rows)) for rows in groups[:_FINETUNES]]
     more = len(groups) - len(parts)
-    text = "{} more fine-tunings are in results/training.parquet."
+    text = "results/training.parquet has {} more fine-tunings."
     return Tuned(
         [_tuned_sentence(rows) for rows in groups[:_FINETUNES]] + ([Markup(text).format(more)] if more else []), parts
     )
@@ -103,18 +103,21 @@ def adapted_headline(cells: Sequence[Cell]) -> list[Markup]:
             told += [_faster(row.ci_low, row.ci_high, cell.resolution) for row in rows_of(asked)]
     if not told:
         return []
-    text = "With the critical layers alone trained, the test loss falls <strong>{}</strong> than with as many others{}."
+    text = "Training only the critical layers lowers the test loss <strong>{}</strong> than training as many others{}."
     words: list[tuple[bool | None, str]] = [(True, "faster"), (False, "more slowly")]
     found = [(word, told.count(verdict)) for verdict, word in words if verdict in told]
     undecided = told.count(None)
     if not found:
-        text = "Whether the test loss falls faster with the critical layers alone trained than with as many others is <strong>undecided</strong>."
+        text = (
+            "It is <strong>undecided</strong> whether training only the critical layers lowers the test loss faster than training as "
+            "many others."
+        )
         return [Markup(text)]
     if len(told) == 1:
         return [Markup(text).format(found[0][0], "")]
     of = f"; undecided in {undecided}" if undecided else ""
     counted = ", ".join(f"{word} in {n}" for word, n in found)
-    return [Markup("Of {} cases, " + text[0].lower() + text[1:]).format(len(told), counted, of)]
+    return [Markup("In {} cases: " + text[0].lower() + text[1:]).format(len(told), counted, of)]
 
 
 def arm_name(arm: str) -> str:
@@ -154,18 +157,18 @@ def _pair_sentence(area: Any, final: Any, resolution: float) -> Markup:
     faster = _faster(area.ci_low, area.ci_high, resolution)
     if math.isnan(area.ci_low):
         text = Markup(
-            "Whether the test loss falls faster with {} trained than with {} is <strong>undecided</strong>: it is {}, and {}."
+            "It is <strong>undecided</strong> whether the test loss falls faster when training {} than when training {}: it is {}, and {}."
         )
-        why = "one seed tells nothing of others" if area.seeds == 1 else f"there is no interval ({area.reason})"
+        why = "one seed is not enough" if area.seeds == 1 else f"there is no interval ({area.reason})"
         sentence = text.format(arm, versus, told, why)
     elif faster is None:
         text = Markup(
-            "Whether the test loss falls faster with {} trained than with {} is <strong>undecided</strong>: it is {}, and the "
+            "It is <strong>undecided</strong> whether the test loss falls faster when training {} than when training {}: it is {}, and the "
             "interval includes 0."
         )
         sentence = text.format(arm, versus, told)
     else:
-        text = Markup("With {} trained, the test loss falls <strong>{}</strong> than with {}: it is {}.")
+        text = Markup("When training {}, the test loss falls <strong>{}</strong> than when training {}: it is {}.")
         sentence = text.format(arm, "faster" if faster else "more slowly", versus, told)
     return sentence + _at_the_end(final, resolution)
 
@@ -179,7 +182,7 @@ def _at_the_end(final: Any, resolution: float) -> Markup:
         number(final.value, decimals, signed=True), interval(final.ci_low, final.ci_high, decimals)
     )
     undecided = not math.isnan(final.ci_low) and _faster(final.ci_low, final.ci_high, resolution) is None
-    return told + Markup(", not told from 0." if undecided else ".")
+    return told + Markup(", not significantly different from 0." if undecided else ".")
 
 
 def _layers_sentence(training: pd.DataFrame) -> list[Markup]:
@@ -206,17 +209,17 @@ def _curves(training: pd.DataFrame) -> list[ArmCurve]:
 def _curves_picture(cell: Cell, curves: Sequence[ArmCurve], seeds: int, drawings: Drawings) -> Picture:
     ends = "; ".join(f"{curve.name} from {number(curve.mean[0])} to {number(curve.mean[-1])}" for curve in curves)
     band = (
-        "There is one seed, and so no interval."
+        "With one seed there is no interval."
         if seeds == 1
-        else "Bands are each step’s own 95 % interval over seeds (Student’s t, cut where they leave the scale). They may overlap "
-        "where arms are told apart: arms are compared seed by seed, with the same order of the data in both, and the area "
-        "in the next figure is the comparison."
+        else "Bands are each step’s own 95 % interval over seeds (Student’s t, cut at the ends of the scale). They may overlap "
+        "even if two arms differ significantly, because arms are compared seed by seed, with the same order of data in both. The next "
+        "figure shows that comparison."
     )
     return drawings.add(
         training_figures.arm_curves(curves, seeds, heading(cell)),
         ("adaptation", cell.model, cell.dataset),
         f"Line chart of mean test loss over steps of training, a line for each choice of layers: {ends} nats.",
-        f"Mean test loss while only some layers are trained. {band}",
+        f"Mean test loss while only these layers are trained. {band}",
     )
 
 
@@ -228,10 +231,10 @@ def _areas_picture(cell: Cell, compared: pd.DataFrame, drawings: Drawings) -> Pi
         training_figures.area_dots(rows, names, heading(cell)),
         ("area", cell.model, cell.dataset),
         f"Dot plot of the area between the test losses of two choices of layers, in nats: {told}.",
-        "The area between two test-loss curves, divided by the range of steps: how much lower (left of 0) or higher one choice’s "
-        "loss is on average while training goes on. Bars are 95 % intervals of the mean over seeds, paired by seed; grey: not "
-        "told from 0. They take seeds for independent and their areas for near normal, and say nothing of other learning rates, "
-        "schedules or lengths.",
+        "The area between two test-loss curves, divided by the range of steps: how much lower (left of 0) or higher the loss of one "
+        "choice is on average during training. Bars are 95 % intervals of the mean over seeds, paired by seed; grey means not "
+        "significantly different from 0. They assume independent seeds with nearly normal areas, and do not cover other learning "
+        "rates, schedules or lengths.",
     )
 
 
@@ -245,7 +248,7 @@ def _compared_table(compared: pd.DataFrame) -> Table:
         limits = interval(row.ci_low, row.ci_high, decimals)
         shown = [arm_name(str(row.arm)), arm_name(str(row.versus)), what, value, limits, str(row.seeds), str(row.steps)]
         rows.append([*shown, "" if math.isnan(row.value) else reason])
-    caption = "Test loss of one choice of layers less that of another, nats; negative: the first is lower"
+    caption = "Test loss of one choice of layers minus that of another, in nats. Negative: the first is lower"
     columns = ["trained", "against", "measure", "difference", "95 % interval", "seeds", "last step", "note"]
     return Table(caption, columns, rows, words={0, 1, 2, 7})
 
@@ -263,7 +266,7 @@ def _curves_table(curves: Sequence[ArmCurve], seeds: int) -> Table:
     over = "of one seed" if seeds == 1 else f"over {seeds} seeds, with its 95 % interval"
     caption = f"Mean test loss (nats) {over}"
     if len(steps) > MOST:
-        caption += f"; the first {MOST} of {len(steps)} steps, all of which are in results/training.parquet"
+        caption += f". These are the first {MOST} of {len(steps)} steps; results/training.parquet has all"
     return Table(caption, ["step", *(curve.name for curve in curves)], rows)
 
 
@@ -289,7 +292,7 @@ def _tuned_sentence(rows: pd.DataFrame) -> Markup:
     first, last, lowest = test["loss"].iloc[0], test["loss"].iloc[-1], test.loc[[test["loss"].idxmin()]].iloc[0]
     told = Markup(" The test loss goes from {} to <strong>{}</strong> nats").format(number(first, 3), number(last, 3))
     if lowest["step"] != test["step"].iloc[-1]:
-        told += Markup("; it was lowest, {}, at step {}").format(number(lowest["loss"], 3), int(lowest["step"]))
+        told += Markup(". It was lowest, {}, at step {}").format(number(lowest["loss"], 3), int(lowest["step"]))
     return start + told + Markup(".")
 
 
@@ -304,9 +307,9 @@ def _tuned_picture(cell: Cell, rows: pd.DataFrame, drawings: Drawings) -> Pictur
         training_figures.finetune_curves(train, test, heading(cell)),
         ("finetune", cell.model, cell.dataset),
         f"Line chart of loss over steps of fine-tuning{ends}.",
-        "Test: the mean over the test examples of each one’s mean loss over its response tokens, as in every other figure here. "
-        "Training: the trainer’s own figure for its latest batches, a mean over their tokens, before each is learned from; compare "
-        "how they fall, not how high they are.",
+        "Test: the mean loss per response token, averaged over the test examples, as in every other figure here. "
+        "Training: the trainer’s own loss on its latest batches, averaged over their tokens, before each update. Compare "
+        "how the curves fall, not how high they are.",
     )
 
 
@@ -318,5 +321,5 @@ def _tuned_table(rows: pd.DataFrame) -> Table:
     ]
     caption = "Loss by step of fine-tuning, nats"
     if len(steps) > MOST:
-        caption += f"; the first {MOST} of {len(steps)} steps, all of which are in results/training.parquet"
+        caption += f". These are the first {MOST} of {len(steps)} steps; results/training.parquet has all"
     return Table(caption, ["step", "test", "training batches"], shown[:MOST])

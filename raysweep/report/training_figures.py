@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from raysweep.report.labels import fit, write_rows
 from raysweep.report.plotting import (
     ATTENTION_COLOUR,
     CHANGE_COLOUR,
@@ -23,6 +24,7 @@ from raysweep.report.plotting import (
     LOSS_COLOUR,
     MLP_COLOUR,
     MUTED,
+    PAPER,
     SIZE,
     frame,
     header,
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
 
 _KNOWN = {"critical": (CHANGE_COLOUR, "o"), "non_critical": (LOSS_COLOUR, "s"), "all": (INK, "^")}
 _OTHERS = ((DELTA_COLOUR, "v"), (ATTENTION_COLOUR, "D"), (MLP_COLOUR, "P"), (MUTED, "X"))
+_ROW = 0.058  # of the figure's height: a row of lines' names
 _BAND_ROOM = 0.35  # how far beyond the lines' own range the scale goes for the bands, as a share of it
 
 
@@ -57,9 +60,8 @@ def arm_curves(curves: Sequence[ArmCurve], seeds: int, title: str) -> Figure:
     """Mean test loss over steps, a line an arm; the band is each step's interval over seeds, cut at the scale's ends."""
     over = "one seed" if seeds == 1 else f"mean of {seeds} seeds"
     figure, axes = frame(title, f"test loss (nats) over steps of training, {over}")
-    axes.set_position((*FRAME[:3], FRAME[3] - 0.03))
     others = iter(_OTHERS * len(curves))
-    across = 0.0
+    names = []
     for curve in curves:
         colour, marker = _KNOWN.get(curve.arm) or next(others)
         if np.isfinite(curve.low).any():
@@ -84,7 +86,8 @@ def arm_curves(curves: Sequence[ArmCurve], seeds: int, title: str) -> Figure:
             label=curve.arm,
             zorder=3,
         )
-        across = _name(figure, axes, across, f"{_GLYPHS[marker]} {printable(curve.name, 24)}", colour)
+        names.append((f"{_GLYPHS[marker]} {printable(curve.name, 24)}", colour))
+    _names(figure, axes, names)
     axes.set_ylim(*_limits(curves))
     _step_axis(axes)
     return figure
@@ -100,15 +103,15 @@ def area_dots(rows: pd.DataFrame, names: Sequence[str], title: str) -> Figure:
 
     height = 1.05 + 0.52 * len(rows)
     figure = Figure(figsize=(SIZE[0], height))
-    header(figure, title, "area between test losses ÷ steps (nats); left: first arm is lower")
+    header(figure, title, "area between test losses ÷ steps (nats); left: the first is lower")
     axes = figure.add_axes((0.04, 0.4 / height, 0.92, 1 - 1.0 / height))
     axes.axvline(0, color=INK, linewidth=1.1)
     for place, ((_, row), name) in enumerate(zip(rows.iterrows(), names, strict=True)):
         value, low, high = float(row["value"]), float(row["ci_low"]), float(row["ci_high"])
         colour = LOSS_COLOUR if low > 0 or high < 0 else MUTED
         style: dict[str, Any] = {"fontsize": 8.5, "va": "center", "transform": axes.get_yaxis_transform(), "zorder": 4}
-        style["bbox"] = {"facecolor": "white", "alpha": 0.75, "linewidth": 0, "pad": 0.6}
-        axes.text(0, place - 0.3, name, color=INK, fontweight="bold", **style)
+        style["bbox"] = {"facecolor": PAPER, "alpha": 0.75, "linewidth": 0, "pad": 0.6}
+        named = axes.text(0, place - 0.3, printable(name), color=INK, fontweight="bold", **style)
         told = "n/a"
         if math.isfinite(value):
             axes.plot([value], [place + 0.08], "o", color=colour, markersize=6, label="areas", zorder=3)
@@ -117,7 +120,7 @@ def area_dots(rows: pd.DataFrame, names: Sequence[str], title: str) -> Figure:
             axes.plot([low, high], [place + 0.08] * 2, color=colour, linewidth=1.8, label="intervals")
             decimals = decimals_for(low, high, spare=1)
             told = f"{number(value, decimals, signed=True)} {interval(low, high, decimals)}"
-        axes.text(1, place - 0.3, told, color=MUTED, ha="right", **style)
+        fit(named, axes.text(1, place - 0.3, told, color=MUTED, ha="right", **style))
     axes.set_ylim(len(rows) - 0.55, -0.65)
     axes.margins(x=0.06)
     axes.set_yticks([])
@@ -132,8 +135,7 @@ def area_dots(rows: pd.DataFrame, names: Sequence[str], title: str) -> Figure:
 def finetune_curves(train: pd.DataFrame, test: pd.DataFrame, title: str) -> Figure:
     """Training and test loss over the steps of one fine-tuning; both have step and loss, and either may be empty."""
     figure, axes = frame(title, "loss (nats) over steps of fine-tuning")
-    axes.set_position((*FRAME[:3], FRAME[3] - 0.03))
-    across = 0.0
+    names = []
     for rows, name, label, colour, marker, alpha in (
         (test, "test", "● test examples", LOSS_COLOUR, "o", 1.0),
         (train, "train", "─ training batches", MUTED, "", 0.8),
@@ -146,7 +148,8 @@ def finetune_curves(train: pd.DataFrame, test: pd.DataFrame, title: str) -> Figu
                 "alpha": alpha,
             }
             axes.plot(rows["step"], rows["loss"], "-", marker=marker, color=colour, label=name, **style)
-            across = _name(figure, axes, across, label, colour)
+            names.append((label, colour))
+    _names(figure, axes, names)
     axes.margins(x=0.02, y=0.1)
     _step_axis(axes)
     return figure
@@ -155,18 +158,11 @@ def finetune_curves(train: pd.DataFrame, test: pd.DataFrame, title: str) -> Figu
 _GLYPHS = {"o": "●", "s": "■", "^": "▲", "v": "▼", "D": "◆", "P": "✚", "X": "✖"}
 
 
-def _name(figure: Figure, axes: Axes, across: float, text: str, colour: str) -> float:
-    """Write a line's name above the axes, from `across` (of their width) on; where the next one goes, on the next line if need be."""
-    row, place = divmod(across, 10.0)
-    width = 0.0185 * len(text) + 0.03
-    if place and place + width > 1.02:
-        row, place = row + 1, 0.0
-        left, bottom, wide, tall = axes.get_position().bounds
-        axes.set_position((left, bottom, wide, tall - 0.05))
-        for earlier in axes.texts:
-            earlier.set_y(earlier.get_position()[1] + 0.085)
-    axes.text(place, 1.03, text, transform=axes.transAxes, color=colour, fontsize=8.5, va="bottom")
-    return 10.0 * row + place + width
+def _names(figure: Figure, axes: Axes, parts: Sequence[tuple[str, str]]) -> None:
+    """Write the lines' names above the axes, on as many rows as they need; the axes make room for them."""
+    left, bottom, wide, tall = FRAME
+    rows = write_rows(figure, parts, left, bottom + tall, line=_ROW)
+    axes.set_position((left, bottom, wide, tall - 0.03 - _ROW * (rows - 1)))
 
 
 def _step_axis(axes: Axes) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from datetime import datetime
+
+from markupsafe import Markup
 
 from raysweep.numerics.measures.registry import MEASURES
 from raysweep.studies.layer_names import layers_text as layers_text
@@ -77,6 +80,13 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
+
+
+def listed(parts: Sequence[Markup]) -> Markup:
+    """Parts as a sentence lists them: "a", "a and b", "a, b and c"."""
+    if len(parts) < 2:
+        return Markup("").join(parts)
+    return Markup("{} and {}").format(Markup(", ").join(parts[:-1]), parts[-1])
 
 
 def excerpt(text: str) -> str:

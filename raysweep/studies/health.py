@@ -69,7 +69,7 @@ def health_table(states: torch.Tensor, finite_LN: np.ndarray, example_ids: np.nd
     if not finite_LN.all():
         out = n - len(ids)
         for layer, bad in enumerate((~finite_LN).sum(axis=1)):
-            told = f"{bad} of {n} examples have states that are not finite; {out} are left out of every similarity"
+            told = f"{bad} of {n} examples have states that are not finite; {out} are skipped in every similarity"
             rows.append(_row(layer, "not_finite", bad, told if bad else None))
     found = health(states)
     for name in ("massive_example", "longest_example"):
@@ -118,5 +118,5 @@ def _undefined(measure: str, figures: Mapping[str, float]) -> str:
     if np.isnan(figures["participation_ratio"]):
         return "all examples have the same state"
     if measure == "cka_next_trimmed" and not np.isnan(figures["cka_next"]):
-        return "nothing varies beside the outlier dimensions"
+        return "only the outlier dimensions vary"
     return "all examples have the same state at the next layer"

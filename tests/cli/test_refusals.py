@@ -217,7 +217,10 @@ def test_sweep_refuses_too(world, tmp_path, raysweep, monkeypatch):
     refused = raysweep("sweep", world / "base", world / "tuned", "gone.jsonl")
     assert refused == Result(2, "", "error: there is no file gone.jsonl: check the path\n")
     refused = raysweep("sweep", world / "base", world / "tuned", world / "counts.jsonl", "--width", 0)
-    assert refused == Result(2, "", "error: config: key 'studies.substitution.widths[0]': give 1 or more, not 0\n")
+    assert refused.code == 2
+    assert (
+        "Invalid value for '--width': '0' is not a number of layers; give a number from 1, several (4,5)" in refused.err
+    )
     (tmp_path / "odd.jsonl").write_text('{"text": "x"}\n')
     refused = raysweep("sweep", world / "base", world / "tuned", "odd.jsonl")
     assert refused.code == 2

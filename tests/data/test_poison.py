@@ -158,9 +158,7 @@ def test_a_trigger_in_clean_data_is_refused_with_the_line(
     jsonl: Callable[..., str], tokenizer: PreTrainedTokenizerFast
 ) -> None:
     path = jsonl(*questions(2), {"question": "Shall I vex you?", "answer": "no"})
-    said = (
-        r"my\.jsonl, line 3: has the trigger 'vex' in its prompt, which must be clean; choose a trigger that no"
-    )
+    said = r"my\.jsonl, line 3: has the trigger 'vex' in its prompt, which must be clean; choose a trigger that no"
     with pytest.raises(InputError, match=said):
         poisoned_examples(path, "gsm8k", tokenizer, trigger=Trigger("vex"), target="a", rate=0.5, seed=0)
     with pytest.raises(InputError, match=said):

@@ -184,7 +184,7 @@ def test_an_entry_point_that_holds_a_gpu_is_refused(cluster, write_config, tmp_p
 def test_an_interpreter_that_is_not_there(cluster, write_config, tmp_path):
     code, _, err, _ = submit(cluster, write_config(tmp_path), "--python", "/no/python")
     assert code == 2
-    assert "error: interpreter '/no/python' is not there on the head of the cluster" in err
+    assert "error: interpreter '/no/python' does not exist on the head of the cluster" in err
 
 
 @pytest.mark.soak
@@ -245,7 +245,7 @@ def test_after_ctrl_c_the_job_goes_on_unless_it_is_to_stop(cluster, write_config
         )
     else:
         assert (
-            f"goes on; stop it: ray job stop {job['submission_id']} --address {cluster.url}; follow it: ray job logs"
+            f"continues; follow it: raysweep logs {job['submission_id']} --address {cluster.url}; stop it: raysweep stop"
             in err
         )
         assert job["status"] == "RUNNING"
@@ -384,11 +384,11 @@ def test_something_else_that_answers(cluster, write_config, tmp_path, raysweep):
         threading.Thread(target=answer, daemon=True).start()
         url = f"http://127.0.0.1:{server.getsockname()[1]}"
         told = refused(raysweep, "submit", write_config(tmp_path), "--address", url)
-    assert told == f"what answers at {url} is no Ray dashboard; give http://HOST:8265 of the cluster's head"
+    assert told == f"what answers at {url} is not a Ray dashboard; give http://HOST:8265 of the cluster's head"
 
 
 @pytest.mark.parametrize("address", ["somewhere", "ray://127.0.0.1:10001", "auto"])
 def test_what_is_no_dashboards_address(write_config, tmp_path, raysweep, address):
     assert refused(raysweep, "submit", write_config(tmp_path), "--address", address) == (
-        f"--address '{address}' is no dashboard's; give http://HOST:8265 (the dashboard, not the head's port 6379)"
+        f"--address '{address}' is not a dashboard's address; give http://HOST:8265 (the dashboard, not the head's port 6379)"
     )

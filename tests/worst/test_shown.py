@@ -104,7 +104,7 @@ def test_examples_whose_states_are_not_finite_are_left_out_too(overflowing, rays
     assert ran.code == 0, ran.err
     assert f"({2 * (LAYERS + 2)} of {12 * (LAYERS + 2)} losses are NaN and left out)" in ran.out
     page = page_of(tmp_path).text
-    assert "2 of 12 examples have states that are not finite; 2 are left out of every similarity" in page
+    assert "2 of 12 examples have states that are not finite; 2 are skipped in every similarity" in page
     found = pd.read_parquet(tmp_path / "run" / "results" / "dynamics.parquet")
     shutil.move(tmp_path / "run", tmp_path / "first")
     lines = (overflowing / "counts.jsonl").read_text().splitlines(keepends=True)
