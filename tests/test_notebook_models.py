@@ -346,7 +346,7 @@ def test_components_are_not_removed_from_compiled_models(pair: tuple[Any, Any]) 
     directions = np.eye(2, 16)
     for model in (torch.compile(pair[0], backend="eager"), pair[1]):
         pair[1].compile(backend="eager")
-        with pytest.raises(rs.InputError, match=r"is compiled \(.*\), and compiled code does not see hooks"):  # noqa: SIM117
+        with pytest.raises(rs.InputError, match=r"is compiled \(.*\), and compiled code ignores hooks"):  # noqa: SIM117
             with rs.removed(model, 1, directions):
                 pass
     for given, told in (

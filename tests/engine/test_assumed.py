@@ -169,7 +169,7 @@ def test_real_checkpoints_and_records_are_used_where_they_are_here(config: Path,
             ["datasets.0.expected.prompt_tokens=200"],
             "expected examples have 203 tokens, and the context of 'm' has 128",
         ),
-        (["datasets.0.all_but_last=40"], "expected.examples is 40 and all_but_last holds back 40: none is left"),
+        (["datasets.0.all_but_last=40"], "expected.examples is 40 and all_but_last removes 40, so none is left"),
     ],
 )
 def test_what_cannot_be_assumed(config: Path, changes: list[str], told: str) -> None:
