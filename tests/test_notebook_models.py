@@ -326,8 +326,8 @@ def test_every_call_on_a_pair_refuses_shared_weights_and_mixed_dtypes(
         lambda base, tuned: rs.estimate(base, tuned, examples, widths=1),
     ):
         for other, told in (
-            (base, "one and the same model object"),
-            (rs.Adapter(base), "one and the same model object"),
+            (base, "the same model object"),
+            (rs.Adapter(base), "the same model object"),
             (shared, "share the memory of 9 weights"),
             (copy.deepcopy(tuned).bfloat16(), "different dtypes"),
             (None, "^tuned is of type NoneType; give a loaded transformers model, a raysweep.Adapter, or the name"),
