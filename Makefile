@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 TESTS := tests
+QUICK := tests/data tests/numerics tests/test_config*.py tests/test_fingerprint.py tests/test_goldens.py tests/test_layering.py tests/test_plain_english.py tests/test_constraints.py tests/docs/test_habits.py
 BIN := $(VENV)/bin
 # Python compiles each module when it is first imported and keeps the result, even if the environment says otherwise. pip would
 # compile all modules, which takes longer than the rest of the installation.
@@ -11,7 +12,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-com
 CHROMIUM = $(shell command -v chromium chromium-browser google-chrome)
 PROMETHEUS = $(and $(shell command -v prometheus),$(shell command -v promtool))
 
-.PHONY: demo test fuzz soak lint types bench docs docs-serve clean
+.PHONY: demo test quick tutorials fuzz soak lint types bench docs docs-serve clean
 
 demo: $(VENV)/.run  ## the whole study on the embedded laboratory; ends by naming the report
 	$(BIN)/raysweep demo --fresh
@@ -20,6 +21,12 @@ test: $(VENV)/.test  ## the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "not soak and ($(if $(CHROMIUM),browser or )not browser) and ($(if $(PROMETHEUS),prometheus or )not prometheus)" $(TESTS)
 	@$(if $(CHROMIUM),,echo "no Chromium here: the browser tests of the report page were left out")
 	@$(if $(PROMETHEUS),,echo "no Prometheus here (Debian's package prometheus): tests of the dashboards' queries and alerts were left out")
+
+quick: $(VENV)/.test  ## the tests that need neither Ray nor whole runs: under two minutes
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -x -n 2 --dist loadfile $(QUICK)
+
+tutorials: $(VENV)/.test  ## execute the notebooks in docs/tutorials again and save their outputs
+	$(BIN)/python .ci/tutorials.py
 
 fuzz: $(VENV)/.test  ## random configs, records and checkpoints for a minute, others each time
 	OMP_NUM_THREADS=1 RAYSWEEP_FUZZ_SECONDS=60 RAYSWEEP_FUZZ_SEED=$${RAYSWEEP_FUZZ_SEED:-$$(date +%s)} $(BIN)/python -m pytest -q -s tests/test_fuzz.py tests/test_resource_bombs.py -m "not soak"

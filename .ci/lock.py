@@ -45,7 +45,9 @@ def read_pins(path: Path = LOCK) -> dict[str, str]:
 
 def extras() -> list[str]:
     """Return the names of pyproject.toml's extras."""
-    return sorted(tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"])
+    return sorted(
+        tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    )
 
 
 def resolve() -> dict[str, str]:

@@ -1,6 +1,6 @@
 """The commands of README.md, the quickstart and the how-to guides: each ```sh and ```python block, in order, as a reader types them.
 
-A page's blocks run in one scratch folder of their own. Blocks marked ```bash and ```yaml are only parsed.
+All run in one scratch folder: a guide may use what the quickstart made. Blocks marked ```bash and ```yaml are only parsed.
 """
 
 from __future__ import annotations
@@ -28,15 +28,8 @@ def names(blocks: list[tuple[Path, str, str]]) -> list[str]:
 
 @pytest.fixture(scope="module")
 def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("pages")
-
-
-def folder_of(page: Path, scratch: Path) -> Path:
-    """The folder in which a page's commands run: an empty one, with the checkout's configs."""
-    folder = scratch / page.stem
-    if not folder.exists():
-        folder.mkdir()
-        (folder / "configs").symlink_to(ROOT / "configs")
+    folder = tmp_path_factory.mktemp("pages")
+    (folder / "configs").symlink_to(ROOT / "configs")
     return folder
 
 
@@ -50,7 +43,7 @@ def test_a_block_runs(scratch: Path, page: Path, kind: str, text: str) -> None:
     environment["PATH"] = f"{ROOT / '.venv' / 'bin'}:{environment['PATH']}"
     done = subprocess.run(
         [*command, "\n".join(lines)],
-        cwd=ROOT if "make " in text else folder_of(page, scratch),
+        cwd=ROOT if "make " in text else scratch,
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

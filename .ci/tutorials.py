@@ -30,7 +30,8 @@ def execute(notebook: Any) -> None:
         threads = os.environ.get("OMP_NUM_THREADS", "2")
         os.environ.update(HF_HUB_OFFLINE="1", OMP_NUM_THREADS=threads)  # the kernel inherits them
         client = NotebookClient(notebook, timeout=900, kernel_name="python3", resources={"metadata": {"path": folder}})
-        client.create_kernel_manager().transport = "ipc"
+        manager = client.create_kernel_manager()
+        manager.transport, manager.ip = "ipc", f"{folder}/.kernel"  # sockets in the folder, no TCP ports
         client.execute()
 
 

@@ -83,7 +83,7 @@ def main() -> None:
     show_old_names()
     try:
         with signals.handled(program=True):
-            app()
+            app(prog_name="raysweep")
     except Exception as error:
         number = signals.received()  # it may be what the error comes of, as of a terminal that was closed
         if number is None and not isinstance(error, RaysweepError):

@@ -72,7 +72,7 @@ class RecordsConfig(Section):
     @model_validator(mode="after")
     def _one_end(self) -> Self:
         if self.last is not None and self.all_but_last is not None:
-            raise ValueError(f"last is {self.last} and all_but_last is {self.all_but_last}; give one of them")
+            raise ValueError(f"last is {self.last} and all_but_last is {self.all_but_last}; give only one of them")
         return self
 
 

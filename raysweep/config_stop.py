@@ -59,5 +59,5 @@ class StopConfig(Section):
                 "has neither half_width nor top; give one: {half_width: 0.02} in nats, or {top: 3}, a number of windows"
             )
         if self.half_width is not None and self.top is not None:
-            raise ValueError(f"half_width is {self.half_width:g} and top is {self.top}; give one of them")
+            raise ValueError(f"half_width is {self.half_width:g} and top is {self.top}; give only one of them")
         return self

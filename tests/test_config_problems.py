@@ -87,7 +87,7 @@ def test_a_misspelt_key_names_the_nearest(override, told):
         ),
         (
             "studies.substitution.stop={half_width: 0.02, top: 3}",
-            "studies.substitution.stop: half_width is 0.02 and top is 3; give one of them",
+            "studies.substitution.stop: half_width is 0.02 and top is 3; give only one of them",
         ),
         ("studies.substitution.stop={top: 0}", "key 'studies.substitution.stop.top': give 1 or more, not 0"),
         (
@@ -234,7 +234,7 @@ def test_values_at_their_worst(override, told):
 
 
 def test_a_data_set_is_taken_from_one_end():
-    with pytest.raises(InputError, match=r"datasets\[0\]: last is 2 and all_but_last is 3; give one of them"):
+    with pytest.raises(InputError, match=r"datasets\[0\]: last is 2 and all_but_last is 3; give only one of them"):
         parse_config(PLAIN, overrides=["datasets.0.last=2", "datasets.0.all_but_last=3"])
 
 

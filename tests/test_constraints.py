@@ -56,7 +56,14 @@ def test_pins_are_sorted():
 
 @pytest.mark.parametrize(
     "line",
-    ["numpy>=2", "torch==2.13.0+cpu", "rich==15.0.0 --hash=sha256:0", "rich @ file:///rich", "--index-url https://x", "rich"],
+    [
+        "numpy>=2",
+        "torch==2.13.0+cpu",
+        "rich==15.0.0 --hash=sha256:0",
+        "rich @ file:///rich",
+        "--index-url https://x",
+        "rich",
+    ],
 )
 def test_anything_but_a_plain_pin_is_refused(tmp_path, line):
     path = tmp_path / "constraints.txt"

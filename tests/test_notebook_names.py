@@ -134,7 +134,7 @@ def test_an_adapter_that_cannot_be_merged_onto_a_loaded_base_is_refused(world: P
         with pytest.raises(rs.InputError, match=f"adapter '.*{adapter}'"):
             rs.sweep_windows(base, tmp_path / adapter, ROWS, WINDOWS)
     cpu_offload(base, execution_device=torch.device("cpu"))
-    with pytest.raises(rs.InputError, match=r"a base that is spread over devices: give base by its name or folder$"):
+    with pytest.raises(rs.InputError, match=r"a base that is spread over devices; give base by its name or folder$"):
         rs.sweep_windows(base, world / "lora", ROWS, WINDOWS)
 
 
@@ -220,7 +220,7 @@ def test_what_a_template_does_to_texts_is_a_warning_wherever_they_are_made(
             call()
     dated = copy.deepcopy(tokenizer)
     dated.chat_template = "{{ strftime_now('%Y-%m-%d') }}" + tokenizer.chat_template
-    with pytest.warns(UserWarning, match=r"reads the clock and is given (.*); pass template_date='\1' to get the same"):
+    with pytest.warns(UserWarning, match=r"reads the clock and gets (.*); pass template_date='\1' to get the same"):
         rs.load_examples(ROWS, dated)
     for day in ("2026-01-31", date(2026, 1, 31)):
         found = rs.load_examples(ROWS, dated, template_date=day).examples

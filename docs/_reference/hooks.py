@@ -9,6 +9,7 @@ import logging
 import re
 import sys
 from pathlib import Path
+from posixpath import dirname, normpath
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -53,6 +54,24 @@ def expand(nav: list[Any], docs: Path) -> list[Any]:
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Replace the markers of a page. Raises KeyError for a name without a writer."""
     return MARKER.sub(lambda found: WRITERS[found[1]](), markdown)
+
+
+def on_page_content(html: str, *, page: Any, files: Any, **_: Any) -> str:
+    """Point the links of a notebook to pages of the site, which mkdocs does for Markdown only, and warn of broken ones."""
+    return page_links(html, page.file, files) if page.file.src_uri.endswith(".ipynb") else html
+
+
+def page_links(html: str, source: Any, files: Any) -> str:
+    """The page with its relative links to .md and .ipynb files replaced by those to the pages made of them."""
+
+    def replaced(found: re.Match[str]) -> str:
+        target = files.get_file_from_path(normpath(f"{dirname(source.src_uri)}/{found[1]}"))
+        if target is None:
+            LOG.warning("notebook '%s' links to '%s', which is not there", source.src_uri, found[1])
+            return found[0]
+        return f'href="{target.url_relative_to(source)}{found[2] or ""}"'
+
+    return re.sub(r'href="((?!\w+:)[^"#]+\.(?:md|ipynb))(#[^"]*)?"', replaced, html)
 
 
 def on_post_page(output: str, *, page: Any, **_: Any) -> str:

@@ -231,8 +231,8 @@ def _check_room(
         more = "more than " if longest.id in partly else ""
         raise InputError(
             f"{len(longer)} of {n} examples of {source} are longer than the context of '{room.model}', {room.context} tokens; "
-            f"the longest ({records.place(longest.id)}) has {more}{longest.length}: set too_long: cut for this data set, which cuts "
-            f"them there and counts them, or a max_tokens of {room.context} or less"
+            f"the longest ({records.place(longest.id)}) has {more}{longest.length}. Set too_long: cut for this data set, which cuts "
+            f"and counts them, or max_tokens to {room.context} or less"
         )
     foreign = [e for e in examples if room.vocabulary is not None and int(e.tokens.max()) >= room.vocabulary]
     if foreign and room.vocabulary is not None:
@@ -241,8 +241,8 @@ def _check_room(
         raise InputError(
             f"{len(foreign)} of {n} examples of {source} have tokens that '{room.model}' has no embedding for: its vocabulary "
             f"has {room.vocabulary} (ids 0 to {room.vocabulary - 1}), its tokenizer {len(tokenizer)}, and the largest id is "
-            f"{token}, {tokenizer.convert_ids_to_tokens(token)!r} ({records.place(largest.id)}): use the tokenizer that the "
-            "checkpoint was trained with, or leave those records out"
+            f"{token}, {tokenizer.convert_ids_to_tokens(token)!r} ({records.place(largest.id)}); use the tokenizer "
+            "that the checkpoint was trained with, or remove those records"
         )
 
 
@@ -270,8 +270,8 @@ def _example(
             text.encode()
         except UnicodeEncodeError as error:
             raise InputError(
-                f"has half of a surrogate pair (\\u{ord(text[error.start]):04x}) in its {what}, which is no character: "
-                "mend the text"
+                f"has half of a surrogate pair (\\u{ord(text[error.start]):04x}) in its {what}, which is not a valid "
+                "character; correct the text"
             ) from error
     wanted = (texts[0], "") if prompts_only else texts
     (tokens, n_prompt), partly = encode_enough(wanted, partial(wording.encode, tokenizer=tokenizer), most)

@@ -49,11 +49,11 @@ class Exclude:
         for name in ("phrases", "values"):
             object.__setattr__(self, name, _texts(name, getattr(self, name)))
         if not (self.phrases or self.pattern or self.values):
-            raise InputError("exclude names nothing to leave out: give phrases, a pattern, or a column and its values")
+            raise InputError("exclude names nothing; give phrases, a pattern, or a column and its values")
         if "" in self.phrases:
-            raise InputError("exclude has an empty phrase, which is in every text: leave it out")
+            raise InputError("exclude has an empty phrase, which every text contains; remove it")
         if self.values and self.column is None:
-            raise InputError("exclude has values and no column: name the column that they are of")
+            raise InputError("exclude has values but no column; name the column that they belong to")
         _ = self._expression
 
     @cached_property
@@ -62,7 +62,8 @@ class Exclude:
             return LimitedPattern(self.pattern) if self.pattern else None
         except (re.error, OverflowError, RecursionError) as error:
             raise InputError(
-                f"exclude has a pattern {shown(self.pattern)} that does not compile ({error}): mend the regular expression"
+                f"exclude has a pattern {shown(self.pattern)} that does not compile ({error}); correct the regular "
+                "expression"
             ) from error
 
     @cached_property
@@ -77,7 +78,7 @@ class Exclude:
         if self.column is not None:
             if self.column not in record:
                 names = shortened(", ".join(map(str, record))) or "none"
-                raise InputError(f"has no field '{self.column}', which exclude looks at; its fields are {names}")
+                raise InputError(f"has no field '{self.column}', which exclude uses; its fields are {names}")
             texts: tuple[str, ...] = (_text(record[self.column]),)
             if texts[0] in self.values:
                 return True

@@ -221,7 +221,7 @@ class Adapter:
         if not self.predicts:
             raise InputError(
                 f"{type(self.model).__name__} does not predict the next token (it is an encoder, or lacks its head), and "
-                "substitution measures the loss of a response's tokens; measure its similarity alone"
+                "substitution measures the loss of a response's tokens; measure only its similarity"
             )
 
     @torch.no_grad()
@@ -258,8 +258,8 @@ class Adapter:
                 hook.remove()
         if not expected.isfinite().all():
             raise self._refusal(
-                f"its own forward gives {what} that are not finite in {expected.dtype}; its weights are damaged, or "
-                "overflow in that dtype (then choose another)"
+                f"its own forward produces {what} that are not finite in {expected.dtype}; its weights are damaged, or "
+                "they overflow in that dtype (then use another)"
             )
         if len(found) != self.n_layers:
             raise self._refusal(f"its forward calls {len(found)} of its {self.n_layers} blocks")
@@ -275,14 +275,16 @@ class Adapter:
         computed = self._computed_in(expected)
         loose = 1.0 if computed == torch.float32 else 2**-7 / _PROBE_TOLERANCE
         if not apart <= _PROBE_TOLERANCE * loose * scale:
-            raise self._refusal(f"replaying its blocks gives {what} that are {apart:.2g} apart from its own forward's")
+            raise self._refusal(
+                f"replaying its blocks produces {what} that differ by {apart:.2g} from its own forward's"
+            )
         altered = any(altered_modules(self.model))
         if computed == torch.float32 or altered:
             alone = self._forward(tokens[1:, :_PROBE_CUT])
             apart = float((alone[0] - expected[1, :_PROBE_CUT]).abs().max())
             if not apart <= (_LEAK_TOLERANCE if computed == torch.float32 else _LEAK_OF_HOOKS) * scale:
                 others = "tokens behind one" if self.predicts else "tokens that its attention mask hides"
-                raise self._refusal(f"{others} move {what} by {apart:.2g}, so that padding would change every figure")
+                raise self._refusal(f"{others} move {what} by {apart:.2g}, so padding would change every result")
 
     def _replay_among_others(self, tokens: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
         """Logits (or states) of a replay, the same rows in another order passing every block just after them.
@@ -301,7 +303,7 @@ class Adapter:
             out = apply_block(block, states, call, ours)
             others = apply_block(block, others, call, theirs)
             if not torch.equal(before, states):
-                raise self._refusal(f"its {type(block).__name__} overwrites the states that enter it")
+                raise self._refusal(f"its {type(block).__name__} overwrites its input states")
             states = out
         return self.logits(states.flatten(-3, -2)) if self.predicts else self._finish(states, tokens, lengths)
 
@@ -351,7 +353,7 @@ def apply_block(block: nn.Module, states: torch.Tensor, call: BlockCall, shared:
         out = out[0]
     if not isinstance(out, torch.Tensor) or out.shape != states.shape:
         raise InputError(
-            f"{type(block).__name__} returned {type(out).__name__} where states of shape {tuple(states.shape)} were expected; "
-            "raysweep knows blocks that return a tensor or a tuple beginning with one"
+            f"{type(block).__name__} returned {type(out).__name__}, but states of shape {tuple(states.shape)} were expected; "
+            "raysweep supports blocks that return a tensor, or a tuple that starts with one"
         )
     return out

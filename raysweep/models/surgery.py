@@ -74,8 +74,8 @@ def interpolated(block: nn.Module, donor: nn.Module, share: float, names: Sequen
         if weight.is_meta or not weight.is_floating_point():
             what = "offloaded" if weight.is_meta else f"of {weight.dtype}"
             raise InputError(
-                f"{type(block).__name__} has the weight {name}, which is {what} and cannot be interpolated; leave "
-                "`coefficients` out, or load the model whole in a floating dtype"
+                f"{type(block).__name__} has the weight {name}, which is {what} and cannot be interpolated; remove "
+                "`coefficients`, or load the model completely in a floating-point dtype"
             )
     made = copy.deepcopy(block, kept)  # a config is no part of a layer, and stays the one it is
     theirs = donor.state_dict()
@@ -123,7 +123,7 @@ def _as_tensor(name: str, given: ArrayLike | torch.Tensor) -> torch.Tensor:
     try:
         return torch.as_tensor(given)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"{name} is of type {type(given).__name__}, and no array of numbers: {error}") from error
+        raise InputError(f"{name} is of type {type(given).__name__}, not an array of numbers: {error}") from error
 
 
 @contextmanager
@@ -164,8 +164,8 @@ def removed(
     )
     if compiled is not None:
         raise InputError(
-            f"{type(owner).__name__} is compiled ({compiled}), and compiled code does not see hooks that are registered after it "
-            "was made: give the model without torch.compile, and call that one"
+            f"{type(owner).__name__} is compiled ({compiled}), and compiled code ignores hooks that are registered "
+            "later; give the model without torch.compile, and call that one"
         )
     blocks = model.blocks if isinstance(model, Adapter) else find_blocks(owner)
     if isinstance(layer, bool) or not isinstance(layer, SupportsIndex):
@@ -198,9 +198,9 @@ def removed(
         states = output[0] if several else output
         if not isinstance(states, torch.Tensor) or states.ndim != 3:
             raise InputError(
-                f"{type(module).__name__} puts out no states [B, T, D], but "
+                f"{type(module).__name__} does not return states [B, T, D], but "
                 f"{tuple(states.shape) if isinstance(states, torch.Tensor) else type(states).__name__}; components can be "
-                "removed where a layer has one stream of states"
+                "removed only from a layer with one stream of states"
             )
         before = states[:, chosen]
         if stored_part is None:

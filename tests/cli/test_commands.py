@@ -125,7 +125,7 @@ def test_plan_tells_and_writes_nothing(config, raysweep):
     assert re.fullmatch(r"  stream     \S+ kB to read, \d+ layer calls, \S+ [MG]B of memory, \S+ s", lines[14])
     # trunk 5; branches 5 + 3 × 2; tails 3 + 2 + 1; the base model's own layers 5
     # three chunks of one batch, and a capture call each
-    assert lines[9] == "to compute   27 layer applications, each on a whole data set (81 calls of a layer on a batch)"
+    assert lines[9] == "to compute   27 layer applications, each on a full data set (81 layer calls, each on one batch)"
 
 
 def test_plan_as_json_before_and_after_a_run(config, raysweep):
@@ -226,7 +226,7 @@ def test_the_format_is_found_from_the_first_record_of_a_folder(tmp_path):
     config = recipes.sweep_config("base", "tuned", str(tmp_path), format=None, template="chat", widths=[1])
     assert config.datasets[0].format == "gsm8k"
     (tmp_path / "test.jsonl").write_text("")
-    with pytest.raises(InputError, match=r"has several splits: name one of train, test"):
+    with pytest.raises(InputError, match=r"has several splits; name one of train, test"):
         recipes.sweep_config("base", "tuned", str(tmp_path), format=None, template="chat", widths=[1])
 
 

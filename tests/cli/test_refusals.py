@@ -62,7 +62,7 @@ REFUSALS = {
     ),
     "an unknown format": (
         ["datasets.0.format=gsm9k"],
-        "unknown format 'gsm9k': did you mean 'gsm8k'?",
+        "unknown format 'gsm9k'; did you mean 'gsm8k'?",
     ),
     "an unknown prompt template": (["models.0.template=lama2"], "unknown prompt template 'lama2'; did you mean 'llama2'?"),
     "records of another format": (
@@ -99,7 +99,7 @@ REFUSALS = {
     ),
     "a device that is not there": (
         ["execution.device=cuda:99"],
-        "execution.device asks for cuda:99, and this machine shows * CUDA devices; use auto or cpu",
+        "execution.device asks for cuda:99, and this machine has * CUDA devices; use auto or cpu",
     ),
     "a device of no kind": (
         ["execution.device=tpu"],
@@ -176,8 +176,8 @@ def test_a_checkpoint_that_is_cut_is_refused(world, config, raysweep, tmp_path):
     assert refused == Result(
         2,
         "",
-        f"error: {tmp_path}/cut/model.safetensors has {size - 1} bytes where its header tells {size}; "
-        "copy the checkpoint again\n",
+        f"error: {tmp_path}/cut/model.safetensors has {size - 1} bytes, but its header says {size}; copy the "
+        "checkpoint again\n",
     )
 
 
@@ -189,7 +189,7 @@ def test_files_and_folders_that_are_missing(tmp_path, raysweep, monkeypatch):
     )
     for command in ("status", "report"):
         assert raysweep(command, "gone") == Result(2, "", "error: run folder 'gone' does not exist\n")
-        told = f"error: '{tmp_path}' is no run folder (it has no events.jsonl and plan.json)\n"
+        told = f"error: '{tmp_path}' is not a run folder (it has no events.jsonl and plan.json)\n"
         assert raysweep(command, tmp_path) == Result(2, "", told)
     assert content(tmp_path) == []
 

@@ -125,7 +125,7 @@ def test_a_record_that_does_not_fit_is_named_by_its_line(jsonl: Write, tokenizer
 
 
 def test_unknown_names_are_refused_before_anything_is_read(tokenizer: PreTrainedTokenizerFast) -> None:
-    assert refusal("no.jsonl", "gsm", tokenizer) == "unknown format 'gsm': did you mean 'gsm8k'?"
+    assert refusal("no.jsonl", "gsm", tokenizer) == "unknown format 'gsm'; did you mean 'gsm8k'?"
     assert (
         refusal("no.jsonl", "gsm8k", tokenizer, template="chatt")
         == "unknown prompt template 'chatt'; did you mean 'chat'?"
@@ -172,7 +172,8 @@ def test_half_a_surrogate_pair_is_no_character(jsonl: Write, tokenizer: PreTrain
     with pytest.raises(InputError) as caught:
         load_examples(path, "gsm8k", tokenizer)
     assert str(caught.value) == (
-        rf"{path}, line 2: has half of a surrogate pair (\ud83d) in its prompt, which is no character: mend the text"
+        rf"{path}, line 2: has half of a surrogate pair (\ud83d) in its prompt, which is not a valid character; "
+        r"correct the text"
     )
     path = jsonl(SHORT, {"question": "q", "answer": "😀 \u202e \u0000", "aside": "\ud83d"})
     assert len(load_examples(path, "gsm8k", tokenizer).examples) == 2, "pairs, and what nobody uses, are fine"
@@ -222,7 +223,7 @@ def test_only_ids_that_occur_need_an_embedding(jsonl: Write, tokenizer: PreTrain
     assert str(caught.value) == (
         f"2 of 3 examples of {path} have tokens that 'm' has no embedding for: its vocabulary has {had} (ids 0 to {had - 1}), "
         f"its tokenizer {had + 3}, and the largest id is {had + 1}, '<newer>' ({path}, line 3): use the tokenizer that the "
-        "checkpoint was trained with, or leave those records out"
+        "checkpoint was trained with, or remove those records"
     )
     assert len(load_examples(path, "gsm8k", tokenizer, limit=1, room=Room("m", vocabulary=had)).examples) == 1
 

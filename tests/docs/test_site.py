@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import hooks
 import pytest
@@ -103,6 +104,18 @@ def test_each_writer_has_its_page():
 )
 def test_what_a_page_loads_from_elsewhere_is_found(html, found):
     assert hooks.external_assets(html) == found
+
+
+def test_links_of_notebooks_lead_to_pages(caplog):
+    page = SimpleNamespace(src_uri="tutorials/first.ipynb")
+    made = SimpleNamespace(url_relative_to=lambda source: "../statistics.html")
+    files = SimpleNamespace(get_file_from_path={"statistics.md": made}.get)
+    html = '<a href="../statistics.md#rho">a</a> <a href="#top">b</a> <a href="https://a.org/b.md">c</a>'
+    assert hooks.page_links(html, page, files) == html.replace("../statistics.md", "../statistics.html")
+    assert caplog.records == []
+    html = '<a href="gone.md">a</a>'
+    assert hooks.page_links(html, page, files) == html
+    assert "links to 'gone.md', which is not there" in caplog.text
 
 
 def test_the_site_needs_no_network():

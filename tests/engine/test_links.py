@@ -51,7 +51,7 @@ def test_a_link_out_of_a_run_folder_is_refused_and_left_alone(tmp_path: Path, na
     with pytest.raises(InputError) as caught, RunFolder(root).locked():
         pass
     assert str(caught.value).startswith(f"'{root / name}' is a symbolic link to ")
-    assert str(caught.value).endswith("; replace the link by a folder or file, or give another storage")
+    assert str(caught.value).endswith("; replace the link with a folder or file, or give another storage")
     if kind == "folder":
         assert (outside / "mine.txt").read_text() == "mine"
     elif kind == "file":

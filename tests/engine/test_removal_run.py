@@ -148,7 +148,7 @@ def test_a_task_is_the_same_after_a_round_trip_and_keys_tell_what_decides(
             ["layers: [1, 6]"],
             "studies.removal.layers has layer 6, which is not among the 6 decoder layers of model 'm'; ",
         ),
-        (["top: 7"], "studies.removal.top asks for 7 critical layers, and model 'm' has 6 in all"),
+        (["top: 7"], "studies.removal.top asks for 7 critical layers, and model 'm' has only 6"),
         (
             ["components: [2, 9]"],
             "studies.removal.components asks for component 8 (counted from 0), and the states of 6 examples of 'second' have 5",

@@ -108,7 +108,7 @@ def test_streamed_states_give_the_same(make_config, tmp_path, tables_of):
 def test_one_example_cannot_be_decomposed(make_config):
     config = make_config("nowhere", *ALONE, ASKED, "datasets.0.limit=1")
     with pytest.raises(
-        InputError, match=r"and spectrum compares examples: give 2 or more, or leave studies\.spectrum out"
+        InputError, match=r"and spectrum compares examples; give 2 or more, or remove studies\.spectrum"
     ):
         inspect(config)
 

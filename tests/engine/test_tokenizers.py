@@ -127,9 +127,10 @@ def test_another_chat_template_is_told(make_config, world, tuned):
     config = make_config("nowhere", f"models.0.tuned.first={folder}")
     facts = inspect(config)
     assert facts.warnings == (
-        f"first (for m): the chat template of '{folder}' words 10 of 10 texts differently from that of '{world}/base', which is "
-        "used for both; its losses may be measured on texts that it was not trained on. Give both folders one tokenizer, the one "
-        "that the tuned checkpoint was trained with",
+        f"first (for m): the chat template of '{folder}' formats 10 of 10 texts differently from the one of "
+        f"'{world}/base', which is used for both; its losses may be measured on texts that it was not trained on. Give "
+        "both folders the same "
+        "tokenizer, the one that the tuned checkpoint was trained with",
     )
     assert describe_run(config, facts)["warnings"] == list(facts.warnings)
     assert inspect(make_config("nowhere", f"models.0.tuned.first={folder}", "models.0.template=plain")).warnings == ()
@@ -170,9 +171,12 @@ def test_texts_that_are_split_differently_are_counted(make_config, world, tuned,
         n_texts, n_tokens, n_other = splitting(world, folder)
         assert n_texts
         assert told == (
-            f"first (for m): the tokenizer of '{folder}' splits {n_texts} of 10 texts differently from that of '{world}/base', "
-            f"which is used for both ({n_other} of {n_tokens} tokens are none of its own); its losses may be measured on tokens that "
-            "it was not trained on. Give both folders one tokenizer, the one that the tuned checkpoint was trained with"
+            f"first (for m): the tokenizer of '{folder}' splits {n_texts} of 10 texts differently from the one of "
+            f"'{world}/base', which is used for both ({n_other} of {n_tokens} tokens are not in its vocabulary); its "
+            "losses may be "
+            "measured on tokens that "
+            "it was not trained on. Give both folders the same tokenizer, the one that the tuned checkpoint was "
+            "trained with"
         )
     else:
         assert f"first (for m): the tokenizer of '{folder}' splits " in told
@@ -220,8 +224,8 @@ def test_the_chat_template_of_the_tuned_is_used_where_the_base_has_none(make_con
     asked = [f"models.0.base={bare}", "studies={substitution: {widths: [2]}}"]
     facts = inspect(make_config("nowhere", *asked))
     assert facts.warnings == (
-        f"first (for m): base '{bare}' has no chat template, so that of '{world}/tuned' words the records for both, with its "
-        "tokenizer",
+        f"first (for m): base '{bare}' has no chat template, so the one of '{world}/tuned' formats the records for "
+        "both, with its tokenizer",
     )
     assert tokens_of(facts) == tokens_of(inspect(make_config("nowhere", asked[1])))
 
@@ -235,8 +239,8 @@ def test_a_base_that_splits_the_borrowed_texts_differently_is_reported(make_conf
         False,
     ]
     assert facts.warnings[1].startswith(
-        f"first (for m): the tokenizer of '{bare}' splits {n_texts} of 10 texts differently from that of '{world}/tuned', which "
-        f"is used for both ({n_other} of {n_tokens} tokens are none of its own); "
+        f"first (for m): the tokenizer of '{bare}' splits {n_texts} of 10 texts differently from the one of "
+        f"'{world}/tuned', which is used for both ({n_other} of {n_tokens} tokens are none of its own); "
     )
 
 
@@ -274,8 +278,8 @@ def test_tokens_of_its_own_are_used_where_the_models_have_room(make_config, with
     asked, base, folder, _ = with_token(rows=328)
     facts = inspect(make_config("nowhere", *asked))
     assert facts.warnings == (
-        f"first (for m): base '{base}' has no chat template, so that of '{folder}' words the records for both, with its "
-        "tokenizer; 10 of 10 texts have tokens that the base's tokenizer does not have (<|im_start|>)",
+        f"first (for m): base '{base}' has no chat template, so the one of '{folder}' formats the records for both, "
+        "with its tokenizer; 10 of 10 texts have tokens that the base's tokenizer does not have (<|im_start|>)",
     )
     tokenizer = AutoTokenizer.from_pretrained(folder)
     assert [tokenizer.decode(tokens)[:16] for tokens in tokens_of(facts)] == ["<|im_start|>user"] * 10
@@ -306,8 +310,8 @@ def test_a_template_without_a_tokenizer_is_used_with_the_bases(make_config, worl
     asked = (f"models.0.base={bare}", f"models.0.tuned.first={folder}", "studies={substitution: {widths: [2]}}")
     facts = inspect(make_config("nowhere", *asked))
     assert facts.warnings == (
-        f"first (for m): base '{bare}' has no chat template, so that of '{folder}' words the records for both, with the base's "
-        "tokenizer",
+        f"first (for m): base '{bare}' has no chat template, so the one of '{folder}' formats the records for both, "
+        "with the base's tokenizer",
     )
     assert tokens_of(facts) == tokens_of(inspect(make_config("nowhere", asked[-1])))
 

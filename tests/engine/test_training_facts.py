@@ -33,12 +33,13 @@ def refused(config_of):
         (
             FINETUNE,
             ["studies.finetune.freeze=0-5"],
-            "studies.finetune.freeze has all 6 decoder layers of model 'm'; leave one out",
+            "studies.finetune.freeze has all 6 decoder layers of model 'm'; remove at least one",
         ),
         (
             ADAPTATION,
             ["studies.adaptation.top=4"],
-            "studies.adaptation.top asks for 4 critical layers and as many others, and model 'm' has 6 in all; set top to 3 or less",
+            "studies.adaptation.top asks for 4 critical layers and as many others, and model 'm' has only 6 layers; "
+            "set top to 3 or less",
         ),
         (
             FINETUNE,
@@ -48,8 +49,8 @@ def refused(config_of):
         (
             FINETUNE,
             ["studies.finetune.along=[1, 3]"],
-            "studies.finetune.along has step 3, and the training of 'm' on 'first' ends after 2 (6 records): leave it out, or train "
-            "longer (trainer.num_train_epochs, max_steps)",
+            "studies.finetune.along has step 3, and the training of 'm' on 'first' ends after 2 steps (6 records); "
+            "remove it, or train longer (trainer.num_train_epochs, max_steps)",
         ),
         (
             BACKDOOR,
@@ -133,7 +134,7 @@ def test_a_trigger_that_is_in_the_clean_data_is_refused_with_its_line(training_c
     told = refused(lambda: inspect(config))
     assert told == (
         f"{tmp_path / 'spoiled.jsonl'}, line 4: has the trigger 'vexilla' in its prompt, which must be clean: choose a trigger that is in "
-        "no record, or leave such records out (exclude)"
+        "no record, or remove such records (exclude)"
     )
 
 

@@ -152,8 +152,7 @@ def test_a_substitution_study_of_an_encoder_is_refused_before_anything_runs(fold
         rs.run(config)
     assert str(caught.value) == (
         f"model 'm': checkpoint '{folder / 'base'}' does not predict the next token (it is an encoder, or lacks its "
-        "head), and substitution measures the loss of a response's tokens; leave its `tuned` out and ask for similarity "
-        "alone"
+        "head), and substitution measures the loss of a response's tokens; remove its `tuned` and run only similarity"
     )
     assert not (tmp_path / "run").exists()
 
