@@ -1,4 +1,4 @@
-# Every target makes the virtual environment it needs. PYTHON chooses the interpreter (3.11 or newer).
+# Every target creates the virtual environment it needs. PYTHON chooses the interpreter (3.11 or newer).
 PYTHON ?= python3
 VENV := .venv
 TESTS := tests
@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 # compile all modules, which takes longer than the rest of the installation.
 export PYTHONDONTWRITEBYTECODE :=
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
-# What some tests need and make cannot install; without it they are left out, and that is said.
+# Programs that some tests need and make cannot install; without them these tests are skipped, with a message.
 CHROMIUM = $(shell command -v chromium chromium-browser google-chrome)
 PROMETHEUS = $(and $(shell command -v prometheus),$(shell command -v promtool))
 
@@ -19,8 +19,8 @@ demo: $(VENV)/.run  ## the whole study on the embedded laboratory; ends by namin
 
 test: $(VENV)/.test  ## the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "not soak and ($(if $(CHROMIUM),browser or )not browser) and ($(if $(PROMETHEUS),prometheus or )not prometheus)" $(TESTS)
-	@$(if $(CHROMIUM),,echo "no Chromium here: the browser tests of the report page were left out")
-	@$(if $(PROMETHEUS),,echo "no Prometheus here (Debian's package prometheus): tests of the dashboards' queries and alerts were left out")
+	@$(if $(CHROMIUM),,echo "no Chromium here: the browser tests of the report page were skipped")
+	@$(if $(PROMETHEUS),,echo "no Prometheus here (Debian's package prometheus): tests of the dashboards' queries and alerts were skipped")
 
 quick: $(VENV)/.test  ## the tests that need neither Ray nor whole runs: under two minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -x -n 2 --dist loadfile $(QUICK)
