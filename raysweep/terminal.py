@@ -71,8 +71,9 @@ def aligned(rows: Sequence[Sequence[str]], *, width: int = WIDTH, right: Iterabl
     most = max(_LEAST, width // 2)
     sizes = [min(max(len(row[place]) for row in shown), most) for place in range(len(shown[0]))]
     spare = width - sum(sizes[1:]) - _GAP * (len(sizes) - 1)
-    if _LEAST <= spare < sizes[0]:
-        sizes[0] = spare
+    longest = max(len(row[0]) for row in shown)
+    if spare >= _LEAST:
+        sizes[0] = min(longest, spare)
     blocks: list[list[int]] = [[]]
     used = sizes[0]
     for place in range(1, len(sizes)):
