@@ -94,13 +94,16 @@ def test_a_run_can_be_copied_and_sent(done):
 
 
 def test_a_run_is_summed_up(done):
-    (line,) = done.summary()
+    *void, cost, prediction = done.summary()
     (row,) = done.correlation.to_dict("records")
-    assert line.startswith(f"m on d: Spearman {row['spearman']:+.3f} [{row['ci_low']:+.3f}, {row['ci_high']:+.3f}] ")
+    assert cost.startswith("m on d: ")
+    assert all("the tuned model is " in line for line in void)
+    rho = f"{row['spearman']:.2f}".replace("-", "−")
+    assert f"ρ = {rho} [" in prediction or "nothing for δ to predict" in prediction
     without = rs.Run(done.folder, {"substitution": done.substitution}, done.report)
-    mean = done.substitution[done.substitution["width"] == 1].groupby("layers")["loss"].mean()
-    assert without.summary() == [f"m on d: layers {mean.idxmax()} put back cost most, loss {mean.max():.4f}"]
-    assert rs.Run(done.folder, {"dynamics": done.dynamics}, done.report).summary() == []
+    assert without.summary() == [*void, cost]
+    (changes,) = rs.Run(done.folder, {"dynamics": done.dynamics}, done.report).summary()
+    assert changes.startswith("m on d: the base model's representations change most at layer")
 
 
 def test_a_run_takes_a_file_values_or_a_config(world, done, tmp_path):

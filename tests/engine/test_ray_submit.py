@@ -140,7 +140,7 @@ def test_submit_makes_the_tables_and_leaves_every_gpu_to_the_workers(
     )
     assert code == 0, out + err
     assert "cluster checked: 2 nodes" in out
-    assert "Spearman" in out
+    assert "the base model's replace" in out
     same_tables(tables(tmp_path / "run"), tables_of(finished))
     (ready,) = [e for e in read_events(tmp_path / "run" / "events.jsonl") if e["event"] == events.WORKERS_READY]
     assert sorted(worker["visible"] for worker in ready["seen"]) == ["0"], "the only one, so the entry point holds none"
