@@ -318,7 +318,7 @@ def test_nodes_with_another_raysweep_than_the_driver(cluster, write_config, tmp_
     err = ended.stderr
     assert ended.returncode == 2
     assert err.startswith(
-        "error: the nodes of the cluster have other package versions than this process: raysweep is 0.1.0 on "
+        f"error: the nodes of the cluster have other package versions than this process: raysweep is {raysweep.__version__} on "
     )
     assert err.count("and 99.0 here; ") == 2, "both nodes"
     assert err.endswith("install the same versions on every node (pip install -c constraints.txt)\n")
