@@ -56,7 +56,7 @@ def test_a_wrappers_prefix_is_named(prefix: str, who: str, tmp_path: Path) -> No
 
 
 def test_a_wrapper_in_the_middle_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"q_proj\.base_layer\.weight.*'base_layer\.' is part"):
+    with pytest.raises(InputError, match=r"q_proj\.base_layer\.weight.*adds 'base_layer\.' to the names"):
         check(spoiled(tmp_path, renamed("q_proj.weight", "q_proj.base_layer.weight")))
 
 
