@@ -114,7 +114,7 @@ def test_layers_that_are_all_the_bases_are_said_first_where_something_else_diffe
 
 @pytest.mark.parametrize(
     ("trained", "words"),
-    [({2, 3}, "only layers 2–3 of 6 were trained: "), ({4}, "only layer 4 of 6 was trained: ")],
+    [({2, 3}, "only layers 2–3 of 6 were trained, so "), ({4}, "only layer 4 of 6 was trained, so ")],
     ids=["two", "one"],
 )
 def test_no_rho_is_given_where_only_some_layers_were_trained(
@@ -194,7 +194,7 @@ def test_an_adapter_on_a_few_layers_gives_no_rho(
     assert not done.failed
     rows = tables_of(done)["correlation"]
     assert rows["spearman"].isna().all()
-    assert rows["reason"].str.startswith("only layers 1–2, 4 of 6 were trained: ").all()
+    assert rows["reason"].str.startswith("only layers 1–2, 4 of 6 were trained, so ").all()
 
 
 def test_an_adapter_that_changes_nothing_is_the_base(make_config: MakeConfig, world: Path, tmp_path: Path) -> None:

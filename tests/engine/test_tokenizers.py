@@ -154,7 +154,7 @@ def test_a_template_that_refuses_the_records_words_them_differently(make_config,
         (folder / "chat_template.jinja").write_text("{{ raise_exception('never') }}")
 
     (told,) = inspect(make_config("nowhere", f"models.0.tuned.first={tuned(refusing)}")).warnings
-    assert " words 10 of 10 texts differently " in told
+    assert " formats 10 of 10 texts differently " in told
 
 
 @pytest.mark.parametrize(
@@ -203,7 +203,7 @@ def test_what_a_cut_takes_is_not_compared(make_config, world, tuned, tmp_path):
 def test_of_many_texts_some_are_compared(make_config, world, tuned, monkeypatch):
     monkeypatch.setattr(tokenizers, "MOST_COMPARED", 4)
     (told,) = inspect(make_config("nowhere", f"models.0.tuned.first={tuned(with_template)}")).warnings
-    assert " words 4 of 4 texts (one in 3 of the data set) differently " in told
+    assert " formats 4 of 4 texts (one in 3 of the data set) differently " in told
 
 
 def without_template(folder):

@@ -132,7 +132,7 @@ def test_a_folder_without_weights_is_refused(save: Save) -> None:
             lambda raw: raw[:-1],
             r"model\.safetensors has \d+ bytes, but its header says \d+; copy the checkpoint again",
         ),
-        (lambda raw: raw[:200], r"model\.safetensors is not a complete safetensors file \(200 bytes\); copy or write"),
+        (lambda raw: raw[:200], r"model\.safetensors is not a complete safetensors file \(200 bytes\); copy or save"),
         (lambda raw: raw[:5], r"model\.safetensors is not a complete safetensors file \(5 bytes\)"),
         (lambda raw: raw[:8] + b"x" + raw[9:], r"model\.safetensors has an unreadable safetensors header: .*copy the"),
     ],
