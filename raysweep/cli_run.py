@@ -12,7 +12,7 @@ from raysweep import signals
 from raysweep.cli_ends import how_to_resume, stopped
 from raysweep.cli_verbosity import Verbosity, verbosity
 from raysweep.redaction import redacted
-from raysweep.terminal import echo, message
+from raysweep.terminal import echo, fitted, message
 
 if TYPE_CHECKING:
     from raysweep.api import Run
@@ -60,7 +60,7 @@ def _conclude(done: Run, *, as_json: bool) -> None:
         echo(_json(done))
     else:
         for line in done.summary():
-            echo(line)
+            echo("\n".join(fitted(line)))
     for text, times in Counter(done.warnings).items():
         warn(text if times == 1 else f"{text} ({times} times)")
     if done.accuracy is not None and verbosity() is not Verbosity.QUIET:

@@ -18,6 +18,7 @@ from raysweep.errors import RenamedWarning
 
 WIDTH = 80  # columns that results fit in
 _GAP = 2  # columns between those of a table
+_LEAST = 12  # that the first column of a table is shortened to
 
 # Control characters except line ends and tabs, and those that reorder text.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
@@ -63,6 +64,12 @@ def wrapped(text: str, *, first: str = "", indent: str = "  ", width: int = WIDT
     return [line.replace("\xa0", " ") for line in lines]
 
 
+def fitted(line: str) -> list[str]:
+    """Return a line as it is if it fits, else wrapped under its own indent."""
+    own = line[: len(line) - len(line.lstrip())]
+    return [line] if len(line) <= WIDTH else wrapped(line.strip(), first=own, indent=own or "  ")
+
+
 def message(text: str, *, err: bool = True) -> None:
     """Print a message: wrapped in a terminal, in one line elsewhere, so that logs can be searched."""
     stream = sys.stderr if err else sys.stdout
@@ -72,14 +79,18 @@ def message(text: str, *, err: bool = True) -> None:
 def aligned(rows: Sequence[Sequence[str]], *, width: int = WIDTH, right: Iterable[int] = ()) -> list[str]:
     """Return rows of text, the first of which is the header, as aligned lines of at most `width` columns.
 
-    Columns that do not fit follow in further blocks, each with the first column again. `right` are the places of columns that are
-    aligned to the right. A text that is too long for a block of its own is shortened in its middle.
+    If they do not fit, the first column is shortened in its middle; columns that do not fit even so follow in further blocks, each
+    with the first column again. `right` are the places of columns that are aligned to the right.
     """
     if not rows:
         return []
     shown = [[printable(text) for text in row] for row in rows]
-    most = max(12, width // 2)
+    most = max(_LEAST, width // 2)
     sizes = [min(max(len(row[place]) for row in shown), most) for place in range(len(shown[0]))]
+    spare = width - sum(sizes[1:]) - _GAP * (len(sizes) - 1)
+    longest = max(len(row[0]) for row in shown)
+    if spare >= _LEAST:
+        sizes[0] = min(longest, spare)
     blocks: list[list[int]] = [[]]
     used = sizes[0]
     for place in range(1, len(sizes)):

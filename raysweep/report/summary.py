@@ -1,4 +1,4 @@
-"""The answer in a few lines of at most 80 columns, as commands print it: the page's own numbers and verdicts, without its marks."""
+"""The answer in a few plain lines, as commands print it: the page's own numbers and verdicts. Commands wrap them to 80 columns."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from raysweep.report.stopping import stopping_lines
 from raysweep.report.summaries import Window
 from raysweep.report.training_summary import training_lines
 from raysweep.report.words import decimals_for, interval, layers_text, number, percent
-from raysweep.terminal import WIDTH, aligned, wrapped
+from raysweep.terminal import WIDTH, aligned
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 MOST_ROWS = 40  # cells of a table; the page has all of them
 _SPELLED_OUT = 1  # cells that have sentences of their own; more are rows of a table
 _GAP = "the gap between base and tuned"
+_TIED = "tied"
 _WIDTHS = 3  # widths beside the main one that are named
 
 _VERDICTS: Mapping[Verdict, str] = {
@@ -51,7 +52,7 @@ _SHORT: Mapping[Verdict, str] = {
 def summary_lines(tables: Mapping[str, pd.DataFrame], about: Mapping[str, Any] | None = None) -> list[str]:
     """Return the answer: the costliest layers, their cost, how sure that is, and whether δ predicts it.
 
-    One cell has sentences, several are rows of a table. Before them come sweeps that can find nothing, because of what base and
+    One cell has sentences, each a line, and several are rows of a table of 80 columns. Before them come sweeps that can find nothing, because of what base and
     tuned are; after them trainings, how good estimates are, where sweeps stopped early, and losses that were recomputed. `about` is
     what the run's plan says of checkpoints and data.
     """
@@ -60,25 +61,19 @@ def summary_lines(tables: Mapping[str, pd.DataFrame], about: Mapping[str, Any] |
     known = about or {}
     shared, datasets = known.get("shared", ()), known.get("datasets", ())
     cells = cells_of(of_cells, known.get("checkpoints", ()), shared=shared, datasets=datasets)
-    texts = [str(sentence.striptags()) for sentence in void_sentences(cells)]
-    lines = [line for text in texts for line in wrapped(text)]
+    lines = [str(sentence.striptags()) for sentence in void_sentences(cells)]
     lines += _answers(cells)
-    rest = [
-        *training_lines(tables, cells),
-        *estimate_lines(tables),
-        *stopping_lines(tables),
-        *verification_lines(tables),
-    ]
-    return [*lines, *(line for text in rest for line in wrapped(text))]
+    lines += [*training_lines(tables, cells), *estimate_lines(tables)]
+    return [*lines, *stopping_lines(tables), *verification_lines(tables)]
 
 
 def _answers(cells: Sequence[Cell]) -> list[str]:
     swept = [cell for cell in cells if cell.widths and not is_unmoved(cell)]
     if not swept:
         alone = [cell for cell in cells if cell.settings and not cell.widths]
-        return [line for cell in alone for line in wrapped(_change_text(cell))]
+        return [_change_text(cell) for cell in alone]
     lines = _sentences(swept[0]) if len(swept) <= _SPELLED_OUT else _table(swept)
-    return [*lines, *(line for cell in swept if (text := _not_finite(cell)) for line in wrapped(text))]
+    return [*lines, *(text for cell in swept if (text := _not_finite(cell)))]
 
 
 # One cell -------------------------------------------------------------------------------------------------------------
@@ -92,7 +87,7 @@ def _sentences(cell: Cell) -> list[str]:
     if found is not None:
         texts.append(_prediction_text(cell, found))
     first, *rest = texts
-    return [*wrapped(f"{_name(cell)}: {first}"), *(line for text in rest for line in wrapped(text, first="  "))]
+    return [f"{_name(cell)}: {first}", *(f"  {text}" for text in rest)]
 
 
 def _cost_text(cell: Cell) -> str:
@@ -111,7 +106,7 @@ def _cost_text(cell: Cell) -> str:
         return f"no window of {span} raises the loss when the base model's layers replace it."
     if not cell.leans(top.width):
         return (
-            f"no window of {span} has a cost that these {top.examples} examples distinguish from 0. The largest is that of "
+            f"no window of {span} has a cost that differs significantly from 0 ({_examples(top)}). The largest is that of "
             f"{top.name}: {cost}."
         )
     losses = f"loss {number(top.loss - top.cost, decimals)} → {number(top.loss, decimals)}"
@@ -144,7 +139,11 @@ def _rival_text(cell: Cell, top: Window) -> str:
     less = f"{number(rival.mean, decimals)} {interval(rival.low, rival.high, decimals)} less"
     if rival.told_apart:
         return f"The next window, {rival.window.name}, costs {less}: distinguishable."
-    return f"The next window, {rival.window.name}, costs {less}: not distinguishable on these {top.examples} examples."
+    return f"The next window, {rival.window.name}, costs {less}: not distinguishable ({_examples(top)})."
+
+
+def _examples(window: Window) -> str:
+    return "one example" if window.examples == 1 else f"{window.examples} examples"
 
 
 def _of_gap(cell: Cell, top: Window) -> str:
@@ -195,17 +194,19 @@ def _name(cell: Cell) -> str:
 def _table(cells: Sequence[Cell]) -> list[str]:
     """A row for each cell under a heading, and what all of them say together."""
     one_model = len({cell.model for cell in cells}) == 1
-    header = ["data set" if one_model else "cell", "layers", "cost, nats", "of gap", "differs from next"]
+    header = ["data set" if one_model else "cell", "layers", "cost, nats", "of gap", "next window"]
     predicted = any(cell.first_correlation for cell in cells)
-    rows = [[*header, *(["δ predicts it"] if predicted else [])]]
+    rows = [[*header, *(["δ predicts"] if predicted else [])]]
     for cell in cells[:MOST_ROWS]:
         rows.append([cell.dataset if one_model else _name(cell), *_row(cell), *(_short(cell) if predicted else [])])
     of = f" of {cells[0].model}" if one_model else ""
-    lines = wrapped(f"The layers{of} that cost most when the base model's replace them:")
+    lines = [f"The layers{of} that cost most when the base model's replace them:"]
     lines += [f"  {line}".rstrip() for line in aligned(rows, width=WIDTH - 2)]
     if len(cells) > MOST_ROWS:
         lines.append(f"… and {len(cells) - MOST_ROWS} more cells, which the page has")
-    return [*lines, *(line for text in _together(cells) for line in wrapped(text))]
+    if any(f"({_TIED})" in row[4] for row in rows):
+        lines.append(f"({_TIED}: the examples do not distinguish its cost from the costliest window's)")
+    return [*lines, *_together(cells)]
 
 
 def _row(cell: Cell) -> list[str]:
@@ -219,7 +220,7 @@ def _row(cell: Cell) -> list[str]:
     if not cell.leans(top.width):
         return ["none", f"{cost}, may be 0", "", ""]
     rival, gap = cell.rival(top), _of_gap(cell, top).removesuffix(_GAP).removesuffix("of ").strip()
-    following = "" if rival is None else f"{'yes' if rival.told_apart else 'no'} ({rival.window.span})"
+    following = "" if rival is None else f"{rival.window.span} ({'less' if rival.told_apart else _TIED})"
     return [top.span, cost, gap, following]
 
 

@@ -65,7 +65,7 @@ def test_every_removal_has_a_row_and_the_dearest_a_sentence(tables: dict[str, pd
     sentence = view.sentences[0].unescape()
     assert "one layer at a time (layers 2, 5)" in sentence
     assert (
-        "most, components 0, 2 at layer 5 (the stored state's part, from the mean, all tokens), changes it by"
+        "Removing components 0, 2 at layer 5 (the stored state's part, from the mean, all tokens) raises the loss"
         in sentence
     )
     assert "<strong>+1.50 nats</strong> [1.40, 1.60]." in sentence
