@@ -88,7 +88,7 @@ def test_what_seeds_do_not_decide_is_undecided():
         "It is undecided whether the test loss falls faster when training critical layers than when training as many others: "
     )
     assert "and the interval includes 0. At the last step" in noisy
-    assert noisy.endswith("not told from 0.")
+    assert noisy.endswith("not significantly different from 0.")
     alone = texts(adapted_sentences(cell_of(adapted(seeds=1))))[0]
     assert "as many others: it is on average over 50 steps" in alone
     assert "one seed is not enough." in alone
