@@ -1,4 +1,4 @@
-"""The commands that make checkpoints: published models brought here, and shards made into one folder."""
+"""The commands that write checkpoints: download a published model, and convert shards to one folder."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from raysweep.terminal import echo
 
 
 def fetch(
-    name: Annotated[str, typer.Argument(help="The model: smollm2 (SmolLM2-135M-Instruct).")],
-    force: Annotated[bool, typer.Option("--force", help="Fetch it again and replace what is there.")] = False,
+    name: Annotated[str, typer.Argument(metavar="MODEL", help="The model: smollm2 (SmolLM2-135M-Instruct).")],
+    force: Annotated[bool, typer.Option("--force", help="Download it again, and replace what is there.")] = False,
 ) -> None:
-    """Bring a published model into the user's cache, where lab://NAME finds it."""
+    """Download a published model, for use as lab://MODEL."""
     from raysweep.fetching import fetch as fetch_model
 
     try:
@@ -26,14 +26,26 @@ def fetch(
 
 
 def consolidate(
-    shards: Annotated[Path, typer.Argument(help="A checkpoint-N that was trained with FSDP, or a folder of *.distcp.")],
-    base: Annotated[str, typer.Argument(help="The checkpoint it was trained from: folder, hub id or lab:// name.")],
-    out: Annotated[Path, typer.Argument(help="A new or empty folder.")],
+    shards: Annotated[
+        Path,
+        typer.Argument(
+            metavar="SHARDS", help="A checkpoint-N folder that was trained with FSDP, or a folder of *.distcp."
+        ),
+    ],
+    base: Annotated[
+        str,
+        typer.Argument(metavar="BASE", help="The checkpoint it was trained from: a folder, a hub id or a lab:// name."),
+    ],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="A new or empty folder.")],
     dtype: Annotated[
-        str, typer.Option(help="float32, bfloat16, float16, or auto: the widest that is stored.")
+        str,
+        typer.Option(metavar="DTYPE", help="float32, bfloat16, float16, or auto: the widest of the stored weights."),
     ] = "auto",
 ) -> None:
-    """Make a Hugging Face folder of a sharded checkpoint; no pickled code is run."""
+    """Convert an FSDP checkpoint to a Hugging Face folder.
+
+    No pickled code is run.
+    """
     from raysweep.api import consolidate as write
 
     echo(write(shards, base, out, dtype=dtype).to_text())

@@ -1,4 +1,4 @@
-"""How commands end: the exit codes, what a signal says on standard error, and how a run is resumed."""
+"""How commands end: exit codes, the line on standard error after a signal, and how a run is resumed."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from typing import Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from raysweep import signals
+from raysweep import cli_verbosity, signals
 from raysweep.errors import FolderInUseError, RunError
 from raysweep.redaction import redacted
 from raysweep.terminal import echo
 
 EXIT_CODES = (
     "Exit codes: 0 done; 1 some task failed, or the run folder could not be written to (the rest is done and kept); "
-    "2 bad usage or input, before anything ran; 3 another raysweep is in the run folder; "
+    "2 bad usage or input, before anything ran; 3 another raysweep uses the run folder; "
     "130, 143 or 129 ended by Ctrl-C, SIGTERM or SIGHUP (committed work is kept)."
 )
 _JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # in the environment of a job that was submitted to a Ray cluster
@@ -30,16 +30,17 @@ class Commands(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         """Run a command."""
+        cli_verbosity.reset()
         try:
             return super().invoke(ctx)
         except (KeyboardInterrupt, SystemExit) as error:
             if signals.number_of(error) is None:
                 raise
-            stopped(error, "it is not done; run it again")
+            stopped(error, "the command did not finish; run it again")
 
 
 def stopped(error: BaseException, words: str) -> NoReturn:
-    """Say that a signal has ended the command, and `words`; end with the signal's exit code."""
+    """Print that a signal ended the command, and `words`; end with the signal's exit code."""
     number = signals.number_of(error)
     assert number is not None
     with contextlib.suppress(OSError):  # the terminal may be what is gone
@@ -48,7 +49,7 @@ def stopped(error: BaseException, words: str) -> NoReturn:
 
 
 def how_to_resume() -> str:
-    """Return what to do after a run was ended: its command, if that is known in full."""
+    """Return what to do after a run ended early: the command that resumes it, if that is known in full."""
     if _JOB in os.environ:
         return "committed work is kept, and submitting again resumes it"
     command = _command_line()

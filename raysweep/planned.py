@@ -1,4 +1,4 @@
-"""What a run would do and take, without running it: the call behind `raysweep plan`."""
+"""What a run would do and cost, without running it: the call behind `raysweep plan`."""
 
 from __future__ import annotations
 
@@ -20,18 +20,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Planned:
-    """What a run would do: tasks by kind (done, all), and the cost of what is not done.
+    """What a run would do: tasks by kind (done, all), and the cost of the remaining work.
 
-    `layer_applications` are counted once a data set, `batch_applications` as workers count them, each on one batch.
-    `bytes_to_read`, `memory` (the largest worker's, bytes) and `seconds` (of `workers`; None where the device is another
-    machine's) are those of the residencies taken; `options` has, for each model, those of both.
-    `identical`: for a model and data set whose checkpoints have weights in common, the number of layers that are the same
-    in both, and of the windows and other changes that cost nothing because they are one with another. `at_most`: sweeps may
-    stop before they have needed all of it. `kinds` are costs by kind of work, by the rates of the simulation where there is
-    one; `assumed` says what is not here and was taken as the config has it; `warnings` tell of records that are left out or cut.
-    `notes` are what checkpoints' provenance files say of their weights, by source; `template_dates` are those that chat
-    templates are given which read the clock, by model.
-    `redone` says why work that an earlier run had done is done again. `void` says which sweeps can find nothing, `untuned` where there is nothing to sweep, `withheld` where no ρ will be given.
+    `layer_applications` are counted once per data set, `batch_applications` as workers count them, once per batch.
+    `bytes_to_read`, `memory` (bytes of the largest worker) and `seconds` (of all `workers`; None if the device is not available on
+    this machine) are those of the chosen residencies; `options` has both residencies of each model.
+    `identical`: for a model and data set whose checkpoints share weights, the number of layers that are identical, and of
+    the windows and other changes that cost nothing because they equal another. `at_most`: sweeps may stop before they need
+    all of it. `kinds` are costs by kind of work, with the rates of the simulation if there is one; `assumed` says what is
+    not on this machine and was taken from the config; `warnings` report records that are left out or cut.
+    `notes` are what checkpoints' provenance files say about their weights, by source; `template_dates` are the dates given to
+    chat templates that read the clock, by model.
+    `redone` says why completed work is recomputed. `void` says which sweeps can find nothing, `untuned` which cells have no tuned
+    checkpoint, `withheld` which cells get no ρ.
     """
 
     tasks: Mapping[str, tuple[int, int]]
@@ -69,7 +70,7 @@ class Planned:
         }
 
     def to_text(self) -> str:
-        """A few lines for a terminal."""
+        """Return a few lines for a terminal."""
         from raysweep.engine.template_dates import date_texts
         from raysweep.report.kinds import kind_lines
 
@@ -80,13 +81,13 @@ class Planned:
         lines += [f"date         {text}" for text in date_texts(self.template_dates)]
         lines += [f"not tuned    {text}" for text in self.untuned]
         lines += [f"withheld     {text}" for text in self.withheld]
-        lines += [f"again        {self.redone}"] if self.redone else []
+        lines += [f"recompute    {self.redone}"] if self.redone else []
         lines += [f"{kind:<12} {n} tasks, {done} done" for kind, (done, n) in self.tasks.items()]
         lines += kind_lines(self.kinds)
         lines += [
             f"to read      {_size(self.bytes_to_read)} of checkpoints",
-            f"to compute   {self.layer_applications:,} layer applications, each on a whole data set "
-            f"({self.batch_applications:,} calls of a layer on a batch)",
+            f"to compute   {self.layer_applications:,} layer applications, each on a full data set "
+            f"({self.batch_applications:,} layer calls, each on one batch)",
             f"memory       about {_size(self.memory)} for weights, states and the program, on {self.device}",
             f"time         {self._time()}",
         ]
@@ -95,11 +96,13 @@ class Planned:
             if name in self.options:
                 lines += [f"  {mode:<10} {text}" for mode, text in _option_lines(self.options[name])]
         lines += [
-            f"identical    {layers} decoder layers in base and tuned of {cell}; {shared} changes are another's for that"
+            f"identical    {layers} decoder layers of base and tuned of {cell}, so {shared} changes equal others and cost nothing"
             for cell, (layers, shared) in self.identical.items()
         ]
         if self.at_most:
-            lines.append("at most      what is told above: a sweep ends once studies.substitution.stop is met")
+            lines.append(
+                "at most      these figures are an upper limit: a sweep ends as soon as studies.substitution.stop is met"
+            )
         if self.simulation:
             from raysweep.report.simulation import simulation_lines
 
@@ -108,12 +111,12 @@ class Planned:
 
     def _time(self) -> str:
         if self.seconds is None:
-            whose = "what is assumed" if self.assumed else self.device
-            return f"not known: {whose} is another machine's, and nothing could be timed here"
+            what = "what the plan assumes" if self.assumed else self.device
+            return f"not known, because {what} is not available on this machine, so nothing could be timed"
         many = f" with {self.workers} workers" if self.workers > 1 else ""
         return (
-            f"about {_duration(self.seconds)}{many} for sweeping and capture, from a layer and reads timed just now; text, tables "
-            "and starting workers come on top"
+            f"about {_duration(self.seconds)}{many} for sweeping and capture, based on a layer and reads timed on this machine; "
+            "text, tables and starting workers add to this"
         )
 
 
@@ -121,7 +124,7 @@ def _option_lines(found: Options) -> list[tuple[str, str]]:
     """(residency, what it would take), the one that is taken marked."""
     lines = []
     for mode, told in (("resident", found.resident), ("stream", found.stream)):
-        taken = " (taken)" if mode == found.taken else ""
+        taken = " (chosen)" if mode == found.taken else ""
         if isinstance(told, str):
             lines.append((mode, f"not possible: {told}"))
             continue
@@ -145,12 +148,12 @@ def plan_run(
     nodes: int | None = None,
     rates: str | None = None,
 ) -> Planned:
-    """What `run` would do with this config; reads and checks everything it names, and runs and writes nothing.
+    """Plan what `run` would do with this config: read and check everything it names, but run and write nothing.
 
-    What is not here is taken as `architecture` and `expected` have it. With so many `gpus` on so many `nodes` (8 on each by
-    default) the run is simulated there: by `rates` (a run folder, whose calls were timed, or figures as given_rates reads
-    them), or by this machine's as a moment's clock has them. A training that asks for more processes than there are GPUs has
-    as many as GPUs then.
+    For anything that is not on this machine, `architecture` and `expected` are used. With `gpus` (on `nodes`; 8 GPUs on each by
+    default) the run is simulated on that many: with `rates` (a run folder whose calls were timed, or figures such as
+    flops=4e14,read=5e9), or with rates timed on this machine. A training with more processes than GPUs then gets one process
+    per GPU.
     """
     from raysweep.engine.assumed import will_assume
     from raysweep.engine.by_kind import by_kind
@@ -164,6 +167,7 @@ def plan_run(
     from raysweep.engine.preparation import prepare
     from raysweep.engine.promised import as_sized
     from raysweep.engine.scored import untuned, withheld
+    from raysweep.engine.several_workers import workers_needed
     from raysweep.engine.shared import shared_by
     from raysweep.engine.steps import with_steps
     from raysweep.errors import InputError
@@ -205,6 +209,7 @@ def plan_run(
     as_asked = calls
     if gpus is not None:
         calls = fitted(calls, gpus)
+    workers = workers_needed(workers, calls, needed_graph, done)
     told = reckon(config, facts, calls, workers, by_model)
     left = told.estimate
     if by_model is not None:

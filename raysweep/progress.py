@@ -1,6 +1,7 @@
-"""Progress on standard error: a live table in a terminal, a plain line now and then elsewhere.
+"""Progress on standard error: a live table in a terminal, a plain line every few seconds elsewhere.
 
-What is shown is reckoned from the run's events in engine/tally.py; here it is drawn.
+What is shown is counted from the run's events in engine/tally.py; it is drawn here. The unit is a call: what a worker does in one go,
+such as the sweep of a chunk, or a table.
 """
 
 from __future__ import annotations
@@ -12,19 +13,24 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any
 
+from raysweep.cli_verbosity import Verbosity
 from raysweep.engine import events
+from raysweep.engine.standing import kind_name
 from raysweep.engine.tally import Tally, duration, kind_of
 from raysweep.terminal import printable
 
 _SECONDS_BETWEEN_LINES = 5.0
+_CHECKING = ""  # in place of a kind of call: the row before the first call
+_ALWAYS = {events.CALL_FAILED, events.RUN_UNLOCKED, events.CLUSTER_CHECKED}  # also printed with --quiet
 
 
 class Progress:
     """Listens to a run's events; use as a context manager, and as the run's listener."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic, verbosity: Verbosity = Verbosity.NORMAL) -> None:
         self._clock = clock
-        self._live = sys.stderr.isatty()
+        self._is_quiet, self._is_verbose = verbosity is Verbosity.QUIET, verbosity is Verbosity.VERBOSE
+        self._live = sys.stderr.isatty() and not self._is_quiet
         self._tally = Tally()
         self._started = self._printed = clock()
         self._bars: Any = None
@@ -37,21 +43,25 @@ class Progress:
             from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
             from rich.progress import Progress as Bars
+            from rich.table import Column
 
             columns = (
-                TextColumn("{task.description:<10}"),
-                BarColumn(),
+                TextColumn("{task.description:<11}"),
+                BarColumn(bar_width=None, table_column=Column(ratio=1, max_width=20)),
                 MofNCompleteColumn(),
-                TextColumn("{task.fields[rate]:>9} {task.fields[left]:>12}  {task.fields[now]}", markup=False),
+                TextColumn("{task.fields[rate]:>8} {task.fields[left]:>11}"),
+                TextColumn("{task.fields[now]}", markup=False, table_column=Column(ratio=2, no_wrap=True)),
             )
-            self._bars = Bars(*columns, console=Console(stderr=True))
+            self._bars = Bars(*columns, console=Console(stderr=True), expand=True)
             self._bars.start()
+            self._rows[_CHECKING] = self._bars.add_task("checking", total=None, rate="", left="", now="models and data")
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._bars:
+            self._checked()
             with contextlib.suppress(OSError):  # a terminal that was closed
                 self._bars.stop()
 
@@ -59,23 +69,31 @@ class Progress:
         """Take one event of the run."""
         name = event["event"]
         self._tally.take(event)
+        if name == events.RUN_STARTED:
+            self.has_started = True
+        if not self._is_quiet or name in _ALWAYS:
+            self._show(name, event)
+        if self._is_verbose:
+            self._show_step(name, event)
+        self._update_rows(event)
+
+    def _show(self, name: str, event: Mapping[str, Any]) -> None:
         if name == events.CLUSTER_CHECKED:
-            nodes = f"{event['nodes']} node{'s' * (event['nodes'] != 1)}"
-            self._line(f"cluster checked: {nodes} with the releases of this process, the storage seen from each")
+            self._line(
+                f"cluster checked: {_counted(event['nodes'], 'node')} with the releases of this process, all of which see the storage"
+            )
         elif name == events.FOLDER_AWAITED:
             self._line(
-                f"run folder '{event['folder']}' is in use by another raysweep ({event['holder']}); waiting until it is free"
+                f"run folder '{event['folder']}' is in use by another raysweep ({event['holder']}); waiting for it to end"
             )
         elif name == events.RUN_STARTED:
-            self.has_started = True
-            n = sum(event["calls"].values())
-            self._line(f"{event['tasks']} tasks, {event['done']} done already; {n} calls to run")
+            self._line(_beginning(event))
             self._add_rows()
         elif name == events.WORKERS_READY and event["executor"] != "local":
             board = f", dashboard http://{event['dashboard']}" if event["dashboard"] else ""
-            self._line(f"{event['workers']} workers of {event['each']} on {event['executor']}{board}")
+            self._line(f"{_counted(event['workers'], 'worker')} of {event['each']} on {event['executor']}{board}")
         elif name == events.WORKERS_CHANGED:
-            self._line(f"{event['workers']} worker{'s' * (event['workers'] != 1)} left")
+            self._line(f"{_counted(event['workers'], 'worker')} left")
         elif name == events.CALL_FAILED:
             self._failed(event)
         elif name == events.WORKER_GIVEN_UP:
@@ -83,11 +101,10 @@ class Progress:
         elif name == events.CALL_GOES_ON:
             self._goes_on(event)
         elif name == events.CALL_DONE and not self._live:
-            now = self._clock()
-            if now - self._printed >= _SECONDS_BETWEEN_LINES:
-                self._line(self._tally.words())
+            if self._clock() - self._printed >= _SECONDS_BETWEEN_LINES:
+                self._line(self._tally.words(kind_name))
         elif name == events.MEMORY_SHORT:
-            self._line(f"out of memory: {event['call']} went on in batches of {event['batch_tokens']} tokens")
+            self._line(f"out of memory: {event['call']} continued in batches of {event['batch_tokens']} tokens")
         elif name == events.TASKS_REDONE:
             self._line(event["why"])
         elif name == events.RUN_UNLOCKED:
@@ -96,19 +113,44 @@ class Progress:
                 "folder; run one at a time there"
             )
         elif name == events.TRACKER_FAILED:
-            self._line(f"{event['tracker']} is logged to no more: {_first(event['error'])}")
+            self._line(f"logging to {event['tracker']} stopped: {_first(event['error'])}")
         elif name == events.CALLS_DROPPED and self._bars:
             for kind in event["calls"]:
                 self._bars.update(self._rows[kind], total=self._tally.total[kind])
         elif name == events.CALL_CUT and self._bars:
             kind = kind_of(event["call"])
             self._bars.update(self._rows[kind], total=self._tally.total[kind])
-        self._update_rows(event)
+
+    def _show_step(self, name: str, event: Mapping[str, Any]) -> None:
+        """Each step as it begins and ends, and the traceback of a failure."""
+        if name == events.CALL_STARTED:
+            self._line(f"began: {event['call']}")
+        elif name == events.CALL_DONE:
+            seconds = event["measured"].get("seconds")
+            self._line(f"done: {event['call']}" + ("" if seconds is None else f" in {seconds:.1f} s"))
+        elif name == events.CALL_CUT:
+            self._line(f"cut into {len(event['calls'])} pieces: {event['call']}")
+        elif name == events.CALL_RETURNED:
+            self._line(f"not begun, waits for another worker: {event['call']}")
+        elif name == events.CALL_RETRIED:
+            self._line(
+                f"attempt {event['attempt']} of {event['attempts']} failed: {event['call']}: {_first(event['error'])}"
+            )
+        elif name == events.TASK_DONE:
+            self._line(f"task done: {event['task']}")
+        if name in (events.CALL_RETRIED, events.CALL_FAILED) and event.get("traceback"):
+            self._line(event["traceback"].rstrip())
+
+    def _checked(self) -> None:
+        """Take the row of the checks away."""
+        if _CHECKING in self._rows:
+            self._bars.remove_task(self._rows.pop(_CHECKING))
 
     def _add_rows(self) -> None:
         if self._bars:
+            self._checked()
             for kind, total in self._tally.total.items():
-                self._rows[kind] = self._bars.add_task(kind, total=total, rate="", left="", now="")
+                self._rows[kind] = self._bars.add_task(kind_name(kind), total=total, rate="", left="", now="")
 
     def _update_rows(self, event: Mapping[str, Any]) -> None:
         kind = kind_of(event["call"]) if "call" in event else ""
@@ -116,12 +158,14 @@ class Progress:
             return
         rate, left = self._tally.rate(kind), self._tally.left(kind)
         running = event["event"] == events.CALL_STARTED
+        ended = self._tally.to_do(kind) == 0
+        now = printable(event["call"].partition(" ")[2]) if running else ""
         self._bars.update(
             self._rows[kind],
             completed=self._tally.done.get(kind, 0),
             rate="" if rate is None else f"{rate:.2g}/s",
-            left="" if left is None else f"{duration(left)} left",
-            **({"now": printable(event["call"].partition(" ")[2])} if running else {}),
+            left="" if left is None or ended else f"{duration(left)} left",
+            **({"now": now} if running or ended else {}),
         )
 
     def _failed(self, event: Mapping[str, Any]) -> None:
@@ -132,11 +176,11 @@ class Progress:
             self._line(f"failed: {event['call']}: {reason}")
 
     def _goes_on(self, event: Mapping[str, Any]) -> None:
-        """How far a training has come: beside its bar, or as a line where none was printed for a while."""
+        """How far a training has come: next to its bar, or as a line if none was printed for a while."""
         far = f"{event['call']}: step {event['step']} of {event['of']}, {event['split']} loss {event['loss']:.4g}"
         kind = kind_of(event["call"])
         if kind in self._rows:
-            self._bars.update(self._rows[kind], now=far.partition(" ")[2])
+            self._bars.update(self._rows[kind], now=printable(far.partition(" ")[2]))
         elif self._clock() - self._printed >= _SECONDS_BETWEEN_LINES:
             self._line(far)
 
@@ -147,6 +191,19 @@ class Progress:
             self._bars.console.print(line, highlight=False, markup=False)
         else:
             print(line, file=sys.stderr, flush=True)
+
+
+def _beginning(event: Mapping[str, Any]) -> str:
+    """What is to run, and what is there already."""
+    n, done, calls = event["tasks"], event["done"], sum(event["calls"].values())
+    if done == n:
+        return f"all {_counted(n, 'task')} done already"
+    there = f"; {done} of {n} tasks done already" if done else ""
+    return f"{_counted(calls, 'call')} to run for {_counted(n - done, 'task')}{there}"
+
+
+def _counted(n: int, what: str) -> str:
+    return f"{n} {what}{'s' * (n != 1)}"
 
 
 def _first(text: str) -> str:

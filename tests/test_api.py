@@ -6,6 +6,7 @@ import copy
 import json
 import pickle
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -94,13 +95,16 @@ def test_a_run_can_be_copied_and_sent(done):
 
 
 def test_a_run_is_summed_up(done):
-    (line,) = done.summary()
+    *void, cost, prediction = done.summary()
     (row,) = done.correlation.to_dict("records")
-    assert line.startswith(f"m on d: Spearman {row['spearman']:+.3f} [{row['ci_low']:+.3f}, {row['ci_high']:+.3f}] ")
+    assert cost.startswith("m on d: ")
+    assert all("the tuned model is " in line for line in void)
+    rho = f"{row['spearman']:.2f}".replace("-", "−")
+    assert f"ρ = {rho} [" in prediction or "nothing for δ to predict" in prediction
     without = rs.Run(done.folder, {"substitution": done.substitution}, done.report)
-    mean = done.substitution[done.substitution["width"] == 1].groupby("layers")["loss"].mean()
-    assert without.summary() == [f"m on d: layers {mean.idxmax()} put back cost most, loss {mean.max():.4f}"]
-    assert rs.Run(done.folder, {"dynamics": done.dynamics}, done.report).summary() == []
+    assert without.summary() == [*void, cost]
+    (changes,) = rs.Run(done.folder, {"dynamics": done.dynamics}, done.report).summary()
+    assert changes.startswith("m on d: the base model's representations change most at layer")
 
 
 def test_a_run_takes_a_file_values_or_a_config(world, done, tmp_path):
@@ -307,7 +311,7 @@ def test_every_public_name_is_there_and_described():
     assert set(rs.__all__) <= set(dir(rs))
     for name in rs.__all__:
         assert getattr(rs, name).__doc__
-    assert rs.__version__ == "0.1.0"
+    assert rs.__version__ == version("raysweep")
     with pytest.raises(AttributeError, match="module 'raysweep' has no attribute 'sweeps'"):
         rs.sweeps  # noqa: B018
 

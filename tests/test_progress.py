@@ -107,7 +107,7 @@ def test_plain_lines_come_now_and_then(capsys):
     out, err = capsys.readouterr()
     assert out == ""
     assert err.splitlines() == [
-        "[   0.0 s] 9 tasks, 2 done already; 4 calls to run",
+        "[   0.0 s] 4 calls to run for 7 tasks; 2 of 9 tasks done already",
         "[   0.0 s] 2 workers of 1 CPU on ray, dashboard http://h:1",
         "[   5.0 s] capture 4/4, 0 s left",
         "[  10.0 s] capture 4/4, 0 s left",
@@ -139,6 +139,6 @@ def test_in_a_terminal_every_kind_has_its_row(monkeypatch):
     text = said.getvalue().decode()
     assert "failed: capture m/d: gone" in text
     last = text[text.rindex("capture ") :]
-    for part in ("1/4", "0.5/s", "4 s left", "[m]/d chunk 1", "substitute", "0/2"):
+    for part in ("1/4", "0.5/s", "4 s left", "[m]/d chunk 1", "sweep", "0/2"):
         assert part in last
     os.close(ours)

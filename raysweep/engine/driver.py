@@ -38,6 +38,7 @@ from raysweep.engine.pending import model_calls
 from raysweep.engine.preparation import prepare
 from raysweep.engine.promised import as_sized
 from raysweep.engine.result_calls import result_call
+from raysweep.engine.several_workers import workers_needed
 from raysweep.engine.steps import with_steps
 from raysweep.engine.stopping import watches
 from raysweep.engine.template_dates import with_template_dates
@@ -108,7 +109,7 @@ def drive(
             sized = as_sized(facts)
             done = folder.committed()
             calls = list(model_calls(config, sized, shortened(graph, done), done))
-            reckoned = reckon(config, sized, calls, backend.workers())
+            reckoned = reckon(config, sized, calls, workers_needed(backend.workers(), calls, graph, done))
             left, about = reckoned.estimate, describe_run(config, facts)
             again = "" if fresh else folder.why_redone(graph, about, done)
             folder.write_plan(
@@ -232,8 +233,8 @@ class _Run:
                 cause = next((name for name in (task.name, *task.needs) if name in self.failed), None)
                 if cause is not None:
                     in_part = _IN_PART.get(task.kind) if any(map(self.ledger.is_done, task.needs)) else None
-                    what = f"{in_part} in part only" if in_part else "not made"
-                    self.failed.setdefault(task.name, f"{what}, for '{cause}' failed")
+                    what = f"{in_part} only in part" if in_part else "not made"
+                    self.failed.setdefault(task.name, f"{what}, because '{cause}' failed")
 
     def _run_queue(self, backend: Backend) -> None:
         n_calls = len(self.queue) + len(self._held) + sum(self.ledger.to_make().values())

@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 from raysweep.engine.call_queue import Costs
 from raysweep.engine.calls import CaptureCall, ModelCall
+from raysweep.engine.demands import RECKONED
 from raysweep.engine.loading import batch_budget
 from raysweep.engine.pending import model_calls
 from raysweep.engine.rates import Rates, measured_rates, torch_threads
 from raysweep.engine.reckoning import Estimate, Reckoning
 from raysweep.engine.residency import RESIDENT, Residency, choose_residency
+from raysweep.engine.several_workers import with_repeated_work
 from raysweep.errors import InputError
 
 if TYPE_CHECKING:
@@ -62,10 +64,24 @@ def reckon(
     workers: int = 1,
     rates: Mapping[str, Rates | None] | None = None,
 ) -> Reckoned:
-    """Reckon these calls, by each model's `rates` where given, else by those measured here."""
+    """Estimate these calls, by each model's `rates` if given, else by those measured here.
+
+    With several `workers`, what they repeat counts: each loads the checkpoints, and pieces of a sweep go through the same layers.
+    """
     found: dict[str, Rates | None] = rates_here(config, facts, calls) if rates is None else {**rates}
     reckoning = Reckoning(config, facts, found)
-    return Reckoned(reckoning.of(calls, workers), reckoning.cost, found, reckoning.kinds)
+    left, asked = reckoning.of(calls, workers), config.studies.substitution
+    if workers > 1 and left.calls:
+        left = with_repeated_work(
+            left,
+            [call for call in calls if isinstance(call, RECKONED)],
+            reckoning.cost,
+            reckoning.applications,
+            workers=workers,
+            resident=config.execution.resident,
+            may_cut=asked is None or asked.stop is None,
+        )
+    return Reckoned(left, reckoning.cost, found, reckoning.kinds)
 
 
 def options(

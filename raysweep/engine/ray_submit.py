@@ -1,7 +1,7 @@
-"""A run as a job of a Ray cluster: what can be refused is refused before there is a job, then it is followed to its end.
+"""A run as a job of a Ray cluster: submitted after every check that is possible from here, followed to its end, and stopped.
 
-From outside the cluster its dashboard tells of nodes and jobs. What only the nodes can tell (their releases, whether they
-all see the storage) is looked at by the job itself before any work (ray_checks.py), and comes back with its log.
+From outside, only the cluster's dashboard is seen: its nodes and jobs. What only the nodes know (their releases, whether all of
+them see the storage) the job checks itself before any work (ray_checks.py), and the outcome comes back in its log.
 """
 
 from __future__ import annotations
@@ -9,45 +9,43 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import os
 import shlex
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
-import ray
 import requests
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from raysweep.config import Config, parse_config
-from raysweep.engine.dispatch import Node
+from raysweep.engine.ray_address import dashboard_url
 from raysweep.engine.ray_backend import RayBackend
-from raysweep.engine.ray_token import what_token
-from raysweep.errors import InputError, RunError
+from raysweep.engine.ray_dashboard import check_dashboard_answers, client_of, nodes_of
+from raysweep.errors import InputError, RunError, shortened
 from raysweep.fingerprint import fingerprint
 from raysweep.redaction import redacted
 
-CHECKED = "cluster checked:"  # the job says so once every node was looked at
-_ANSWER_SECONDS = 5.0
+CHECKED = "cluster checked:"  # in the job's log once every node was checked
 _POLL_SECONDS = 0.5
 _AWAY_SECONDS = 60.0
-_SHELL_CODES = {126: "cannot be run", 127: "is not there"}  # what the shell says of the interpreter itself
-# As Ctrl-C: what is committed is kept and the run says so. Ray kills what has not ended by then.
+_JOBS_SHOWN = 8
+_SHELL_CODES = {126: "cannot be run", 127: "does not exist"}  # what the shell says of the interpreter itself
+# As Ctrl-C: committed work is kept, and the log says so. Ray kills the job if it has not ended by then.
 _STOPPING = {"RAY_JOB_STOP_SIGNAL": "SIGINT", "RAY_JOB_STOP_WAIT_TIME_S": "30"}
 
 for _name in ("ray.dashboard.modules.dashboard_sdk", "ray._private.runtime_env.packaging"):
-    logging.getLogger(_name).setLevel(logging.WARNING)  # that a package of a few bytes is uploaded is no news
+    logging.getLogger(_name).setLevel(logging.WARNING)  # a package of a few bytes is uploaded
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Job:
-    """A submitted job; `address` is its cluster's dashboard."""
+    """A submitted job; `address` is its cluster's dashboard, `python` the interpreter that it was submitted with."""
 
     client: JobSubmissionClient
     id: str
@@ -55,9 +53,9 @@ class Job:
     python: str
 
     def follow(self, say: Callable[[str], None], *, until_checked: bool = False) -> int | None:
-        """Say the job's log as it comes, and return its exit code; None once it is past its checks, if that is enough.
+        """Pass the job's log to `say` as it grows, and return its exit code; with `until_checked`, None after its checks.
 
-        Raises RunError where the job ended without an exit code of its own, InputError where its interpreter has no raysweep.
+        Raises RunError if the job ended without an exit code of its own, InputError if its interpreter has no raysweep.
         """
         log = ""
         for text in _lines(self):
@@ -68,33 +66,44 @@ class Job:
         return self._exit_code(log)
 
     def command(self, what: str) -> str:
-        """For messages: Ray's own command about this job."""
-        return f"ray job {what} {self.id} --address {redacted(self.address)}"
+        """Return the command that does this with the job, for messages."""
+        return f"raysweep {what} {self.id} --address {redacted(self.address)}"
 
-    def stop(self, *, wait: bool = True) -> None:
-        """Stop it as Ctrl-C does, and wait until it has ended."""
-        self.client.stop_job(self.id)
-        if wait:
-            _ended(self)
+    def log(self) -> str:
+        """Return the job's log so far."""
+        return _asked(self, self.client.get_job_logs)
+
+    def stop(self, *, wait: bool = True) -> str | None:
+        """Stop the job as Ctrl-C does, and return how it ended (`STOPPED`, …), without `wait` None.
+
+        A job that had ended before is left alone.
+        """
+        status = _asked(self, self.client.get_job_status, patience=_AWAY_SECONDS if wait else 0.0)
+        if not status.is_terminal():
+            _asked(self, self.client.stop_job, patience=_AWAY_SECONDS if wait else 0.0)
+            if not wait:
+                return None
+            status = _ended(self).status
+        return str(status.value)
 
     def _exit_code(self, log: str) -> int:
         info = _ended(self)
         code: int | None = info.driver_exit_code
         if code in _SHELL_CODES:
             raise InputError(
-                f"interpreter '{self.python}' {_SHELL_CODES[code]} on the head of the cluster at {self.address}; give the one "
-                "that has raysweep there (--python /path/to/python), or activate its environment before `ray start`"
+                f"interpreter '{self.python}' {_SHELL_CODES[code]} on the head of the cluster at {redacted(self.address)}; give "
+                "the one that has raysweep there (--python /path/to/python), or activate its environment before `ray start`"
             )
         if code == 1 and "No module named raysweep" in log:
             raise InputError(
-                f"interpreter '{self.python}' on the head of the cluster at {self.address} has no raysweep; install it on every "
+                f"interpreter '{self.python}' on the head of the cluster at {redacted(self.address)} has no raysweep; install it on every "
                 "node, or give the interpreter that has it (--python /path/to/python)"
             )
         if info.status == JobStatus.STOPPED:
-            raise RunError(f"job {self.id} was stopped; what is committed is kept, and running again resumes it")
+            raise RunError(f"job {self.id} was stopped; committed work is kept, and submitting again resumes it")
         if code is not None and code < 0:
             raise RunError(
-                f"job {self.id} was killed (signal {-code}); what is committed is kept, and submitting again resumes it"
+                f"job {self.id} was killed (signal {-code}); committed work is kept, and submitting again resumes it"
             )
         if code is None:
             raise RunError(f"job {self.id} ended without an exit code: {' '.join(str(info.message).split())[:400]}")
@@ -112,13 +121,13 @@ def submit(
 ) -> Job:
     """Check the cluster whose dashboard is at `address`, and submit a run of the config there.
 
-    Only the config travels, and the files in `working_dir` (but those that its .gitignore names): checkpoints and records
-    named by paths outside it must lie under the same paths on every node, as the storage must. Raises InputError where
-    nothing answers, the token is not the cluster's, or there is not the room that the config asks for; no job is made then.
+    Only the config is sent, and the files in `working_dir` except those that its .gitignore names. Checkpoints and records
+    outside it must have the same paths on every node, and so must the storage. Raises InputError, before there is a job, if
+    nothing answers, the token is not the cluster's, or the cluster has less room than the config asks for.
     """
     url = dashboard_url(address)
     if working_dir is not None and not working_dir.is_dir():
-        raise InputError(f"--working-dir '{working_dir}' is no folder")
+        raise InputError(f"--working-dir '{working_dir}' is not a folder; give a folder, or leave it out")
     config = travelling(config, working_dir)
     headers = check_dashboard_answers(url)
     RayBackend(config.execution.model_copy(update={"address": url})).settle(
@@ -127,8 +136,8 @@ def submit(
     name = f"raysweep-{fingerprint(config.model_dump(mode='json'))[:16]}.yaml"
     chosen = [option for option, asked in (("--fresh", fresh), ("--wait", wait_for_folder)) if asked]
     arguments = ["run", name, "--executor", "ray", *chosen]
-    with _folder_with(name, config.to_yaml(), working_dir) as folder, _told(url):
-        client = _client(url)
+    with _folder_with(name, config.to_yaml(), working_dir) as folder, _submission_errors(url):
+        client = client_of(url)
         job = client.submit_job(
             entrypoint=" ".join([python, "-m", "raysweep", *map(shlex.quote, arguments)]),
             runtime_env={"working_dir": str(folder), "env_vars": _STOPPING},
@@ -137,69 +146,33 @@ def submit(
     return Job(client, job, url, python)
 
 
-def dashboard_url(address: str) -> str:
-    """The URL of a dashboard, from a URL or host:port. Raises InputError for what is neither."""
-    url = address if "://" in address else f"http://{address}"
-    scheme, _, rest = url.partition("://")
-    port = rest.rstrip("/").rpartition(":")[2]
-    if scheme not in ("http", "https") or not rest.strip("/") or (scheme == "http" and not port.isdecimal()):
-        raise InputError(
-            f"--address '{redacted(address)}' is no dashboard's; give http://HOST:8265 (the dashboard, not the head's port 6379)"
-        )
-    return url.rstrip("/")
-
-
-def check_dashboard_answers(url: str) -> Mapping[str, str]:
-    """The headers to ask with. Raises InputError unless a Ray dashboard answers at `url`, and takes this process's token."""
-    from ray._private.authentication.http_token_authentication import get_auth_headers_if_auth_enabled
-
-    headers = dict(get_auth_headers_if_auth_enabled({}))
+def find_job(name: str, address: str) -> Job:
+    """Return a job of the cluster whose dashboard is at `address`. Raises InputError if nothing answers or there is none of this name."""
+    url = dashboard_url(address)
+    check_dashboard_answers(url)
+    client = client_of(url)
     try:
-        answer = requests.get(f"{url}/api/version", headers=headers, timeout=_ANSWER_SECONDS, allow_redirects=False)
-    except requests.exceptions.RequestException as error:
-        raise InputError(
-            f"nothing answers at {redacted(url)} ({type(error).__name__}); is the cluster up, and is this its dashboard "
-            "(port 8265 by default, and on the head's loopback unless it was started otherwise)?"
-        ) from error
-    if answer.status_code in (401, 403):
-        raise InputError(
-            f"the cluster at {redacted(url)} asks for a token, and {what_token()}; give its token in RAY_AUTH_TOKEN, or in the "
-            "file that RAY_AUTH_TOKEN_PATH names (~/.ray/auth_token by default)"
-        )
-    try:
-        theirs = str(answer.json()["ray_version"])
-    except (ValueError, KeyError, TypeError):
-        raise InputError(
-            f"what answers at {redacted(url)} is no Ray dashboard; give http://HOST:8265 of the cluster's head"
-        ) from None
-    if theirs != ray.__version__:
-        raise InputError(
-            f"the cluster at {redacted(url)} has Ray {theirs}, and this process has Ray {ray.__version__}; use the same on both"
-        )
-    return headers
+        jobs = [job for job in client.list_jobs() if job.submission_id]
+    except (RuntimeError, ConnectionError, requests.exceptions.RequestException) as error:
+        raise InputError(f"the dashboard at {redacted(url)} does not list its jobs ({type(error).__name__})") from error
+    for job in jobs:
+        if name in (job.submission_id, job.job_id):
+            return Job(client, str(job.submission_id), url, job.entrypoint.partition(" -m raysweep")[0])
+    raise InputError(f"the cluster at {redacted(url)} has no job '{shortened(name)}'; {_jobs_in_words(jobs)}")
 
 
-def nodes_of(url: str, headers: Mapping[str, str]) -> list[Node]:
-    """The living nodes of the cluster, with all that they have, from its dashboard. Raises InputError where it does not say."""
-    try:
-        answer = requests.get(
-            f"{url}/api/v0/nodes",
-            headers=dict(headers),
-            params={"detail": "1", "limit": "10000"},
-            timeout=_ANSWER_SECONDS,
-        )
-        answer.raise_for_status()
-        found = answer.json()["data"]["result"]["result"]
-        alive = [node["resources_total"] for node in found if node["state"] == "ALIVE"]
-    except (requests.exceptions.RequestException, ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"the dashboard at {redacted(url)} does not tell its nodes ({type(error).__name__})"
-        ) from error
-    return [Node(has.get("CPU", 0.0), has.get("GPU", 0.0)) for has in alive]
+def _jobs_in_words(jobs: Sequence[Any]) -> str:
+    """Return the latest jobs with their states, for a message."""
+    if not jobs:
+        return "no job was submitted to it"
+    latest = sorted(jobs, key=lambda job: job.start_time or 0, reverse=True)
+    words = [f"{job.submission_id} ({job.status.value.lower()})" for job in latest[:_JOBS_SHOWN]]
+    more = f" and {len(jobs) - _JOBS_SHOWN} older ones" if len(jobs) > _JOBS_SHOWN else ""
+    return f"its jobs: {', '.join(words)}{more}"
 
 
 def metadata(config: Config) -> dict[str, str]:
-    """What the job's page says of it; without secrets, for everybody who sees the dashboard reads it."""
+    """Return what the job's page shows; without secrets, because everybody who sees the dashboard can read it."""
     about = {
         "name": config.name,
         "config": fingerprint(config.model_dump(mode="json"))[:16],
@@ -210,7 +183,7 @@ def metadata(config: Config) -> dict[str, str]:
 
 
 def travelling(config: Config, working_dir: Path | None) -> Config:
-    """The config as it means the same on the cluster: executor ray, and paths absolute unless `working_dir` has them."""
+    """Return the config with executor ray and with absolute paths, except for files that are in `working_dir`."""
 
     def there(place: str) -> str:
         if "://" in place or (working_dir is not None and (working_dir / place).exists()):
@@ -235,7 +208,7 @@ def travelling(config: Config, working_dir: Path | None) -> Config:
 
 @contextlib.contextmanager
 def _folder_with(name: str, text: str, folder: Path | None) -> Iterator[Path]:
-    """The folder that travels, with the config in it under `name` for as long as it is packed."""
+    """Yield the folder that is sent, which holds the config under `name` while it is packed."""
     with contextlib.ExitStack() as stack:
         if folder is None:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="raysweep-submit-")))
@@ -244,25 +217,16 @@ def _folder_with(name: str, text: str, folder: Path | None) -> Iterator[Path]:
             path.write_text(text, encoding="utf-8")
         except OSError as error:
             raise InputError(
-                f"the config cannot be put into --working-dir '{folder}' ({error.strerror or error}), from where it travels; "
-                "make it writable, or leave --working-dir out"
+                f"the config cannot be written into --working-dir '{folder}' ({error.strerror or error}), with which it is sent; "
+                "make the folder writable, or leave --working-dir out"
             ) from error
         stack.callback(path.unlink, missing_ok=True)
         yield folder
 
 
-def _client(url: str) -> JobSubmissionClient:
-    """A client of the dashboard that was checked; Ray's own would go to RAY_ADDRESS instead, where that is set."""
-    others = {name: os.environ.pop(name) for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS") if name in os.environ}
-    try:
-        return JobSubmissionClient(url)
-    finally:
-        os.environ.update(others)
-
-
 @contextlib.contextmanager
-def _told(url: str) -> Iterator[None]:
-    """What the cluster answers to a submission in words: a package that is too large, a server that fails."""
+def _submission_errors(url: str) -> Iterator[None]:
+    """Turn what the cluster answers to a submission into InputError: a package that is too large, a server that fails."""
     try:
         yield
     except (RuntimeError, ValueError, ConnectionError, requests.exceptions.RequestException) as error:
@@ -272,14 +236,16 @@ def _told(url: str) -> Iterator[None]:
                 f"the job agent of the head of {redacted(url)} does not answer; its port (52365) may be taken there: start the "
                 "head with another (ray start --head --dashboard-agent-listen-port=…)"
             ) from error
-        raise InputError(f"the cluster at {redacted(url)} took no job ({redacted(words)})") from error
+        raise InputError(f"the cluster at {redacted(url)} did not accept the job ({redacted(words)})") from error
 
 
 def _lines(job: Job) -> Iterator[str]:
-    """The job's log as it grows, until the job has ended. The whole log is fetched each time, a long one less often."""
+    """Yield the job's log as it grows, until the job has ended. The complete log is fetched each time, a long one less often."""
     said = 0
     while True:
-        ended = _asked(job, job.client.get_job_status).is_terminal()  # before the log, whose end is not missed so
+        ended = _asked(
+            job, job.client.get_job_status
+        ).is_terminal()  # asked before the log, so that its end is not missed
         log = _asked(job, job.client.get_job_logs)
         if len(log) > said:
             yield log[said:]
@@ -295,16 +261,16 @@ def _ended(job: Job) -> Any:
     return info
 
 
-def _asked(job: Job, ask: Callable[[str], T]) -> T:
-    """The dashboard's answer about the job. Raises RunError where it gives none for a while; the job goes on by itself."""
-    until = time.monotonic() + _AWAY_SECONDS
+def _asked(job: Job, ask: Callable[[str], T], *, patience: float | None = None) -> T:
+    """Return the dashboard's answer about the job. Raises RunError after `patience` seconds without one; the job itself goes on."""
+    until = time.monotonic() + (_AWAY_SECONDS if patience is None else patience)
     while True:
         try:
             return ask(job.id)
         except (RuntimeError, ConnectionError, requests.exceptions.RequestException) as error:
             if time.monotonic() > until:
                 raise RunError(
-                    f"the dashboard at {redacted(job.address)} does not answer any more ({type(error).__name__}); the job "
-                    f"{job.id} may still be running: look again with {job.command('logs --follow')}"
+                    f"the dashboard at {redacted(job.address)} does not answer any more ({type(error).__name__}); job "
+                    f"{job.id} may still be running: try again with {job.command('logs')}"
                 ) from error
             time.sleep(_POLL_SECONDS)

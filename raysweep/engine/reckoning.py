@@ -82,6 +82,10 @@ class Reckoning:
             return CallCost(times * tokens * call.base.n_layers * rates.layer_seconds, 0, loads)
         return CallCost(*self._taken[call.name], loads)
 
+    def applications(self, call: Call) -> int:
+        """Return the layer applications of a call, or of a piece of one."""
+        return self._demands.of(call).applications if isinstance(call, RECKONED) else 0
+
     def _add(self, call: ModelCall) -> bool:
         """Add the call; False for one of a kind that is not reckoned."""
         if not isinstance(call, RECKONED):

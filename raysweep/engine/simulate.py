@@ -14,7 +14,7 @@ from typing import Any
 from raysweep.engine.call_queue import Costs
 from raysweep.engine.calls import Call, ModelCall, Outcome
 from raysweep.engine.dispatch import CallCost, Held, Slot
-from raysweep.engine.dispatcher import Dispatcher
+from raysweep.engine.dispatcher import Dispatcher, never_cut
 
 _DEPTH = 2
 
@@ -117,16 +117,22 @@ def simulate(
     nodes: int = 1,
     resident: int = 2,
     may_cut: Callable[[Call], bool] = lambda call: True,
+    was_cut: Callable[[Call, list[Call]], None] = never_cut,
 ) -> Simulation:
-    """Run these calls on paper with so many workers, spread over the nodes evenly."""
+    """Run these calls on paper with so many workers, spread over the nodes evenly; `was_cut` gets each call that is cut."""
     pieces: list[int] = []
+
+    def count(call: Call, found: list[Call]) -> None:
+        pieces.append(len(found))
+        was_cut(call, found)
+
     paper = _Paper(workers, nodes, resident, lambda call: dispatcher.cost(call))
     dispatcher = Dispatcher(
         calls,
         costs,
         resident=resident,
         may_cut=may_cut,
-        was_cut=lambda call, found: pieces.append(len(found)),
+        was_cut=count,
         clock=lambda: paper.now,
     )
     done: list[Outcome] = []

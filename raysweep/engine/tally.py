@@ -1,8 +1,8 @@
-"""How a run stands, reckoned from its events alone: calls done and to do, their rate, the time left, failures."""
+"""Counts of a run, from its events alone: calls done and to do, their rate, the time left, failures."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -85,13 +85,13 @@ class Tally:
             left += self.to_do(each) * (self.seconds[each] / n if n else mean)
         return left / max(1, self.workers)
 
-    def words(self) -> str:
-        """One line: each kind's calls and rate, the time left, failures."""
+    def words(self, name_of: Callable[[str], str] = str) -> str:
+        """One line: each kind's calls and rate, the time left, failures; `name_of` gives the name to show for a kind."""
         parts = []
         for kind, total in self.total.items():
             rate = self.rate(kind)
             running = rate is not None and self.to_do(kind) > 0
-            parts.append(f"{kind} {self.done.get(kind, 0)}/{total}" + (f" ({rate:.2g}/s)" if running else ""))
+            parts.append(f"{name_of(kind)} {self.done.get(kind, 0)}/{total}" + (f" ({rate:.2g}/s)" if running else ""))
         left = self.left()
         if left is not None:
             parts.append(f"{duration(left)} left")

@@ -1,10 +1,11 @@
-"""How far the estimate was off, in words: one line for a terminal, records for the page."""
+"""How far the plan's estimate was off, in words: a line or two for a terminal, records for the page."""
 
 from __future__ import annotations
 
 import math
 
 from raysweep.engine.accuracy import Accuracy
+from raysweep.terminal import wrapped
 
 _NAMES = {
     "seconds": "seconds of sweeping and capture, all calls",
@@ -15,18 +16,18 @@ _NAMES = {
 
 
 def accuracy_line(found: Accuracy) -> str:
-    """Estimated ÷ real of every measure, and what keeps them from being of the same thing."""
-    shown = {
-        "seconds": f"time {_times(found, 'seconds')}",
-        "bytes_read": f"bytes read {_times(found, 'bytes_read')}",
-        "layer_applications": f"layer applications {_times(found, 'layer_applications')}",
-        "memory": f"peak memory {_times(found, 'memory')}",
-    }
-    return f"estimated ÷ real: {', '.join(shown.values())}{_reservation(found)}"
+    """Return the estimate ÷ what the run took for every measure, and what makes the two different work; wrapped for a terminal."""
+    shown = (
+        f"time {_times(found, 'seconds')}",
+        f"bytes read {_times(found, 'bytes_read')}",
+        f"layer applications {_times(found, 'layer_applications')}",
+        f"peak memory {_times(found, 'memory')}",
+    )
+    return "\n".join(wrapped(f"the plan's estimate ÷ what the run took: {', '.join(shown)}{_reservation(found)}"))
 
 
 def accuracy_records(found: Accuracy | None) -> list[dict[str, str]]:
-    """A row a measure: estimated, real, and the quotient."""
+    """Return a row for each measure: estimated, real, and the quotient."""
     if found is None:
         return []
     return [
@@ -52,8 +53,13 @@ def _figure(name: str, value: float) -> str:
 
 
 def _reservation(found: Accuracy) -> str:
-    if found.is_whole:
-        return ""
+    """Return why estimate and run are not of the same work, in brackets; nothing if they are."""
     planned, done = found.calls
-    retried = f", {found.retried} attempts failed" if found.retried else ""
-    return f" ({done} of {planned} calls were done{retried})"
+    why = [f"{done} of {planned} planned calls were done"] if done != planned else []
+    why += [f"{_counted(found.dropped, 'planned call')} not needed"] if found.dropped else []
+    why += [f"{_counted(found.retried, 'attempt')} failed or resumed"] if found.retried else []
+    return f" ({', '.join(why)})" if why else ""
+
+
+def _counted(n: int, what: str) -> str:
+    return f"{n} {what}{'s' * (n != 1)}"

@@ -73,7 +73,7 @@ def check_sharded(model: nn.Module, device: str) -> None:
             raise RunError(f"{told} not sharded: every process would train a copy of it")
         if parameter.device_mesh.size() != n or parameter.device.type != device:
             raise RunError(
-                f"{told} sharded over {parameter.device_mesh.size()} processes on {parameter.device.type}, where {n} train "
+                f"{told} sharded over {parameter.device_mesh.size()} processes on {parameter.device.type}, but {n} train "
                 f"on {device}"
             )
 
@@ -148,7 +148,7 @@ def gather(model: nn.Module, into: nn.Module | None) -> None:
     parts = get_model_state_dict(model)
     if places is not None and places.keys() != parts.keys():
         odd = sorted(places.keys() ^ parts.keys())
-        raise RunError(f"the sharded model and the whole one differ in {len(odd)} tensors, {odd[0]} among them")
+        raise RunError(f"the sharded model and the full one differ in {len(odd)} tensors, {odd[0]} among them")
     for name, part in parts.items():
         whole = part.full_tensor() if isinstance(part, DTensor) else part
         if places is not None:

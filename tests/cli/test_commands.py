@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from datetime import UTC, datetime
 
 import pandas as pd
 import pytest
@@ -20,27 +21,48 @@ from raysweep.errors import InputError
 def test_sweep_answers_on_standard_output(swept):
     result, folder = swept
     assert result.code == 0, result.err
-    first, *answers = result.out.splitlines()
-    assert re.fullmatch(
+    lines = result.out.splitlines()
+    assert lines.pop() == f"report: {folder / 'report' / 'index.html'}"
+    assert max(map(len, lines)) <= 80
+    said = " ".join(map(str.strip, lines))
+    assert re.match(
         r"On base · counts the tuned model is worse than its base: mean loss 6\.\d\d against 6\.\d\d nats, a gain of −0\.\d\d "
-        r"\[−0\.\d\d, −0\.\d\d\]\. Was the model tuned with this prompt template \(chat\) and format \(gsm8k\)\?",
-        first,
+        r"\[−0\.\d\d, −0\.\d\d\]\. .*\(chat\) and format \(gsm8k\)",
+        said,
     ), "weights are random"
-    assert len(answers) == 3, "one a width, and the report"
-    for line, width, windows in zip(answers[:2], (1, 2), (5, 4), strict=True):
-        assert re.fullmatch(
-            rf"base on counts: Spearman [+-]\d\.\d{{3}} \[[+-]\S+, [+-]\S+\] between cka_linear dynamics and the loss after "
-            rf"substitution, over {windows} windows of width {width}",
-            line,
-        )
-    assert answers[2] == f"report: {folder / 'report' / 'index.html'}"
+    assert " base on counts: " in said
+    assert re.search(r"\(ρ = \S+ \[\S+ \S+\], p \S+ ?\S*\)\.$|nothing for δ to predict", said)
 
 
 def test_sweep_tells_its_progress_in_plain_lines_on_standard_error(swept):
-    lines = swept[0].err.splitlines()
-    assert re.fullmatch(r"\[ *\d+\.\d s\] 13 tasks, 0 done already; 8 calls to run", lines[0])
-    assert lines[-1].startswith("estimated ÷ real: time ")
-    assert all(re.match(r"\[ *\d+\.\d s\] ", line) for line in lines[:-1])
+    *lines, first, second = swept[0].err.splitlines()
+    assert re.fullmatch(r"\[ *\d+\.\d s\] 8 calls to run for 13 tasks", lines[0])
+    assert first.startswith("the plan's estimate ÷ what the run took: time ")
+    assert second.startswith("  ")
+    assert max(len(first), len(second)) <= 80
+    assert all(re.match(r"\[ *\d+\.\d s\] ", line) for line in lines)
+
+
+def test_quiet_prints_the_answer_alone_and_verbose_each_call(swept, raysweep, tmp_path):
+    result, folder = swept
+    quiet = raysweep("run", folder / "config.yaml", "--quiet", "--set", f"storage={tmp_path / 'run'}", "--fresh")
+    assert (quiet.code, quiet.err) == (0, "")
+    assert quiet.out.splitlines()[:-1] == result.out.splitlines()[:-1]
+    verbose = raysweep("run", folder / "config.yaml", "-v", "--set", f"storage={tmp_path / 'run'}", "--fresh")
+    assert verbose.out == quiet.out
+    said = [line.partition("] ")[2] for line in verbose.err.splitlines()]
+    assert sum(line.startswith("began: ") for line in said) == sum(line.startswith("done: ") for line in said) == 8
+    assert sum(line.startswith("task done: ") for line in said) == 13
+    refused = raysweep("run", folder / "config.yaml", "-q", "-v")
+    assert refused == Result(2, "", "error: --quiet and --verbose are opposites; give one of them\n")
+
+
+def test_verbose_has_the_traceback_of_an_error(raysweep):
+    refused = raysweep("plan", "gone.yaml", "--verbose")
+    assert refused.code == 2
+    assert refused.err.startswith("Traceback ")
+    assert refused.err.splitlines()[-1].startswith("error: config 'gone.yaml' does not exist")
+    assert "Traceback" not in raysweep("plan", "gone.yaml").err, "the next command is not verbose"
 
 
 def test_sweep_leaves_a_whole_run(swept):
@@ -63,7 +85,7 @@ def test_sweep_keeps_the_config_it_made(swept, raysweep):
     assert kept["datasets"][0]["format"] == "gsm8k", "found from the first record"
     again = raysweep("run", folder / "config.yaml")
     assert again.code == 0
-    assert "13 tasks, 13 done already; 0 calls to run" in again.err
+    assert "all 13 tasks done already" in again.err
 
 
 def test_status(swept, raysweep):
@@ -71,11 +93,11 @@ def test_status(swept, raysweep):
     told = raysweep("status", folder)
     assert (told.code, told.err) == (0, "")
     first, *rest = told.out.splitlines()
-    assert re.fullmatch(r"finished; (\d+) of \1 parts committed", first)
+    assert re.fullmatch(r"finished: 100 % done \(41 of 41 parts\), last activity \d+ (s|min) ago", first)
     assert [line.split() for line in rest] == [
-        ["substitute", "11", "of", "11", "tasks", "done"],
-        ["similarity", "1", "of", "1", "tasks", "done"],
-        ["correlate", "1", "of", "1", "tasks", "done"],
+        [],
+        ["model", "on", "data", "set", "capture", "sweep", "similarity", "correlation"],
+        ["base", "on", "counts", *(["100", "%"] * 4)],
     ]
 
 
@@ -84,6 +106,12 @@ def test_status_as_json(swept):
     told = ended(started("status", folder, "--json"))
     assert (told.code, told.err) == (0, "")
     standing = json.loads(told.out)
+    kinds = {"substitute": 33, "capture": 3, "similarity": 4, "correlate": 1}
+    assert standing.pop("cells") == [
+        {"model": "base", "dataset": "counts", "parts": {kind: {"done": n, "all": n} for kind, n in kinds.items()}}
+    ]
+    assert (standing.pop("holder"), standing.pop("seconds_left")) == (None, None)
+    assert datetime.fromisoformat(standing.pop("last_activity")) <= datetime.now(UTC)
     assert standing == {
         "state": "finished",
         "tasks": {
@@ -125,7 +153,7 @@ def test_plan_tells_and_writes_nothing(config, raysweep):
     assert re.fullmatch(r"  stream     \S+ kB to read, \d+ layer calls, \S+ [MG]B of memory, \S+ s", lines[14])
     # trunk 5; branches 5 + 3 × 2; tails 3 + 2 + 1; the base model's own layers 5
     # three chunks of one batch, and a capture call each
-    assert lines[9] == "to compute   27 layer applications, each on a whole data set (81 calls of a layer on a batch)"
+    assert lines[9] == "to compute   27 layer applications, each on a full data set (81 layer calls, each on one batch)"
 
 
 def test_plan_as_json_before_and_after_a_run(config, raysweep):
@@ -144,8 +172,8 @@ def test_plan_as_json_before_and_after_a_run(config, raysweep):
 
 def test_fresh_forgets(config, raysweep):
     assert raysweep("run", config).code == 0
-    assert "8 tasks, 8 done already; 0 calls" in raysweep("run", config).err
-    assert "8 tasks, 0 done already; 8 calls" in raysweep("run", config, "--fresh").err
+    assert "all 8 tasks done already" in raysweep("run", config).err
+    assert "8 calls to run for 8 tasks\n" in raysweep("run", config, "--fresh").err
 
 
 def test_demo_is_the_laboratorys(tmp_path, raysweep, monkeypatch):
@@ -169,9 +197,10 @@ def test_the_demo_studies_four_sets():
 
 def test_init_writes_a_config_to_start_from(tmp_path, raysweep, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert raysweep("init") == Result(0, "wrote raysweep.yaml; now: raysweep plan raysweep.yaml\n", "")
+    written = "wrote raysweep.yaml and raysweep.schema.json; next: raysweep plan raysweep.yaml\n"
+    assert raysweep("init") == Result(0, written, "")
     before = (tmp_path / "raysweep.yaml").read_text()
-    assert before.startswith("# A raysweep run.")
+    assert before.startswith("# yaml-language-server: $schema=raysweep.schema.json\n# A raysweep run.")
     told = raysweep("plan", "raysweep.yaml", "--set", "datasets.0.limit=4", "--json")
     assert json.loads(told.out)["tasks"]["substitute"]["all"] == 22
     refused = raysweep("init")
@@ -182,16 +211,16 @@ def test_init_writes_a_config_to_start_from(tmp_path, raysweep, monkeypatch):
 
 
 def test_long_and_foreign_names_make_a_config():
-    config = recipes.sweep_config("x/" + "b" * 90, "t", "données/" + "é" * 70 + ".jsonl", format="dolly", wording="chat", widths=[1])  # fmt: skip
+    config = recipes.sweep_config("x/" + "b" * 90, "t", "données/" + "é" * 70 + ".jsonl", format="dolly", template="chat", widths=[1])  # fmt: skip
     assert len(config.name) <= 100
     assert config.storage == f"runs/{config.name}"
-    config = recipes.sweep_config("lab://tiny", "lab://tiny/sums", "lab://sums/test", format="gsm8k", wording="chat", widths=[1])  # fmt: skip
+    config = recipes.sweep_config("lab://tiny", "lab://tiny/sums", "lab://sums/test", format="gsm8k", template="chat", widths=[1])  # fmt: skip
     assert (config.name, config.datasets[0].name) == ("tiny-sums", "sums")
 
 
 def test_a_dot_in_a_models_name_is_no_ending():
     def made(base, tuned, data):
-        return recipes.sweep_config(base, tuned, data, format="dolly", wording="chat", widths=[1])
+        return recipes.sweep_config(base, tuned, data, format="dolly", template="chat", widths=[1])
 
     one, two = (made(f"meta-llama/Llama-3.{n}B-Instruct", "./tuned", "data/dolly.v2.JSONL") for n in ("1-8", "2-3"))
     assert one.models[0].name == "Llama-3.1-8B-Instruct"
@@ -214,7 +243,7 @@ def test_a_dot_in_a_models_name_is_no_ending():
     ],
 )
 def test_data_sets_are_named_after_their_files_and_folders(data, name):
-    config = recipes.sweep_config("base", "tuned", data, format="dolly", wording="chat", widths=[1])
+    config = recipes.sweep_config("base", "tuned", data, format="dolly", template="chat", widths=[1])
     assert config.datasets[0].name == name
     assert config.datasets[0].path == data
 
@@ -222,15 +251,15 @@ def test_data_sets_are_named_after_their_files_and_folders(data, name):
 def test_the_format_is_found_from_the_first_record_of_a_folder(tmp_path):
     (tmp_path / "train-1.jsonl").write_text('{"question": "one?", "answer": "two"}\n{torn')
     (tmp_path / "train-2.jsonl").write_bytes(b"\xff")
-    config = recipes.sweep_config("base", "tuned", str(tmp_path), format=None, wording="chat", widths=[1])
+    config = recipes.sweep_config("base", "tuned", str(tmp_path), format=None, template="chat", widths=[1])
     assert config.datasets[0].format == "gsm8k"
     (tmp_path / "test.jsonl").write_text("")
-    with pytest.raises(InputError, match=r"has several splits: name one of train, test"):
-        recipes.sweep_config("base", "tuned", str(tmp_path), format=None, wording="chat", widths=[1])
+    with pytest.raises(InputError, match=r"has several splits; name one of train, test"):
+        recipes.sweep_config("base", "tuned", str(tmp_path), format=None, template="chat", widths=[1])
 
 
 def test_a_prompt_alone_asks_for_columns():
-    config = recipes.critical_config("bert", ["my.jsonl"], format=None, wording="plain", prompt="text", similarity={}, execution={})  # fmt: skip
+    config = recipes.critical_config("bert", ["my.jsonl"], format=None, template="plain", prompt="text", similarity={}, execution={})  # fmt: skip
     assert (config.datasets[0].format, config.datasets[0].prompt, config.datasets[0].response) == (
         "columns",
         "text",

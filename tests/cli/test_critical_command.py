@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ def test_critical_as_json_tells_what_the_library_finds(world, tmp_path):
 
     model = AutoModelForCausalLM.from_pretrained(world / "base", dtype=torch.float32)
     loaded = rs.load_examples(
-        str(world / "counts.jsonl"), "gsm8k", AutoTokenizer.from_pretrained(world / "base"), wording="chat"
+        str(world / "counts.jsonl"), "gsm8k", AutoTokenizer.from_pretrained(world / "base"), template="chat"
     )
     expected = rs.critical_layers(model, loaded.examples, top=2, resamples=50)
     assert found["layers"] == expected.layers
@@ -47,14 +48,25 @@ def test_critical_in_words_over_several_data_sets(world, raysweep):
     told = raysweep("critical", world / "base", *data, "--resamples", 20, "--limit", 9, "--residency", "stream")
     assert told.code == 0, told.err
     assert told.err == "capturing the states of 'counts'\ncapturing the states of 'counts-2'\n"
-    lines = told.out.splitlines()
-    assert lines[0].startswith(f"critical layers of {world / 'base'}: ")
-    assert lines[0].endswith("(1 of 5)")
-    assert sum(line.startswith(("counts: ", "counts-2: ")) and line.endswith("(9 examples)") for line in lines) == 2
-    agreed = next(line for line in lines if line.startswith("agreement between data sets 1.00 ["))
-    assert "the two share 1.0 layers on average, 0.2 by chance; two samples of one data set would agree" in agreed
-    assert any(line.startswith('PEFT     {"layers_to_transform": [') for line in lines)
-    assert any(line.startswith("freeze   model.layers.") for line in lines)
+    lines, said = told.out.splitlines(), " ".join(told.out.split())
+    path = str(world / "base")
+    assert re.match(
+        rf"Critical layers of {re.escape(path)}: \d \(1 of 5 layers\)\. Representations change most there ", said
+    )
+    assert re.search(
+        r"(The layer is stable: chosen|It is not stable \(chosen) in ≥ 80 % of half-samples of the examples", said
+    )
+    assert sum(bool(re.fullmatch(r"counts(-2)?: 9 examples; critical layers \d", line)) for line in lines) == 2
+    assert "The two data sets share 1.0 critical layers on average (0.2 by chance): agreement 1.00 [" in said, (
+        "they are the same data set"
+    )
+    assert " where 1 is the same layers and 0 is chance. Two samples of one data set would agree " in said
+    assert re.search(
+        r"pass to PEFT's LoraConfig: layers_to_transform=\[\d\], layers_pattern=\"layers\" To freeze", said
+    )
+    assert re.search(r"whose names begin with: model\.layers\.\d\. layer +mean δ chosen in", said)
+    assert sum(line.startswith("  segments of similar layers: 0") for line in lines) == 2
+    assert all(len(line) <= 80 for line in lines if path not in line)
 
 
 def test_a_decoder_needs_no_response_where_prompts_are_all_that_is_measured(world, raysweep):
@@ -100,16 +112,16 @@ def test_a_sweep_needs_a_response(world, raysweep, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        (["--top", 6], "error: --top 6: '{base}' has 5 decoder layers; give 1 to as many\n"),
+        (["--top", 6], "error: --top 6: '{base}' has 5 decoder layers; give a number from 1 to 5\n"),
         (
             ["--neighbourhood", 2],
-            "error: raysweep critical: key 'studies.similarity.neighbourhood': a neighbourhood has a layer in its middle, so it is "
-            "odd; 2 is even\n",
+            "error: raysweep critical: key 'studies.similarity.neighbourhood': the neighbourhood must be odd, because "
+            "it is centred on a layer; 2 is even\n",
         ),
         (
             ["--neighbourhood", 1, "--no-diagonal"],
-            "error: raysweep critical: studies.similarity: a neighbourhood of 1 has no layer but its own; with diagonal: "
-            "false give 3 or more\n",
+            "error: raysweep critical: studies.similarity: a neighbourhood of 1 contains only the layer itself; with "
+            "diagonal: false give 3 or more\n",
         ),
     ],
 )

@@ -120,7 +120,7 @@ def test_a_readme_without_configurations_changes_nothing(folder: Path) -> None:
         ([{"data_dir": "c"}], ": there is no folder "),
         ([{"data_files": "a/**.jsonl"}], ": configuration 'default' has the pattern 'a/**.jsonl', in which '**' is not a whole "),
         ([{"data_files": "a/*", "sep": ";"}], ": configuration 'default' sets sep, which raysweep does not apply. "),
-        ([{"data_files": [{"split": "x"}]}], ": configuration 'default' has {'split': 'x'} among its data_files, where each "),
+        ([{"data_files": [{"split": "x"}]}], ": configuration 'default' has {'split': 'x'} among its data_files, but each "),
         ([{"data_files": [{"path": "a/*", "split": "x"}] * 2}], ": configuration 'default' has {'path': 'a/*', 'split': 'x'} among "),
         ([{"data_files": {"x": 7}}], ": configuration 'default' has {'x': 7} where a path or a list of paths belongs. "),
         ([{"data_files": "a/*", "data_dir": "a"}], ": configuration 'default' has both data_dir and data_files, which is not "),
@@ -138,10 +138,10 @@ def test_the_files_of_another_split_may_be_absent(folder: Path) -> None:
     )
     assert found(folder, split="test") == ["b/deep/three.jsonl"]
     assert "data_files of split 'train' names 'none-*', and " in refusal(folder, split="train")
-    assert "has no split 'dev': " in refusal(folder, split="dev")
+    assert "has no split 'dev'; " in refusal(folder, split="dev")
 
 
 def test_files_of_another_kind_that_are_named_are_refused(folder: Path) -> None:
     (folder / "lines.txt").write_text("no record")
     describe(folder, [{"data_files": "lines.txt"}])
-    assert refusal(folder).startswith(f"{folder}/lines.txt is of a kind that is not read here. Convert it to ")
+    assert refusal(folder).startswith(f"{folder}/lines.txt is of a type that raysweep does not read. Convert it to ")

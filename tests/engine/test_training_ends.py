@@ -31,8 +31,8 @@ def test_a_loss_that_is_nan_ends_its_own_cell_and_no_other(training_config, worl
     assert list(told.failures) == ["finetune m/first"]
     why = told.failures["finetune m/first"]
     assert why == (
-        "the test loss is nan at step 1, learning rate 1e+30; the last finite one was 6.167 at step 0: lower learning_rate, warm up "
-        "longer, or train in float32 or bf16"
+        "the test loss is nan at step 1, learning rate 1e+30; the last finite one was 6.167 at step 0: lower "
+        "learning_rate, warm up longer, or train in float32 or bf16"
     )
     assert result.err.count("failed: ") == 1, "what needed it is not told again"
     assert f"tracebacks are in {tmp_path / 'run' / 'events.jsonl'}" in result.err.splitlines()[-1]
@@ -54,9 +54,8 @@ def test_out_of_memory_a_training_is_not_tried_with_smaller_batches(training_con
     done = drive(training_config(tmp_path / "run", {"finetune": {"trainer": TRAINER}}))
     assert len(tried) == 1
     assert done.failed == {
-        "finetune m/first": "'finetune m/first' runs out of memory on cpu (MemoryError: all gone); set trainer's "
-        "per_device_train_batch_size to less and gradient_accumulation_steps to more, gradient_checkpointing to true, max_tokens of "
-        "its data set's train to fewer, or spread it over more processes"
+        "finetune "
+        "m/first": "'finetune m/first' runs out of memory on cpu (MemoryError: all gone); lower trainer's per_device_train_batch_size and raise gradient_accumulation_steps, set gradient_checkpointing to true, lower max_tokens of its data set's train, or use more processes"
     }
 
 
