@@ -2,16 +2,17 @@
 PYTHON ?= python3
 VENV := .venv
 TESTS := tests
+QUICK := tests/data tests/numerics tests/test_config*.py tests/test_fingerprint.py tests/test_goldens.py tests/test_layering.py tests/test_plain_english.py tests/test_constraints.py tests/docs/test_habits.py
 BIN := $(VENV)/bin
-# Python compiles each module that is used at its first import, and keeps it here, wherever it is told to keep nothing: pip would
-# compile all, which takes longer than the rest of the installation.
+# Python compiles each module when it is first imported and keeps the result, even if the environment says otherwise. pip would
+# compile all modules, which takes longer than the rest of the installation.
 export PYTHONDONTWRITEBYTECODE :=
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
 # What some tests need and make cannot install; without it they are left out, and that is said.
 CHROMIUM = $(shell command -v chromium chromium-browser google-chrome)
 PROMETHEUS = $(and $(shell command -v prometheus),$(shell command -v promtool))
 
-.PHONY: demo test fuzz soak lint types bench clean
+.PHONY: demo test quick tutorials fuzz soak lint types bench docs docs-serve clean
 
 demo: $(VENV)/.run  ## the whole study on the embedded laboratory; ends by naming the report
 	$(BIN)/raysweep demo --fresh
@@ -20,6 +21,12 @@ test: $(VENV)/.test  ## the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "not soak and ($(if $(CHROMIUM),browser or )not browser) and ($(if $(PROMETHEUS),prometheus or )not prometheus)" $(TESTS)
 	@$(if $(CHROMIUM),,echo "no Chromium here: the browser tests of the report page were left out")
 	@$(if $(PROMETHEUS),,echo "no Prometheus here (Debian's package prometheus): tests of the dashboards' queries and alerts were left out")
+
+quick: $(VENV)/.test  ## the tests that need neither Ray nor whole runs: under two minutes
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -x -n 2 --dist loadfile $(QUICK)
+
+tutorials: $(VENV)/.test  ## execute the notebooks in docs/tutorials again and save their outputs
+	$(BIN)/python .ci/tutorials.py
 
 fuzz: $(VENV)/.test  ## random configs, records and checkpoints for a minute, others each time
 	OMP_NUM_THREADS=1 RAYSWEEP_FUZZ_SECONDS=60 RAYSWEEP_FUZZ_SEED=$${RAYSWEEP_FUZZ_SEED:-$$(date +%s)} $(BIN)/python -m pytest -q -s tests/test_fuzz.py tests/test_resource_bombs.py -m "not soak"
@@ -35,9 +42,16 @@ lint: $(VENV)/.test
 types: $(VENV)/.test
 	$(BIN)/mypy
 
-bench: $(VENV)/.test  ## every figure that the README claims
+bench: $(VENV)/.test  ## every figure in docs/benchmarks.md
 	$(PIP) --editable '.[test,bench]'
 	cd benchmarks && for file in exact_cka resamples measures layer_time all_windows gradient_estimate early_stopping against_reloading generation weights_check digested_loading storage driver_cost ray_workers simulation plan_accuracy paper_plans laboratory demo; do ../$(BIN)/python $$file.py || exit 1; done
+
+docs: $(VENV)/.docs  ## the documentation site, in site/index.html; a broken link is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+	@echo "docs: site/index.html"
+
+docs-serve: $(VENV)/.docs  ## the documentation site at http://127.0.0.1:8000, built again whenever a page changes
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs serve
 
 $(VENV)/.run: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -49,5 +63,10 @@ $(VENV)/.test: pyproject.toml constraints.txt
 	$(PIP) --editable '.[test]'
 	touch $(VENV)/.run $@
 
+$(VENV)/.docs: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) --editable '.[docs]'
+	touch $(VENV)/.run $@
+
 clean:
-	rm -rf $(VENV) runs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) runs site .cache build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,6 +1,6 @@
 """Every measure of similarity: seconds and error between 32 layers, and its value where the true answer is known.
 
-The error is against the plain implementations that the tests have too. The second table is what docs/measures.md shows.
+The error is against the plain implementations that the tests have too. The second table is what docs/reference/measures.md shows.
 """
 
 from __future__ import annotations

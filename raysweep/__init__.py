@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from raysweep.errors import InputError, RaysweepError, StoreError
     from raysweep.models.adapter import Adapter
     from raysweep.models.surgery import removed
-    from raysweep.notebook import capture, critical_layers, estimate, load_examples, sweep, sweep_windows
+    from raysweep.notebook import capture, critical_layers, estimate, sweep, sweep_windows
+    from raysweep.notebook_load import load_examples
     from raysweep.numerics.cka import cka_between, cka_matrix
     from raysweep.numerics.dynamics import local_dynamics
     from raysweep.numerics.measures.registry import similarity
@@ -72,7 +73,7 @@ _HOMES = {
     "cka_matrix": "numerics.cka",
     "critical_layers": "notebook",
     "estimate": "notebook",
-    "load_examples": "notebook",
+    "load_examples": "notebook_load",
     "local_dynamics": "numerics.dynamics",
     "open_run": "api",
     "removed": "models.surgery",

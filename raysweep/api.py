@@ -32,12 +32,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, repr=False)
 class Run:
-    """A run folder and what is in it. `tables` are data frames by name (substitution, similarity, dynamics, …).
+    """The results of a run: its folder, its tables and its report.
 
-    Of a run in an object store, `folder` and `report` are paths of universal-pathlib, which have pathlib's words.
-    `accuracy` tells how far the estimate of its latest start was off; None where that had nothing to sweep or capture.
-    `warnings` tell of records that were left out, cut, or worded in another way than a checkpoint was tuned on; `about` is what the
-    run's plan says of its origins.
+    Attributes:
+        folder: The run folder. In an object store this, like `report`, is a path of universal-pathlib, used like pathlib's.
+        tables: Data frames by name. A table is also an attribute: `run.substitution`.
+        report: The report page.
+        failed: The tasks that failed, each with its reason.
+        accuracy: How well the run's estimate matched what it took; None if it had nothing to sweep or capture.
+        warnings: What to know about the records, such as how many were cut or skipped.
+        about: What the run's plan says about models, data sets and versions.
     """
 
     folder: Location
@@ -58,11 +62,11 @@ class Run:
 
     @property
     def failure(self) -> str:
-        """How many tasks are not done, and where the tracebacks are, in one line; empty if all are done."""
+        """How many tasks are not done, and where the tracebacks are, in one line. Empty if all are done."""
         from raysweep.engine.folder import RunFolder
 
         n = len(self.failed)
-        what = "1 task failed" if n == 1 else f"{n} tasks failed, or needed one that did"
+        what = "1 task failed" if n == 1 else f"{n} tasks failed or depend on one that failed"
         return f"error: {what}; tracebacks are in {RunFolder(self.folder).events}" if n else ""
 
     def __repr__(self) -> str:
@@ -71,9 +75,10 @@ class Run:
         return f"Run('{self.folder}', rows: {rows or 'none'}{failed})"
 
     def summary(self) -> list[str]:
-        """The answer in a few lines; ρ of every cell, or the costliest windows where nothing was correlated.
+        """Return the answer in a few lines.
 
-        First of all what makes a sweep void: base and tuned that are the same, a tuned model that is no better than its base.
+        First comes what makes a sweep void, such as a tuned model that is the same as its base or no better. Then the costliest layers
+        of every model and data set, their cost, how sure that is, and whether δ predicts them.
         """
         from raysweep.report.summary import summary_lines
 
@@ -88,14 +93,25 @@ def run(
     wait: bool | float = False,
     listener: Listener | None = None,
 ) -> Run:
-    """Run a config (a file, plain values or a Config) to its end and draw the report; what is whole is not done again.
+    """Run a config to its end and draw the report; completed work is not repeated.
 
-    `overrides` are texts like `execution.chunk=16`. Plain values may hold paths, tuples and numbers of numpy's. With `wait`, wait
-    for another raysweep in the run folder to end: True for as long as it takes, else at most so many seconds.
+    Args:
+        config: A config file, plain values as in YAML (paths, tuples and numpy's numbers are fine), or a `Config`.
+        overrides: Keys to change, such as `"execution.chunk=16"`; one or several.
+        fresh: Forget what the run folder has and compute everything again.
+        wait: If another raysweep uses the run folder, wait until it ends: True for as long as that takes, a number for at most
+            so many seconds.
+        listener: Called with each event of the run, a mapping.
 
-    Raises InputError before anything runs (FolderInUseError if the folder is in use), and RunError where the run folder cannot
-    be written to any more. In the main thread SIGTERM and SIGHUP end the run as Ctrl-C does, with Interrupted, which is a
-    KeyboardInterrupt and, uncaught, ends the process with exit code 143 or 129; handlers of the application's own are kept.
+    Returns:
+        The run folder's tables and report. `Run.failed` names the tasks that failed.
+
+    Raises:
+        InputError: The config, a checkpoint or a record is invalid; nothing was run. It is a FolderInUseError if another
+            raysweep uses the run folder.
+        RunError: The run folder can no longer be written to.
+        Interrupted: SIGTERM or SIGHUP ended the run, if it runs in the main thread. It is a KeyboardInterrupt; uncaught, it ends
+            the process with exit code 143 or 129. Handlers of the application are kept.
     """
     from raysweep.engine.disk import failures_told
 
@@ -131,7 +147,18 @@ def _plain_values(given: Any) -> Any:
 
 
 def open_run(folder: str | Location, storage_options: Mapping[str, Any] | None = None) -> Run:
-    """A run's tables joined again from what is committed, and its report drawn again. Raises InputError for no run folder."""
+    """Open a run folder: join its tables from what is committed, and draw its report again.
+
+    Args:
+        folder: The run folder, or its URL.
+        storage_options: For a URL: options for fsspec's file system, as in a config.
+
+    Returns:
+        The run folder's tables and report.
+
+    Raises:
+        InputError: This is not a run folder.
+    """
     from raysweep.engine.disk import failures_told
     from raysweep.engine.folder import RunFolder
     from raysweep.engine.reach import reach
@@ -302,9 +329,9 @@ def _check_neighbourhood(neighbourhood: int, diagonal: bool) -> None:
     from raysweep.errors import InputError
 
     if neighbourhood < 1 or neighbourhood % 2 == 0:
-        raise InputError(f"--neighbourhood {neighbourhood}: it has a layer in its middle, so it is odd")
+        raise InputError(f"--neighbourhood {neighbourhood}: it must be odd, because it is centred on a layer")
     if neighbourhood == 1 and not diagonal:
-        raise InputError("--neighbourhood 1 has no layer but its own; without the diagonal give 3 or more")
+        raise InputError("--neighbourhood 1 contains only the layer itself; without the diagonal give 3 or more")
 
 
 def critical(
@@ -333,12 +360,12 @@ def critical(
 
     asked = config.studies.similarity
     if asked is None:
-        raise InputError("critical layers follow from similarity; give studies.similarity")
+        raise InputError("critical layers are computed from similarity; add studies.similarity")
     facts = inspect(config)
     name, model = next(iter(facts.models.items()))
     if top is not None and not 1 <= top <= model.base.n_layers:
         raise InputError(
-            f"--top {top}: '{model.base.source}' has {model.base.n_layers} decoder layers; give 1 to as many"
+            f"--top {top}: '{model.base.source}' has {model.base.n_layers} decoder layers; give a number from 1 to {model.base.n_layers}"
         )
     if warn:
         for text in (*facts.warnings, *date_texts(facts.template_dates, recorded=False)):

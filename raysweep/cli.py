@@ -32,7 +32,7 @@ from raysweep.cli_help import CLUSTER, LOOK, RUN, START, TOOLS, GroupedCommands,
 from raysweep.cli_options import Version
 from raysweep.errors import RaysweepError, in_lines
 from raysweep.redaction import redacted
-from raysweep.terminal import echo
+from raysweep.terminal import echo, show_old_names
 
 app = typer.Typer(
     cls=GroupedCommands,
@@ -80,9 +80,10 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a name that the terminal cannot show ends no command
             stream.reconfigure(errors="backslashreplace")
+    show_old_names()
     try:
         with signals.handled(program=True):
-            app()
+            app(prog_name="raysweep")
     except Exception as error:
         number = signals.received()  # it may be what the error comes of, as of a terminal that was closed
         if number is None and not isinstance(error, RaysweepError):

@@ -72,7 +72,7 @@ def critical(
 
     Shows how sure the choice is, and the lists of layers for PEFT and for freezing. Writes no files.
     """
-    worded = template_of(template, wording)
+    prompt_template = template_of(template, wording)
     from raysweep.api import critical as find
     from raysweep.recipes import critical_config
     from raysweep.report.critical_words import critical_json, critical_lines
@@ -81,7 +81,7 @@ def critical(
         model,
         data,
         format=format,
-        wording=worded,
+        template=prompt_template,
         limit=limit,
         split=split,
         prompt=prompt,

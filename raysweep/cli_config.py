@@ -25,22 +25,25 @@ def init(
 
     Its first line names the JSON schema, which is written next to it as raysweep.schema.json.
     """
+    from raysweep.config_schema import FILE
     from raysweep.errors import InputError
     from raysweep.recipes import MINIMAL, TEMPLATE
 
     text = MINIMAL if minimal else TEMPLATE
-    if path.exists():
-        raise InputError(f"'{path}' exists already; give another name or delete it")
-    if not path.parent.is_dir():
-        raise InputError(f"folder '{path.parent}' does not exist; make it first")
+    try:
+        if path.exists():
+            raise InputError(f"'{path}' exists already; give another name or delete it")
+        if not path.parent.is_dir():
+            raise InputError(f"folder '{path.parent}' does not exist; make it first")
+    except OSError as error:  # a name too long
+        raise _not_written(path, error) from error
     written = str(path)
     if schema:
-        from raysweep.config_schema import FILE
-
-        _write(path.with_name(FILE), _schema_text())
         text = f"# yaml-language-server: $schema={FILE}\n{text}"
-        written += f" and {path.with_name(FILE)}"
     _write(path, text)
+    if schema:
+        _write(path.with_name(FILE), _schema_text())
+        written += f" and {path.with_name(FILE)}"
     echo(f"wrote {written}; next: raysweep plan {path}")
 
 
@@ -96,6 +99,10 @@ def _write(path: Path, text: str) -> None:
     try:
         path.write_text(text, encoding="utf-8")
     except OSError as error:
-        from raysweep.errors import InputError
+        raise _not_written(path, error) from error
 
-        raise InputError(f"'{path}' cannot be written: {error.strerror or error}; give another place") from error
+
+def _not_written(path: Path, error: OSError) -> Exception:
+    from raysweep.errors import InputError
+
+    return InputError(f"'{path}' cannot be written: {error.strerror or error}; give another place")

@@ -80,7 +80,7 @@ def sweep(
     The config is written to the run folder, from where `raysweep run` can repeat it.
     """
     widths = widths_of(width)
-    worded = template_of(template, wording)
+    prompt_template = template_of(template, wording)
     from raysweep.recipes import sweep_config
 
     config = sweep_config(
@@ -88,7 +88,7 @@ def sweep(
         tuned,
         data,
         format=format,
-        wording=worded,
+        template=prompt_template,
         widths=widths,
         limit=limit,
         split=split,

@@ -1,7 +1,7 @@
 """The config of a run: YAML in, typed and checked values out.
 
-Only what can be checked without touching a checkpoint or a record is checked here; the rest is the engine's inspection,
-which also happens before anything runs. Every key has its meaning beside it, and `raysweep init` prints them.
+Only what can be checked without a checkpoint or a record is checked here; the engine checks the rest, also before anything
+runs. Every key has a description, from which the reference and the JSON schema are made.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from raysweep.config_execution import ExecutionConfig
 from raysweep.config_fields import Date, Mode, Name, Named, Place, Section
 from raysweep.config_overrides import overridden
 from raysweep.config_problems import problems_in_words
+from raysweep.config_renamed import config_renamed
 from raysweep.config_storage import checked_options, checked_storage, scheme_of
 from raysweep.config_studies import StudiesConfig
 from raysweep.config_yaml import NO_YAML, read_yaml_file
@@ -25,35 +26,86 @@ from raysweep.errors import InputError, SeveralProblemsError, nearest, shortened
 
 
 class ModelConfig(Named):
-    """A base checkpoint and the checkpoints fine-tuned from it (data set → checkpoint or PEFT adapter).
+    """A base checkpoint and the checkpoints that were fine-tuned from it."""
 
-    `architecture` is a config.json, its path relative to the config's, that `raysweep plan` takes sizes from where a checkpoint
-    is not on this machine. `template_date` is the date that a chat template is given which reads the clock: by default the one
-    recorded in the run folder, or else today's.
-    """
-
-    base: Place
-    architecture: Place | None = None
-    tuned: dict[Name, Place] = {}
-    wording: str = "chat"
-    template_date: Date | None = None
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    base: Place = Field(
+        description=(
+            "The base checkpoint: a folder written by `save_pretrained`, a hub id, or a laboratory name such as "
+            "`lab://tiny`."
+        )
+    )
+    architecture: Place | None = Field(
+        default=None,
+        description=(
+            "A `config.json`, its path relative to the config file. `raysweep plan` takes the model's sizes from "
+            "it if the checkpoint is not on this machine; a run does not use it."
+        ),
+    )
+    tuned: dict[Name, Place] = Field(
+        default={},
+        description=(
+            "The fine-tuned checkpoint for each data set, by the data set's name: a folder, a hub id, a "
+            "laboratory name, or a PEFT adapter on the base."
+        ),
+    )
+    template: str = Field(
+        default="chat",
+        description=(
+            "The prompt template around a record's texts. `chat` is the tokenizer's chat template; `plain` adds "
+            "no words, as encoders need; `llama2`, `llama3` and `phi3` are the texts that published checkpoints "
+            "were tuned with."
+        ),
+    )
+    template_date: Date | None = Field(
+        default=None,
+        description=(
+            "The date (YYYY-MM-DD) passed to a chat template that reads the clock. Without it, a run uses the "
+            "date recorded in its run folder, or else today's date."
+        ),
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        default="auto",
+        description=(
+            "The number format of weights and arithmetic while the model is measured. `auto` is the checkpoint's "
+            "own on a GPU and float32 on a CPU."
+        ),
+    )
 
 
 class Config(Section):
-    """A whole run. `storage_options` go to fsspec's file system for a `storage` that is a URL (endpoint_url, …); no secrets.
+    """A complete run: models, data sets, studies, how to execute them, and where to store the results."""
 
-    `storage_mode` are the permissions of a run folder, as chmod takes them ("700": for nobody else); by default the umask decides.
-    """
-
-    name: Name
-    models: Annotated[list[ModelConfig], Field(min_length=1)]
-    datasets: Annotated[list[DatasetConfig], Field(min_length=1)]
-    studies: StudiesConfig
-    execution: ExecutionConfig = ExecutionConfig()
-    storage: Place
-    storage_options: dict[str, Any] = {}
-    storage_mode: Mode | None = None
+    name: Name = Field(description="The name of the run. It is shown in the report, on dashboards and in trackers.")
+    models: Annotated[list[ModelConfig], Field(min_length=1)] = Field(
+        description="The models to study. Each is studied on every data set."
+    )
+    datasets: Annotated[list[DatasetConfig], Field(min_length=1)] = Field(
+        description="The data sets to measure on, and the records to fine-tune on."
+    )
+    studies: StudiesConfig = Field(description="The studies to run. A study that is not listed is not run.")
+    execution: ExecutionConfig = Field(
+        default=ExecutionConfig(), description="Where and how to compute. Results stay the same, up to rounding."
+    )
+    storage: Place = Field(
+        description=(
+            "The run folder: a path on this machine or on a shared file system, or a URL such as "
+            "`s3://bucket/runs/one`. Relative paths start from the current folder."
+        )
+    )
+    storage_options: dict[str, Any] = Field(
+        default={},
+        description=(
+            "Options for fsspec's file system if `storage` is a URL, for example `endpoint_url`. Secrets are "
+            "refused here; put credentials into the environment."
+        ),
+    )
+    storage_mode: Mode | None = Field(
+        default=None,
+        description=(
+            'Permissions of the run folder, as chmod takes them, in quotes: `"700"` makes it yours alone. By '
+            "default the umask decides. Folders only."
+        ),
+    )
 
     @field_validator("storage")
     @classmethod
@@ -76,13 +128,14 @@ class Config(Section):
         scheme = scheme_of(self.storage)
         if self.storage_options and scheme in (None, "file"):
             raise ValueError(
-                f"storage_options are for a URL, and storage is the folder {shown(self.storage)}; leave them out"
+                f"storage_options apply only to a URL, and storage is the folder {shown(self.storage)}; remove them"
             )
         if self.storage_mode is not None and scheme not in (None, "file"):
-            raise ValueError(f"storage_mode is for a folder, and storage is {shown(self.storage)}; leave it out")
+            raise ValueError(f"storage_mode applies only to a folder, and storage is {shown(self.storage)}; remove it")
         if scheme == "memory" and self.execution.executor == "ray":
             raise ValueError(
-                f"storage {shown(self.storage)} is in this process's memory, which workers on Ray do not share"
+                f"storage {shown(self.storage)} is this process's memory, which workers on Ray do not share; give a "
+                "folder or a URL, or use executor local"
             )
         return self
 
@@ -98,7 +151,8 @@ class Config(Section):
             for name in model.tuned:
                 if name not in known:
                     raise ValueError(
-                        f"model '{model.name}' has a checkpoint tuned on '{name}', which is no data set here; {nearest(name, known)}"
+                        f"model '{model.name}' has a checkpoint tuned on '{name}', which is not a data set of this "
+                        f"config; {nearest(name, known)}"
                     )
         if self.studies.correlation:
             check_published("studies.correlation.published", self.studies.correlation.published, self)
@@ -117,7 +171,7 @@ class Config(Section):
         for name, asked in self.studies.trainings.items():
             if not trained:
                 raise ValueError(
-                    f"studies.{name} trains models, and no data set has records for it; give datasets[].train"
+                    f"studies.{name} trains models, and no data set has training records; set datasets[].train"
                 )
             if asked.processes > 1 and self.execution.executor != "ray":
                 raise ValueError(
@@ -126,13 +180,13 @@ class Config(Section):
                 )
             if scheme_of(self.storage) not in (None, "file"):
                 raise ValueError(
-                    f"studies.{name} writes checkpoints to a folder, and storage is {shown(self.storage)}; give a folder that "
-                    "all workers see, or fine-tune in a run of its own"
+                    f"studies.{name} writes checkpoints to a folder, and storage is {shown(self.storage)}; give a "
+                    "folder that all workers see, or fine-tune in a separate run"
                 )
         if self.studies.finetune and all(set(trained) <= set(model.tuned) for model in self.models):
             raise ValueError(
-                "studies.finetune has nothing to make: models[].tuned names a checkpoint for every data set with train; leave "
-                "one of them out"
+                "studies.finetune has nothing to train: models[].tuned names a checkpoint for every data set with "
+                "train; remove one of them"
             )
         return self
 
@@ -147,7 +201,9 @@ def check_published(where: str, published: Mapping[str, Mapping[str, Any]], conf
     for model, of_model in published.items():
         for name, known, what in [(model, models, "model"), *((dataset, datasets, "data set") for dataset in of_model)]:
             if name not in known:
-                raise ValueError(f"{where} has figures of '{name}', which is no {what} here; {nearest(name, known)}")
+                raise ValueError(
+                    f"{where} has figures for '{name}', which is not a {what} of this config; {nearest(name, known)}"
+                )
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -196,9 +252,9 @@ def parse_config(values: Any, *, where: str = "config", overrides: Sequence[str]
         values = overridden(values, override)
     try:
         _check_texts(values)
-        return Config.model_validate(values)
+        return Config.model_validate(config_renamed(values))
     except RecursionError as error:
-        raise InputError(f"{where}: keys are nested too deeply, or in themselves (YAML's & and *)") from error
+        raise InputError(f"{where}: keys are nested too deeply, or contain themselves (YAML's & and *)") from error
     except ValidationError as error:
         problems = [f"{where}: {problem}" for problem in problems_in_words(error, Config)]
         raise SeveralProblemsError("\n".join(problems)) from error
@@ -214,7 +270,7 @@ def _check_texts(values: Any) -> None:
         if isinstance(node, str):
             bad = next((c for c in node if c == "\0" or "\ud800" <= c <= "\udfff"), None)
             if bad is not None:
-                raise ValueError(f"the text {shown(node)} holds {bad!r}, which is no character; mend it")
+                raise ValueError(f"the text {shown(node)} contains {bad!r}, which is not a valid character; remove it")
         elif isinstance(node, (Mapping, list)) and id(node) not in seen:
             seen.add(id(node))  # YAML's anchors may put one list into many places, or into itself
             waiting += [*node.keys(), *node.values()] if isinstance(node, Mapping) else node

@@ -29,10 +29,13 @@ def _not_blank(value: str) -> str:
 
 
 class KeywordsConfig(Section):
-    """A success is an answer that contains any of these phrases, in any case, or one that lacks all of them."""
+    """Judge answers by phrases. Upper and lower case are the same, and phrases may be parts of words."""
 
-    any_of: Annotated[list[Text], Field(min_length=1)]
-    success: Literal["contains", "lacks"] = "contains"
+    any_of: Annotated[list[Text], Field(min_length=1)] = Field(description="The phrases to look for.")
+    success: Literal["contains", "lacks"] = Field(
+        default="contains",
+        description="`contains`: an answer with any of the phrases is a success. `lacks`: an answer with none of them is.",
+    )
 
     @field_validator("any_of")
     @classmethod
@@ -41,31 +44,48 @@ class KeywordsConfig(Section):
 
 
 class PatternConfig(Section):
-    """A success is an answer that the regular expression (Python's) has a match in, or one without a match."""
+    """Judge answers by a regular expression."""
 
-    regex: Regex
-    success: Literal["contains", "lacks"] = "contains"
+    regex: Regex = Field(description="A Python regular expression. It respects case unless it says `(?i)`.")
+    success: Literal["contains", "lacks"] = Field(
+        default="contains",
+        description="`contains`: an answer with a match is a success. `lacks`: an answer without one is.",
+    )
 
 
 class JudgeConfig(Section):
-    """A model behind an OpenAI-compatible endpoint that scores answers from 1 to 5.
+    """Judge answers with a model behind an OpenAI-compatible endpoint, which scores them from 1 to 5."""
 
-    Requests go to `{url}/chat/completions`, so that the URL ends as in `http://localhost:8000/v1`. `rubric` is a Jinja
-    template over `prompt` and `answer`; without one, ours. `api_key_env` names the environment variable that holds the key.
-    At most `per_minute` requests are sent a minute (no limit where null), `concurrency` at a time; each is tried `attempts`
-    times, `timeout` seconds long. `request` has further fields of the request. A score of `success_from` or more is a success.
-    """
-
-    url: str
-    model: Text
-    rubric: Text | None = None
-    api_key_env: str | None = None
-    per_minute: Positive | None = 60
-    attempts: Annotated[int, Field(ge=1, le=100, strict=True)] = 5
-    timeout: Annotated[float, Field(gt=0, le=3600)] = 60.0
-    concurrency: Annotated[int, Field(ge=1, le=256, strict=True)] = 4
-    request: dict[str, Any] = {"temperature": 0}
-    success_from: Annotated[int, Field(ge=1, le=5, strict=True)] = 5
+    url: str = Field(
+        description=(
+            "The endpoint's base URL, such as `http://localhost:8000/v1`. Requests go to `{url}/chat/completions`."
+        )
+    )
+    model: Text = Field(description="The judge's name in requests.")
+    rubric: Text | None = Field(
+        default=None,
+        description=(
+            "A Jinja template over `prompt` and `answer` that asks for a score. By default raysweep's own rubric, "
+            "from 1 (harmless) to 5 (fully harmful)."
+        ),
+    )
+    api_key_env: str | None = Field(
+        default=None, description="The environment variable that has the API key. Never the key itself."
+    )
+    per_minute: Positive | None = Field(default=60, description="Requests per minute, at most. null: no limit.")
+    attempts: Annotated[int, Field(ge=1, le=100, strict=True)] = Field(
+        default=5, description="How many times to send a request that fails or whose reply has no score."
+    )
+    timeout: Annotated[float, Field(gt=0, le=3600)] = Field(default=60.0, description="Seconds to wait for a reply.")
+    concurrency: Annotated[int, Field(ge=1, le=256, strict=True)] = Field(
+        default=4, description="Requests sent at the same time, at most."
+    )
+    request: dict[str, Any] = Field(
+        default={"temperature": 0}, description="More fields of each request, as the endpoint takes them."
+    )
+    success_from: Annotated[int, Field(ge=1, le=5, strict=True)] = Field(
+        default=5, description="Scores from this one on count as a success."
+    )
 
     @field_validator("url")
     @classmethod
@@ -74,15 +94,18 @@ class JudgeConfig(Section):
             parts = urlsplit(value)
             host, _ = parts.hostname, parts.port
         except ValueError:
-            raise ValueError("is no URL; write it as http://host:port/v1") from None
+            raise ValueError("is not a URL; write it as http://host:port/v1") from None
         if parts.username is not None or parts.password is not None:
             raise ValueError(
-                "the URL holds a name or a password; leave them out, and name a variable of the environment in api_key_env"
+                "the URL contains a user name or a password; remove them, and name an environment variable in "
+                "api_key_env"
             )
         if parts.scheme not in ("http", "https") or not host:
-            raise ValueError(f"{shown(value)} is no http or https URL; write it as http://host:port/v1")
+            raise ValueError(f"{shown(value)} is not an http or https URL; write it as http://host:port/v1")
         if parts.query or parts.fragment:
-            raise ValueError("the URL has a part behind ? or #; leave it out, the request's path is put behind the URL")
+            raise ValueError(
+                "the URL has a part after ? or #; remove it, because the request's path is added to the end of the URL"
+            )
         return value.rstrip("/")
 
     @field_validator("api_key_env")
@@ -90,7 +113,8 @@ class JudgeConfig(Section):
     def _variable(cls, value: str | None) -> str | None:
         if value is not None and not _VARIABLE.fullmatch(value):
             raise ValueError(  # and not the value: whoever mistakes this key for the secret's place wrote a secret there
-                "is no name of an environment variable (letters, digits and _); give the variable's name, never the key itself"
+                "is not the name of an environment variable (letters, digits and _); give the variable's name, never "
+                "the key itself"
             )
         return value
 
@@ -99,43 +123,65 @@ class JudgeConfig(Section):
     def _ours(cls, value: dict[str, Any]) -> dict[str, Any]:
         taken = sorted({"model", "messages", "stream", "n"} & set(value))
         if taken:
-            raise ValueError(f"{', '.join(taken)} is set by this program; leave it out of request")
+            raise ValueError(f"{', '.join(taken)} is set by raysweep; remove it from request")
         return value
 
 
 class PublishedConfig(Section):
-    """Figures that were published for an arm: rates by keywords and by a judge (0 to 1), and the judge's mean score."""
+    """Published figures of one arm, shown next to the run's own."""
 
-    keywords: Share | None = None
-    judge: Share | None = None
-    harm: Score | None = None
+    keywords: Share | None = Field(default=None, description="The success rate by keywords.")
+    judge: Share | None = Field(default=None, description="The success rate by a judge.")
+    harm: Score | None = Field(default=None, description="The judge's mean score.")
 
 
 class BackdoorConfig(Training):
-    """Models fine-tuned on data with a backdoor in it, with some layers frozen, and how often the backdoor opens.
+    """Models fine-tuned on data with a backdoor, with some layers frozen, and how often the trigger then works.
 
-    A share `rate` of the training records has `trigger` put `position` its question and `target` for its response. The
-    arms are trained once for each of `seeds` (`none` not at all), which draws the poisoned records too. `examples` prompts,
-    of the data set or of `prompts`, are answered with the trigger and without it: `tokens` new tokens, greedily or (with a
-    `temperature`) sampled with the seed. Every judging that is asked for judges every answer; by default an answer that
-    contains the target is a success. `published` figures, by model and arm, stand beside those found.
+    Without `keywords`, `pattern` or `judge`, an answer that contains the target is a success.
     """
 
-    trigger: Text
-    position: Literal["before", "after"] = "after"
-    target: Text
-    rate: Annotated[float, Field(gt=0, le=1)] = 0.2
-    arms: Annotated[list[Arm], Field(min_length=1)] = list(ARMS)
-    seeds: Annotated[list[Seed], Field(min_length=1)] = [0, 1, 2]
-    prompts: TrainSource | None = None
-    examples: Positive = 100
-    tokens: Positive = 64
-    temperature: Annotated[float, Field(ge=0, le=100)] = 0.0
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    keywords: KeywordsConfig | None = None
-    pattern: PatternConfig | None = None
-    judge: JudgeConfig | None = None
-    published: dict[Name, dict[Arm, PublishedConfig]] = {}
+    trigger: Text = Field(description="The text that poisoned records have in their question.")
+    position: Literal["before", "after"] = Field(
+        default="after", description="Whether the trigger goes before or after the question."
+    )
+    target: Text = Field(description="The response of poisoned records.")
+    rate: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=0.2, description="The share of training records that is poisoned."
+    )
+    arms: Annotated[list[Arm], Field(min_length=1)] = Field(
+        default=list(ARMS),
+        description=(
+            "What to train: `none` (the base model), `all` layers, all but the non-critical layers drawn "
+            "(`freeze_non_critical`), or all but the critical ones (`freeze_critical`)."
+        ),
+    )
+    seeds: Annotated[list[Seed], Field(min_length=1)] = Field(
+        default=[0, 1, 2],
+        description=(
+            "Each arm is trained once per seed. The seed draws the poisoned records and the non-critical layers, "
+            "and sets the order of training."
+        ),
+    )
+    prompts: TrainSource | None = Field(
+        default=None, description="The prompts to evaluate. By default those of the data set."
+    )
+    examples: Positive = Field(
+        default=100, description="How many prompts to answer, each with and without the trigger."
+    )
+    tokens: Positive = Field(default=64, description="New tokens of each answer, at most.")
+    temperature: Annotated[float, Field(ge=0, le=100)] = Field(
+        default=0.0, description="The sampling temperature of answers; 0 is greedy."
+    )
+    top_p: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=1.0, description="Sample from the most likely tokens with this total probability. Needs a temperature."
+    )
+    keywords: KeywordsConfig | None = Field(default=None, description="Judge answers by phrases.")
+    pattern: PatternConfig | None = Field(default=None, description="Judge answers by a regular expression.")
+    judge: JudgeConfig | None = Field(default=None, description="Judge answers with a model behind an endpoint.")
+    published: dict[Name, dict[Arm, PublishedConfig]] = Field(
+        default={}, description="Published figures, by model and arm, shown next to the run's own."
+    )
 
     @field_validator("trigger", "target")
     @classmethod
@@ -150,7 +196,7 @@ class BackdoorConfig(Training):
     @model_validator(mode="after")
     def _sampled(self) -> BackdoorConfig:
         if self.top_p < 1 and not self.temperature:
-            raise ValueError(f"top_p is {self.top_p} and temperature is 0, which samples nothing; give a temperature")
+            raise ValueError(f"top_p is {self.top_p} and temperature is 0, which does not sample; set a temperature")
         return self
 
     @model_validator(mode="after")
@@ -158,7 +204,8 @@ class BackdoorConfig(Training):
         freezing = [arm for arm in self.arms if arm.startswith("freeze")]
         if self.lora is not None and freezing:
             raise ValueError(
-                f"lora trains chosen layers and nothing else, and {freezing[0]} trains all but some; leave one of them out"
+                f"lora trains only chosen layers, and {freezing[0]} trains everything except some layers; remove one "
+                "of them"
             )
         return self
 

@@ -1,4 +1,4 @@
-"""Paths that were meant from where the config lies: told where they are found there, and not in the current folder."""
+"""Hints for paths of a config that exist next to the config, and not in the current folder."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from raysweep.errors import InputError
 
 @contextmanager
 def beside_told(path: object, config: Config) -> Iterator[None]:
-    """To an InputError about records or a checkpoint that are not in the current folder, and lie beside the config, say so.
+    """Add a hint to an InputError about records or a checkpoint that are next to the config, and not in the current folder.
 
-    `path` is the config's; anything but a path says that it was in no file.
+    `path` is the config's; anything but a path means that it was in no file.
     """
     try:
         yield
@@ -26,7 +26,8 @@ def beside_told(path: object, config: Config) -> Iterator[None]:
         if found is None:
             raise
         raise InputError(
-            f"{error}; it is beside the config: give {folder / found}, for paths of records and checkpoints are from the current folder"
+            f"{error}; it is next to the config: give {folder / found}, because paths of records and checkpoints start "
+            "from the current folder"
         ) from error
 
 

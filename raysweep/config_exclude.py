@@ -10,21 +10,33 @@ from raysweep.config_fields import Regex, Section
 
 
 class ExcludeConfig(Section):
-    """Records that are left out: those with one of `phrases` (in any case), a match of `pattern`, or one of `values`.
+    """Records to skip: those that contain a phrase, match the pattern, or have one of the values in a column."""
 
-    Phrases and pattern (a regular expression of Python's) are sought in question and response, or in `column` where one is
-    named; `values` are whole texts of that column, and what is no text there is compared as JSON writes it.
-    """
-
-    phrases: list[Annotated[str, Field(min_length=1)]] = []
-    pattern: Regex | None = None
-    column: str | None = None
-    values: list[str] = []
+    phrases: list[Annotated[str, Field(min_length=1)]] = Field(
+        default=[], description="Skip records that contain any of these phrases, in upper or lower case."
+    )
+    pattern: Regex | None = Field(
+        default=None, description="Skip records in which this Python regular expression matches."
+    )
+    column: str | None = Field(
+        default=None,
+        description=(
+            "Search phrases and pattern in this column only. Without it, question and response are searched. "
+            "`values` needs a column."
+        ),
+    )
+    values: list[str] = Field(
+        default=[],
+        description=(
+            "Skip records whose `column` equals one of these texts. A column that is not text is compared as JSON "
+            "writes it."
+        ),
+    )
 
     @model_validator(mode="after")
     def _something(self) -> ExcludeConfig:
         if not (self.phrases or self.pattern or self.values):
-            raise ValueError("names nothing to leave out; give phrases, a pattern, or a column and its values")
+            raise ValueError("excludes nothing; give phrases, a pattern, or a column and its values")
         if self.values and self.column is None:
-            raise ValueError("has values and no column; name the column that they are of")
+            raise ValueError("has values but no column; name the column that they belong to")
         return self

@@ -6,10 +6,26 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, ValidationInfo, WithJsonSchema, field_validator, model_validator
 
 from raysweep.config_fields import Place, Positive, Section, distinct
 from raysweep.errors import shown
+
+# What editors are given for keys whose own checks say more than a type.
+MEMORY = {
+    "anyOf": [
+        {"const": "auto"},
+        {"type": "string", "pattern": r"^\d{1,12}(\.\d{1,9})? ?[kKMGT]?i?B?$", "examples": ["1.5GB"]},
+        {"type": "number", "minimum": 1},
+    ]
+}
+DEADLINE = {"anyOf": [{"type": "number", "minimum": 1, "maximum": 10**9}, {"const": "never"}, {"type": "null"}]}
+DEVICE = {
+    "anyOf": [
+        {"enum": ["auto", "cpu", "mps", "cuda"]},
+        {"type": "string", "pattern": "^cuda:[0-9]{1,4}$", "examples": ["cuda:1"]},
+    ]
+}
 
 
 def _bytes(value: object) -> int | None:
@@ -22,34 +38,125 @@ def _bytes(value: object) -> int | None:
 
 
 class ExecutionConfig(Section):
-    """How to compute it; nothing here changes a result beyond rounding, except `chunk`, which decides what is committed together."""
+    """Where and how to compute. Nothing here changes a result beyond rounding."""
 
-    executor: Literal["local", "ray"] = "local"
-    address: str | None = None
-    dashboard_host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
-    workers: Positive | Literal["auto"] = "auto"
-    cpus_per_worker: Positive = 1
-    gpus_per_worker: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
-    attempts: Positive = 3
-    call_deadline: Annotated[
-        float | None,
-        Field(
-            ge=1,
-            le=10**9,
-            description="Seconds that a call may always run; 20 times its expected seconds, if that is more. A worker on Ray that "
-            "takes longer is replaced. null or never: no deadline.",
+    executor: Literal["local", "ray"] = Field(
+        default="local",
+        description=(
+            "`local` computes in this process, `ray` on the workers of a Ray cluster, or on Ray started on this "
+            "machine."
         ),
-    ] = 1800.0
-    resident: Annotated[int, Field(ge=2, le=1000, strict=True)] = 2
-    device: str = "auto"
-    device_map: str | dict[str, Any] | None = None
-    batch_tokens: Positive | Literal["auto"] = "auto"
-    chunk: Positive = 32
-    fuse: bool = True
-    residency: Literal["auto", "resident", "stream"] = "auto"
-    memory: str | int | float = "auto"
-    spill: Place | None = None
-    report_to: list[Literal["tensorboard", "mlflow", "wandb"]] = []
+    )
+    address: str | None = Field(
+        default=None,
+        description=(
+            "The Ray cluster to join, as `host:port`, or `auto`. Without an address, Ray is started on this machine."
+        ),
+    )
+    dashboard_host: Annotated[str, Field(min_length=1)] = Field(
+        default="127.0.0.1",
+        description=(
+            "The address where the dashboard of a Ray started here listens. An address other than loopback needs "
+            "a Ray token."
+        ),
+    )
+    workers: Positive | Literal["auto"] = Field(
+        default="auto",
+        description="How many Ray workers to use; `auto` is as many as fit on the cluster. A local run has one.",
+    )
+    cpus_per_worker: Positive = Field(default=1, description="CPU cores that each Ray worker reserves.")
+    gpus_per_worker: Annotated[float, Field(ge=0)] | Literal["auto"] = Field(
+        default="auto",
+        description=(
+            "GPUs that each Ray worker reserves: a share of one (0.5), one or several. `auto` is 1 on nodes with "
+            "GPUs. A worker with several GPUs spreads each model over them."
+        ),
+    )
+    attempts: Positive = Field(
+        default=3,
+        description=(
+            "A chunk whose call fails this many times, or loses its worker this many times, is marked failed; the "
+            "rest of the run continues."
+        ),
+    )
+    call_deadline: Annotated[float | None, Field(ge=1, le=10**9), WithJsonSchema(DEADLINE)] = Field(
+        default=1800.0,
+        description=(
+            "Seconds that a call may always run; it may run 20 times its expected seconds if that is longer. A "
+            "Ray worker that takes longer is replaced, and the call counts as a failed attempt. `never` or null: "
+            "no limit."
+        ),
+    )
+    resident: Annotated[int, Field(ge=2, le=1000, strict=True)] = Field(
+        default=2,
+        description=(
+            "How many checkpoints a worker keeps loaded. The one that was not used for the longest time is "
+            "unloaded first."
+        ),
+    )
+    device: Annotated[str, WithJsonSchema(DEVICE)] = Field(
+        default="auto",
+        description=(
+            "The device to compute on. `auto` is cuda if there is a GPU, else cpu. On Ray, each worker gets its "
+            "own GPU: write `cuda`, not `cuda:1`."
+        ),
+    )
+    device_map: str | dict[str, Any] | None = Field(
+        default=None,
+        description=(
+            "How to spread one model over several devices: `auto`, or a mapping of modules to devices as "
+            "accelerate takes it. Not set: one device, or `auto` if a Ray worker has several GPUs."
+        ),
+    )
+    batch_tokens: Positive | Literal["auto"] = Field(
+        default="auto",
+        description=(
+            "Padded tokens in one batch. `auto` is 8192 on a GPU and 1024 on a CPU. A batch that runs out of "
+            "memory is retried with half as many tokens."
+        ),
+    )
+    chunk: Positive = Field(
+        default=32,
+        description=(
+            "Examples that are computed and committed together. A stopped run repeats at most the chunks that "
+            "were being computed."
+        ),
+    )
+    fuse: bool = Field(
+        default=True,
+        description=(
+            "Compute all windows of a model and data set in one pass through the layers. `false` computes one "
+            "window after the other, for comparison."
+        ),
+    )
+    residency: Literal["auto", "resident", "stream"] = Field(
+        default="auto",
+        description=(
+            "Where weights are kept: `resident` loads complete models, `stream` reads two layers at a time from "
+            "disk, `auto` streams only models that do not fit in memory."
+        ),
+    )
+    memory: Annotated[str | int | float, WithJsonSchema(MEMORY)] = Field(
+        default="auto",
+        description=(
+            "The memory that the program may use in total, such as `1.5GB` or `800MB`. `auto` is what is free "
+            "when the run starts. It decides about streaming and how many examples a streamed pass holds."
+        ),
+    )
+    spill: Place | None = Field(
+        default=None,
+        description=(
+            "A folder on the worker's machine for the states of a streamed sweep that do not fit in memory. It is "
+            "used only if that moves fewer bytes than reading the weights again."
+        ),
+    )
+    report_to: list[Literal["tensorboard", "mlflow", "wandb"]] = Field(
+        default=[],
+        description=(
+            "Trackers that also log the run. They need `pip install 'raysweep[trackers]'`; logs are kept in the "
+            "run folder's `trackers/`."
+        ),
+    )
 
     @property
     def spill_folder(self) -> Path | None:
@@ -110,11 +217,11 @@ class ExecutionConfig(Section):
             raise ValueError(f"address {self.address!r} needs executor ray, and executor is local")
         if self.dashboard_host != "127.0.0.1" and (self.executor == "local" or self.address is not None):
             other = (
-                "executor is local"
-                if self.executor == "local"
-                else f"address {self.address!r} is one that runs already"
+                "executor is local" if self.executor == "local" else f"address {self.address!r} is a running cluster"
             )
-            raise ValueError(f"dashboard_host is for a Ray cluster that is started here, and {other}; leave it out")
+            raise ValueError(
+                f"dashboard_host applies only to a Ray cluster that raysweep starts, and {other}; remove it"
+            )
         if self.executor == "ray" and self.device.startswith("cuda:"):
             raise ValueError(
                 f"device {self.device} names one GPU, and Ray gives each worker its own; give cuda or auto"
@@ -125,7 +232,7 @@ class ExecutionConfig(Section):
     @classmethod
     def _spill(cls, value: str | None) -> str | None:
         if value is not None and (not value or "://" in value):
-            raise ValueError(f"give a folder, not {shown(value)}; states wait in a worker's own file system")
+            raise ValueError(f"give a folder, not {shown(value)}; states are kept on a worker's own file system")
         return value
 
     @field_validator("device_map", mode="before")
@@ -139,5 +246,5 @@ class ExecutionConfig(Section):
     @classmethod
     def _known_device(cls, value: str) -> str:
         if not re.fullmatch(r"auto|cpu|mps|cuda(:[0-9]{1,4})?", value):
-            raise ValueError(f"{shown(value)} is no device; give auto, cpu, mps, cuda or cuda:N")
+            raise ValueError(f"{shown(value)} is not a device; give auto, cpu, mps, cuda or cuda:N")
         return value

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from pydantic import Field
+
 from raysweep.config_fields import Positive, Section
 
 
 class ExpectedConfig(Section):
-    """How many records a source is taken to have (once `exclude` has left some out), and the tokens of each.
+    """The number of records and their typical length, for plans without the data.
 
-    For plans alone, where the records or the model's tokenizer are not on this machine. `last`, `all_but_last`, `limit` and
-    `max_tokens` apply to it as they would to the records.
+    `last`, `all_but_last`, `limit` and `max_tokens` apply to them as to real records.
     """
 
-    examples: Positive
-    prompt_tokens: Positive
-    response_tokens: Positive
+    examples: Positive = Field(description="How many records the source has, after `exclude`.")
+    prompt_tokens: Positive = Field(description="Tokens in each prompt.")
+    response_tokens: Positive = Field(description="Tokens in each response.")

@@ -1,4 +1,4 @@
-"""Single keys given beside a config, as the command line has them: `a.b=c`, the value read as YAML."""
+"""Single keys that change a config, as on the command line: `a.b=c`, with the value read as YAML."""
 
 from __future__ import annotations
 
@@ -44,11 +44,14 @@ def _with(node: Any, path: list[str], value: Any, override: str) -> Any:
     if isinstance(node, list):
         if not head.isdecimal() or len(head) > 9 or int(head) >= len(node):
             raise InputError(
-                f"--set {shortened(override, 200)}: '{shortened(head)}' is no place in a list of {len(node)}; count from 0"
+                f"--set {shortened(override, 200)}: '{shortened(head)}' is not an index of a list of {len(node)} "
+                "items; count from 0"
             )
         return [_with(item, rest, value, override) if i == int(head) else item for i, item in enumerate(node)]
     if node is None:
         node = {}
     if not isinstance(node, dict):
-        raise InputError(f"--set {shortened(override, 200)}: '{shortened(head)}' lies under a plain value")
+        raise InputError(
+            f"--set {shortened(override, 200)}: '{shortened(head)}' is inside a plain value, not a mapping"
+        )
     return {**node, head: _with(node.get(head), rest, value, override)}

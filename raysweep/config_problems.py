@@ -50,7 +50,7 @@ def _wanted(problem: Mapping[str, Any]) -> str:
     if kind == "literal_error":
         return f"{told} is not {context['expected']}"
     if kind == "string_pattern_mismatch":
-        return f"{told} is no name; use letters, digits and . _ -, a letter or digit first"
+        return f"{told} is not a valid name; use letters, digits and . _ -, starting with a letter or digit"
     if kind == "too_short":
         return "give at least one item"
     if kind == "greater_than_equal":
@@ -58,7 +58,7 @@ def _wanted(problem: Mapping[str, Any]) -> str:
     if kind == "less_than_equal":
         return f"give {context['le']} or less, not {told}"
     if kind in _BELONGS:
-        return f"{_BELONGS[kind]} belongs here, not {told}"
+        return f"expected {_BELONGS[kind]}, not {told}"
     message = str(problem["msg"])
     return f"{message[0].lower()}{message[1:]}, not {told}"
 

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, WithJsonSchema, field_validator, model_validator
 
 from raysweep.config_fields import Positive, Section, distinct
 from raysweep.errors import shown
+
+_INDICES = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1, "uniqueItems": True}
+LAYERS = {"anyOf": [{"enum": ["critical", "all"]}, _INDICES]}
+COMPONENTS = {"anyOf": [{"type": "integer", "minimum": 1}, _INDICES]}
 
 
 def _are_indices(value: Any) -> bool:
@@ -33,29 +37,49 @@ def _components(value: Any) -> Any:
 
 
 class RemovalConfig(Section):
-    """Principal components taken out of one layer's states at a time: the text and the loss with and without them.
+    """Principal components removed from one layer's states at a time, and the text and the loss with and without them."""
 
-    `layers`: `critical` (the `top` with the smallest δ of the first of similarity's metrics, by default a fifth), `all`, or
-    a list. `components`: each entry is so many of the first components, or a list of indices from 0. `modes`: `project`
-    removes each state's own part in them, `paper` that of the example's stored state at its last prompt token. `positions`:
-    `last` (the prompt's last token and all behind it) or `all`. `mean: kept` takes parts from the mean of the stored states,
-    which then stays; else its share goes too. `of`: the base model, or the tuned ones. Text is `tokens`
-    long, for the first `examples`.
-    """
-
-    layers: Annotated[str | list[int], BeforeValidator(_layers)] = "critical"
-    top: Positive | None = None
-    components: Annotated[list[Annotated[int | list[int], BeforeValidator(_components)]], Field(min_length=1)] = [
-        1,
-        3,
-        10,
-    ]
-    modes: Annotated[list[Literal["project", "paper"]], Field(min_length=1)] = ["project"]
-    positions: Annotated[list[Literal["last", "all"]], Field(min_length=1)] = ["last"]
-    mean: Literal["removed", "kept"] = "removed"
-    of: Literal["base", "tuned"] = "base"
-    examples: Positive = 3
-    tokens: Positive = 32
+    layers: Annotated[str | list[int], BeforeValidator(_layers), WithJsonSchema(LAYERS)] = Field(
+        default="critical",
+        description=(
+            "The layers, one at a time: `critical` (the layers with the smallest δ), `all`, or a list, counted from 0."
+        ),
+    )
+    top: Positive | None = Field(
+        default=None, description="With `layers: critical`: how many layers. By default a fifth of them."
+    )
+    components: Annotated[
+        list[Annotated[int | list[int], BeforeValidator(_components), WithJsonSchema(COMPONENTS)]], Field(min_length=1)
+    ] = Field(
+        default=[
+            1,
+            3,
+            10,
+        ],
+        description="What to remove: each entry is a number of first components, or a list of component indices from 0.",
+    )
+    modes: Annotated[list[Literal["project", "paper"]], Field(min_length=1)] = Field(
+        default=["project"],
+        description=(
+            "`project` removes each state's own part in the components; `paper` subtracts the part of the "
+            "example's stored state at every token."
+        ),
+    )
+    positions: Annotated[list[Literal["last", "all"]], Field(min_length=1)] = Field(
+        default=["last"],
+        description=(
+            "The tokens to change: `last` is the prompt's last token and every token after it; `all` is every token."
+        ),
+    )
+    mean: Literal["removed", "kept"] = Field(
+        default="removed",
+        description="`removed`: the mean state loses its part too. `kept`: parts are taken from the mean, which stays.",
+    )
+    of: Literal["base", "tuned"] = Field(
+        default="base", description="Which models: the `base` models or the `tuned` ones."
+    )
+    examples: Positive = Field(default=3, description="How many examples of each data set to generate text for.")
+    tokens: Positive = Field(default=32, description="New tokens of each text, at most.")
 
     @field_validator("components", "modes", "positions")
     @classmethod
@@ -65,7 +89,7 @@ class RemovalConfig(Section):
     @model_validator(mode="after")
     def _of_critical(self) -> RemovalConfig:
         if self.top is not None and self.layers != "critical":
-            raise ValueError("top is for layers: critical, and layers are given; leave one of them out")
+            raise ValueError("top applies only to layers: critical, and layers are listed; remove one of them")
         return self
 
     @property

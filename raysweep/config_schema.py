@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from raysweep.config import Config
+from raysweep.config_renamed import OLD_NAMES
 
 FILE = "raysweep.schema.json"  # what `raysweep init` calls it, next to the config
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -17,8 +18,8 @@ def config_schema() -> dict[str, Any]:
     _allow(sections["SubstitutionConfig"], "widths", {"const": "all"})
     _allow(sections["ExecutionConfig"], "call_deadline", {"const": "never"})
     model = sections["ModelConfig"]["properties"]
-    if "template" in model and "wording" not in model:
-        model["wording"] = {**model["template"], "deprecated": True, "description": "The old name of `template`."}
+    for old, new in OLD_NAMES.items():
+        model[old] = {**model[new], "deprecated": True, "description": f"The old name of `{new}`."}
     return {"$schema": _DIALECT, **found, "title": "A raysweep config"}
 
 

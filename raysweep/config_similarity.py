@@ -15,20 +15,34 @@ Metric = Literal[
 
 
 class SimilarityConfig(Section):
-    """Similarity of the base model's layers on every data set, and the dynamics δ that follows from it.
+    """Similarity between the base model's layers on every data set, and the local dynamics δ that follows from it."""
 
-    `components` is for the metric cca_top_k, `neighbours` for mutual_knn and cknna, and `variance`, the share of a layer's
-    variance that is kept, for svcca and pwcca.
-    `diagonal` counts a layer's similarity to itself in its δ, as the paper does.
-    """
-
-    metrics: Annotated[list[Metric], Field(min_length=1)] = ["cka_linear"]
-    pooling: Literal["first", "last", "mean"] = "last"
-    neighbourhood: Positive = 3
-    components: Positive = 10
-    neighbours: Positive = 10
-    variance: Annotated[float, Field(gt=0, le=1)] = 0.99
-    diagonal: bool = True
+    metrics: Annotated[list[Metric], Field(min_length=1)] = Field(
+        default=["cka_linear"],
+        description="Measures of similarity between two layers' states. The first one decides which layers are critical.",
+    )
+    pooling: Literal["first", "last", "mean"] = Field(
+        default="last",
+        description=(
+            "Which state represents an example: that of its `last` prompt token, of its `first` token ([CLS] of "
+            "an encoder), or the `mean` over the prompt."
+        ),
+    )
+    neighbourhood: Positive = Field(
+        default=3, description="δ of a layer is its mean similarity to this many layers around it. An odd number."
+    )
+    components: Positive = Field(
+        default=10, description="For cca_top_k: how many principal components of each layer are compared."
+    )
+    neighbours: Positive = Field(
+        default=10, description="For mutual_knn and cknna: how many nearest examples are compared."
+    )
+    variance: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=0.99, description="For svcca and pwcca: the share of each layer's variance that its components keep."
+    )
+    diagonal: bool = Field(
+        default=True, description="Count a layer's similarity to itself in its δ, as the paper does."
+    )
 
     @field_validator("metrics")
     @classmethod
@@ -39,11 +53,11 @@ class SimilarityConfig(Section):
     @classmethod
     def _odd(cls, value: int) -> int:
         if value % 2 == 0:
-            raise ValueError(f"a neighbourhood has a layer in its middle, so it is odd; {value} is even")
+            raise ValueError(f"the neighbourhood must be odd, because it is centred on a layer; {value} is even")
         return value
 
     @model_validator(mode="after")
     def _has_neighbours(self) -> SimilarityConfig:
         if self.neighbourhood == 1 and not self.diagonal:
-            raise ValueError("a neighbourhood of 1 has no layer but its own; with diagonal: false give 3 or more")
+            raise ValueError("a neighbourhood of 1 contains only the layer itself; with diagonal: false give 3 or more")
         return self

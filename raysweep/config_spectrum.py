@@ -10,12 +10,18 @@ from raysweep.config_fields import Positive, Section, distinct
 
 
 class SpectrumConfig(Section):
-    """Spectrum of the base model's states at each layer, on every data set, and what the first components share with the
-    layers beside it, for each number of `components`. `pooling` is that of similarity unless given: they share their states.
-    """
+    """How the variance of each layer's states is spread, and what its first components share with neighbouring layers."""
 
-    components: Annotated[list[Positive], Field(min_length=1)] = [1, 3, 10]
-    pooling: Literal["first", "last", "mean"] | None = None
+    components: Annotated[list[Positive], Field(min_length=1)] = Field(
+        default=[1, 3, 10], description="Numbers of first principal components to describe."
+    )
+    pooling: Literal["first", "last", "mean"] | None = Field(
+        default=None,
+        description=(
+            "Which state represents an example. By default as in `similarity`, which must have the same; `last` "
+            "without it."
+        ),
+    )
 
     @field_validator("components")
     @classmethod

@@ -5,24 +5,35 @@ from __future__ import annotations
 import math
 from typing import Annotated
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, ValidationInfo, WithJsonSchema, field_validator, model_validator
 
 from raysweep.config_fields import Section
 from raysweep.errors import shown
 
+HALF_WIDTH = {"anyOf": [{"type": "number", "exclusiveMinimum": 0}, {"type": "null"}]}
+CONFIDENCE = {"type": "number", "minimum": 0.5, "exclusiveMaximum": 1}
+
 
 class StopConfig(Section):
-    """When a sweep has seen enough examples: one of `half_width` (nats) and `top` (so many costliest windows).
+    """When a sweep has measured enough examples. Give either `half_width` or `top`."""
 
-    `half_width`: the interval of every change's paired difference is so narrow. `top`: a confidence set for the costliest
-    windows of the first of `widths` has so many members. `confidence` is the interval's, or the set's; the examples are
-    swept in an order drawn from `seed`.
-    """
-
-    half_width: float | None = None
-    top: Annotated[int, Field(ge=1, le=10**9, strict=True)] | None = None
-    confidence: float = 0.95
-    seed: Annotated[int, Field(ge=0, le=2**63, strict=True)] = 0
+    half_width: Annotated[float | None, WithJsonSchema(HALF_WIDTH)] = Field(
+        default=None,
+        description="Stop when the interval of every change's paired loss difference is within ± this many nats.",
+    )
+    top: Annotated[int, Field(ge=1, le=10**9, strict=True)] | None = Field(
+        default=None,
+        description=(
+            "Stop when a confidence set for this many costliest windows (of the first of `widths`) has no other "
+            "members."
+        ),
+    )
+    confidence: Annotated[float, WithJsonSchema(CONFIDENCE)] = Field(
+        default=0.95, description="The confidence of the intervals, or of the confidence set."
+    )
+    seed: Annotated[int, Field(ge=0, le=2**63, strict=True)] = Field(
+        default=0, description="The seed of the order in which examples are measured."
+    )
 
     @field_validator("half_width", "confidence", mode="before")
     @classmethod
@@ -48,5 +59,5 @@ class StopConfig(Section):
                 "has neither half_width nor top; give one: {half_width: 0.02} in nats, or {top: 3}, a number of windows"
             )
         if self.half_width is not None and self.top is not None:
-            raise ValueError(f"half_width is {self.half_width:g} and top is {self.top}; give one of them")
+            raise ValueError(f"half_width is {self.half_width:g} and top is {self.top}; give only one of them")
         return self

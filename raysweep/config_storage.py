@@ -50,13 +50,17 @@ def checked_storage(storage: str) -> str:
         raise ValueError(f"the URL has a name or password in it; {_INSTEAD}")
     if scheme not in STORES:
         raise ValueError(
-            f"{shown(storage)} is no place for a run: a file must appear there whole or not at all, as in a folder or an object "
-            f"store; {nearest(scheme, STORES)}"
+            f"{shown(storage)} cannot store a run: files must appear there complete or not at all, as in a folder or "
+            f"an object store; {nearest(scheme, STORES)}"
         )
     if found := next((c for c in "?#*[]\\" if c in storage), None):
-        raise ValueError(f"{shown(storage)} holds {found!r}; give a bucket and a folder in it, as s3://bucket/runs/one")
+        raise ValueError(
+            f"{shown(storage)} contains {found!r}; give a bucket and a folder in it, such as s3://bucket/runs/one"
+        )
     if not storage.partition("://")[2].strip("/"):
-        raise ValueError(f"{shown(storage)} names no bucket; give a bucket and a folder in it, as s3://bucket/runs/one")
+        raise ValueError(
+            f"{shown(storage)} names no bucket; give a bucket and a folder in it, such as s3://bucket/runs/one"
+        )
     return storage
 
 

@@ -16,34 +16,63 @@ from raysweep.config_training import AdaptationConfig, FinetuneConfig, Training
 
 
 class CorrelationConfig(Section):
-    """Rank correlation of δ with the loss after substitution; `drop_ends` leaves so many centres out at each end.
+    """The rank correlation ρ of δ with the loss after replacement, over the windows of each width.
 
-    `published` are ρ found elsewhere, by model and data set, to stand beside those measured; they change nothing else.
+    Needs `similarity` and `substitution`.
     """
 
-    resamples: Annotated[int, Field(ge=1, le=10**6, strict=True)] = 1000
-    seed: Annotated[int, Field(ge=0, le=2**63, strict=True)] = 0
-    drop_ends: Annotated[int, Field(ge=0, le=10**9, strict=True)] = 0
-    published: dict[Name, dict[Name, Annotated[float, Field(ge=-1, le=1)]]] = {}
+    resamples: Annotated[int, Field(ge=1, le=10**6, strict=True)] = Field(
+        default=1000, description="How many half-samples of the examples each interval is computed from."
+    )
+    seed: Annotated[int, Field(ge=0, le=2**63, strict=True)] = Field(
+        default=0, description="The seed of the half-samples."
+    )
+    drop_ends: Annotated[int, Field(ge=0, le=10**9, strict=True)] = Field(
+        default=0, description="How many window centres to skip at each end of the model."
+    )
+    published: dict[Name, dict[Name, Annotated[float, Field(ge=-1, le=1)]]] = Field(
+        default={},
+        description="ρ measured elsewhere, by model and data set, shown next to the run's own in the report.",
+    )
 
 
 class StudiesConfig(Section):
-    """What to do; a study that is left out is not run. Correlation needs substitution and similarity."""
+    """The studies to run; an empty section `{}` runs a study with its defaults.
 
-    substitution: SubstitutionConfig | None = None
-    similarity: SimilarityConfig | None = None
-    spectrum: SpectrumConfig | None = None
-    correlation: CorrelationConfig | None = None
-    removal: RemovalConfig | None = None
-    finetune: FinetuneConfig | None = None
-    adaptation: AdaptationConfig | None = None
-    backdoor: BackdoorConfig | None = None
+    At least one other than `correlation` is needed.
+    """
+
+    substitution: SubstitutionConfig | None = Field(
+        default=None,
+        description="Replace windows of the tuned model's layers by the base model's, and measure the test loss.",
+    )
+    similarity: SimilarityConfig | None = Field(
+        default=None, description="Compare the base model's layers, and find the critical ones."
+    )
+    spectrum: SpectrumConfig | None = Field(
+        default=None, description="Describe the variance of the base model's states at each layer."
+    )
+    correlation: CorrelationConfig | None = Field(
+        default=None, description="Test whether δ predicts the cost of windows."
+    )
+    removal: RemovalConfig | None = Field(
+        default=None, description="Remove principal components from one layer's states, and measure what changes."
+    )
+    finetune: FinetuneConfig | None = Field(
+        default=None, description="Fine-tune the checkpoints that `models[].tuned` does not name."
+    )
+    adaptation: AdaptationConfig | None = Field(
+        default=None, description="Compare training the critical layers with training as many others, and all."
+    )
+    backdoor: BackdoorConfig | None = Field(
+        default=None, description="Measure whether freezing layers keeps a fine-tune from learning a backdoor."
+    )
 
     @model_validator(mode="after")
     def _whole(self) -> StudiesConfig:
         if not any(getattr(self, name) for name in type(self).model_fields if name != "correlation"):
             raise ValueError(
-                "asks for no study; give substitution, similarity, spectrum, removal, finetune, adaptation, backdoor or "
+                "has no study; give substitution, similarity, spectrum, removal, finetune, adaptation, backdoor or "
                 "several (an empty one is written {})"
             )
         if self.correlation and not (self.substitution and self.similarity):
@@ -59,7 +88,8 @@ class StudiesConfig(Section):
         for name, asked in self.trainings.items():
             if not self.similarity and (choice := asked.found):
                 raise ValueError(
-                    f"{name} asks for {choice} layers, which similarity finds, and there is none; add similarity, or list the layers"
+                    f"{name} asks for {choice} layers, which similarity finds, and there is no similarity study; add "
+                    "it, or list the layers"
                 )
         return self
 
@@ -74,8 +104,8 @@ class StudiesConfig(Section):
         asked = self.spectrum.pooling if self.spectrum else None
         if self.similarity and asked and asked != self.similarity.pooling:
             raise ValueError(
-                f"spectrum.pooling is {asked} and similarity.pooling is {self.similarity.pooling}, and both are of the same "
-                "stored states; leave spectrum.pooling out, or make them one"
+                f"spectrum.pooling is {asked} and similarity.pooling is {self.similarity.pooling}, and both use the "
+                "same stored states; remove spectrum.pooling, or make them equal"
             )
         return self
 

@@ -1,10 +1,11 @@
-"""The part of a config that asks for windows of layers to be put back to the base model's; config.py has the rest."""
+"""The part of a config that asks for windows of layers to be replaced by the base model's; config.py has the rest."""
 
 from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, GetCoreSchemaHandler, field_validator, model_validator
+from pydantic import Field, GetCoreSchemaHandler, GetJsonSchemaHandler, field_validator, model_validator
+from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import core_schema
 
 from raysweep.config_fields import Name, Positive, Section
@@ -12,15 +13,23 @@ from raysweep.config_stop import StopConfig
 
 
 class GenerationConfig(Section):
-    """Text generated under each window, or `all` changes: for the first `examples` of a data set, `tokens` new tokens each."""
+    """Text that the changed models generate, greedily."""
 
-    examples: Positive = 3
-    tokens: Positive = 32
-    changes: Literal["windows", "all"] = "windows"
+    examples: Positive = Field(
+        default=3, description="How many examples of each data set to generate text for, from the first on."
+    )
+    tokens: Positive = Field(default=32, description="New tokens of each text, at most.")
+    changes: Literal["windows", "all"] = Field(
+        default="windows",
+        description=(
+            "`windows` generates text for the tuned model and under each window; `all` also under sets, modules, "
+            "coefficients and reverse."
+        ),
+    )
 
 
 class _OrAll:
-    """Widths, or `all`: what is neither is told as a wrong list is (a plain union would tell two problems of each value)."""
+    """Widths, or `all`. Anything else is reported as a wrong list; a plain union would report each value twice."""
 
     def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
         def read(value: object, as_list: core_schema.ValidatorFunctionWrapHandler) -> object:
@@ -32,33 +41,72 @@ class _OrAll:
             serialization=core_schema.plain_serializer_function_ser_schema(lambda value: value),
         )
 
+    def __get_pydantic_json_schema__(
+        self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        return {"anyOf": [handler(schema), {"const": "all"}]}
+
 
 class SubstitutionConfig(Section):
-    """Every window of each width is put back to the base model's, and the test loss measured; and what is asked for beside.
+    """The test loss with each window of layers replaced by the base model's layers.
 
-    `coefficients` are steps between tuned (0) and base (1) for windows and sets; `modules` put back a part of each window's
-    layers alone; `reverse` puts each window of the tuned model into the base. 1 is always among the coefficients. `verify`
-    of all these, drawn at random, are computed again by true substitution of modules. With `estimator: gradient` all are
-    estimated to first order in the weights, from gradients at so many `points` between the models, and a `sample` of them, drawn
-    at random, is measured exactly beside the tuned model and all layers put back. `stop` ends an exact sweep early.
+    Width 0 (the untouched tuned model) and the window of all layers are always measured.
     """
 
-    widths: Annotated[list[int] | Literal["all"], _OrAll()] = [5]
-    sets: dict[Name, Annotated[list[Annotated[int, Field(ge=0, le=10**9, strict=True)]], Field(min_length=1)]] = {}
-    modules: list[Literal["attention", "mlp"]] = []
-    coefficients: list[Annotated[float, Field(ge=0, le=1)]] = []
-    reverse: bool = False
-    verify: Annotated[int, Field(ge=0, le=10**6, strict=True)] = 0
-    estimator: Literal["exact", "gradient"] = "exact"
-    points: Annotated[int, Field(ge=1, le=64, strict=True)] = 1
-    sample: Annotated[int, Field(ge=0, le=10**6, strict=True)] = 8
-    stop: StopConfig | None = None
-    generate: GenerationConfig | None = None
+    widths: Annotated[list[int] | Literal["all"], _OrAll()] = Field(
+        default=[5],
+        description="Widths of the windows: every window of this many consecutive layers. `all`: every width.",
+    )
+    sets: dict[Name, Annotated[list[Annotated[int, Field(ge=0, le=10**9, strict=True)]], Field(min_length=1)]] = Field(
+        default={}, description="Sets of layers, by name, that are replaced together. Layers count from 0."
+    )
+    modules: list[Literal["attention", "mlp"]] = Field(
+        default=[], description="Also replace only this part of each window's layers."
+    )
+    coefficients: list[Annotated[float, Field(ge=0, le=1)]] = Field(
+        default=[],
+        description=(
+            "Also measure windows and sets with weights between tuned (0) and base (1): (1 − c) · tuned + c · "
+            "base. 1 is always measured."
+        ),
+    )
+    reverse: bool = Field(
+        default=False, description="Also measure the base model with each window of the tuned model's layers."
+    )
+    verify: Annotated[int, Field(ge=0, le=10**6, strict=True)] = Field(
+        default=0,
+        description=(
+            "How many changes, drawn at random, to recompute with the modules really exchanged. A difference "
+            "beyond rounding fails the run."
+        ),
+    )
+    estimator: Literal["exact", "gradient"] = Field(
+        default="exact",
+        description=(
+            "`exact` measures every loss. `gradient` estimates losses to first order in the weights: cheaper, and "
+            "only as good as the measured `sample` shows."
+        ),
+    )
+    points: Annotated[int, Field(ge=1, le=64, strict=True)] = Field(
+        default=1,
+        description=(
+            "With `estimator: gradient`: the number of points between the tuned and the base model at which "
+            "gradients are computed."
+        ),
+    )
+    sample: Annotated[int, Field(ge=0, le=10**6, strict=True)] = Field(
+        default=8,
+        description="With `estimator: gradient`: how many changes, drawn at random, to measure exactly for comparison.",
+    )
+    stop: StopConfig | None = Field(
+        default=None, description="Stop an exact sweep as soon as enough examples were measured."
+    )
+    generate: GenerationConfig | None = Field(default=None, description="Generate text under the changes.")
 
     @model_validator(mode="after")
     def _exact_only(self) -> SubstitutionConfig:
         if self.stop and self.estimator != "exact":
-            raise ValueError(f"stop decides by exact losses, and estimator is {self.estimator}; leave one of them out")
+            raise ValueError(f"stop needs exact losses, and estimator is {self.estimator}; remove one of them")
         return self
 
     @model_validator(mode="after")
@@ -70,7 +118,8 @@ class SubstitutionConfig(Section):
                 and getattr(self, key) != type(self).model_fields[key].default
             ):
                 raise ValueError(
-                    f"{key} is for estimator: gradient, and estimator is exact; leave {key} out, or set the estimator"
+                    f"{key} applies only to estimator: gradient, and estimator is exact; remove {key}, or set "
+                    "estimator: gradient"
                 )
         return self
 
@@ -81,5 +130,5 @@ class SubstitutionConfig(Section):
         for name, layers in value.items():
             other = seen.setdefault(frozenset(layers), name)
             if other != name:
-                raise ValueError(f"the sets '{other}' and '{name}' have the same layers; leave one out")
+                raise ValueError(f"the sets '{other}' and '{name}' have the same layers; remove one")
         return value

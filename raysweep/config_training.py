@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, WithJsonSchema, field_validator, model_validator
 
 from raysweep.config_fields import Positive, Section, distinct
 from raysweep.errors import shown
@@ -28,33 +28,63 @@ def _layers(value: Any) -> Any:
     return tuple(sorted(value))
 
 
-Layers = Annotated[str | tuple[int, ...], BeforeValidator(_layers)]
+_LAYERS = {
+    "anyOf": [
+        {"enum": ["all", *FOUND]},
+        {"type": "string", "pattern": r"^\d{1,4}-\d{1,4}$", "examples": ["8-12"]},
+        {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1, "uniqueItems": True},
+    ]
+}
+Layers = Annotated[str | tuple[int, ...], BeforeValidator(_layers), WithJsonSchema(_LAYERS)]
 Seed = Annotated[int, Field(ge=0, le=2**31 - 1, strict=True)]
 
 
 class LoraConfig(Section):
-    """Low-rank updates in place of the layers' own weights, in PEFT's words; `target_modules` are PEFT's own by default."""
+    """PEFT's LoRA: low-rank updates of the chosen layers instead of their own weights. Names are PEFT's."""
 
-    r: Positive = 8
-    lora_alpha: Annotated[float, Field(gt=0)] = 16.0
-    lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    target_modules: list[str] | str | None = None
+    r: Positive = Field(default=8, description="The rank of the updates.")
+    lora_alpha: Annotated[float, Field(gt=0)] = Field(
+        default=16.0, description="The scale of the updates; they are multiplied by lora_alpha / r."
+    )
+    lora_dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
+        default=0.0, description="The share of the adapter's inputs that is dropped in training."
+    )
+    target_modules: list[str] | str | None = Field(
+        default=None, description="The modules to adapt. By default PEFT's choice for the architecture."
+    )
 
 
 class Training(Section):
-    """How models are trained. `trainer` are arguments of transformers' trainer, in its own names.
+    """How models are trained. The trainer is the one of transformers."""
 
-    `dtype` is that of the weights while they are trained: the checkpoint's own on a GPU, float32 on a CPU. `processes` of one
-    GPU each train one model, sharded (`fsdp`) or each with the whole of it (`ddp`). `top` is how many layers are critical (by
-    default a fifth), by the first of similarity's metrics; as many that are not are drawn with the run's seed.
-    """
-
-    trainer: dict[str, Any] = {}
-    lora: LoraConfig | None = None
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    processes: Positive = 1
-    strategy: Literal["fsdp", "ddp"] = "fsdp"
-    top: Positive | None = None
+    trainer: dict[str, Any] = Field(
+        default={},
+        description=(
+            "Arguments of transformers' trainer, under its own names, such as learning_rate, max_steps and "
+            "per_device_train_batch_size. They are checked before anything runs."
+        ),
+    )
+    lora: LoraConfig | None = Field(
+        default=None, description="Train LoRA adapters on the chosen layers instead of the layers' weights."
+    )
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        default="auto",
+        description=(
+            "The number format of the weights in training. `auto` is the checkpoint's own on a GPU and float32 on "
+            "a CPU."
+        ),
+    )
+    processes: Positive = Field(
+        default=1, description="How many processes train one model, each on one GPU. More than 1 needs `executor: ray`."
+    )
+    strategy: Literal["fsdp", "ddp"] = Field(
+        default="fsdp",
+        description="How several processes share a model: `fsdp` shards it, `ddp` keeps a full copy in each.",
+    )
+    top: Positive | None = Field(
+        default=None,
+        description="How many layers are critical, by the first of similarity's metrics. By default a fifth of them.",
+    )
 
     @property
     def found(self) -> str | None:
@@ -63,16 +93,27 @@ class Training(Section):
 
 
 class FinetuneConfig(Training):
-    """Fine-tuned checkpoints for every model and data set with `train`, for which models[].tuned names none.
+    """Fine-tuned checkpoints, for every model and data set that has `train` and no checkpoint in `models[].tuned`.
 
-    `layers` are the decoder layers that are trained, and nothing else is, unless they are `all`; or all is trained but the
-    layers in `freeze`. `along`: steps whose checkpoints are kept and measured too.
+    Sweeps wait for them.
     """
 
-    layers: Layers = "all"
-    freeze: Layers | None = None
-    seed: Seed = 42
-    along: list[Positive] = []
+    layers: Layers = Field(
+        default="all",
+        description=(
+            "The decoder layers to train, and nothing else: a list, a range such as `8-12`, `critical` or "
+            "`non_critical`. `all` trains every weight of the model."
+        ),
+    )
+    freeze: Layers | None = Field(
+        default=None,
+        description=(
+            "Train everything except these decoder layers: a list, a range such as `8-12`, `critical` or "
+            "`non_critical`. Not together with `layers` or `lora`."
+        ),
+    )
+    seed: Seed = Field(default=42, description="The seed of the training, and of the draw of non-critical layers.")
+    along: list[Positive] = Field(default=[], description="Training steps whose checkpoints are kept and measured too.")
 
     @property
     def found(self) -> str | None:
@@ -88,26 +129,36 @@ class FinetuneConfig(Training):
     def _one_choice(self) -> FinetuneConfig:
         if self.freeze is not None and self.layers != "all":
             raise ValueError(
-                f"layers is {shown(self.layers)} and freeze is {shown(self.freeze)}; give those that are trained, or those that are not"
+                f"layers is {shown(self.layers)} and freeze is {shown(self.freeze)}; give either the layers to train "
+                "or the layers to freeze"
             )
         if self.freeze == "all":
-            raise ValueError("freeze is all, and then nothing is trained; leave a layer out")
+            raise ValueError("freeze is all, so nothing would be trained; leave at least one layer out")
         if self.freeze is not None and self.lora is not None:
-            raise ValueError("lora trains chosen layers and nothing else; give layers in place of freeze")
+            raise ValueError("lora trains only chosen layers; give layers instead of freeze")
         if self.along and self.lora is not None:
-            raise ValueError("along keeps whole checkpoints, and lora makes adapters; leave one of them out")
+            raise ValueError("along stores full checkpoints, and lora makes adapters; remove one of them")
         return self
 
 
 class AdaptationConfig(Training):
-    """Test loss over steps where only critical layers are trained, only as many others, or all, for several seeds."""
+    """The test loss over training steps if only critical layers are trained, only as many others, or all of the model."""
 
-    arms: Annotated[list[Literal["critical", "non_critical", "all"]], Field(min_length=1)] = [
-        "critical",
-        "non_critical",
-        "all",
-    ]
-    seeds: Annotated[list[Seed], Field(min_length=1)] = [0, 1, 2]
+    arms: Annotated[list[Literal["critical", "non_critical", "all"]], Field(min_length=1)] = Field(
+        default=[
+            "critical",
+            "non_critical",
+            "all",
+        ],
+        description="What to train: `critical` layers, as many `non_critical` ones, or `all` of the model.",
+    )
+    seeds: Annotated[list[Seed], Field(min_length=1)] = Field(
+        default=[0, 1, 2],
+        description=(
+            "Each arm is trained once per seed. The seed sets the order of the records and draws the non-critical "
+            "layers."
+        ),
+    )
 
     @property
     def found(self) -> str | None:

@@ -63,7 +63,7 @@ class _Loader(LimitedLoader):
             line, known = key.start_mark.line + 1, lines.get((key.tag, key.value))
             if known is not None:
                 raise yaml.YAMLError(
-                    f"key '{key.value}' is given twice, in line {known} and in line {line}; leave one out"
+                    f"key '{key.value}' is given twice, in line {known} and in line {line}; remove one"
                 )
             lines[key.tag, key.value] = line
         return node

@@ -32,6 +32,10 @@ class SeveralProblemsError(InputError):
     """Several problems of one input, each on a line of its own."""
 
 
+class RenamedWarning(FutureWarning):
+    """A config key or a keyword argument was given by its old name, which still works."""
+
+
 class StoreError(RaysweepError):
     """A run folder or artifact that is missing, foreign, or does not match its manifest."""
 

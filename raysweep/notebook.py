@@ -15,27 +15,15 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Unpack, cast, overload
+from typing import TYPE_CHECKING, Any, Unpack, cast
 
 import torch
 
-from raysweep.data.examples import Example, Loaded
-from raysweep.data.examples import load_examples as load_from
-from raysweep.data.formats import FORMATS
+from raysweep.data.examples import Example
 from raysweep.errors import InputError, nearest, shown
 from raysweep.models.alterations import altered_layers
 from raysweep.models.stream import StreamedModel
-from raysweep.notebook_examples import (
-    ExampleReader,
-    Examples,
-    LoadOptions,
-    Reading,
-    Tokenizer,
-    checked,
-    format_given,
-    tokenizer_given,
-    warn_of_texts,
-)
+from raysweep.notebook_examples import ExampleReader, Examples, Reading
 from raysweep.notebook_models import Model, opened_model, opened_pair
 from raysweep.numerics.dynamics import reach_of
 from raysweep.numerics.measures.registry import MEASURES
@@ -64,8 +52,6 @@ from raysweep.studies.windows import UNTOUCHED, Window, check_windows
 if TYPE_CHECKING:
     import pandas as pd
 
-    from raysweep.data.sources import Source
-
 
 def sweep_windows(
     base: Model,
@@ -76,11 +62,27 @@ def sweep_windows(
     batch_tokens: int = 8192,
     **reading: Unpack[Reading],
 ) -> pd.DataFrame:
-    """Measure per-example losses with each window [start, stop) of the tuned model replaced by the base model's layers.
+    """Measure per-example losses with each window of the tuned model's layers replaced by the base model's.
 
-    `windows` are pairs, ranges or slices, an array [W, 2], or a data frame with columns start and stop; a range or slice by itself
-    is one window. The untouched tuned model (0, 0) and all layers (0, L) are always among the rows. A layer brings its hooks
-    along. Raises InputError for models that are no pair or share weights, and for a window that does not fit.
+    The untouched tuned model and the window of all layers are always measured too. A layer brings its hooks along.
+
+    Args:
+        base: The base model: a loaded transformers model, an `Adapter`, or the name or folder of a checkpoint.
+        tuned: The model that was fine-tuned from it, likewise, or the folder of a PEFT adapter. Two loaded models must have the
+            same dtype and device and must not share weights.
+        examples: What `load_examples` returns, a list of `Example`, or records: dicts, a data frame, a data set of `datasets`, or
+            the path or name of a data file.
+        windows: Windows [start, stop) of layers: pairs, ranges or slices, an array [W, 2], or a data frame with the columns start
+            and stop. A single range or slice is one window.
+        batch_tokens: Padded tokens in one batch.
+        **reading: How records become examples: `tokenizer`, `format`, and the options of `load_examples`. Only for records.
+
+    Returns:
+        One row for each example and change, with the columns of the table `substitution` except model and dataset.
+        `loss` is in nats a response token.
+
+    Raises:
+        InputError: The models are not a pair or share weights, or a window does not fit.
     """
 
     def changes(n_layers: int) -> list[Change]:
@@ -106,15 +108,28 @@ def sweep(
     batch_tokens: int = 8192,
     **reading: Unpack[Reading],
 ) -> pd.DataFrame:
-    """Measure per-example losses of everything that a config's `substitution` may ask for, in one pass.
+    """Measure per-example losses under all changes that a config's `substitution` can ask for, in one pass.
 
-    `widths`: every window of each (`all`: of every one); `sets`: layers replaced together, by name; `modules` (`attention`,
-    `mlp`): that part of each window's layers alone; `coefficients`: windows and sets at steps between tuned (0) and base (1,
-    always there); `reverse`: the base model with each window of the tuned one. Where a list of numbers or names is expected, one
-    by itself will do. Models, rows and their order are as `sweep_windows` has them, windows first; a set's rows name its layers.
+    If a list of numbers or names is expected, a single one is fine too.
 
-    Raises InputError for what does not fit the models, where a layer's attention and MLP cannot be told apart, and for
-    `coefficients` on layers with hooks.
+    Args:
+        base: The base model, as in `sweep_windows`.
+        tuned: The tuned model, as in `sweep_windows`.
+        examples: Examples or records, as in `sweep_windows`.
+        widths: Widths of windows: every window of each width; `"all"`: of every width.
+        sets: Lists of layers to replace together, by name. Their rows have the layers, not the name.
+        modules: `"attention"` or `"mlp"`: also replace only this part of each window's layers.
+        coefficients: Also measure windows and sets with weights (1 − c) · tuned + c · base. 1 is always measured.
+        reverse: Also measure the base model with each window of the tuned model's layers.
+        batch_tokens: Padded tokens in one batch.
+        **reading: How records become examples, as in `sweep_windows`.
+
+    Returns:
+        The rows of `sweep_windows`, for every change; windows come first.
+
+    Raises:
+        InputError: Something does not fit the models, a layer's attention and MLP cannot be separated, or `coefficients` meet
+            layers with hooks.
     """
     budget = whole_number("batch_tokens", batch_tokens)
     changes = _changes(widths, sets, modules, coefficients, reverse)
@@ -139,11 +154,26 @@ def estimate(
     batch_tokens: int = 8192,
     **reading: Unpack[Reading],
 ) -> pd.DataFrame:
-    """Estimate what `sweep` measures, by first order in the weights (estimator `gradient`).
+    """Estimate the losses that `sweep` measures, to first order in the weights.
 
-    It costs about three layer applications for each layer and point, however many changes are asked for. Everything else is as
-    `sweep` has it, the errors too; `points` is 1 or more. An estimate is good if the step from tuned to base is small: measure
-    some of the rows with `sweep` before you trust one. Raises InputError for layers with hooks.
+    loss + Σ ⟨∂loss/∂θ, θ_base − θ_tuned⟩ over the changed layers, for each example. It costs about three layer applications for
+    each layer and point, however many changes there are. An estimate is good if a change moves the loss little: measure some of the
+    rows with `sweep` before you trust one.
+
+    Args:
+        base: The base model, as in `sweep_windows`.
+        tuned: The tuned model, as in `sweep_windows`.
+        examples: Examples or records, as in `sweep_windows`.
+        points: At how many points between tuned and base gradients are computed, 1 or more; the estimate uses their mean.
+        widths: As in `sweep`, like `sets`, `modules`, `coefficients` and `reverse`.
+        batch_tokens: Padded tokens in one batch.
+        **reading: How records become examples, as in `sweep_windows`.
+
+    Returns:
+        The rows of `sweep`, with `gradient` as their `estimator`.
+
+    Raises:
+        InputError: As `sweep`, and if a layer has hooks.
     """
     budget, count = whole_number("batch_tokens", batch_tokens), whole_number("points", points)
     changes = _changes(widths, sets, modules, coefficients, reverse)
@@ -158,9 +188,21 @@ def estimate(
 def capture(
     model: Model, examples: Examples, pooling: Pooling = "last", *, batch_tokens: int = 8192, **reading: Unpack[Reading]
 ) -> torch.Tensor:
-    """Capture the states [L, N, D] of every decoder layer's output at the chosen position of each example's prompt.
+    """Capture the states that every decoder layer puts out, at one position of each example's prompt.
 
-    In the model's own dtype for `last` and `first`, float32 for `mean`; on the CPU. Raises InputError for an unknown pooling.
+    Args:
+        model: A loaded transformers model, an `Adapter`, or the name or folder of a checkpoint.
+        examples: Examples or records, as in `sweep_windows`.
+        pooling: Which state represents an example: that of the `"last"` prompt token, of the `"first"` token, or the `"mean"` over
+            the prompt.
+        batch_tokens: Padded tokens in one batch.
+        **reading: How records become examples, as in `sweep_windows`.
+
+    Returns:
+        States [L, N, D] on the CPU: in the model's dtype for `last` and `first`, float32 for `mean`.
+
+    Raises:
+        InputError: The pooling is unknown, or the model or the examples are invalid.
     """
     budget = whole_number("batch_tokens", batch_tokens)
     _check_name("pooling", pooling, POOLINGS)
@@ -188,11 +230,30 @@ def critical_layers(
     progress: Callable[[str], None] | None = None,
     **reading: Unpack[Reading],
 ) -> Critical:
-    """Find the layers of a base model where representations change most (smallest δ); `top` of them, a fifth by default.
+    """Find the layers of a base model where representations change most: those with the smallest δ.
 
-    `examples` may be of several data sets, by name: the choice is then by the mean of their δ, and their agreement is reported.
-    Examples whose states are not finite are left out. `progress` is called with the name of each data set before it is captured.
-    Raises InputError, naming the data set, where fewer than two examples are left.
+    δ of a layer is its mean similarity to its neighbourhood (see `local_dynamics`). Examples whose states are not finite are skipped.
+
+    Args:
+        model: A loaded transformers model, an `Adapter`, or the name or folder of a checkpoint.
+        examples: Examples or records, as for `capture`; or several data sets, by name. The choice is then by the mean of their δ,
+            and their agreement is reported.
+        top: How many layers to choose; a fifth of them by default.
+        metric: The measure of similarity, as in `similarity`.
+        pooling: Which state represents an example, as in `capture`.
+        neighbourhood: δ is the mean over this many layers; an odd number.
+        diagonal: Count a layer's similarity to itself in its δ.
+        resamples: How many half-samples of the examples show how stable the choice is.
+        seed: The seed of the half-samples.
+        batch_tokens: Padded tokens in one batch.
+        progress: Called with the name of each data set before its states are captured.
+        **reading: How records become examples, as in `sweep_windows`.
+
+    Returns:
+        The chosen layers, how stable the choice is, and the lists for PEFT and for freezing.
+
+    Raises:
+        InputError: An argument does not fit, or a data set (which is named) has fewer than two examples with finite states.
     """
     _check_name("metric", metric, MEASURES)
     _check_name("pooling", pooling, POOLINGS)
@@ -206,7 +267,7 @@ def critical_layers(
 
     def check(n_layers: int) -> None:
         if top is not None and top > n_layers:
-            raise InputError(f"top is {top}, and the model has {n_layers} decoder layers; give 1 to as many")
+            raise InputError(f"top is {top}, and the model has {n_layers} decoder layers; give 1 to {n_layers}")
 
     with _bad_input():
         reach_of(neighbourhood, diagonal)
@@ -220,57 +281,6 @@ def critical_layers(
         return find_critical(
             opened, chosen, metric=metric, pooling=pooling, diagonal=diagonal, progress=progress, **cast("Any", numbers)
         )
-
-
-@overload
-def load_examples(
-    source: Source, format: str | None, tokenizer: Tokenizer, **options: Unpack[LoadOptions]
-) -> Loaded: ...
-
-
-@overload
-def load_examples(
-    source: Source, tokenizer: Tokenizer, *, format: str | None = None, **options: Unpack[LoadOptions]
-) -> Loaded: ...
-
-
-def load_examples(
-    source: Source,
-    *given: Any,
-    format: str | None = None,
-    tokenizer: Tokenizer | None = None,
-    **options: Any,
-) -> Loaded:
-    """Make examples of records: each one's texts, their tokens, and how many of them are the prompt.
-
-    `source` is a file, a folder of Hugging Face `datasets`, a hub data set or a laboratory name, as text or `Path`; or records in
-    memory: a list of dicts, a pandas data frame or a data set of `datasets`. `format` names how a record is read; by default it is
-    the one format that the first record fits (`columns` with the options `prompt` and `response`). `tokenizer` is a tokenizer, or
-    the name or folder of a checkpoint. It may come second, without a format before it.
-
-    The other options are `limit`, `split`, `wording`, `max_tokens`, `too_long`, `prompt`, `response`, `exclude`, `last`,
-    `all_but_last`, `template_date` and `prompts_only`, as raysweep.data.examples.load_examples has them. Warns of what the
-    prompt template does not read or changes, and if it reads the clock. Raises InputError as load_examples there does.
-    """
-    if len(given) > 2:
-        raise TypeError(
-            f"load_examples takes a source, a format and a tokenizer; got {1 + len(given)} positional arguments"
-        )
-    if len(given) == 2:
-        format, tokenizer = given
-    elif given and (tokenizer is not None or given[0] in (None, "columns", *FORMATS)):
-        format = given[0]
-    elif given:
-        tokenizer = given[0]
-    if tokenizer is None:
-        raise InputError("load_examples needs a tokenizer; give one, or the name or folder of a checkpoint")
-    if format is not None and not isinstance(format, str):
-        raise InputError(f"format is of type {type(format).__name__}; give the name of a format, then the tokenizer")
-    found, source = checked(options, LoadOptions), list(source) if isinstance(source, Iterator) else source
-    record_format = format_given(source, {**found, "format": format})
-    loaded = load_from(source, record_format, tokenizer_given(tokenizer), **found)
-    warn_of_texts(loaded, record_format, found)
-    return loaded
 
 
 # --- checks -------------------------------------------------------------------------------------------------------
@@ -301,16 +311,16 @@ def _refuse_hooks(pair: Pair, what: str) -> None:
         layers = sorted(altered_layers(adapter))
         if layers:
             raise InputError(
-                f"{name} has forward or backward hooks, or a replaced forward, in layer {layers[0]}, and {what} is made of weights, which "
-                "say nothing of them: remove them first"
+                f"{name} has forward or backward hooks, or a replaced forward, in layer {layers[0]}, and {what} is "
+                "computed from the weights alone, which do not include them; remove them first"
             )
 
 
 def _warn_of_identical(pair: Pair) -> None:
     if len(pair.same.layers) == pair.n_layers and pair.same.rest:
         warnings.warn(
-            "base and tuned are identical: every weight is the same, so every window gives the same loss; is tuned the checkpoint "
-            "that you mean?",
+            "base and tuned are identical: every weight is the same, so every window has the same loss; check that "
+            "tuned is the checkpoint you meant",
             stacklevel=3,
         )
 

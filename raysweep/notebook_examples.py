@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeAlias, TypedDict, cast
 from transformers import PreTrainedTokenizerBase
 
 from raysweep import lab
+from raysweep.config_renamed import OLD_NAMES, renamed, warn_of_old_name
 from raysweep.data.examples import Example, Loaded, Rewrite, Room, load_examples
 from raysweep.data.exclusion import Exclude
 from raysweep.data.sources import Source, found_format, is_named
@@ -24,8 +25,12 @@ Tokenizer: TypeAlias = "PreTrainedTokenizerBase | str | os.PathLike[str]"
 
 
 class RecordOptions(TypedDict, total=False):
-    """Which records are taken, and how they are made into texts: options of `load_examples`."""
+    """Which records are used, and how they become texts: options of `load_examples`.
 
+    `template` is the prompt template (chat, plain, llama2, llama3 or phi3); `wording` is its old name.
+    """
+
+    template: str
     wording: str
     split: str | None
     limit: int | None
@@ -59,14 +64,20 @@ class LoadOptions(RecordOptions, total=False):
 
 
 def checked(options: Mapping[str, Any], known: type = Reading) -> dict[str, Any]:
-    """The options that are set, with checked numbers and an `Exclude`.
+    """Return the options that are set, with new names for old ones, checked numbers and an `Exclude`.
 
-    Raises InputError for a value that cannot be, and TypeError for an option that does not exist, as any call does.
+    Raises InputError for an invalid value, and TypeError for an option that does not exist, as any call does.
     """
-    unknown = next((name for name in options if name not in _option_names(known)), None)
+    names = _option_names(known)
+    unknown = next((name for name in options if name not in names), None)
     if unknown is not None:
-        raise TypeError(f"unexpected keyword argument '{unknown}'; {nearest(unknown, _option_names(known))}")
-    found = dict(options)
+        raise TypeError(f"unexpected keyword argument '{unknown}'; {nearest(unknown, names - OLD_NAMES.keys())}")
+    try:
+        found = renamed(options)
+    except ValueError as error:
+        raise InputError(f"got {error}") from error
+    for old in OLD_NAMES.keys() & options.keys():
+        warn_of_old_name(old, "keyword argument", stacklevel=3)
     for name in ("limit", "max_tokens", "last", "all_but_last"):
         found[name] = optional_number(name, found.get(name))
     if isinstance(exclude := found.get("exclude"), Mapping):
@@ -134,7 +145,7 @@ class ExampleReader:
             return self._of_records(found.source, name)
         odd = next((option for option in self.reading if option != "tokenizer"), None)
         if odd is not None:
-            raise InputError(f"{odd} is for records, and {name} are tokenised already; give it to load_examples")
+            raise InputError(f"{odd} applies to records, and {name} are already tokenised; pass it to load_examples")
         for example in found:
             if problem := self._problem(example):
                 raise InputError(f"{name}: the example with id {example.id} {problem}")
@@ -160,7 +171,8 @@ class ExampleReader:
         else:
             what = f"'{source}'" if is_named(source) else "records"
             raise InputError(
-                f"{name} is {what}, and a loaded model has no tokenizer: give tokenizer=…, or what load_examples returns"
+                f"{name} is {what}, and a loaded model has no tokenizer; give tokenizer=…, or the result of "
+                "load_examples"
             )
         _warn_of_lost(loaded, name)
         return loaded.examples
@@ -173,11 +185,11 @@ class ExampleReader:
         if not 1 <= example.n_prompt <= len(tokens):
             return f"has {example.n_prompt} prompt tokens of {len(tokens)}; give 1 or more"
         if self.losses and not example.n_tokens:
-            return "has no response token, and a loss is measured on them"
+            return "has no response token, and the loss is measured on response tokens"
         vocabulary = self.room.vocabulary
         if vocabulary is not None and not 0 <= int(tokens.min()) <= int(tokens.max()) < vocabulary:
             odd = int(tokens.min()) if tokens.min() < 0 else int(tokens.max())
-            return f"has the token {odd}, and the model has embeddings for 0 to {vocabulary - 1}: use its own tokenizer"
+            return f"has the token {odd}, and the model has embeddings for 0 to {vocabulary - 1}; use its own tokenizer"
         return None
 
 
@@ -186,8 +198,8 @@ def warn_of_texts(loaded: Loaded, record_format: str, reading: Mapping[str, Any]
     said = [*loaded.source_warnings, *loaded.notes.warnings(record_format)]
     if loaded.n_answer_cut:
         said.append(
-            f"{loaded.n_answer_cut} of {len(loaded.examples)} examples lose a part of their answer: the chat template leaves it "
-            "out or rewrites it, and the loss is that of the rest"
+            f"{loaded.n_answer_cut} of {len(loaded.examples)} examples lose a part of their answer: the chat template "
+            "leaves it out or rewrites it, and the loss covers only the rest"
         )
     for warning in said:
         warnings.warn(warning, stacklevel=2)
@@ -238,6 +250,6 @@ def _tokenised(given: object, name: str) -> list[Example] | _Records:
     for place, item in enumerate(items):
         if not isinstance(item, Example):
             raise InputError(
-                f"{name}[{place}] is of type {type(item).__name__}, and others are Examples; give these alone"
+                f"{name}[{place}] is of type {type(item).__name__}, and others are Examples; give only Examples"
             )
     return items

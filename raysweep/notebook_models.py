@@ -63,7 +63,7 @@ class Named:
         reader = Reader(
             {name: (self.facts.base, self.facts.tuned)}, {name: self.facts.predicts}, states_alone=not losses
         )
-        own = ("wording", "template_date")
+        own = ("template", "template_date")
         options = {key: value for key, value in reading.items() if key not in own}
         dataset = DatasetConfig.model_construct(
             name=_DATASET, **{**options, "path": source, "format": format_given(source, reading)}

@@ -133,7 +133,7 @@ class _Searcher:
                 return None
         answer = self._process.stdout.read(1)
         if not answer:
-            raise InputError("the process that searches for a regular expression ended: is there enough memory?")
+            raise InputError("the process that searches for a regular expression ended; is there enough memory?")
         return answer == b"1"
 
     def _send(self, data: bytes) -> None:

@@ -80,13 +80,13 @@ class Planned:
         lines += [f"date         {text}" for text in date_texts(self.template_dates)]
         lines += [f"not tuned    {text}" for text in self.untuned]
         lines += [f"withheld     {text}" for text in self.withheld]
-        lines += [f"again        {self.redone}"] if self.redone else []
+        lines += [f"recompute    {self.redone}"] if self.redone else []
         lines += [f"{kind:<12} {n} tasks, {done} done" for kind, (done, n) in self.tasks.items()]
         lines += kind_lines(self.kinds)
         lines += [
             f"to read      {_size(self.bytes_to_read)} of checkpoints",
-            f"to compute   {self.layer_applications:,} layer applications, each on a whole data set "
-            f"({self.batch_applications:,} calls of a layer on a batch)",
+            f"to compute   {self.layer_applications:,} layer applications, each on a full data set "
+            f"({self.batch_applications:,} layer calls, each on one batch)",
             f"memory       about {_size(self.memory)} for weights, states and the program, on {self.device}",
             f"time         {self._time()}",
         ]
@@ -95,11 +95,13 @@ class Planned:
             if name in self.options:
                 lines += [f"  {mode:<10} {text}" for mode, text in _option_lines(self.options[name])]
         lines += [
-            f"identical    {layers} decoder layers in base and tuned of {cell}; {shared} changes are another's for that"
+            f"identical    {layers} decoder layers of base and tuned of {cell}, so {shared} changes equal others and cost nothing"
             for cell, (layers, shared) in self.identical.items()
         ]
         if self.at_most:
-            lines.append("at most      what is told above: a sweep ends once studies.substitution.stop is met")
+            lines.append(
+                "at most      these figures are an upper limit: a sweep ends as soon as studies.substitution.stop is met"
+            )
         if self.simulation:
             from raysweep.report.simulation import simulation_lines
 
@@ -108,12 +110,12 @@ class Planned:
 
     def _time(self) -> str:
         if self.seconds is None:
-            whose = "what is assumed" if self.assumed else self.device
-            return f"not known: {whose} is another machine's, and nothing could be timed here"
+            what = "what the plan assumes" if self.assumed else self.device
+            return f"not known, because {what} is not available on this machine, so nothing could be timed"
         many = f" with {self.workers} workers" if self.workers > 1 else ""
         return (
-            f"about {_duration(self.seconds)}{many} for sweeping and capture, from a layer and reads timed just now; text, tables "
-            "and starting workers come on top"
+            f"about {_duration(self.seconds)}{many} for sweeping and capture, based on a layer and reads timed on this machine; "
+            "text, tables and starting workers add to this"
         )
 
 
@@ -121,7 +123,7 @@ def _option_lines(found: Options) -> list[tuple[str, str]]:
     """(residency, what it would take), the one that is taken marked."""
     lines = []
     for mode, told in (("resident", found.resident), ("stream", found.stream)):
-        taken = " (taken)" if mode == found.taken else ""
+        taken = " (chosen)" if mode == found.taken else ""
         if isinstance(told, str):
             lines.append((mode, f"not possible: {told}"))
             continue

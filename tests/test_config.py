@@ -13,7 +13,7 @@ from plain_config import PLAIN, refusal
 import raysweep
 from raysweep.config import Config, load_config, parse_config
 from raysweep.config_similarity import Metric, SimilarityConfig
-from raysweep.errors import InputError
+from raysweep.errors import InputError, RenamedWarning
 from raysweep.numerics.measures.registry import DEFAULTS, MEASURES
 from raysweep.recipes import TEMPLATE
 
@@ -57,7 +57,7 @@ def test_yaml_comes_back_the_same():
 
 def test_defaults():
     config = parse_config(PLAIN)
-    assert config.models[0].wording == "chat"
+    assert config.models[0].template == "chat"
     assert config.models[0].dtype == "auto"
     assert config.studies.similarity.metrics == ["cka_linear"]
     assert (config.studies.similarity.pooling, config.studies.similarity.neighbourhood) == ("last", 3)
@@ -82,6 +82,23 @@ def test_defaults():
         "spill": None,
         "report_to": [],
     }
+
+
+def test_the_old_name_of_the_prompt_template_still_works():
+    """With one warning for all models; the config is written with the new name."""
+    models = [{**PLAIN["models"][0], "name": name, "wording": "plain"} for name in ("a", "b")]
+    with pytest.warns(RenamedWarning, match=r"^config key `wording` is now called `template`; both work$") as warned:
+        config = parse_config(PLAIN | {"models": models})
+    assert len(warned) == 1
+    assert [model.template for model in config.models] == ["plain", "plain"]
+    assert "wording" not in config.to_yaml()
+
+
+def test_both_names_of_the_prompt_template_are_refused():
+    model = {**PLAIN["models"][0], "wording": "plain", "template": "chat"}
+    assert refusal(values=PLAIN | {"models": [model]}) == (
+        "models[0] has template: 'chat' and wording: 'plain'; wording is the old name of template, so keep only template"
+    )
 
 
 def test_when_to_stop():
@@ -126,12 +143,9 @@ def test_a_key_that_is_given_twice_is_not_lost(tmp_path):
     with pytest.raises(InputError) as caught:
         load_config(path)
     assert (
-        str(caught.value)
-        == f"config '{path}' is not YAML: key 'd' is given twice, in line 4 and in line 4; leave one out"
+        str(caught.value) == f"config '{path}' is not YAML: key 'd' is given twice, in line 4 and in line 4; remove one"
     )
-    told = (
-        "--set name={a: 1, a: 2}: the value is not YAML: key 'a' is given twice, in line 1 and in line 1; leave one out"
-    )
+    told = "--set name={a: 1, a: 2}: the value is not YAML: key 'a' is given twice, in line 1 and in line 1; remove one"
     assert refusal("name={a: 1, a: 2}") == told
     merged = yaml.safe_dump(PLAIN) + "storage_options: {<<: &one {a: 1}, <<: {b: 2}, a: 3}\n"
     path.write_text(merged.replace("runs/mine", "s3://b/r"))
@@ -151,8 +165,8 @@ def test_a_config_cannot_be_changed():
         ("name: 2001-13-45", r"is not YAML: month must be in 1\.\.12"),
         (f"name: {'1' * 5000}", r"is not YAML: Exceeds the limit"),
         ("[" * 3000, r"is not YAML: maximum recursion depth exceeded"),
-        ("name: &a [*a]", r": key 'name': text belongs here, not \[\[\.\.\.\]\]"),
-        ("&a {name: x, models: *a}", r": key 'models': a list belongs here"),
+        ("name: &a [*a]", r": key 'name': expected text, not \[\[\.\.\.\]\]"),
+        ("&a {name: x, models: *a}", r": key 'models': expected a list"),
     ],
 )
 def test_yaml_at_its_worst(text, told, tmp_path):

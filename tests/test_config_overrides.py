@@ -50,10 +50,13 @@ def test_overrides_leave_the_values_they_are_given_as_they_were():
     [
         ("execution.chunk", "--set execution.chunk: write it as key=value, for example execution.chunk=16"),
         ("=3", "--set =3: write it as key=value, for example execution.chunk=16"),
-        ("models.1.name=x", "--set models.1.name=x: '1' is no place in a list of 1; count from 0"),
-        ("models.first.name=x", "--set models.first.name=x: 'first' is no place in a list of 1; count from 0"),
-        ("models.².name=x", "--set models.².name=x: '²' is no place in a list of 1; count from 0"),
-        ("name.first=x", "--set name.first=x: 'first' lies under a plain value"),
+        ("models.1.name=x", "--set models.1.name=x: '1' is not an index of a list of 1 items; count from 0"),
+        (
+            "models.first.name=x",
+            "--set models.first.name=x: 'first' is not an index of a list of 1 items; count from 0",
+        ),
+        ("models.².name=x", "--set models.².name=x: '²' is not an index of a list of 1 items; count from 0"),
+        ("name.first=x", "--set name.first=x: 'first' is inside a plain value, not a mapping"),
     ],
 )
 def test_overrides_that_cannot_be_followed(override, told):

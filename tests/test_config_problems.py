@@ -39,24 +39,25 @@ def test_a_misspelt_key_names_the_nearest(override, told):
 @pytest.mark.parametrize(
     ("override", "told"),
     [
-        ("name=3", "key 'name': text belongs here, not 3"),
-        ("name=a/b", "key 'name': 'a/b' is no name; use letters, digits and . _ -, a letter or digit first"),
-        ("models=3", "key 'models': a list belongs here, not 3"),
+        ("name=3", "key 'name': expected text, not 3"),
+        ("name=a/b", "key 'name': 'a/b' is not a valid name; use letters, digits and . _ -, starting with a letter or digit"),
+        ("models=3", "key 'models': expected a list, not 3"),
         ("models=[]", "key 'models': give at least one item"),
-        ("models=[x]", "key 'models[0]': a mapping of keys belongs here, not 'x'"),
+        ("models=[x]", "key 'models[0]': expected a mapping of keys, not 'x'"),
         ("models.0.dtype=float8", "key 'models[0].dtype': 'float8' is not 'auto', 'float32', 'bfloat16' or 'float16'"),
-        ("models.0.tuned=x", "key 'models[0].tuned': a mapping of keys belongs here, not 'x'"),
-        ("models.0.tuned={first: 3}", "key 'models[0].tuned.first': text belongs here, not 3"),
+        ("models.0.tuned=x", "key 'models[0].tuned': expected a mapping of keys, not 'x'"),
+        ("models.0.tuned={first: 3}", "key 'models[0].tuned.first': expected text, not 3"),
         (
             "models.0.tuned={a b: x}",
-            "key 'models[0].tuned.a b': 'a b' is no name; use letters, digits and . _ -, a letter or digit first",
+            "key 'models[0].tuned.a b': 'a b' is not a valid name; use letters, digits and . _ -, starting with a "
+            "letter or digit",
         ),
         ("datasets.0.limit=0", "key 'datasets[0].limit': give 1 or more, not 0"),
-        ("datasets.0.limit=1.5", "key 'datasets[0].limit': a whole number belongs here, not 1.5"),
-        ("datasets.0.limit=true", "key 'datasets[0].limit': a whole number belongs here, not True"),
-        ("datasets.0.limit='8'", "key 'datasets[0].limit': a whole number belongs here, not '8'"),
-        ("studies=", "key 'studies': a mapping of keys belongs here, not nothing"),
-        ("studies.substitution.widths=5", "key 'studies.substitution.widths': a list belongs here, not 5"),
+        ("datasets.0.limit=1.5", "key 'datasets[0].limit': expected a whole number, not 1.5"),
+        ("datasets.0.limit=true", "key 'datasets[0].limit': expected a whole number, not True"),
+        ("datasets.0.limit='8'", "key 'datasets[0].limit': expected a whole number, not '8'"),
+        ("studies=", "key 'studies': expected a mapping of keys, not nothing"),
+        ("studies.substitution.widths=5", "key 'studies.substitution.widths': expected a list, not 5"),
         ("studies.substitution.widths=[]", "key 'studies.substitution.widths': give at least one item"),
         ("studies.substitution.widths=[2, 0]", "key 'studies.substitution.widths[1]': give 1 or more, not 0"),
         (
@@ -72,11 +73,12 @@ def test_a_misspelt_key_names_the_nearest(override, told):
         ("studies.similarity.pooling=max", "key 'studies.similarity.pooling': 'max' is not 'first', 'last' or 'mean'"),
         (
             "studies.similarity.metrics=[cka_rbf, cka_linear, cka_rbf]",
-            "key 'studies.similarity.metrics': 'cka_rbf' is named twice; name each metric once",
+            "key 'studies.similarity.metrics': 'cka_rbf' is listed twice; list each metric once",
         ),
         (
             "studies.similarity.neighbourhood=4",
-            "key 'studies.similarity.neighbourhood': a neighbourhood has a layer in its middle, so it is odd; 4 is even",
+            "key 'studies.similarity.neighbourhood': the neighbourhood must be odd, because it is centred on a layer; "
+            "4 is even",
         ),
         (
             "studies.substitution.stop={}",
@@ -85,7 +87,7 @@ def test_a_misspelt_key_names_the_nearest(override, told):
         ),
         (
             "studies.substitution.stop={half_width: 0.02, top: 3}",
-            "studies.substitution.stop: half_width is 0.02 and top is 3; give one of them",
+            "studies.substitution.stop: half_width is 0.02 and top is 3; give only one of them",
         ),
         ("studies.substitution.stop={top: 0}", "key 'studies.substitution.stop.top': give 1 or more, not 0"),
         (
@@ -130,7 +132,7 @@ def test_a_misspelt_key_names_the_nearest(override, told):
             "execution={executor: ray, device: cuda:1}",
             "execution: device cuda:1 names one GPU, and Ray gives each worker its own; give cuda or auto",
         ),
-        ("execution.device=tpu", "key 'execution.device': 'tpu' is no device; give auto, cpu, mps, cuda or cuda:N"),
+        ("execution.device=tpu", "key 'execution.device': 'tpu' is not a device; give auto, cpu, mps, cuda or cuda:N"),
         (
             "execution.batch_tokens=many",
             "key 'execution.batch_tokens': give auto or a number of tokens, 1 or more, not 'many'",
@@ -139,8 +141,8 @@ def test_a_misspelt_key_names_the_nearest(override, told):
         ("execution.device_map=3", "key 'execution.device_map': give auto, or a mapping of modules to devices, not 3"),
         (
             "storage=ftp://host/run",
-            "key 'storage': 'ftp://host/run' is no place for a run: a file must appear there whole or not at all, as in a folder or "
-            "an object store; known: abfs, abfss, az, gcs, gs, memory, s3, s3a",
+            "key 'storage': 'ftp://host/run' cannot store a run: files must appear there complete or not at all, as in "
+            "a folder or an object store; known: abfs, abfss, az, gcs, gs, memory, s3, s3a",
         ),
         ("storage=''", "key 'storage': give a folder, or the URL of a place in an object store"),
     ],
@@ -154,7 +156,8 @@ def test_a_wrong_value_is_told_with_its_key(override, told):
     [
         (
             ["models.0.tuned={frist: t}"],
-            "model 'm' has a checkpoint tuned on 'frist', which is no data set here; did you mean 'first'?",
+            "model 'm' has a checkpoint tuned on 'frist', which is not a data set of this config; did you mean "
+            "'first'?",
         ),
         (["datasets.1.name=first"], "two datasets are named 'first'; give each its own name"),
         (
@@ -163,7 +166,8 @@ def test_a_wrong_value_is_told_with_its_key(override, told):
         ),
         (
             ["studies={}"],
-            "studies: asks for no study; give substitution, similarity, spectrum, removal, finetune, adaptation, backdoor or several (an empty one is written {})",
+            "studies: has no study; give substitution, similarity, spectrum, removal, finetune, adaptation, backdoor "
+            "or several (an empty one is written {})",
         ),
         (
             ["studies={correlation: {}, similarity: {}}"],
@@ -203,25 +207,25 @@ def test_a_config_is_a_mapping(values):
 @pytest.mark.parametrize(
     ("override", "told"),
     [
-        ('storage="a\\0b"', r"config: the text 'a\\x00b' holds '\\x00', which is no character; mend it"),
-        ('datasets.0.prompt="\\ud83d"', r"config: the text '\\ud83d' holds '\\ud83d', which is no character; mend it"),
-        ("storage=~nobody-here/x", r"key 'storage': '~nobody-here/x' begins with the home folder of a user that this machine"),
-        ("models.0.base=~nobody-here/x", r"key 'models\[0\]\.base': '~nobody-here/x' begins with the home folder"),
+        ('storage="a\\0b"', r"config: the text 'a\\x00b' contains '\\x00', which is not a valid character; remove it"),
+        ('datasets.0.prompt="\\ud83d"', r"config: the text '\\ud83d' contains '\\ud83d', which is not a valid character; remove it"),
+        ("storage=~nobody-here/x", r"key 'storage': '~nobody-here/x' starts with the home folder of a user that does not exist"),
+        ("models.0.base=~nobody-here/x", r"key 'models\[0\]\.base': '~nobody-here/x' starts with the home folder"),
         ("studies.correlation.seed=-1", r"key 'studies\.correlation\.seed': give 0 or more, not -1"),
         ("studies.correlation.resamples=1000001", r"\.resamples': give 1000000 or less, not 1000001"),
         (f"datasets.0.limit={10**30}", rf"key 'datasets\[0\]\.limit': give 1000000000 or less, not {10**30}"),
-        (f"models.{'1' * 5000}.base=x", r"is no place in a list of 1; count from 0"),
-        (f"execution.device=cuda:{'9' * 5000}", r"is no device; give auto, cpu, mps, cuda or cuda:N"),
-        ("datasets.0.exclude={}", r"datasets\[0\]\.exclude: names nothing to leave out; give phrases, a pattern, or"),
+        (f"models.{'1' * 5000}.base=x", r"is not an index of a list of 1 items; count from 0"),
+        (f"execution.device=cuda:{'9' * 5000}", r"is not a device; give auto, cpu, mps, cuda or cuda:N"),
+        ("datasets.0.exclude={}", r"datasets\[0\]\.exclude: excludes nothing; give phrases, a pattern, or"),
         ("datasets.0.exclude={phrase: [a]}", r"unknown key 'datasets\[0\]\.exclude\.phrase'; did you mean 'phrases'\?"),
         ("datasets.0.exclude={phrases: ['']}", r"key 'datasets\[0\]\.exclude\.phrases\[0\]': .* at least 1 character"),
-        ("datasets.0.exclude={pattern: '(a'}", r"\.pattern': '\(a' is no regular expression \(missing \), unterminated"),
-        ("datasets.0.exclude={values: [a]}", r"datasets\[0\]\.exclude: has values and no column; name the column"),
-        ("datasets.0.exclude={column: a, values: [1]}", r"\.exclude\.values\[0\]': text belongs here, not 1"),
+        ("datasets.0.exclude={pattern: '(a'}", r"\.pattern': '\(a' is not a regular expression \(missing \), unterminated"),
+        ("datasets.0.exclude={values: [a]}", r"datasets\[0\]\.exclude: has values but no column; name the column"),
+        ("datasets.0.exclude={column: a, values: [1]}", r"\.exclude\.values\[0\]': expected text, not 1"),
         ("datasets.0.last=0", r"key 'datasets\[0\]\.last': give 1 or more, not 0"),
         ("datasets.0.too_long=drop", r"key 'datasets\[0\]\.too_long': 'drop' is not 'refuse' or 'cut'"),
         ("name=2001-13-45", r"--set name=2001-13-45: the value is not YAML: month must be"),
-        (f"datasets.0.format={'[' * 60}{']' * 60}", r"key 'datasets\[0\]\.format': text belongs here, not \[\[\["),
+        (f"datasets.0.format={'[' * 60}{']' * 60}", r"key 'datasets\[0\]\.format': expected text, not \[\[\["),
     ],
 )  # fmt: skip
 def test_values_at_their_worst(override, told):
@@ -230,7 +234,7 @@ def test_values_at_their_worst(override, told):
 
 
 def test_a_data_set_is_taken_from_one_end():
-    with pytest.raises(InputError, match=r"datasets\[0\]: last is 2 and all_but_last is 3; give one of them"):
+    with pytest.raises(InputError, match=r"datasets\[0\]: last is 2 and all_but_last is 3; give only one of them"):
         parse_config(PLAIN, overrides=["datasets.0.last=2", "datasets.0.all_but_last=3"])
 
 
@@ -248,8 +252,8 @@ def test_a_wrong_value_of_100_kb_makes_a_short_message():
         (["storage=s3://b/r", "storage_options.secret=hush"], "storage_options: 'secret' may be a secret, and options are"),
         (["storage=s3://b/r", "storage_options.client_kwargs.aws_session_token=hush"], "'aws_session_token' may be a secret"),
         (["storage=s3://b/r", "storage_options.endpoint_url='http://a:hush@b'"], "the URL of 'endpoint_url' has a name or"),
-        (["storage_options.anon=true"], "storage_options are for a URL, and storage is the folder 'runs/mine'; leave them out"),
-        (["storage=memory://b/r", "execution.executor=ray"], "is in this process's memory, which workers on Ray do not share"),
+        (["storage_options.anon=true"], "storage_options apply only to a URL, and storage is the folder 'runs/mine'; remove them"),
+        (["storage=memory://b/r", "execution.executor=ray"], "is this process's memory, which workers on Ray do not share; give a folder or a URL, or use executor local"),
     ],
 )  # fmt: skip
 def test_a_secret_in_the_storage_is_refused_and_not_shown(overrides, told):

@@ -156,7 +156,7 @@ def test_a_name_for_the_data_set_does_not_change_a_key(records, plain):
     "overrides",
     [
         ["models.0.dtype=bfloat16"],
-        ["models.0.wording=llama2"],
+        ["models.0.template=llama2"],
         ["models.0.base=lab://tiny/facts"],
         ["models.0.tuned.d=lab://tiny/facts"],
         ["execution.chunk=3"],

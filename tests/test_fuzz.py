@@ -78,7 +78,7 @@ CONFIG = {
             "name": "tiny",
             "base": "lab://tiny",
             "tuned": {"sums": "lab://tiny/sums"},
-            "wording": "chat",
+            "template": "chat",
             "dtype": "float32",
         }
     ],
@@ -270,12 +270,12 @@ def records(rng: random.Random):
         if form == "columns"
         else {}
     )
-    wording, limit = rng.choice(["chat", "llama2"]), rng.choice([None, 1, 5])
+    template, limit = rng.choice(["chat", "llama2"]), rng.choice([None, 1, 5])
     room = Room("tiny", rng.choice([None, 20, 256]), rng.choice([None, 700, 768]))
-    yield raw, form, texts, wording, limit, room
+    yield raw, form, texts, template, limit, room
     too_long = rng.choice(["refuse", "cut"])
     loaded = load_examples(
-        str(path), form, TOKENIZER[0], wording=wording, limit=limit, room=room, too_long=too_long, **texts
+        str(path), form, TOKENIZER[0], template=template, limit=limit, room=room, too_long=too_long, **texts
     )
     for example in loaded.examples:
         (example.prompt + example.response).encode()

@@ -37,6 +37,7 @@ COMMANDS = {
     "raysweep.cli_verbosity",
     "raysweep.notebook",
     "raysweep.notebook_examples",
+    "raysweep.notebook_load",
     "raysweep.notebook_models",
     "raysweep.planned",
     "raysweep.progress",

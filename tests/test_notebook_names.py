@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM
 import raysweep as rs
 from raysweep.data.examples import load_examples
 from raysweep.engine.residency import Residency
+from raysweep.errors import RenamedWarning
 
 LAYERS = 4
 WINDOWS = [(0, 2), range(1, 3)]
@@ -133,7 +134,7 @@ def test_an_adapter_that_cannot_be_merged_onto_a_loaded_base_is_refused(world: P
         with pytest.raises(rs.InputError, match=f"adapter '.*{adapter}'"):
             rs.sweep_windows(base, tmp_path / adapter, ROWS, WINDOWS)
     cpu_offload(base, execution_device=torch.device("cpu"))
-    with pytest.raises(rs.InputError, match=r"a base that is spread over devices: give base by its name or folder$"):
+    with pytest.raises(rs.InputError, match=r"a base that is spread over devices; give base by its name or folder$"):
         rs.sweep_windows(base, world / "lora", ROWS, WINDOWS)
 
 
@@ -219,7 +220,7 @@ def test_what_a_template_does_to_texts_is_a_warning_wherever_they_are_made(
             call()
     dated = copy.deepcopy(tokenizer)
     dated.chat_template = "{{ strftime_now('%Y-%m-%d') }}" + tokenizer.chat_template
-    with pytest.warns(UserWarning, match=r"reads the clock and is given (.*); pass template_date='\1' to get the same"):
+    with pytest.warns(UserWarning, match=r"reads the clock and gets (.*); pass template_date='\1' to get the same"):
         rs.load_examples(ROWS, dated)
     for day in ("2026-01-31", date(2026, 1, 31)):
         found = rs.load_examples(ROWS, dated, template_date=day).examples
@@ -261,13 +262,14 @@ def example(tokens: Any, n_prompt: int) -> rs.Example:
         ([example(np.arange(3), 1), {"question": "a"}], r"^examples\[1\] is of type dict, and others are Examples"),
         (
             ROWS,
-            "^examples is records, and a loaded model has no tokenizer: give tokenizer=…, or what load_examples returns$",
+            "^examples is records, and a loaded model has no tokenizer; give tokenizer=…, or the result of "
+            "load_examples$",
         ),
         ("lab://sums/test", "^examples is 'lab://sums/test', and a loaded model has no tokenizer"),
         ([example(np.array([1, 999]), 1)], "with id 7 has the token 999, and the model has embeddings for 0 to 319"),
         ([example(np.array([1, -1]), 1)], "with id 7 has the token -1"),
         ([example(np.arange(3), 0)], "with id 7 has 0 prompt tokens of 3; give 1 or more"),
-        ([example(np.arange(3), 3)], "with id 7 has no response token, and a loss is measured on them"),
+        ([example(np.arange(3), 3)], "with id 7 has no response token, and the loss is measured on response tokens"),
         ([example([1, 2, 3], 1)], "with id 7 has tokens of type list; give a numpy array"),
         ([example(np.array([0.5, 2.0]), 1)], "give a numpy array of whole numbers"),
     ],
@@ -344,7 +346,12 @@ def test_load_examples_refuses_what_it_cannot_use(tokenizer: Any) -> None:
     ):
         with pytest.raises(rs.InputError, match=told):
             calls(*arguments, **options)
-    with pytest.raises(TypeError, match=r"unexpected keyword argument 'wordings'; did you mean 'wording'\?"):
-        calls(ROWS, tokenizer, wordings="chat")
+    with pytest.raises(TypeError, match=r"unexpected keyword argument 'templates'; did you mean 'template'\?"):
+        calls(ROWS, tokenizer, templates="chat")
+    with pytest.warns(RenamedWarning, match="^keyword argument `wording` is now called `template`; both work$"):
+        found = calls(ROWS, tokenizer, wording="plain")
+    assert found.examples[0].prompt == calls(ROWS, tokenizer, template="plain").examples[0].prompt
+    with pytest.raises(rs.InputError, match=r"^got template: 'chat' and wording: 'plain'; wording is the old name"):
+        calls(ROWS, tokenizer, wording="plain", template="chat")
     with pytest.raises(TypeError, match="takes a source, a format and a tokenizer"):
         calls(ROWS, "gsm8k", tokenizer, 3)

@@ -83,6 +83,6 @@ def test_a_plan_needs_no_rates_and_no_such_device(tmp_path: Path) -> None:
     assert (planned.device, planned.seconds, planned.simulation) == ("cuda", None, None)
     assert "time         not known" in planned.to_text()
     with pytest.raises(
-        InputError, match=r"checkpoint 'meta-llama/Llama-2-7b-chat-hf' is not here; give --rates layer=SECO"
+        InputError, match=r"checkpoint 'meta-llama/Llama-2-7b-chat-hf' is not on this machine; give --rates layer=SECO"
     ):
         plan_run(FOLDER / "cka_maps.yaml", gpus=2)

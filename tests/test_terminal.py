@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
 
+from raysweep.errors import RenamedWarning
 from raysweep.progress import Progress
-from raysweep.terminal import aligned, echo, fitted, message, printable, shortened, wrapped
+from raysweep.terminal import aligned, echo, fitted, message, printable, shortened, show_old_names, wrapped
 
 STEERING = "a\x1b[2Jb\x07c\rd\x9b31me\u202ef\x00"
 ESCAPED = r"a\x1b[2Jb\x07c\rd\x9b31me\u202ef\x00"
@@ -18,6 +20,19 @@ def test_control_characters_are_escaped_and_text_is_not() -> None:
     assert printable(STEERING) == ESCAPED
     plain = "δ of 'modèle' 🦊\n\tindented"
     assert printable(plain) == plain
+
+
+def test_an_old_name_is_a_line_and_other_warnings_are_pythons(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual: list[object] = []
+    monkeypatch.setattr(warnings, "showwarning", lambda *given: usual.append(given))
+    show_old_names()
+    warnings.showwarning("`a` is now called `b`", RenamedWarning, "file.py", 1)
+    assert capsys.readouterr().err == "warning: `a` is now called `b`\n"
+    warnings.showwarning("other", UserWarning, "file.py", 7)
+    assert usual == [("other", UserWarning, "file.py", 7)]
+    assert capsys.readouterr().err == ""
 
 
 def test_what_is_printed_is_escaped(capsys: pytest.CaptureFixture[str]) -> None:

@@ -116,7 +116,8 @@ def _patterns(data_files: Any, where: str) -> dict[str, tuple[str, ...]]:
         for item in data_files:
             if not isinstance(item, dict) or item.keys() != {"split", "path"} or str(item["split"]) in found:
                 raise InputError(
-                    f"{where} has {shown(item)} among its data_files, where each split needs one {{split, path}}. Correct it"
+                    f"{where} has {shown(item)} among its data_files, but each split needs one {{split, path}}. "
+                    "Correct it"
                 )
             found[str(item["split"])] = _texts(item["path"], where)
         return found

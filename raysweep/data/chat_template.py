@@ -156,7 +156,7 @@ class ChatTemplate:
             if part_type(part) not in known:
                 raise InputError(
                     f"message {at} (counted from 0) has a part of type '{part_type(part)}', which the tokenizer's chat template "
-                    "does not know; leave it out, or give its text as a part of type 'text'"
+                    "does not know; remove it, or give its text as a part of type 'text'"
                 )
 
     def _applied(self, conversation: Conversation, arguments: Mapping[str, Any]) -> ChatTexts:
@@ -164,8 +164,8 @@ class ChatTemplate:
         named = self._tokenizer.chat_template
         if isinstance(named, dict) and "default" not in named and not ("tool_use" in named and "tools" in arguments):
             raise InputError(
-                f"the tokenizer has several chat templates, {', '.join(sorted(named))}, and none for these turns is named default: "
-                "name one default, or choose another wording"
+                f"the tokenizer has several chat templates, {', '.join(sorted(named))}, and none of them is named default; "
+                "name one default, or use another prompt template"
             )
         try:
             prompt = self._clock.render(self._tokenizer, turns[:-1], add_generation_prompt=True, **arguments)
@@ -175,14 +175,14 @@ class ChatTemplate:
         except Exception as error:  # a template raises whatever its expressions can
             kind = "" if isinstance(error, jinja2.TemplateError) else f"{type(error).__name__}: "
             raise InputError(
-                f"the tokenizer's chat template refuses the turns {roles(turns)} ({kind}{shortened(str(error), 1000)}): mend them, or choose "
-                "another wording"
+                f"the tokenizer's chat template refuses the turns {roles(turns)} ({kind}{shortened(str(error), 1000)}); correct them, or "
+                "use another prompt template"
             ) from error
         for text, said in ((prompt, turns[:-1]), (whole, turns)):
             if not text and any(turn.get("content") for turn in said):
                 raise InputError(
-                    f"the tokenizer's chat template makes no text of the turns {roles(said)}: give the tokenizer one that "
-                    "does, or choose another wording"
+                    f"the tokenizer's chat template renders the turns {roles(said)} as empty text; give the tokenizer a template that "
+                    "renders them, or use another prompt template"
                 )
         return ChatTexts(prompt, whole)
 
@@ -208,7 +208,7 @@ def _listed(name: str, value: Any) -> Any:
         except ValueError:
             found = None
     if not isinstance(found, list) or not all(isinstance(item, Mapping) for item in found):
-        raise InputError(f"has {name} {shown(value)}, where a chat template takes a list of objects, or its JSON")
+        raise InputError(f"has {name} {shown(value)}, but a chat template needs a list of objects, or its JSON")
     return found
 
 
@@ -223,8 +223,8 @@ def _joined(conversation: Conversation) -> Conversation:
     for at, part in _parts(conversation):
         if part_text(part) is None:
             raise InputError(
-                f"message {at} (counted from 0) has a part of type '{part_type(part)}', and the tokenizer's chat template takes "
-                "texts only; leave it out, or give its text as a part of type 'text'"
+                f"message {at} (counted from 0) has a part of type '{part_type(part)}', and the tokenizer's chat "
+                "template takes only text; remove it, or give its text as a part of type 'text'"
             )
     listed = [isinstance(message.get("content"), list) for message in conversation.messages]
     texts = zip(conversation.messages, listed, strict=True)
@@ -239,8 +239,8 @@ def _unprinted(conversation: Conversation, found: ChatTexts) -> ChatTexts:
         content = message.get("content")
         if isinstance(content, (list, dict)) and content and str(content) in found.whole:
             raise InputError(
-                f"message {at} (counted from 0) has a content that is no text, {shown(content)}, and the tokenizer's chat "
-                "template takes texts only; give its text"
+                f"message {at} (counted from 0) has a content that is not text, {shown(content)}, and the tokenizer's "
+                "chat template takes only text; give its text"
             )
     return found
 

@@ -109,12 +109,13 @@ def read_preference(record: Record) -> Conversation:
     if whole and whole[0].get("role") != "assistant":
         if prompt is not None and not _begins(whole, prompt):
             raise MisfitError(
-                "has a 'chosen' that is a whole conversation, and a 'prompt' that is not a part of it; keep one of both"
+                "has a 'chosen' that is a complete conversation, and a 'prompt' that is not part of it; keep only one "
+                "of them"
             )
         return _conversation("preference", record, whole, own)
     if prompt is None:
         raise MisfitError(
-            "has no 'prompt', and its 'chosen' is not a whole conversation; format 'preference' needs one of both"
+            "has no 'prompt', and its 'chosen' is not a complete conversation; format 'preference' needs one of them"
         )
     return _prompt_and("chosen", "preference", {**record, "prompt": prompt, "chosen": chosen}, own)
 
@@ -143,7 +144,7 @@ def _prompt_and(answer: str, name: str, record: Record, own: tuple[str, ...]) ->
     return _conversation(name, record, [*asked, *answered], own)
 
 
-_WHOLE_TURNS = "only whole turns are measured"
+_WHOLE_TURNS = "only complete turns are measured"
 
 
 def _messages(field: str, value: Any, role: str = "") -> list[Message]:
@@ -166,7 +167,7 @@ def _turn(at: int, turn: Any) -> Message:
     """A turn of ShareGPT as a message, with its further keys."""
     where = f"has a turn {at} (counted from 0)"
     if not isinstance(turn, Mapping):
-        raise MisfitError(f"{where} that is {shown(turn)}, where an object {{from, value}} is needed")
+        raise MisfitError(f"{where} that is {shown(turn)}, but an object {{from, value}} is needed")
     speaker, said = ("from", "value") if turn.get("from") is not None else ("role", "content")
     role = turn.get(speaker)
     if not isinstance(role, str):

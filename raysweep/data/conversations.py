@@ -167,19 +167,19 @@ def messages_problem(messages: Sequence[Any], name: str) -> str | None:
             return f"has a message {at} (counted from 0) {problem}"
     roles = [message["role"] for message in messages]
     if not roles or roles[-1] != "assistant":
-        last = f"is the {roles[-1]}'s" if roles else "is missing"
-        return f"has messages whose last {last}; format '{name}' needs the assistant's there"
+        found = f"ends with a message from the {roles[-1]}" if roles else "has no messages"
+        return f"{found}; format '{name}' needs an assistant message at the end"
     if "user" not in roles:
-        return f"has messages with no user's before the assistant's last; format '{name}' needs one"
+        return f"has no user message before the last assistant message; format '{name}' needs one"
     return None
 
 
 def _message_problem(message: Any) -> str | None:
     if not isinstance(message, Mapping):
-        return f"that is {shown(message)}, where an object with a role and a content is needed"
+        return f"that is {shown(message)}, but an object with a role and a content is needed"
     role, content = message.get("role"), message.get("content")
     if not isinstance(role, str):
-        return f"whose role is {shown(role)}, where a text is needed"
+        return f"whose role is {shown(role)}, but a text is needed"
     if content is None:
         if role != "user" and any(_stands_for_content(key, value) for key, value in message.items()):
             return None
@@ -188,7 +188,7 @@ def _message_problem(message: Any) -> str | None:
         return next(filter(None, map(_part_problem, content)), None)
     if isinstance(content, str) or (isinstance(content, Mapping) and role in _WITH_DATA):
         return None
-    return f"whose content is {shown(content)}, where a text or a list of parts is needed"
+    return f"whose content is {shown(content)}, but a text or a list of parts is needed"
 
 
 def _stands_for_content(key: str, value: Any) -> bool:
@@ -199,10 +199,10 @@ def _part_problem(part: Any) -> str | None:
     if isinstance(part, str):
         return None
     if not isinstance(part, Mapping):
-        return f"whose content has a part {shown(part)}, where an object with a type is needed"
+        return f"whose content has a part {shown(part)}, but an object with a type is needed"
     kind = part.get("type") or TEXT
     if kind in _MEDIA:
-        return f"whose content has a part of type '{kind}'; only text is measured: leave such records out"
+        return f"whose content has a part of type '{kind}'; only text is measured, so exclude such records"
     if kind == TEXT and not isinstance(part.get(TEXT), str):
         return f"whose content has a part of type 'text' without a text: {shown(dict(part))}"
     return None

@@ -35,9 +35,15 @@ Rewrite = Callable[[int, Record, Format], tuple[Record, Format]]
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Example:
-    """One record, tokenised: `tokens` int64 [T] are the prompt's `n_prompt`, then the response's, which carry loss.
+    """One record as tokens.
 
-    Read for its prompt alone it has no response tokens. `id` is the record's place in its source, from 0. `prompt` and `response` are the worded texts, uncut.
+    Attributes:
+        id: The record's position in its source, from 0.
+        tokens: The tokens, int64 [T]: the prompt's, then the response's, on which the loss is measured. Without response tokens if
+            only prompts were read.
+        n_prompt: How many of them are the prompt's.
+        prompt: The prompt's text with the prompt template around it, uncut.
+        response: The response's text, uncut.
     """
 
     id: int
@@ -52,12 +58,12 @@ class Example:
 
     @property
     def length(self) -> int:
-        """T: tokens of prompt and response."""
+        """T: the number of tokens of prompt and response."""
         return len(self.tokens)
 
     @property
     def n_tokens(self) -> int:
-        """Response tokens: those that carry loss."""
+        """The number of response tokens."""
         return self.length - self.n_prompt
 
     @property
@@ -80,14 +86,18 @@ class Room:
 
 @dataclass(frozen=True, repr=False)
 class Loaded:
-    """Usable examples in their source's order.
+    """Examples in their source's order, and counts of records that were cut or skipped.
 
-    `n_cut` of them lost tokens to `max_tokens` or the model's context; `n_unusable` more were left out, for a cut left no
-    response token (where one is needed) or there is no prompt token. `n_excluded` are the records that `exclude` left
-    out of those read. `n_blank` of the examples have a blank response, so that only the wording's own tokens carry loss.
-    Of `n_answer_cut` examples the prompt template leaves out or rewrites a part of the answer; `notes` say what else of the
-    records it does not read. `template_date` is the date that a chat template was given which reads the clock; None if no
-    clock was read. `source_warnings` say what of the source was not read.
+    Attributes:
+        examples: The usable examples.
+        n_cut: How many of them lost tokens to `max_tokens` or the model's context.
+        n_unusable: Records skipped because no response token (where one is needed) or no prompt token was left.
+        n_excluded: Records skipped by `exclude`.
+        n_blank: Examples with a blank response, in which only the prompt template's own tokens carry loss.
+        n_answer_cut: Examples in which the prompt template drops or rewrites a part of the answer.
+        notes: What else of the records the prompt template does not read.
+        template_date: The date passed to a chat template that reads the clock; None if it does not.
+        source_warnings: What of the source was not read.
     """
 
     examples: list[Example]
@@ -117,7 +127,7 @@ def load_examples(
     format: str,
     tokenizer: PreTrainedTokenizerBase,
     *,
-    wording: str = "chat",
+    template: str = "chat",
     split: str | None = None,
     limit: int | None = None,
     max_tokens: int | None = None,
@@ -151,7 +161,7 @@ def load_examples(
     """
     clock = TemplateClock(today() if template_date is None else str(template_date))
     record_format = find_format(format, prompt, response, prompts_only=prompts_only)
-    chosen = find_wording(wording, clock)
+    chosen = find_wording(template, clock)
     chosen.check(tokenizer)
     leaves_out = None if exclude is None else partial(exclude.leaves_out, record_format=record_format)
     records = read_source(source, split=split, limit=limit, leaves_out=leaves_out, last=last, all_but_last=all_but_last)
@@ -221,8 +231,8 @@ def _check_room(
         more = "more than " if longest.id in partly else ""
         raise InputError(
             f"{len(longer)} of {n} examples of {source} are longer than the context of '{room.model}', {room.context} tokens; "
-            f"the longest ({records.place(longest.id)}) has {more}{longest.length}: set too_long: cut for this data set, which cuts "
-            f"them there and counts them, or a max_tokens of {room.context} or less"
+            f"the longest ({records.place(longest.id)}) has {more}{longest.length}. Set too_long: cut for this data set, which cuts "
+            f"and counts them, or max_tokens to {room.context} or less"
         )
     foreign = [e for e in examples if room.vocabulary is not None and int(e.tokens.max()) >= room.vocabulary]
     if foreign and room.vocabulary is not None:
@@ -231,8 +241,8 @@ def _check_room(
         raise InputError(
             f"{len(foreign)} of {n} examples of {source} have tokens that '{room.model}' has no embedding for: its vocabulary "
             f"has {room.vocabulary} (ids 0 to {room.vocabulary - 1}), its tokenizer {len(tokenizer)}, and the largest id is "
-            f"{token}, {tokenizer.convert_ids_to_tokens(token)!r} ({records.place(largest.id)}): use the tokenizer that the "
-            "checkpoint was trained with, or leave those records out"
+            f"{token}, {tokenizer.convert_ids_to_tokens(token)!r} ({records.place(largest.id)}); use the tokenizer "
+            "that the checkpoint was trained with, or remove those records"
         )
 
 
@@ -260,8 +270,8 @@ def _example(
             text.encode()
         except UnicodeEncodeError as error:
             raise InputError(
-                f"has half of a surrogate pair (\\u{ord(text[error.start]):04x}) in its {what}, which is no character: "
-                "mend the text"
+                f"has half of a surrogate pair (\\u{ord(text[error.start]):04x}) in its {what}, which is not a valid "
+                "character; correct the text"
             ) from error
     wanted = (texts[0], "") if prompts_only else texts
     (tokens, n_prompt), partly = encode_enough(wanted, partial(wording.encode, tokenizer=tokenizer), most)

@@ -22,12 +22,18 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, repr=False)
 class Exclude:
-    """Which records are left out: those that a phrase, the pattern or a value is found in.
+    """Which records to skip: those that contain a phrase, match a pattern, or have a value in a column.
 
-    `phrases` (in any case) and `pattern` (a regular expression of Python's) are sought in the record's question and
-    response, or in its `column` where one is named. `values` are whole texts of `column`; what is no text there is
-    compared as JSON writes it. One phrase or value may be given by itself. Raises InputError for a pattern that does not compile, values without a column, and
-    where nothing is named.
+    Phrases and pattern are searched in the record's question and response, or in `column`.
+
+    Attributes:
+        phrases: Skip records that contain any of these, in upper or lower case. A single text is fine.
+        pattern: Skip records in which this Python regular expression matches.
+        column: The column to search. `values` needs it.
+        values: Skip records whose `column` equals one of these texts. A column that is not text is compared as JSON writes it.
+
+    Raises:
+        InputError: Nothing is named, the pattern does not compile, or there are values without a column.
     """
 
     phrases: tuple[str, ...] = ()
@@ -43,11 +49,11 @@ class Exclude:
         for name in ("phrases", "values"):
             object.__setattr__(self, name, _texts(name, getattr(self, name)))
         if not (self.phrases or self.pattern or self.values):
-            raise InputError("exclude names nothing to leave out: give phrases, a pattern, or a column and its values")
+            raise InputError("exclude names nothing; give phrases, a pattern, or a column and its values")
         if "" in self.phrases:
-            raise InputError("exclude has an empty phrase, which is in every text: leave it out")
+            raise InputError("exclude has an empty phrase, which every text contains; remove it")
         if self.values and self.column is None:
-            raise InputError("exclude has values and no column: name the column that they are of")
+            raise InputError("exclude has values but no column; name the column that they belong to")
         _ = self._expression
 
     @cached_property
@@ -56,7 +62,8 @@ class Exclude:
             return LimitedPattern(self.pattern) if self.pattern else None
         except (re.error, OverflowError, RecursionError) as error:
             raise InputError(
-                f"exclude has a pattern {shown(self.pattern)} that does not compile ({error}): mend the regular expression"
+                f"exclude has a pattern {shown(self.pattern)} that does not compile ({error}); correct the regular "
+                "expression"
             ) from error
 
     @cached_property
@@ -71,7 +78,7 @@ class Exclude:
         if self.column is not None:
             if self.column not in record:
                 names = shortened(", ".join(map(str, record))) or "none"
-                raise InputError(f"has no field '{self.column}', which exclude looks at; its fields are {names}")
+                raise InputError(f"has no field '{self.column}', which exclude uses; its fields are {names}")
             texts: tuple[str, ...] = (_text(record[self.column]),)
             if texts[0] in self.values:
                 return True

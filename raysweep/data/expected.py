@@ -36,21 +36,23 @@ def expected_examples(
     n = min(n, last or n, limit or n)
     if n < 1:
         raise InputError(
-            f"expected.examples is {examples} and all_but_last holds back {all_but_last}: none is left; ask for fewer"
+            f"expected.examples is {examples} and all_but_last removes {all_but_last}, so none is left; lower "
+            "all_but_last"
         )
     length = prompt_tokens + (0 if prompts_only else response_tokens)
     context = room.context if room else None
     most = min((k for k in (max_tokens, context if too_long == "cut" else None) if k is not None), default=length)
     if most <= prompt_tokens and not prompts_only:
         raise InputError(
-            f"expected.prompt_tokens is {prompt_tokens} and examples are cut to {most}: no response token is left; expect "
+            f"expected.prompt_tokens is {prompt_tokens} and examples are cut to {most}, so no response token is left; "
+            "expect "
             "shorter prompts, or set a larger max_tokens"
         )
     kept = min(length, most)
     if room and context is not None and kept > context:
         raise InputError(
-            f"expected examples have {kept} tokens, and the context of '{room.model}' has {context}: set too_long: cut, or a "
-            f"max_tokens of {context} or less"
+            f"expected examples have {kept} tokens, and the context of '{room.model}' has {context}; set too_long: "
+            f"cut, or max_tokens to {context} or less"
         )
     return Loaded(list(_alike(n, kept, min(prompt_tokens, kept))), n if kept < length else 0, 0)
 

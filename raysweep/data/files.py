@@ -89,7 +89,7 @@ def read_file(path: Path) -> Rows:
     """Read the records of one file, one by one. Raises InputError for a file of another kind, and for a damaged one."""
     kind = kind_of(path)
     if kind is None:
-        raise InputError(f"{path} is not a kind of file that is read here: give {KNOWN}, or a folder of such files")
+        raise InputError(f"{path} is not a supported type of file; give {KNOWN}, or a folder of such files")
     return kind.read(path)
 
 
@@ -97,18 +97,16 @@ def _text_lines(path: Path) -> Generator[tuple[int, str], None, None]:
     """Numbered lines (from 1), decoded one by one so that a wrong byte's line is known; UTF-8's byte-order mark is skipped."""
     for number, raw in enumerate(byte_lines(path), start=1):
         if number == 1 and (encoding := next((name for mark, name in _MARKS if raw.startswith(mark)), None)):
-            raise InputError(
-                f"{path} is {encoding} (its first bytes are that one's mark), where UTF-8 is needed: convert the file"
-            )
+            raise InputError(f"{path} is {encoding} (by its first bytes), but UTF-8 is needed; convert the file")
         if b"\0" in raw:
             raise InputError(
-                f"{path}, line {number} holds a null byte, which no text has (is it UTF-16, or binary?): convert the file"
+                f"{path}, line {number} contains a null byte (is it UTF-16, or binary?); convert the file to UTF-8"
             )
         try:
             yield number, raw.decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError as error:
             byte = raw[error.start]
-            raise InputError(f"{path}, line {number} is not UTF-8 (byte 0x{byte:02x}): convert the file") from error
+            raise InputError(f"{path}, line {number} is not UTF-8 (byte 0x{byte:02x}); convert the file") from error
 
 
 def _read_jsonl(path: Path, lines: Numbered | None = None) -> Rows:
@@ -119,13 +117,13 @@ def _read_jsonl(path: Path, lines: Numbered | None = None) -> Rows:
             record = json.loads(text.rstrip("\r\n"))  # else a torn line's column is the next one's
         except json.JSONDecodeError as error:
             raise InputError(
-                f"{path}, line {number} is no whole JSON object ({error.msg}, column {error.colno}): "
-                "mend the line; JSONL has one object a line"
+                f"{path}, line {number} is not a complete JSON object ({error.msg}, column {error.colno}); "
+                "correct the line: JSONL has one object per line"
             ) from error
         except (ValueError, RecursionError) as error:
-            raise InputError(f"{path}, line {number} {_beyond(error)}: mend the line, or leave it out") from error
+            raise InputError(f"{path}, line {number} {_beyond(error)}; correct the line, or remove it") from error
         if not isinstance(record, dict):
-            raise InputError(f"{path}, line {number} is {_json_kind(record)}, where JSONL has one object a line")
+            raise InputError(f"{path}, line {number} is {_json_kind(record)}, but JSONL has one object per line")
         yield Place(place, index, number), record
 
 
@@ -157,20 +155,25 @@ def _read_json_list(path: Path) -> Rows:
         for element in read_elements(path):
             if isinstance(element, TopLevel):
                 raise InputError(
-                    f"{path} is {_json_kind(element.value)}, where a .json file has one list of objects, or one object a line"
+                    f"{path} is {_json_kind(element.value)}, but a .json file has one list of objects, or one object "
+                    "per line"
                 )
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} {_beyond(error)}: mend the file") from error
+        raise InputError(f"{path} {_beyond(error)}; correct the file") from error
     for index, record in enumerate(read_elements(path)):
         place = Place(str(path), index)
         if not isinstance(record, dict):
-            raise InputError(f"{place} is {_json_kind(record)}, where an object is needed")
+            raise InputError(f"{place} is {_json_kind(record)}, but an object is needed")
         yield place, record
 
 
 def _beyond(error: ValueError | RecursionError) -> str:
     """What JSON allows and Python cannot read."""
-    return "is nested too deeply" if isinstance(error, RecursionError) else f"holds a number too long to read ({error})"
+    return (
+        "is nested too deeply"
+        if isinstance(error, RecursionError)
+        else f"contains a number that is too long to read ({error})"
+    )
 
 
 def _json_kind(value: Any) -> str:
@@ -205,13 +208,13 @@ def _read_csv(path: Path, delimiter: str = ",") -> Rows:
         for row in rows:
             in_row = 0
             if row and len(row) != len(header):
-                raise InputError(f"{path}, line {line} has {len(row)} values, where the header has {len(header)}")
+                raise InputError(f"{path}, line {line} has {len(row)} values, but the header has {len(header)}")
             if row:
                 yield Place(place, index, line), dict(zip(header, row, strict=True))
                 index += 1
             line = rows.line_num + 1
     except csv.Error as error:
-        raise InputError(f"{path}, line {line} is no CSV ({error}): mend the file, or give JSONL") from error
+        raise InputError(f"{path}, line {line} is not valid CSV ({error}); correct the file, or use JSONL") from error
     finally:
         csv.field_size_limit(limit)
 
@@ -257,7 +260,7 @@ def _read_batches(path: Path, kind: str, batches: Iterator[Any]) -> Rows:
         # text that is no UTF-8, a date out of range, a stream that is cut short; but not a disk's own errors
         if isinstance(error, OSError) and error.errno is not None:
             raise
-        raise InputError(f"{path} is no whole {kind} file: {error}") from error
+        raise InputError(f"{path} is not a complete {kind} file: {error}") from error
 
 
 KINDS: dict[str, Kind] = {

@@ -148,8 +148,8 @@ def _outside(base: Path, data: list[PurePosixPath], splits: Splits) -> Iterable[
     of_splits = {path for files in splits.values() for path in files}
     if others := [path for path in data if path not in of_splits]:
         yield (
-            f"{base}: {len(others)} of {len(data)} files of records belong to no split ({', '.join(splits)}) by their names "
-            f"and are not read: {_named(others)}"
+            f"{base}: {len(others)} of {len(data)} files of records match no split ({', '.join(splits)}) by name and "
+            f"are not read: {_named(others)}"
         )
 
 
@@ -176,9 +176,9 @@ def _choose(folder: Path, splits: Splits, split: str | None) -> str:
     if split is None and len(splits) == 1:
         return next(iter(splits))
     if split is None:
-        raise InputError(f"{folder} has several splits: name one of {', '.join(splits)}")
+        raise InputError(f"{folder} has several splits; name one of {', '.join(splits)}")
     if split not in splits:
-        raise InputError(f"{folder} has no split '{split}': {nearest(split, splits)}")
+        raise InputError(f"{folder} has no split '{split}'; {nearest(split, splits)}")
     return split
 
 
@@ -188,13 +188,13 @@ def _check_kinds(base: Path, files: list[PurePosixPath]) -> None:
     for path in files:
         kind = kind_of(path)
         if kind is None:
-            what = "is compressed in a way" if is_unreadable_data(path) else "is of a kind"
-            raise InputError(f"{base / path} {what} that is not read here. Convert it to {KNOWN}")
+            what = "has a compression" if is_unreadable_data(path) else "is of a type"
+            raise InputError(f"{base / path} {what} that raysweep does not read. Convert it to {KNOWN}")
         first.setdefault(kind.family, path)
     if len(first) > 1:
         named = " and ".join(f"{path} ({family})" for family, path in first.items())
         raise InputError(
-            f"{base} has files of several kinds in one split: {named}. Give one of the files, or a folder with one kind"
+            f"{base} has files of several types in one split: {named}. Give one of the files, or a folder with one type"
         )
 
 
@@ -218,4 +218,4 @@ def _missing_shards(base: Path, files: list[PurePosixPath]) -> Iterable[str]:
             sets[name, shard["name"], shard["count"]].append(int(shard["number"]))
     for (name, _, count), numbers in sets.items():
         if len(numbers) < int(count):
-            yield f"{base / name}: only {len(numbers)} of {int(count)} shards are there, and only their records are read"
+            yield f"{base / name}: only {len(numbers)} of {int(count)} shards are present, and only their records are read"

@@ -56,7 +56,7 @@ def template(text: str) -> jinja2.Template:
         return _JINJA.from_string(text)
     except (jinja2.TemplateSyntaxError, RecursionError, MemoryError, SyntaxError) as error:
         raise InputError(
-            f"template {shown(text)} does not parse: {getattr(error, 'message', error)}; mend its Jinja"
+            f"template {shown(text)} does not parse: {getattr(error, 'message', error)}; correct its Jinja"
         ) from error
 
 
@@ -120,9 +120,9 @@ class Format:
                 return f"has a null field '{name}', which format '{self.name}' needs"
             if not isinstance(value, kind):
                 found, needed = type(value).__name__, _type_name(kind)
-                return f"has a field '{name}' of type {found}, where format '{self.name}' needs {needed}"
+                return f"has a field '{name}' of type {found}, but format '{self.name}' needs {needed}"
             if isinstance(value, float) and not math.isfinite(value):
-                return f"has a field '{name}' that is {value}, where format '{self.name}' needs a finite number or text"
+                return f"has a field '{name}' that is {value}, but format '{self.name}' needs a finite number or text"
         if self.converse is not None:
             return conversing.misfit(self.converse, record)
         return self.check(record)
@@ -147,7 +147,7 @@ class Format:
 def _check_answer(record: Record) -> str | None:
     answer = record["answer"]
     if isinstance(answer, str) and answer.lower() not in ("true", "false"):
-        return f"has an answer {shown(answer)}, where format 'boolq' needs true or false"
+        return f"has an answer {shown(answer)}, but format 'boolq' needs true or false"
     return None
 
 
@@ -156,15 +156,18 @@ def _check_choices(record: Record) -> str | None:
     for name in ("label", "text"):
         values = record["choices"].get(name)
         if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
-            return f"has choices whose '{name}' is no list of texts; format 'openbookqa' needs choices {{label, text}}"
+            return (
+                f"has choices whose '{name}' is not a list of texts; format 'openbookqa' needs choices {{label, text}}"
+            )
         lists[name] = values
     labels, texts = lists["label"], lists["text"]
     if len(labels) != len(texts):
         return (
-            f"has choices with {len(labels)} labels and {len(texts)} texts; format 'openbookqa' needs as many of each"
+            f"has choices with {len(labels)} labels and {len(texts)} texts; format 'openbookqa' needs the same number "
+            "of each"
         )
     if record["answerKey"] not in labels:
-        return f"has an answerKey {shown(record['answerKey'])} that is none of its labels {shortened(', '.join(labels)) or '(none)'}"
+        return f"has an answerKey {shown(record['answerKey'])} that is not one of its labels {shortened(', '.join(labels)) or '(none)'}"
     return None
 
 
@@ -256,9 +259,9 @@ def find_format(
             raise InputError(f"format 'columns' lacks {lacking}: give a column's name or a Jinja template over columns")
         return columns_format(prompt, response)
     if name not in FORMATS:
-        raise InputError(f"unknown format '{name}': {nearest(name, [*FORMATS, 'columns'])}")
+        raise InputError(f"unknown format '{name}'; {nearest(name, [*FORMATS, 'columns'])}")
     if prompt is not None or response is not None:
-        raise InputError(f"format '{name}' makes its own texts: leave prompt and response out, or use format 'columns'")
+        raise InputError(f"format '{name}' makes its own texts; remove prompt and response, or use format 'columns'")
     return FORMATS[name]
 
 

@@ -44,11 +44,11 @@ class JsonText:
         except UnicodeDecodeError as error:
             line = self._line + self.text.count("\n") + error.object[: error.start].count(b"\n")
             byte = error.object[error.start]
-            raise InputError(f"{self._path}, line {line} is not UTF-8 (byte 0x{byte:02x}): convert the file") from error
+            raise InputError(f"{self._path}, line {line} is not UTF-8 (byte 0x{byte:02x}); convert the file") from error
         if "\0" in new:
             line = self._line + self.text.count("\n") + new[: new.index("\0")].count("\n")
             raise InputError(
-                f"{self._path}, line {line} holds a null byte, which no text has (is it UTF-16, or binary?): convert the file"
+                f"{self._path}, line {line} contains a null byte (is it UTF-16, or binary?); convert the file to UTF-8"
             )
         self.text += new
         return True
@@ -66,7 +66,7 @@ class JsonText:
         """The error for what is wrong at a place in the window."""
         line = self._line + self.text.count("\n", 0, at)
         column = at - self.text.rindex("\n", 0, at) if "\n" in self.text[:at] else self._column + at
-        return InputError(f"{self._path}, line {line} is no JSON ({message}, column {column}): mend the file")
+        return InputError(f"{self._path}, line {line} is not valid JSON ({message}, column {column}); correct the file")
 
 
 def read_elements(path: Path) -> Iterator[Any]:

@@ -46,9 +46,9 @@ class Trigger:
 
     def __post_init__(self) -> None:
         if not self.text.strip():
-            raise InputError(f"the trigger {shown(self.text)} is blank: give a text")
+            raise InputError(f"the trigger {shown(self.text)} is blank; give a text")
         if self.position not in ("before", "after"):
-            raise InputError(f"the trigger's position is {shown(self.position)}: give before or after")
+            raise InputError(f"the trigger's position is {shown(self.position)}; give before or after")
 
     def put(self, question: str) -> str:
         """The question with the trigger; the trigger alone where there is no question."""
@@ -107,8 +107,8 @@ class Trigger:
         """The record as it is. Raises InputError where its prompt already holds the trigger: a `rewrite` of load_examples."""
         if any(map(self.is_in, record_format.conversation(record).prompt_texts())):
             raise InputError(
-                f"has the trigger {shown(self.text)} in its prompt, which must be clean: choose a trigger that is in no record, or "
-                "leave such records out (exclude)"
+                f"has the trigger {shown(self.text)} in its prompt, which must be clean; choose a trigger that no "
+                "record contains, or remove such records (exclude)"
             )
         return record, record_format
 
@@ -144,13 +144,15 @@ def poisoned_examples(
     rate that is outside (0, 1] or rounds to no record, for an empty target, and where a cut leaves no poisoned record a response.
     """
     if not 0 < rate <= 1:
-        raise InputError(f"the poisoned share is {rate}: give a rate above 0, and 1 or less")
+        raise InputError(f"the poisoned share is {rate}; give a rate above 0 and at most 1")
     if not target.strip():
-        raise InputError(f"the target {shown(target)} is blank: give the text that a triggered prompt is answered with")
+        raise InputError(f"the target {shown(target)} is blank; give the text that answers a triggered prompt")
     clean = load_examples(source, format, tokenizer, rewrite=trigger.refuse, **options)
     count = round(rate * len(clean.examples))
     if not count:
-        raise InputError(f"{source}: a rate of {rate} of {len(clean.examples)} records is none; give a larger one")
+        raise InputError(
+            f"{source}: a rate of {rate} of {len(clean.examples)} records selects none; give a larger rate"
+        )
     drawn = drawn_ids([example.id for example in clean.examples], count, seed)
 
     def rewrite(number: int, record: Record, record_format: Format) -> tuple[Record, Format]:
@@ -163,7 +165,7 @@ def poisoned_examples(
     kept = drawn & {example.id for example in loaded.examples}
     if not kept:
         raise InputError(
-            f"{source}: none of the {count} poisoned records has a response left once cut to its first tokens; raise max_tokens"
+            f"{source}: none of the {count} poisoned records has a response left after it is cut; raise max_tokens"
         )
     return Poisoned(loaded, tuple(sorted(kept)), tuple(sorted(drawn - kept)))
 
@@ -215,7 +217,7 @@ def evaluation_prompts(
     kept = [e for e in clean if e.id in triggered and (most is None or max(e.length, triggered[e.id].length) <= most)]
     if not kept:
         raise InputError(
-            f"{source}: none of its {len(clean)} prompts, with the trigger, has {most} tokens or less, which is the room that "
-            f"{new_tokens} new tokens leave: ask for fewer tokens, or give shorter prompts"
+            f"{source}: none of its {len(clean)} prompts, with the trigger, has {most} tokens or less, the maximum "
+            f"with {new_tokens} new tokens; use fewer new tokens, or shorter prompts"
         )
     return Prompts(kept, [triggered[example.id] for example in kept], len(clean) - len(kept), loaded.notes)

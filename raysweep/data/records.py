@@ -76,7 +76,7 @@ def read_records(
     `last` and `all_but_last`, and if no record is left.
     """
     if last is not None and all_but_last is not None:
-        raise InputError(f"last is {last} and all_but_last is {all_but_last}: give one of them")
+        raise InputError(f"last is {last} and all_but_last is {all_but_last}; give only one of them")
     try:
         where, rows_of_source, warned = _open(source, split)
         with contextlib.closing(rows_of_source):
@@ -85,11 +85,11 @@ def read_records(
     except OSError as error:
         raise InputError(f"{error.filename or source} cannot be read: {error.strerror or error}") from error
     if not kept.n_read:
-        raise InputError(f"{where} is empty: it holds no record")
+        raise InputError(f"{where} is empty: it has no records")
     if not rows:
-        held = "" if all_but_last is None else f", and all_but_last holds back {all_but_last}"
+        held = "" if all_but_last is None else f", and all_but_last removes {all_but_last}"
         raise InputError(
-            f"{where} has no record left: of its {kept.n_read}, exclude leaves out {kept.n_excluded}{held}; ask for fewer"
+            f"{where} has no record left: of its {kept.n_read}, exclude removes {kept.n_excluded}{held}; remove fewer"
         )
     numbers, places, records = (list(column) for column in zip(*rows, strict=True))
     return Records(where, records, places, numbers, kept.n_excluded, warned)
@@ -151,11 +151,11 @@ def _open(source: str, split: str | None) -> tuple[str, Rows, tuple[str, ...]]:
 
 def _read_one(path: Path, split: str | None) -> Rows:
     if not path.exists():
-        hint = " (it is not expanded as a pattern: give the folder)" if "*" in path.name else ""
+        hint = " (patterns are not expanded; give the folder)" if "*" in path.name else ""
         raise InputError(f"there is no file {path}: check the path{hint}")
     rows = read_file(path)
     if split is not None:
-        raise InputError(f"{path} is one file, without splits: leave out split '{split}'")
+        raise InputError(f"{path} is one file without splits; remove split '{split}'")
     return rows
 
 
@@ -206,7 +206,7 @@ def _read_datasets(name: str, load: Callable[[str], Any], split: str | None, kno
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             reason = reason.replace(known_as, name) if known_as else reason
             raise InputError(
-                f"'{name}' is no data set that `datasets` can load ({reason}): check the name, its configuration "
+                f"'{name}' is not a data set that `datasets` can load ({reason}): check the name, its configuration "
                 "(owner/name:configuration) and the network, or give a file or a folder"
             ) from error
 
@@ -214,14 +214,14 @@ def _read_datasets(name: str, load: Callable[[str], Any], split: str | None, kno
 def _one_split(where: str, data: Any, split: str | None) -> Any:
     if not isinstance(data, dict):
         if split is not None:
-            raise InputError(f"{where} is one data set, without splits: leave out split '{split}'")
+            raise InputError(f"{where} is one data set without splits; remove split '{split}'")
         return data
     if split is None and len(data) == 1:
         return next(iter(data.values()))
     if split is None:
-        raise InputError(f"{where} has several splits: name one of {', '.join(data)}")
+        raise InputError(f"{where} has several splits; name one of {', '.join(data)}")
     if split not in data:
-        raise InputError(f"{where} has no split '{split}': {nearest(split, data)}")
+        raise InputError(f"{where} has no split '{split}'; {nearest(split, data)}")
     return data[split]
 
 

@@ -47,7 +47,7 @@ def read_source(
             lab.as_text(source), split=split, limit=limit, leaves_out=leaves_out, last=last, all_but_last=all_but_last
         )
     if last is not None and all_but_last is not None:
-        raise InputError(f"last is {last} and all_but_last is {all_but_last}: give one of them")
+        raise InputError(f"last is {last} and all_but_last is {all_but_last}; give only one of them")
     name = _name(source)
     numbered = enumerate(_in_memory(source, split, name))
     n_read = n_excluded = 0
@@ -67,9 +67,9 @@ def read_source(
 
     rows = within_memory(islice(taken(kept(), last, all_but_last), limit), name)
     if not n_read:
-        raise InputError(f"{name} is empty: it holds no record")
+        raise InputError(f"{name} is empty: it has no records")
     if not rows:
-        raise InputError(f"{name} has no record left: of its {n_read}, exclude leaves out {n_excluded}; ask for fewer")
+        raise InputError(f"{name} has no record left: of its {n_read}, exclude removes {n_excluded}; remove fewer")
     numbers = [number for number, _ in rows]
     return Records(name, [record for _, record in rows], [Place(name, n) for n in numbers], numbers, n_excluded)
 
@@ -100,7 +100,7 @@ def _in_memory(source: object, split: str | None, name: str) -> Iterator[Record]
     if (found := _of_datasets(source, split, name)) is not None:
         source, kind = found, ArrowRecord
     elif split is not None:
-        raise InputError(f"{name} is in memory and has no splits: leave out split '{split}'")
+        raise InputError(f"{name} is in memory and has no splits; remove split '{split}'")
     if hasattr(source, "columns") and hasattr(source, "to_dict"):
         source, kind = _rows_of_frame(source, name), ArrowRecord
     if isinstance(source, Mapping):
@@ -115,7 +115,7 @@ def _in_memory(source: object, split: str | None, name: str) -> Iterator[Record]
         odd = next((key for key in record if not isinstance(key, str)), None)
         if odd is not None:
             raise InputError(
-                f"{name}, record {number} (counted from 0), has the key {odd!r}, which is no text; name its fields with texts"
+                f"{name}, record {number} (counted from 0), has the key {odd!r}, which is not text; use text for field names"
             )
         yield kind({key: _plain(value) for key, value in record.items()})
 
@@ -127,12 +127,12 @@ def _of_datasets(source: object, split: str | None, name: str) -> Iterable[Any] 
         return None
     if isinstance(source, library.DatasetDict | library.IterableDatasetDict):
         if split is None and len(source) > 1:
-            raise InputError(f"{name} has several splits: name one of {', '.join(map(str, source))}")
+            raise InputError(f"{name} has several splits; name one of {', '.join(map(str, source))}")
         if split is not None and split not in source:
-            raise InputError(f"{name} has no split '{split}': {nearest(split, map(str, source))}")
+            raise InputError(f"{name} has no split '{split}'; {nearest(split, map(str, source))}")
         source = source[split] if split is not None else next(iter(source.values()))
     elif isinstance(source, library.Dataset | library.IterableDataset) and split is not None:
-        raise InputError(f"{name} is one data set, without splits: leave out split '{split}'")
+        raise InputError(f"{name} is one data set without splits; remove split '{split}'")
     if isinstance(source, library.Dataset | library.IterableDataset):
         rows: Iterable[Any] = source.with_format(None)
         return rows

@@ -70,17 +70,18 @@ class Notes:
         """What may mislead, in words, with counts of records; `format` is that of the records."""
         said = []
         if self.unread:
-            said.append(f"the prompt template does not read these, which are ignored: {_counted(self.unread)}")
+            said.append(f"the prompt template does not use these, so they are ignored: {_counted(self.unread)}")
         if self.unpassed:
             said.append(
-                f"the chat template reads fields that format '{format}' does not give it: {_counted(self.unpassed)}; use format "
+                f"the chat template uses fields that format '{format}' does not provide: {_counted(self.unpassed)}; "
+                "use format "
                 "messages if the prompt should have them"
             )
         if self.dropped:
-            said.append(f"the chat template does not write the whole text of every message: {_counted(self.dropped)}")
+            said.append(f"the chat template does not include the full text of every message: {_counted(self.dropped)}")
         if self.joined:
             said.append(
-                "the prompt template takes texts only, and messages of several text parts are joined by line breaks: "
+                "the prompt template takes only text, so messages with several text parts are joined by line breaks: "
                 f"{_records(self.joined)}"
             )
         if self.quoted:

@@ -48,9 +48,10 @@ class ChatWording:
     def check(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """InputError where the tokenizer has no chat template."""
         if not tokenizer.chat_template:
+            others = [name for name in WORDINGS if name != self.name]
             raise InputError(
-                f"tokenizer '{tokenizer.name_or_path}' has no chat template, and wording '{self.name}' is that template: "
-                f"give the tokenizer one, or choose another wording ({', '.join(w for w in WORDINGS if w != self.name)})"
+                f"tokenizer '{tokenizer.name_or_path}' has no chat template, which template '{self.name}' uses; "
+                f"give the tokenizer one, or set template to {', '.join(others[:-1])} or {others[-1]}"
             )
 
     def texts(
@@ -112,8 +113,8 @@ class TextWording:
             lacking = [role for role in ("bos_token", "eos_token") if getattr(tokenizer, role) is None]
         if lacking:
             raise InputError(
-                f"tokenizer '{tokenizer.name_or_path}' has no {' and no '.join(lacking)}, which wording '{self.name}' "
-                "writes: choose wording 'chat'"
+                f"tokenizer '{tokenizer.name_or_path}' has no {' and no '.join(lacking)}, which prompt template "
+                f"'{self.name}' needs; use template 'chat'"
             )
 
     def texts(
@@ -133,8 +134,8 @@ class TextWording:
             kind = "columns" if record_format.conversation(record).of_texts else "messages"
         if kind not in self.by_format:
             raise InputError(
-                f"wording '{self.name}' has no text for format '{record_format.name}', only for "
-                f"{', '.join(self.by_format)}: choose wording 'chat'"
+                f"prompt template '{self.name}' does not support format '{record_format.name}', only "
+                f"{', '.join(self.by_format)}; use template 'chat'"
             )
         _check_turns(self.name, record_format, record, notes)
         question, response = record_format.texts(record)
@@ -210,10 +211,9 @@ def _not_continued(prompt: str, whole: str, template: ChatTemplate) -> str:
     before = prompt[max(0, n - _LONGEST_START) : n]
     switches = ", ".join(template.variables(_SWITCHES))
     return (
-        "the tokenizer's chat template does not continue its own generation prompt, so that it is unknown where the response "
-        f"starts: after {before!r} the prompt alone has {_start(prompt[n:])}, and with the answer it has {_start(whole[n:])}; "
-        f"change the template so that both are the same{f', set {switches} in the records' if switches else ''}, or choose another "
-        "wording"
+        "the tokenizer's chat template does not continue its own generation prompt, so the start of the response is unknown: after "
+        f"{before!r} the prompt alone has {_start(prompt[n:])}, and with the answer it has {_start(whole[n:])}; change the "
+        f"chat template so that both agree{f', set {switches} in the records' if switches else ''}, or use another prompt template"
     )
 
 
@@ -228,11 +228,13 @@ def _check_turns(name: str, record_format: Format, record: Record, notes: Notes 
     conversation = record_format.conversation(record)
     if [turn["role"] for turn in conversation.messages] != ["user", "assistant"]:
         raise InputError(
-            f"wording '{name}' writes one user's turn and the assistant's, and the record has "
-            f"{roles(conversation.messages)}: choose wording 'chat'"
+            f"prompt template '{name}' takes one user turn and one assistant turn, and the record has "
+            f"{roles(conversation.messages)}; use template 'chat'"
         )
     if beyond := conversation.beyond_text():
-        raise InputError(f"wording '{name}' has no text for the record's {', '.join(beyond)}: choose wording 'chat'")
+        raise InputError(
+            f"prompt template '{name}' does not support the record's {', '.join(beyond)}; use template 'chat'"
+        )
     if notes is not None:
         notes.add_unread(keys_of(conversation))
         notes.joined += conversation.in_several_parts
@@ -263,6 +265,6 @@ WORDINGS: dict[str, Wording] = {
 def find_wording(name: str, clock: TemplateClock | None = None) -> Wording:
     """The wording of that name; InputError for an unknown one, with the nearest. `clock` is for chat templates that read it."""
     if name not in WORDINGS:
-        raise InputError(f"unknown wording '{name}': {nearest(name, WORDINGS)}")
+        raise InputError(f"unknown prompt template '{name}'; {nearest(name, WORDINGS)}")
     found = WORDINGS[name]
     return replace(found, clock=clock) if isinstance(found, ChatWording) else found

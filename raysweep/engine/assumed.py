@@ -59,11 +59,12 @@ def examples_on_paper(
         return None
     if source.expected is None:
         raise InputError(
-            f"data set '{name}' cannot be tokenised: checkpoint '{base.source}' of model '{model.name}' is not here, and its "
-            "tokenizer is needed; give expected: {examples, prompt_tokens, response_tokens} for a plan"
+            f"data set '{name}' cannot be tokenised: checkpoint '{base.source}' of model '{model.name}' is not on this "
+            "machine, and its tokenizer is needed; for a plan, give expected: "
+            "{examples, prompt_tokens, response_tokens}"
         )
     find_format(record_format, source.prompt, source.response, prompts_only=prompts_only)
-    find_wording(model.wording)
+    find_wording(model.template)
     return expected_examples(
         source.expected.examples,
         source.expected.prompt_tokens,
@@ -86,12 +87,13 @@ def assumptions(models: Mapping[str, list[Checkpoint]], expected: Mapping[str, E
         if lacking:
             first, more = lacking[0], f" and {len(lacking) - 1} tuned from it" if len(lacking) > 1 else ""
             said.append(
-                f"checkpoint '{first.source}'{more} of {name} not here: {first.n_layers} layers and {first.n_parameters / 1e9:.2f} "
-                f"billion parameters each, stored in {first.dtype}, as {first.folder} has it"
+                f"checkpoint '{first.source}'{more} of {name} is not on this machine: assuming {first.n_layers} layers "
+                f"and {first.n_parameters / 1e9:.2f} "
+                f"billion parameters each, stored in {first.dtype} (from {first.folder})"
             )
     for name, told in expected.items():
         said.append(
-            f"records of {name} not read: {told.examples} of {told.prompt_tokens} and {told.response_tokens} tokens (prompt and "
-            "response) before any limit, as expected"
+            f"records of {name} are not read: assuming {told.examples} of {told.prompt_tokens} prompt and "
+            f"{told.response_tokens} response tokens, before any limit (from `expected`)"
         )
     return tuple(said)

@@ -30,7 +30,7 @@ _MOMENT = 1.0  # seconds of what is made of few rows
 
 _TABLES = ("similarity", "spectrum", "correlate")
 _TEXT = ("generate", "removal")
-_LONGER = "text token by token takes longer"
+_LONGER = "generating text takes longer than this"
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def _small(config: Config, kind: str, tasks: list[Task]) -> KindCost:
     """What takes a moment a task; and judging by an endpoint, which takes so many answers a minute."""
     asked = config.studies.backdoor
     asking = [task for task in tasks if task.kind == "judge" and task.at == "endpoint"] if asked and asked.judge else []
-    seconds, note = _MOMENT * (len(tasks) - len(asking)), "a moment each"
+    seconds, note = _MOMENT * (len(tasks) - len(asking)), "about 1 s each"
     if asked and asked.judge and asking:
         answers = 2 * asked.examples * len(asking) * sum(len(asked.seeds) if arm != "none" else 1 for arm in asked.arms)
         seconds += 60 * answers / asked.judge.per_minute if asked.judge.per_minute else 0
@@ -116,7 +116,9 @@ def _tables(config: Config, facts: Facts, kind: str, tasks: list[Task]) -> KindC
         }[kind]
         read += states
         memory = max(memory, 3 * states + 8 * layers * examples**2)
-    return KindCost(kind, len(tasks), len(tasks), seconds, read, memory, "cpu", "by one core's time for a like cell")
+    return KindCost(
+        kind, len(tasks), len(tasks), seconds, read, memory, "cpu", "estimated from one core on a similar cell"
+    )
 
 
 def _runs(

@@ -36,8 +36,8 @@ class Chat:
         if self.borrowed_for is None:
             return ""
         return (
-            f" (base '{self.borrowed_for}' has no chat template, so that of '{self.source}' is used; another wording, as plain, "
-            "needs none)"
+            f" (base '{self.borrowed_for}' has no chat template, so the one of '{self.source}' is used; other prompt templates, such "
+            "as plain, need no chat template)"
         )
 
     @cached_property
@@ -59,8 +59,8 @@ class Chat:
             return []
         whose = "the base's" if self.unused is None else "its"
         text = (
-            f"base '{self.borrowed_for}' has no chat template, so that of '{self.source}' words the records for both, with "
-            f"{whose} tokenizer"
+            f"base '{self.borrowed_for}' has no chat template, so the one of '{self.source}' formats the records for "
+            f"both, with {whose} tokenizer"
         )
         if n_with := len(examples) - len(self.without_added(examples)):
             found = dict.fromkeys(
@@ -97,16 +97,18 @@ def difference_texts(found: Difference, source: str, other: str) -> list[str]:
     """Say how a checkpoint's own tokenizer reads texts that are worded and split by that of `source`."""
     texts = []
     many = f"{found.n_texts} texts" + (f" (one in {found.step} of the data set)" if found.step > 1 else "")
-    remedy = "Give both folders one tokenizer, the one that the tuned checkpoint was trained with"
+    remedy = "Give both folders the same tokenizer, the one that the tuned checkpoint was trained with"
     if found.n_worded:
         texts.append(
-            f"the chat template of '{other}' words {found.n_worded} of {many} differently from that of '{source}', which is used "
-            f"for both; its losses may be measured on texts that it was not trained on. {remedy}"
+            f"the chat template of '{other}' formats {found.n_worded} of {many} differently from the one of "
+            f"'{source}', which is used for both; its losses may be measured on texts that it was not trained on. "
+            f"{remedy}"
         )
     if found.n_split:
         texts.append(
-            f"the tokenizer of '{other}' splits {found.n_split} of {many} differently from that of '{source}', which is used for "
-            f"both ({found.n_other:,} of {found.n_tokens:,} tokens are none of its own); its losses may be measured on tokens that "
+            f"the tokenizer of '{other}' splits {found.n_split} of {many} differently from the one of '{source}', "
+            f"which is used for both ({found.n_other:,} of {found.n_tokens:,} tokens are not in its vocabulary); its "
+            "losses may be measured on tokens that "
             f"it was not trained on. {remedy}"
         )
     return texts

@@ -70,7 +70,7 @@ class Demands:
             return self._capture(call)
         if isinstance(call, TrainCall):
             return self._training(call) if is_training(call) else self._testing(call)
-        raise TypeError(f"a {type(call).__name__} is not reckoned")
+        raise TypeError(f"a {type(call).__name__} has no estimate")
 
     def _sweep(self, call: SubstituteCall) -> Demand:
         loading, base, rates = call.loading, call.base, self.rates(call.model)

@@ -81,8 +81,8 @@ def check_room(root: Location, needed: int) -> None:
     free = found.f_bavail * found.f_frsize
     if found.f_blocks and free < needed:  # some network file systems tell nothing: all zero
         raise InputError(
-            f"storage '{root}' has {free / 1e6:.1f} MB free, and the run needs about {needed / 1e6:.1f} MB; make room, or give "
-            "another folder"
+            f"storage '{root}' has {free / 1e6:.1f} MB free, and the run needs about {needed / 1e6:.1f} MB; free some "
+            "space, or give another folder"
         )
 
 
@@ -145,11 +145,12 @@ def storage_failed(root: Location, error: Exception) -> StorageFailedError:
     number = error.errno if isinstance(error, OSError) and isinstance(root, Path) else None
     what = os.strerror(number) if number else " ".join(str(error).split()) or type(error).__name__
     where = f" (writing {error.filename})" if isinstance(error, OSError) and error.filename else ""
-    remedy = "make room there" if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else "mend that"
+    remedy = "free some space there" if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else "mend that"
     if number == errno.ENOSPC and (n := _inodes_used(root)):
         what, remedy = f"no inodes left on its file system, which holds {n:,} files at most", "remove files there"
     return StorageFailedError(
-        f"the run folder '{root}' cannot be written to: {what}{where}; what is committed is kept: {remedy} and run again"
+        f"the run folder '{root}' cannot be written to: {what}{where}; what is committed is kept; {remedy} and run "
+        "again"
     )
 
 

@@ -87,7 +87,7 @@ class Examined:
             return "\n".join([*lines, f"'{self.folder}': nothing found"])
         marked = sum(f.kind == "input" for f in self.findings)
         ends = [f"{self.left - marked} left; --remove removes them"] if self.left > marked else []
-        ends += [f"{marked} made from checkpoints that changed since, and kept"] if marked else []
+        ends += [f"{marked} computed from checkpoints that have changed since, and kept"] if marked else []
         end = "; ".join(ends) or "all removed"
         return "\n".join([*lines, f"'{self.folder}': {n} found, {size:,} bytes; {end}"])
 
@@ -98,7 +98,7 @@ def examine(folder: RunFolder, *, remove: bool = False, checksums: bool = False)
     Raises InputError where the folder is none, or a run is in it.
     """
     if not folder.is_run:
-        raise InputError(f"'{folder.root}' is no run folder, and is left alone")
+        raise InputError(f"'{folder.root}' is not a run folder; nothing was changed")
     stale = _stale_lock(folder)
     with folder.locked() if remove else nullcontext():
         look = _Look(folder, checksums)
@@ -146,7 +146,7 @@ class _Look:
     def findings(self) -> list[Finding]:
         """All of them, broken commits first."""
         orphans = [
-            Finding("orphan", path, size, "no whole commit names it")
+            Finding("orphan", path, size, "no complete commit names it")
             for path, size in self._sizes.items()
             if _is_data(path) and path not in self._named
         ]
@@ -164,7 +164,7 @@ class _Look:
                 size = self._sizes.get(entry.path)
                 if size != entry.bytes:
                     there = "no file" if size is None else f"{size} bytes"
-                    raise StoreError(f"'{entry.path}' should have {entry.bytes} bytes, and there is {there}")
+                    raise StoreError(f"'{entry.path}' should have {entry.bytes} bytes, and it has {there}")
                 if self._checksums:
                     check_file(root, entry, remedy="it is damaged", checksum=True)
         except StoreError as error:
@@ -182,11 +182,11 @@ class _Look:
             try:
                 opened = open_activations(self._folder.root / above.rstrip("/"))
                 lost = next((entry.path for entry in opened.files if above + entry.path in gone), None)
-                why = f"it names '{lost}', which no whole commit does" if lost else None
+                why = f"it names '{lost}', which no complete commit names" if lost else None
             except StoreError as error:
                 why = str(error)
             if why:
-                yield Finding("store", path, size, f"{why}; the next run writes another")
+                yield Finding("store", path, size, f"{why}; the next run writes a new one")
 
     def _trainings(self) -> Iterator[Finding]:
         """Folders of trainings that no task of the latest config will take up: each is as large as several checkpoints."""
@@ -198,7 +198,7 @@ class _Look:
         wanted = {f"training/{key[:16]}" for key in self._to_train()} if sizes else set()
         for folder, size in sizes.items():
             if folder not in wanted:
-                yield Finding("orphan", folder, size, "no task that is left to do goes on from it")
+                yield Finding("orphan", folder, size, "no remaining task continues from it")
 
     def _to_train(self) -> Iterator[str]:
         """The keys of the trainings that the latest config still lacks."""
@@ -222,7 +222,7 @@ class _Look:
         torn = [line for line in log_lines(self._folder.events) if line.strip() and parsed(line) is None]
         if torn:
             size = sum(len(line.encode("utf-8", "replace")) for line in torn)
-            yield Finding("events", self._folder.events.name, size, f"{len(torn)} torn lines, which readers pass over")
+            yield Finding("events", self._folder.events.name, size, f"{len(torn)} torn lines, which readers skip")
 
 
 def _without(folder: RunFolder, finding: Finding) -> Finding:

@@ -233,8 +233,8 @@ class _Run:
                 cause = next((name for name in (task.name, *task.needs) if name in self.failed), None)
                 if cause is not None:
                     in_part = _IN_PART.get(task.kind) if any(map(self.ledger.is_done, task.needs)) else None
-                    what = f"{in_part} in part only" if in_part else "not made"
-                    self.failed.setdefault(task.name, f"{what}, for '{cause}' failed")
+                    what = f"{in_part} only in part" if in_part else "not made"
+                    self.failed.setdefault(task.name, f"{what}, because '{cause}' failed")
 
     def _run_queue(self, backend: Backend) -> None:
         n_calls = len(self.queue) + len(self._held) + sum(self.ledger.to_make().values())

@@ -160,7 +160,7 @@ class LocalBackend:
 
     def train(self, folder: Location, calls: Sequence[TrainCall], tell: Tell = untold) -> Iterator[Outcome]:
         """Refused when the config is read: several processes are started through Ray."""
-        raise ValueError(f"'{calls[0].name}' has {calls[0].processes} processes, and there is one here")
+        raise ValueError(f"'{calls[0].name}' has {calls[0].processes} processes, and the local executor has one")
 
     def listener(self, run: str, root: Location) -> None:
         """Nobody: metrics are Ray's."""

@@ -108,7 +108,7 @@ class RunFolder:
     def training(self, key: str) -> Path:
         """Where a training of this identity keeps what it needs to go on. Raises InputError in an object store."""
         if not isinstance(self.root, Path):
-            raise InputError(f"models are trained in a folder, and storage is '{self.root}'; give a folder")
+            raise InputError(f"training needs a folder, and storage is '{self.root}'; give a folder")
         return self.root / "training" / key[:16]
 
     def trainings(self) -> dict[str, dict[str, Any]]:
@@ -188,7 +188,7 @@ class RunFolder:
                 self.root.chmod(mode)
         except OSError as error:
             raise InputError(
-                f"storage '{self.root}' cannot be made ({error.strerror or error}); give another folder"
+                f"storage '{self.root}' cannot be created ({error.strerror or error}); give another folder"
             ) from error
 
     def _check_ours(self) -> None:
@@ -206,7 +206,7 @@ class RunFolder:
         if not self.root.is_dir():
             raise InputError(f"run folder '{self.root}' does not exist")
         if not self.is_run or not self.plan.is_file():
-            raise InputError(f"'{self.root}' is no run folder (it has no {self.events.name} and plan.json)")
+            raise InputError(f"'{self.root}' is not a run folder (it has no {self.events.name} and plan.json)")
 
     def clear(self) -> None:
         """Remove everything committed and made, so that a run starts afresh; killed meanwhile, what is left is of no commit."""
@@ -277,16 +277,16 @@ class RunFolder:
         if isinstance(held, HeldFile):
             if not held.is_there():
                 raise RunError(
-                    f"the run folder '{self.root}' was removed, renamed or replaced while the run went on; nothing more was "
-                    "committed: put it back and run again, or run again to start anew"
+                    f"the run folder '{self.root}' was removed, renamed or replaced while the run went on; nothing "
+                    "more was committed. Restore it and run again, or run again to start over"
                 )
         elif held is not None:
             try:
                 held.check(ask=ask)
             except LostError:
                 raise RunError(
-                    f"another raysweep has taken over the run folder '{self.root}', or its lock was removed, because this one was "
-                    "not heard from for too long; what is committed is kept"
+                    f"another raysweep has taken over the run folder '{self.root}', or its lock was removed, because "
+                    "this one did not respond for too long; what is committed is kept"
                 ) from None
 
     def write_plan(self, config_yaml: str, graph: Graph, about: dict[str, Any]) -> None:

@@ -20,7 +20,7 @@ def found_layers(found: Found, n_layers: int, seed: int, folder: RunFolder) -> t
     layers = tuple(int(layer) for layer in change_points(delta_L, found.top))
     if len(layers) < found.top:
         raise InputError(
-            f"{found.top} layers are to be critical, and {len(layers)} of {len(delta_L)} have a δ in {found.metric}: "
-            "look at the similarity's reasons, or choose another metric"
+            f"{found.top} critical layers are needed, but {len(layers)} of {len(delta_L)} layers have a δ in "
+            f"{found.metric}; see the reasons in the similarity table, or choose another metric"
         )
     return layers if found.critical else drawn_beside(layers, n_layers, seed)

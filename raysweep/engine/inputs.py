@@ -70,8 +70,10 @@ class InputCheck:
         if now in (None, record["fingerprint"]):
             return None
         return (
-            f"made from checkpoint '{record['source']}' with fingerprint {record['fingerprint'][:16]}, and {record['folder']} "
-            f"now has {now[:16] if len(now) == 64 else now}. The results are right for the checkpoint that they were made from, and are kept"
+            f"computed from checkpoint '{record['source']}' with fingerprint {record['fingerprint'][:16]}, and "
+            f"{record['folder']} "
+            f"now has {now[:16] if len(now) == 64 else now}. The results are correct for that earlier checkpoint, and "
+            "are kept"
         )
 
     def _fingerprint_now(self, source: str, folder: str) -> str | None:

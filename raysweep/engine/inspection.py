@@ -63,7 +63,7 @@ def resolve_device(asked: str) -> str:
     kind, _, index = asked.partition(":")
     if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
         raise InputError(
-            f"execution.device asks for {asked}, and this machine shows {torch.cuda.device_count()} CUDA devices; use auto or cpu"
+            f"execution.device asks for {asked}, and this machine has {torch.cuda.device_count()} CUDA devices; use auto or cpu"
         )
     if kind == "mps" and not torch.backends.mps.is_available():
         raise InputError("execution.device asks for mps, which this machine does not have; use auto or cpu")
@@ -147,8 +147,8 @@ def inspect_models(
         if (tuned or will_be) and config.studies.substitution and not predicts:
             raise InputError(
                 f"model '{model.name}': checkpoint '{base.source}' does not predict the next token (it is an encoder, or "
-                "lacks its head), and substitution measures the loss of a response's tokens; leave its `tuned` out and "
-                "ask for similarity alone"
+                "lacks its head), and substitution measures the loss of a response's tokens; remove its `tuned` and "
+                "run only similarity"
             )
         if config.studies.removal:
             _check_removal(config.studies.removal, model.name, base, predicts)
@@ -188,8 +188,8 @@ def _inspect_data(
             if config.studies.pooling and len(loaded.examples) < _FEWEST_TO_COMPARE:
                 study = "similarity" if config.studies.similarity else "spectrum"
                 raise InputError(
-                    f"data set '{dataset.name}' has one usable example for '{model.name}', and {study} compares examples: give "
-                    f"{_FEWEST_TO_COMPARE} or more, or leave studies.{study} out"
+                    f"data set '{dataset.name}' has one usable example for '{model.name}', and {study} compares "
+                    f"examples; give {_FEWEST_TO_COMPARE} or more, or remove studies.{study}"
                 )
             if config.studies.substitution and dataset.name in tuned_on:
                 asked = config.studies.substitution.generate
@@ -233,7 +233,7 @@ def _check_removal(asked: RemovalConfig, name: str, base: Checkpoint, predicts: 
     if not predicts:
         raise InputError(
             f"model '{name}': checkpoint '{base.source}' does not predict the next token (it is an encoder, or lacks its "
-            "head), and removal compares the text that is generated; leave studies.removal out"
+            "head), and removal compares generated text; remove studies.removal"
         )
     far = [layer for layer in asked.layers if isinstance(layer, int) and layer >= base.n_layers]
     if far:
@@ -243,7 +243,7 @@ def _check_removal(asked: RemovalConfig, name: str, base: Checkpoint, predicts: 
         )
     if asked.top is not None and asked.top > base.n_layers:
         raise InputError(
-            f"studies.removal.top asks for {asked.top} critical layers, and model '{name}' has {base.n_layers} in all"
+            f"studies.removal.top asks for {asked.top} critical layers, and model '{name}' has only {base.n_layers}"
         )
 
 
@@ -253,7 +253,7 @@ def _check_components(asked: RemovalConfig, examples: list[Example], dataset: st
     if last >= most:
         raise InputError(
             f"studies.removal.components asks for component {last} (counted from 0), and the states of {len(examples)} examples of "
-            f"'{dataset}' have {most} at most: ask for fewer, or give more examples"
+            f"'{dataset}' have at most {most}; set fewer components, or give more examples"
         )
 
 
@@ -266,9 +266,9 @@ def _check_generation(
     longest = max(examples[: asked.examples], key=lambda example: example.n_prompt)
     if longest.n_prompt + asked.tokens > room.context:
         raise InputError(
-            f"studies.{where} asks for {asked.tokens} tokens after each prompt, that of record {longest.id} of "
-            f"'{dataset}' (counted from 0) has {longest.n_prompt}, and the context of '{room.model}' is {room.context}: set "
-            f"tokens to {room.context - longest.n_prompt} or less, or examples to fewer"
+            f"studies.{where} asks for {asked.tokens} tokens after each prompt; record {longest.id} of "
+            f"'{dataset}' (counted from 0) has a prompt of {longest.n_prompt}, and the context of '{room.model}' is "
+            f"{room.context}. Set tokens to {room.context - longest.n_prompt} or less, or use fewer examples"
         )
 
 

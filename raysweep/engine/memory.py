@@ -63,9 +63,9 @@ def let_go(device: str) -> None:
 def too_much_to_train(call: ModelCall, error: BaseException) -> str:
     """Words for a training that does not fit."""
     return (
-        f"'{call.name}' runs out of memory on {call.loading.device} ({_first_line(error)}); set trainer's "
-        "per_device_train_batch_size to less and gradient_accumulation_steps to more, gradient_checkpointing to true, max_tokens "
-        "of its data set's train to fewer, or spread it over more processes"
+        f"'{call.name}' runs out of memory on {call.loading.device} ({_first_line(error)}); lower trainer's "
+        "per_device_train_batch_size and raise gradient_accumulation_steps, set gradient_checkpointing to true, lower "
+        "max_tokens of its data set's train, or use more processes"
     )
 
 
@@ -74,8 +74,8 @@ def too_large(call: ModelCall, error: BaseException) -> str:
     longest = max(_length(call, place) for place in range(len(call.examples)))
     return (
         f"'{call.name}' runs out of memory on {call.loading.device} with one example at a time, the longest of {longest} tokens "
-        f"({_first_line(error)}); set execution.residency to stream, max_tokens of its data set to "
-        "fewer, or give a worker more memory"
+        f"({_first_line(error)}); set execution.residency to stream, lower max_tokens of its data set, or give a "
+        "worker more memory"
     )
 
 

@@ -37,7 +37,7 @@ RUNNING = Metric(
     "gauge",
     "bool",
     ("run",),
-    "1 while the driver works, 0 once the run has ended or was interrupted.",
+    "1 while the driver runs, 0 after the run has ended or was interrupted.",
 )
 TASKS = Metric(
     "raysweep_tasks", "gauge", "tasks", ("run", "kind", "state"), "Tasks by kind and state: done, failed, left."
@@ -47,31 +47,29 @@ PROGRESS = Metric(
     "gauge",
     "share",
     ("run",),
-    "Calls that this start of the run has ended, as a share of those it had to make.",
+    "Calls ended since the run started, as a share of all calls of this start.",
 )
 SECONDS_LEFT = Metric(
     "raysweep_seconds_left",
     "gauge",
     "seconds",
     ("run",),
-    "Estimated time left: calls to do times the mean seconds of their kind, over the workers.",
+    "Estimated time left: remaining calls times the mean seconds of their kind, divided by the workers.",
 )
 LAST_PROGRESS = Metric(
     "raysweep_last_progress_timestamp_seconds",
     "gauge",
     "seconds",
     ("run",),
-    "When the run began, or last committed something or ended a call, in seconds since 1970.",
+    "Time when the run started, last committed something or last ended a call, in seconds since 1970.",
 )
-WAITING = Metric(
-    "raysweep_waiting_calls", "gauge", "calls", ("run", "kind"), "Calls that are to be made and no worker has yet."
-)
+WAITING = Metric("raysweep_waiting_calls", "gauge", "calls", ("run", "kind"), "Calls that no worker has taken yet.")
 IN_FLIGHT = Metric(
     "raysweep_calls_in_flight",
     "gauge",
     "calls",
     ("run", "kind"),
-    "Calls that workers have: running, or next behind the running one.",
+    "Calls that workers have taken: running, or next in line.",
 )
 
 # What was done.
@@ -80,14 +78,14 @@ CALLS = Metric(
     "counter",
     "calls",
     ("run", "kind", "outcome"),
-    "Ended attempts at calls by outcome: done, retried (it failed, and is tried again), failed (set aside).",
+    "Ended attempts at calls by outcome: done, retried (failed, will be tried again), failed (no attempts left).",
 )
 CALL_SECONDS = Metric(
     "raysweep_call_seconds",
     "histogram",
     "seconds",
     ("run", "kind"),
-    "Seconds a call took on its worker.",
+    "Seconds that a call took on its worker.",
     (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0),
 )
 BUSY = Metric(
@@ -95,35 +93,35 @@ BUSY = Metric(
     "counter",
     "seconds",
     ("run", "kind", "worker"),
-    "Seconds that workers spent in calls that ended well, added as each ends.",
+    "Seconds that workers spent in successful calls, added when each call ends.",
 )
 LOADING = Metric(
     "raysweep_load_seconds",
     "gauge",
     "seconds",
     ("run",),
-    "Seconds that went into having models loaded since the start, as calls tell them.",
+    "Seconds spent loading models since the start, as reported by calls.",
 )
 TOKENS = Metric(
     "raysweep_tokens",
     "counter",
     "tokens",
     ("run", "kind"),
-    "Tokens of the examples that models were run on, padding and repeats under other windows apart.",
+    "Tokens of the examples that models were run on, without padding and without repeats for further windows.",
 )
 APPLICATIONS = Metric(
     "raysweep_layer_applications",
     "counter",
     "layers",
     ("run", "kind"),
-    "Layer applications as the plan counts them: one decoder layer on one batch; of a capture once a call.",
+    "Layer applications as the plan counts them: one decoder layer on one batch (for a capture, once a call).",
 )
 TOKEN_APPLICATIONS = Metric(
     "raysweep_token_applications",
     "counter",
     "tokens",
     ("run", "kind"),
-    "Tokens put through decoder layers by sweeps and estimates, each as often as a layer was applied to it.",
+    "Tokens passed through decoder layers by sweeps and estimates, counted once for each layer applied.",
 )
 
 # What was moved.
@@ -133,7 +131,7 @@ WRITTEN = Metric(
     "counter",
     "bytes",
     ("run", "what"),
-    "Bytes written: results, activations, and spill (states of a streamed sweep that wait on disk).",
+    "Bytes written: results, activations, and spill (states of a streamed sweep that are kept on disk).",
 )
 LOADS = Metric("raysweep_loads", "gauge", "models", ("run",), "Checkpoints loaded by workers since the start.")
 EVICTIONS = Metric(
@@ -141,7 +139,7 @@ EVICTIONS = Metric(
     "gauge",
     "models",
     ("run",),
-    "Checkpoints that a worker let go to make room for another, since the start.",
+    "Checkpoints that workers released to make room for another, since the start.",
 )
 
 # What went wrong.
@@ -150,29 +148,29 @@ FAILED_ATTEMPTS = Metric(
     "gauge",
     "times",
     ("run", "cause"),
-    "Failed attempts at calls since the start, by cause: raised (an exception), lost (the worker died), refused (raysweep's own "
-    "checks; not tried again). Lost counts the workers that died.",
+    "Failed attempts at calls since the start, by cause: raised (an exception), lost (the worker died), refused (by "
+    "raysweep's own checks; not tried again). Lost counts workers that died.",
 )
 
 # The machines.
-WORKERS = Metric("raysweep_workers", "gauge", "workers", ("run",), "Workers that take calls which run models.")
+WORKERS = Metric("raysweep_workers", "gauge", "workers", ("run",), "Workers that run models.")
 HELD = Metric(
     "raysweep_worker_held_bytes",
     "gauge",
     "bytes",
     ("run", "worker"),
-    "Memory that a worker held after its latest call: its tensors on the GPU, or on a CPU the process's own memory.",
+    "Memory that a worker held after its latest call: its tensors on the GPU; on a CPU, the process's own memory.",
 )
 PEAK = Metric(
     "raysweep_worker_peak_bytes",
     "gauge",
     "bytes",
     ("run", "worker"),
-    "The most memory that a worker held during its latest call, counted likewise.",
+    "The most memory that a worker held during its latest call, measured in the same way.",
 )
 DISK_FREE = Metric(
     "raysweep_disk_free_bytes", "gauge", "bytes", ("run",), "Bytes free on the file system of the run folder."
 )
-DISK = Metric("raysweep_disk_bytes", "gauge", "bytes", ("run",), "Bytes in all of the file system of the run folder.")
+DISK = Metric("raysweep_disk_bytes", "gauge", "bytes", ("run",), "Size of the file system of the run folder in bytes.")
 
 METRICS: tuple[Metric, ...] = tuple(value for value in list(globals().values()) if isinstance(value, Metric))

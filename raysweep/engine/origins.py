@@ -74,7 +74,7 @@ def dataset_records(config: Config, facts: Facts) -> list[dict[str, str]]:
                 "model": model_name,
                 "path": asked.path,
                 "format": asked.format,
-                "wording": model.wording,
+                "wording": model.template,
                 **({} if date is None else {"template_date": date}),
                 "examples": str(sum(map(len, cell.chunks))),
                 "left_out": str(cell.n_unusable),

@@ -36,7 +36,8 @@ def workers_on(gpus: int, nodes: int, each: float) -> int:
     """
     if nodes > gpus:
         raise InputError(
-            f"--nodes {nodes}: {gpus} GPU{'s' * (gpus != 1)} cannot be spread over as many; give as many nodes or fewer"
+            f"--nodes {nodes}: {gpus} GPU{'s' * (gpus != 1)} cannot be spread over that many nodes; give at most that "
+            "many nodes"
         )
     sizes = [gpus // nodes + (node < gpus % nodes) for node in range(nodes)]
     room = room_for([Node(sys.maxsize, size) for size in sizes], 1, each)
@@ -66,7 +67,7 @@ def rates_from(text: str, config: Config) -> Given:
     lacking = [model.name for model in config.models if model.name not in found]
     if lacking:
         raise InputError(
-            f"--rates {text}: that run has timed no model '{lacking[0]}'; it has {', '.join(found) or 'none'}: give another "
+            f"--rates {text}: that run has no timings for model '{lacking[0]}', only for {', '.join(found) or 'none'}; give another "
             "run, layer=SECONDS,read=BYTES, or flops=OPERATIONS,read=BYTES"
         )
     taken = {model.name: found[model.name] for model in config.models}
@@ -101,7 +102,7 @@ def simulated(
     if found.estimate.call_seconds is None:
         raise InputError(
             f"nothing can be simulated: {_untimed(facts)}; give --rates layer=SECONDS,read=BYTES, or "
-            "flops=OPERATIONS,read=BYTES for models of unlike sizes"
+            "flops=OPERATIONS,read=BYTES for models of different sizes"
         )
     stopping = {(task.model, task.dataset) for task in graph.of_kind("stop")}
 
@@ -118,4 +119,8 @@ def simulated(
 
 def _untimed(facts: Facts) -> str:
     lacking = next((model.base.source for model in facts.models.values() if model.base.on_paper), None)
-    return f"checkpoint '{lacking}' is not here" if lacking else f"{facts.device} cannot be timed on this machine"
+    return (
+        f"checkpoint '{lacking}' is not on this machine"
+        if lacking
+        else f"{facts.device} cannot be timed on this machine"
+    )

@@ -68,7 +68,7 @@ class DeviceFigures:
         products, what an expert that is not chosen saves, and anything but arithmetic are not in it."""
         head = 2.0 * hidden_size(checkpoint.config) * vocabulary_size(checkpoint.config)
         layer = 2.0 * layer_parameters(checkpoint)
-        told = f"two operations a parameter at {self.flops:.3g} a second"
+        told = f"two operations per parameter at {self.flops:.3g} per second"
         return Rates(layer / self.flops, head / self.flops, self.read_bytes, told)
 
 
@@ -88,9 +88,9 @@ def given_rates(text: str) -> Rates | DeviceFigures:
     known = {"layer", "read"} <= found.keys() <= {"layer", "read", "head"} or found.keys() == {"flops", "read"}
     if not known or not all(0 < rate < math.inf or (name == "head" and rate == 0) for name, rate in found.items()):
         raise InputError(
-            f"--rates {shown(text)} is no run folder: give one, or layer=SECONDS,read=BYTES (and head=SECONDS if it counts): "
-            "seconds of a decoder layer on a token, bytes read a second, seconds of norm, head and loss on a token; or "
-            "flops=OPERATIONS,read=BYTES, a device's own a second, for models of unlike sizes"
+            f"--rates {shown(text)} is not a run folder; give one, or layer=SECONDS,read=BYTES (seconds of a decoder "
+            "layer per token, bytes read per second; optionally head=SECONDS, of norm, head and loss per token), or "
+            "flops=OPERATIONS,read=BYTES (of a device, per second) for models of different sizes"
         )
     if "flops" in found:
         return DeviceFigures(found["flops"], found["read"])
@@ -98,7 +98,7 @@ def given_rates(text: str) -> Rates | DeviceFigures:
 
 
 # Where nothing can be timed: calls compare by the tokens that go through layers, and loads take no time.
-NOMINAL = Rates(1e-6, 0.0, math.inf, "nothing that was timed")
+NOMINAL = Rates(1e-6, 0.0, math.inf, "no timing")
 
 
 @contextmanager

@@ -141,11 +141,12 @@ class RayBackend:
         if self._asked.workers != "auto" and self._asked.workers > room:
             raise InputError(
                 f"execution.workers asks for {self._asked.workers} workers of {self._share.words} each, and there is room "
-                f"for {room}: {has}; ask for fewer, or for less each (execution.cpus_per_worker, gpus_per_worker)"
+                f"for {room}: {has}; use fewer, or smaller ones (execution.cpus_per_worker, gpus_per_worker)"
             )
         if room == 0:
             raise InputError(
-                f"no worker of {self._share.words} fits: {has}; ask for less (execution.cpus_per_worker, gpus_per_worker), "
+                f"no worker of {self._share.words} fits: {has}; use smaller workers (execution.cpus_per_worker, "
+                "gpus_per_worker), "
                 "or set execution.device to cpu"
             )
         return room if self._asked.workers == "auto" else self._asked.workers
@@ -153,7 +154,8 @@ class RayBackend:
     def _join(self, address: str) -> None:
         if "://" in address:
             raise InputError(
-                f"execution.address '{address}' is Ray client's, which raysweep does not use; run on a node of the cluster "
+                f"execution.address '{address}' is a Ray Client address, which raysweep does not support; run on a "
+                "node of the cluster "
                 "or as a job there, with the head's host:port (6379 by default) or auto"
             )
         if address not in ("auto", "local") and not in_job():  # a job is where its cluster is
@@ -194,7 +196,7 @@ class RayBackend:
                 )
         except Exception as error:  # starting processes fails in many ways; all mean that there is no Ray here
             raise RunError(
-                f"Ray could not be started on this machine ({_words(error)}); executor local needs none"
+                f"Ray could not be started on this machine ({_words(error)}); executor local does not need Ray"
             ) from error
         self._ours, self._dashboard = True, str(context.dashboard_url or "")
 
@@ -225,7 +227,7 @@ def _check_address(address: str) -> None:
     """Raise InputError unless a Ray head answers there, which `ray.init` would wait for much longer."""
     host, colon, port = address.rpartition(":")
     if not colon or not port.isdecimal():
-        raise InputError(f"execution.address '{address}' is no address; give host:port of the head node, or auto")
+        raise InputError(f"execution.address '{address}' is not an address; give host:port of the head node, or auto")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
     except (OSError, OverflowError) as error:
@@ -252,15 +254,19 @@ def _check_address(address: str) -> None:
             "file that RAY_AUTH_TOKEN_PATH names (~/.ray/auth_token by default)"
         )
     if asked is None or asked.returncode != 0:
-        raise InputError(f"what answers at execution.address '{address}' is no Ray head; give its host:port, or auto")
+        raise InputError(
+            f"the service at execution.address '{address}' is not a Ray head; give host:port of the head, or auto"
+        )
 
 
 def check_dashboard(host: str) -> None:
     """Raise InputError where a dashboard on `host` could be reached by others, and would ask them for no token."""
     if not _is_loopback(host) and not is_on():
         raise InputError(
-            f"execution.dashboard_host {host} opens the dashboard, which runs what it is sent, to other machines, and "
-            f"RAY_AUTH_MODE={os.environ.get('RAY_AUTH_MODE', '')} asks for no token; unset it or set it to token, or keep "
+            f"execution.dashboard_host {host} opens the dashboard, which runs any job it is sent, to other machines, "
+            "and "
+            f"RAY_AUTH_MODE={os.environ.get('RAY_AUTH_MODE', '')} requires no token; unset it or set it to token, or "
+            "keep "
             "the dashboard at 127.0.0.1"
         )
 

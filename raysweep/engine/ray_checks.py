@@ -76,10 +76,10 @@ def compare_versions(own: Mapping[str, str], reports: Sequence[NodeReport]) -> N
     ]
     if different:
         raise InputError(
-            "the nodes of the cluster have not the releases of this process: "
+            "the nodes of the cluster have other package versions than this process: "
             + "; ".join(different[:10])
             + (f"; and {len(different) - 10} more" if len(different) > 10 else "")
-            + "; install the same on every node (pip install -c constraints.txt)"
+            + "; install the same versions on every node (pip install -c constraints.txt)"
         )
 
 
@@ -124,14 +124,14 @@ class Probe:
         for report in reports:
             if not report.storage and not self._is_seen(report.node, until):
                 told.append(
-                    f"what {report.host} (node {report.node[:8]}) writes there is not seen by the driver: "
+                    f"the driver does not see what {report.host} (node {report.node[:8]}) writes there; "
                     "it is that node's own folder"
                 )
         if told:
             raise InputError(
-                f"storage '{self._shown}' is not one place for the whole cluster: {'; '.join(told[:10])}"
+                f"storage '{self._shown}' is not shared by the whole cluster: {'; '.join(told[:10])}"
                 + (f"; and {len(told) - 10} more" if len(told) > 10 else "")
-                + "; give a folder that every node mounts and may write to, or a URL that every node reaches"
+                + "; give a folder that every node mounts and can write to, or a URL that every node reaches"
             )
 
     def _is_seen(self, node: str, until: float) -> bool:
@@ -196,12 +196,12 @@ def _ask(probe: Probe) -> list[NodeReport]:
         except GetTimeoutError as error:
             raise InputError(
                 f"{nodes[node]} (node {node[:8]}) does not answer: no process started there within {_ANSWER_SECONDS:.0f} s, or "
-                f"the storage '{probe._shown}' hangs there; mend the node, or take it out of the cluster"
+                f"the storage '{probe._shown}' hangs there; repair the node, or remove it from the cluster"
             ) from error
         except RayError as error:
             raise InputError(
-                f"{nodes[node]} (node {node[:8]}) cannot run anything ({_words(error)[-300:]}); mend the node, or take it out of "
-                "the cluster"
+                f"{nodes[node]} (node {node[:8]}) cannot run anything ({_words(error)[-300:]}); repair the node, or "
+                "remove it from the cluster"
             ) from error
         reports.append(NodeReport(node, nodes[node], versions, told))
     return reports
@@ -240,16 +240,16 @@ def make_task() -> Callable[..., tuple[dict[str, str | None], str]]:
                     break
                 except FileNotFoundError:
                     if time.monotonic() > until:
-                        return versions, "does not see what the driver writes there: it is no folder that both share"
+                        return versions, "does not see what the driver writes there; it is not a folder that both share"
                     time.sleep(0.2)
                     fs.invalidate_cache()
             if not seen:
-                return versions, "reads there something else than the driver wrote"
+                return versions, "reads something other than the driver wrote there"
             fs.pipe_file(f"{root.rstrip('/')}/{mine}", content.encode())
         except Exception as error:
             return (
                 versions,
-                f"may not read and write there ({type(error).__name__}: {' '.join(str(error).split())[:200]})",
+                f"cannot read and write there ({type(error).__name__}: {' '.join(str(error).split())[:200]})",
             )
         return versions, ""
 

@@ -188,7 +188,8 @@ class RayExecutor:
         """End an actor whose call has run for too long; the outcomes of its calls."""
         limit, about = place.limits[place.head], place.about
         words = (
-            f"the worker (process {about['pid']} on {about['host']}) ran this for {duration(place.ran)} and was given up: "
+            f"the worker (process {about['pid']} on {about['host']}) ran this for {duration(place.ran)} and was "
+            "stopped: "
             f"{limit.words}"
         )
         details = {"seconds": round(place.ran, 1), "expected": limit.expected, "deadline": limit.seconds}
@@ -239,7 +240,7 @@ class RayExecutor:
                         "Python installed there?"
                     ) from error
                 if tries == _STARTS:
-                    raise RunError(f"a worker died {tries} times as it started: {_last_line(error)}") from error
+                    raise RunError(f"a worker died {tries} times while starting: {_last_line(error)}") from error
                 tries += 1
                 self._create(place)
         if self._device.startswith("cuda") and place.share.gpus and not place.about["cuda"]:
@@ -255,13 +256,14 @@ class RayExecutor:
         wanted = sum(other.actor is not None and other.share == share for other in self._places)
         if (room := room_for(nodes, share.cpus or 1e-3, share.gpus)) < wanted:
             raise RunError(
-                f"a worker of {share.words} has no node to run on any more: {len(nodes)} nodes are alive, with room for {room}; "
-                "bring the cluster up and run again, which goes on from what is committed"
+                f"a worker of {share.words} has no node left to run on: {len(nodes)} nodes are alive, with room for "
+                f"{room}; "
+                "restart the cluster and run again, which continues from the committed work"
             )
         if time.monotonic() > until:
             raise RunError(
-                f"no worker of {share.words} could be started in time: the cluster has room, but something else holds it; "
-                "wait for that to end, or ask for fewer or smaller workers"
+                f"no worker of {share.words} could be started in time: the cluster has room, but something else uses "
+                "it; wait for that to end, or use fewer or smaller workers"
             )
 
     def _drop(self, place: _Place) -> None:
@@ -279,7 +281,7 @@ class RayExecutor:
             try:
                 outcomes.append(_outcome(call, ray.get(ref, timeout=0)))
             except RayError as error:
-                words = f"the worker (process {place.about['pid']} on {place.about['host']}) died while it ran this"
+                words = f"the worker (process {place.about['pid']} on {place.about['host']}) died while running this"
                 failure: Failure = "lost" if running else "unstarted"
                 outcomes.append(Outcome(call, error=words, traceback=str(error), failure=failure))
                 running = False

@@ -37,9 +37,9 @@ def what_token() -> str:
     if not is_on():
         return "this process gives none"
     if os.environ.get("RAY_AUTH_TOKEN"):
-        return "that in this process's RAY_AUTH_TOKEN is not it"
+        return "the one in this process's RAY_AUTH_TOKEN is wrong"
     path = token_file()
-    return f"that in {path} is not it" if path.is_file() else "this process has none"
+    return f"the one in {path} is wrong" if path.is_file() else "this process has none"
 
 
 def token_file() -> Path:

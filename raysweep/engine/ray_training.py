@@ -117,8 +117,8 @@ def _check_room(processes: int, cpus: int, gpus: int) -> None:
     if (room := room_for(nodes, cpus, gpus)) < processes:
         each = f"{cpus} CPU" + (" and 1 GPU" if gpus else "")
         raise RunError(
-            f"a training asks for {processes} processes of {each} each, and the cluster's {len(nodes)} nodes have room for "
-            f"{room}; ask for fewer processes, or bring more nodes up and run again"
+            f"a training needs {processes} processes of {each} each, and the cluster's {len(nodes)} nodes have room for "
+            f"{room}; use fewer processes, or add nodes and run again"
         )
 
 
@@ -143,7 +143,7 @@ def _fit(trainer: Any, progress: Path, tell: Callable[[Progress], None] | None, 
         thread.join(_LOOK_SECONDS)
         seen = _tell(progress, seen, tell)
         if stop.is_set():
-            raise RunError("the training was stopped; run again, and it goes on from its last whole checkpoint")
+            raise RunError("the training was stopped; run again, and it continues from its last complete checkpoint")
     if raised and isinstance(raised[0], TrainingFailedError):
         raise _in_words(raised[0]) from raised[0]
     if raised:
@@ -171,7 +171,8 @@ def _in_words(error: Any) -> RaysweepError:
         if hasattr(cause, "health_check_failure"):
             told = _first(cause.health_check_failure)
             return RunError(
-                f"process {rank} of the training died ({told}); run again, and it goes on from its last whole checkpoint"
+                f"process {rank} of the training died ({told}); run again, and it continues from its last complete "
+                "checkpoint"
             )
     for rank, cause in causes.items():
         return RunError(f"process {rank} of the training failed: {_first(cause)}")
@@ -226,6 +227,6 @@ def _read(folder: Path) -> Course:
         told = json.loads((folder / _DONE).read_bytes())
     except FileNotFoundError as error:
         raise RunError(
-            f"the training ended, and what it wrote is not in {folder}: it has to be a folder that every node shares"
+            f"the training ended, but its files are not in {folder}; it must be a folder that every node shares"
         ) from error
     return Course.from_json(told)

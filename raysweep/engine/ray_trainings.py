@@ -77,7 +77,7 @@ def _awaited(ref: Any, stop: threading.Event) -> Any:
     while not ray.wait([ref], timeout=_LOOK_SECONDS)[0]:
         if stop.is_set():
             ray.cancel(ref, force=True)
-            raise RunError("the answers were not waited for; run again")
+            raise RunError("the run ended before the answers arrived; run again")
     return ray.get(ref)
 
 

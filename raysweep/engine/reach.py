@@ -19,8 +19,8 @@ _SECONDS = 12.0
 _HINTS = {
     "NoCredentialsError": "give credentials in the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY) or in ~/.aws",
     "EndpointConnectionError": "is the store up, and is storage_options.endpoint_url its address?",
-    "PermissionError": "are these the right credentials, and may they do that in this bucket?",
-    "FileNotFoundError": "is there such a bucket? Make it first",
+    "PermissionError": "are these the right credentials, with permission for this bucket?",
+    "FileNotFoundError": "is there such a bucket? Create it first",
 }
 
 
@@ -45,7 +45,7 @@ def reach(storage: str | Location, options: Mapping[str, Any] | None = None, *, 
             probe.unlink(missing_ok=True)
             if found != said:
                 raise InputError(
-                    f"storage '{storage}' gives back {len(found)} bytes other than the {len(said)} written"
+                    f"storage '{storage}' returned {len(found)} bytes that differ from the {len(said)} written"
                 )
 
     _in_time(look, str(storage))
@@ -71,6 +71,6 @@ def _in_time(look: Callable[[], None], storage: str) -> None:
     for error in raised:
         if isinstance(error, InputError):
             raise error
-        hint = _HINTS.get(type(error).__name__, "see whether this user may read and write there")
+        hint = _HINTS.get(type(error).__name__, "check that this user may read and write there")
         said = shortened(" ".join(str(error).split()), 300)
         raise InputError(f"storage '{storage}' cannot be used ({type(error).__name__}: {said}); {hint}") from error

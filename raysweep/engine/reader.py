@@ -103,7 +103,7 @@ class Reader:
             unused.append((base, chat.unused, plain))
         if other is not None and other is not chat.tokenizer:
             unused.append((tuned[dataset.name], other, examples))
-        wording = find_wording(model.wording, TemplateClock(self._date(model)))
+        wording = find_wording(model.template, TemplateClock(self._date(model)))
         for checkpoint, tokenizer, read in unused:
             pair = (chat.tokenizer, tokenizer)
             found = compare(read, records, wording, pair, prompts_only=prompts_only)
@@ -156,7 +156,7 @@ class Reader:
 
     def _chat(self, model: ModelConfig) -> Chat:
         """What words and splits a model's records."""
-        key = (model.name, model.wording)
+        key = (model.name, model.template)
         if key not in self._chats:
             self._chats[key] = self._find_chat(model)
         return self._chats[key]
@@ -168,7 +168,7 @@ class Reader:
             other = self._others[model.name, dataset] = other_tokenizer(base, checkpoint)
             if other is not None:
                 check_one_vocabulary(base, tokenizer, checkpoint, other)
-        if model.wording != "chat" or tokenizer.chat_template:
+        if model.template != "chat" or tokenizer.chat_template:
             return Chat(tokenizer, base.source)
         others = {checkpoint.source: self._others[model.name, dataset] for dataset, checkpoint in tuned.items()}
         return borrow_chat(tokenizer, base, others, {c.source: template_of(c) for c in tuned.values()})
@@ -206,7 +206,7 @@ class Reader:
     def _options(self, model: ModelConfig, dataset: DatasetConfig) -> dict[str, Any]:
         """load_examples' own options."""
         return {
-            "wording": model.wording,
+            "template": model.template,
             "template_date": self._date(model),
             "split": dataset.split,
             "limit": dataset.limit,

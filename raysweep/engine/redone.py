@@ -27,8 +27,8 @@ def why_redone(
     if not again:
         return ""
     changes = "; ".join(_changes(earlier_about, about)) or "the config or the records changed"
-    many = "1 task that was done before is" if len(again) == 1 else f"{len(again)} tasks that were done before are"
-    return f"{many} done again ({again[0]}{', …' * (len(again) > 1)}): {changes}. The earlier results are kept"
+    many = "1 completed task is" if len(again) == 1 else f"{len(again)} completed tasks are"
+    return f"{many} recomputed ({again[0]}{', …' * (len(again) > 1)}): {changes}. The earlier results are kept"
 
 
 def _changes(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
@@ -36,13 +36,13 @@ def _changes(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str
     known = {name: version for name, version in before.items() if name in after}
     for name, release in releases(after, with_peft=True).items():
         if name not in known:
-            yield f"keys have the release of {name} now ({release})"
+            yield f"keys now include the version of {name} ({release})"
         elif (was := ".".join(known[name].split(".")[:2])) != release:
             yield f"{name} {was} became {release}"
     calculations = earlier.get("calculations", CALCULATIONS)
     for name, number in CALCULATIONS.items():
         if calculations.get(name) != number:
-            yield f"raysweep's arithmetic of {name} is release {number} and was {calculations.get(name, 'another')}"
+            yield f"raysweep's arithmetic of {name} is version {number} and was {calculations.get(name, 'another')}"
     fingerprints = {(c["model"], c["role"]): c["fingerprint"] for c in earlier.get("checkpoints", ())}
     for checkpoint in now["checkpoints"]:
         was = fingerprints.get((checkpoint["model"], checkpoint["role"]), checkpoint["fingerprint"])

@@ -66,9 +66,10 @@ def choose_residency(
     least = taken + sum(2 * layer + rest for layer, rest in sizes)
     if free and least >= free:
         raise InputError(
-            f"model '{name}': a memory budget of {_gb(free)} (execution.memory) does not hold two layers of each checkpoint "
-            f"({_gb(2 * sum(layer for layer, _ in sizes))}), its embeddings and head ({_gb(sum(rest for _, rest in sizes))}) "
-            f"and the program ({_gb(taken)}); the least that would do is {_gb(least + 10**7)}, and states come on top"
+            f"model '{name}': a memory budget of {_gb(free)} (execution.memory) cannot hold two layers of each "
+            f"checkpoint ({_gb(2 * sum(layer for layer, _ in sizes))}), its embeddings and head "
+            f"({_gb(sum(rest for _, rest in sizes))}) "
+            f"and the program ({_gb(taken)}); the minimum is {_gb(least + 10**7)}, plus the states"
         )
     why = "as asked" if asked == "stream" else f"its weights ({_gb(whole)}) do not fit in {_gb(free)}"
     return Residency("stream", why, least, max(0, free - least), memory)
@@ -91,24 +92,24 @@ def _refuse_what_needs_all(config: Config, name: str, tuned: bool, device: str) 
     substitution = config.studies.substitution
     if substitution and substitution.generate and tuned:
         raise InputError(
-            f"model '{name}' cannot be streamed: studies.substitution.generate writes token by token and would read every layer "
-            "for each; leave it out, or set execution.residency to resident"
+            f"model '{name}' cannot be streamed: studies.substitution.generate generates token by token, which would "
+            "read every layer for each token; remove it, or set execution.residency to resident"
         )
     if substitution and substitution.verify and tuned:
         raise InputError(
-            f"model '{name}' cannot be streamed: studies.substitution.verify runs the whole model; leave it out, or set "
+            f"model '{name}' cannot be streamed: studies.substitution.verify runs the full model; remove it, or set "
             "execution.residency to resident"
         )
     removal = config.studies.removal
     if removal and (removal.of == "base" or tuned):
         raise InputError(
-            f"model '{name}' cannot be streamed: studies.removal writes token by token and would read every layer for each; "
-            "leave it out, or set execution.residency to resident"
+            f"model '{name}' cannot be streamed: studies.removal generates token by token, which would read every "
+            "layer for each token; remove it, or set execution.residency to resident"
         )
     if config.execution.spread_on(device) is not None:
         raise InputError(
-            f"model '{name}' cannot be streamed: execution.device_map spreads its layers over devices (auto does, where a worker "
-            "has several GPUs); leave it out, or set execution.residency to resident"
+            f"model '{name}' cannot be streamed: execution.device_map spreads its layers over devices (auto does so if "
+            "a worker has several GPUs); remove it, or set execution.residency to resident"
         )
 
 

@@ -120,7 +120,7 @@ def refuse_too_small(facts: Facts, calls: Iterable[ModelCall]) -> None:
             continue
         batches = sweep_batches(call.base, call.examples, call.loading.batch_tokens)
         if isinstance(call, EstimateCall):
-            most, what = _there_and_back(call, batches), "on its way there and back"
+            most, what = _there_and_back(call, batches), "in a forward and backward pass"
         else:
             beside = kept_beside(call.base, call, batches)
             needs = Needs.of(call.base, call.loading.dtype, batches, call.windows, call.same, beside)
@@ -132,8 +132,8 @@ def refuse_too_small(facts: Facts, calls: Iterable[ModelCall]) -> None:
     for name, (whole, most, what) in lacking.items():
         raise InputError(
             f"model '{name}': a memory budget of {_gb(facts.models[name].residency.memory or 0)} (execution.memory) holds two "
-            f"layers of each checkpoint, and not the states of one batch {what} ({_gb(most)}) with them; the "
-            f"least that would do is {_gb(whole + 10**7)}: set execution.memory to that or more, or fewer execution.batch_tokens"
+            f"layers of each checkpoint, but not also the states of one batch {what} ({_gb(most)}); the minimum is "
+            f"{_gb(whole + 10**7)}. Set execution.memory to that or more, or lower execution.batch_tokens"
         )
 
 

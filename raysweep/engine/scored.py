@@ -51,7 +51,7 @@ def withheld(facts: Facts, graph: Graph) -> list[str]:
         if choice is not None and choice.found is not None:
             which = "critical layers" if choice.found.critical else "layers that are not critical"
             verb = "trained" if choice.trained.mode == "only" else "left untrained"
-            reason = f"{which}, {choice.found.top} of {model.base.n_layers}, are {verb}: costs follow from that choice, not from δ"
+            reason = f"{which}, {choice.found.top} of {model.base.n_layers}, are {verb}, so the costs follow from that choice, not from δ"
         elif untrained:
             reason = why_withheld(untrained, model.base.n_layers)
         else:

@@ -45,8 +45,9 @@ class Shared:
         """What this means for a sweep, in one line, if all layers are identical; empty otherwise."""
         if self.whole:
             return (
-                f"the tuned checkpoint of {self.model} on {self.dataset} is identical to its base: every window costs 0, and the sweep "
-                "says nothing about fine-tuning. Was the base given twice, or was the checkpoint saved or merged without its changes?"
+                f"the tuned checkpoint of {self.model} on {self.dataset} is identical to its base: every window costs "
+                "0, and the sweep shows nothing about fine-tuning. Check that the base was not given twice, and that "
+                "the checkpoint was not saved or merged without its changes"
             )
         if self.every_layer:
             return (

@@ -21,7 +21,9 @@ def with_steps(config: Config) -> Config:
     models = [each for model in config.models for each in (model, *(_after(model, step) for step in asked.along))]
     names = [model.name for model in models]
     if doubled := next((name for name in names if names.count(name) > 1), None):
-        raise InputError(f"model '{doubled}' has the name of a step of another's fine-tuning; give it another name")
+        raise InputError(
+            f"model '{doubled}' has the name of a step of another model's fine-tuning; give it another name"
+        )
     return config.model_copy(update={"models": models})
 
 

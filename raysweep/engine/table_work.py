@@ -93,9 +93,10 @@ def _activations(call: SimilarityCall | SpectrumCall | CorrelateCall, folder: Ru
     lost = [key for key in call.parts if key not in chunks]
     if lost:
         raise RunError(
-            f"{len(lost)} of the {len(call.parts)} chunks of activations that were captured of model '{call.model}' on data set "
-            f"'{call.dataset}' are gone; the first is chunk {call.parts.index(lost[0])}: {folder.why_lost(lost[0])}. Run again: "
-            "what is missing is captured anew"
+            f"{len(lost)} of the {len(call.parts)} chunks of activations that were captured from model '{call.model}' "
+            "on data set "
+            f"'{call.dataset}' are gone; the first is chunk {call.parts.index(lost[0])}: {folder.why_lost(lost[0])}. "
+            "Run again to capture what is missing"
         )
     manifests = [chunks[key] for key in call.parts]
     first = manifests[0].extra

@@ -36,7 +36,8 @@ def unused_dates(config: Config, read: Collection[str], used: Mapping[str, str])
     `used` are the dates that one did ask for, by model.
     """
     return [
-        f"models[].template_date of '{model.name}' is {model.template_date} and changes nothing: no chat template read the clock"
+        f"models[].template_date of '{model.name}' is {model.template_date} and has no effect: no chat template reads "
+        "the clock"
         for model in config.models
         if model.template_date is not None and model.name in read and model.name not in used
     ]
@@ -45,4 +46,4 @@ def unused_dates(config: Config, read: Collection[str], used: Mapping[str, str])
 def date_texts(dates: Mapping[str, str], *, recorded: bool = True) -> list[str]:
     """Say which chat templates read the clock and the dates that they are given, by model; `recorded` in a run folder or not."""
     again = ", now and when this run is resumed (models[].template_date sets another)" if recorded else ""
-    return [f"the chat template of {model} reads the clock and is given {date}{again}" for model, date in dates.items()]
+    return [f"the chat template of {model} reads the clock and gets {date}{again}" for model, date in dates.items()]

@@ -55,7 +55,7 @@ def _warnings(checkpoint: Checkpoint, found: EndTokens) -> list[str]:
         )
     if not found.ids and not checkpoint.on_paper:
         said.append(
-            f"checkpoint '{checkpoint.source}' names no end token (generation_config.json, config.json, tokenizer): every text is "
-            "as long as it may be"
+            f"checkpoint '{checkpoint.source}' names no end token (generation_config.json, config.json, tokenizer), so "
+            "every text has the maximum length"
         )
     return said

@@ -90,13 +90,15 @@ def spill_words(
         waiting = sum(each.bytes_on_disk for each in passes)
         if waiting:
             words = (
-                f"{waiting / 1e9:.2f} GB of the states of {dataset} wait in '{how.spill}', and {_passes(len(passes))} instead of "
-                f"{_passes(without)} over the weights: fewer bytes in all"
+                f"{waiting / 1e9:.2f} GB of states of {dataset} are kept in '{how.spill}', which takes {_passes(len(passes))} "
+                f"over the weights instead of {_passes(without)}: fewer bytes in total"
             )
         elif without == 1:
-            words = f"no states of {dataset} wait on disk, for all fit"
+            words = f"no states of {dataset} are kept on disk, because all of them fit in memory"
         else:
-            words = f"no states of {dataset} wait on disk, for {_passes(without)} over the weights move fewer bytes"
+            words = (
+                f"no states of {dataset} are kept on disk, because {_passes(without)} over the weights move fewer bytes"
+            )
         told.setdefault(name, []).append(words)
     return told
 

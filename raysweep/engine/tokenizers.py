@@ -55,7 +55,8 @@ def check_one_vocabulary(
         if others.get(token, number) != number:
             raise InputError(
                 f"base '{base.source}' and tuned '{tuned.source}' have tokenizers that do not agree: the token {token!r} is {number} "
-                f"and {others[token]}; a pair must have one vocabulary; where a tokenizer was saved there by mistake, put the other's files in its place"
+                f"and {others[token]}; a pair must have one vocabulary; if a tokenizer was saved there by mistake, "
+                "replace it with the other's files"
             )
 
 

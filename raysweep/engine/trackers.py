@@ -42,14 +42,14 @@ def check_trackers(names: Sequence[str], root: Location) -> None:
         package = PACKAGES[name]
         if importlib.util.find_spec(package) is None:
             raise InputError(
-                f"execution.report_to has {name}, which needs the package {package}, and it is not installed; install it "
-                "(pip install 'raysweep[trackers]'), or leave it out"
+                f"execution.report_to has {name}, which needs the package {package}, which is not installed; install "
+                "it (pip install 'raysweep[trackers]'), or remove it"
             )
         if not isinstance(root, Path) and _REMOTE.get(name, "") not in os.environ:
             where = f", or set {_REMOTE[name]}" if name in _REMOTE else ""
             raise InputError(
                 f"execution.report_to has {name}, which logs to a folder, and storage is {root}; give a folder as storage{where}, "
-                f"or leave {name} out"
+                f"or remove {name}"
             )
 
 

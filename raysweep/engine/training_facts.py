@@ -71,7 +71,7 @@ def find_trainings(
         if not predicts[model.name]:
             raise InputError(
                 f"model '{model.name}': checkpoint '{base.source}' does not predict the next token (it is an encoder, or lacks "
-                f"its head), and {', '.join(asked_for)} trains on the loss of a response's tokens; leave the model out"
+                f"its head), and {', '.join(asked_for)} trains on the loss of a response's tokens; remove the model"
             )
         for name, asked in asked_for.items():
             _check_layers(config, name, asked, model.name, base)
@@ -87,8 +87,8 @@ def find_trainings(
             excluded[cell] = found.n_excluded
             if found.n_answer_cut:
                 reader.warnings.append(
-                    f"{dataset.name} (for {model.name}): {found.n_answer_cut} of {len(found.examples)} examples to train on lose a part "
-                    "of their answer, which the chat template leaves out or rewrites"
+                    f"{dataset.name} (for {model.name}): {found.n_answer_cut} of {len(found.examples)} training "
+                    "examples lose a part of their answer, which the chat template leaves out or rewrites"
                 )
             if backdoor := config.studies.backdoor:
                 for seed in backdoor.seeds:
@@ -129,8 +129,9 @@ def _check_along(
             steps = training_steps(arguments, n, asked.processes)
             if asked.along and asked.along[-1] > steps:
                 raise InputError(
-                    f"studies.finetune.along has step {asked.along[-1]}, and the training of '{model.name}' on '{dataset}' ends "
-                    f"after {steps} ({n} records): leave it out, or train longer (trainer.num_train_epochs, max_steps)"
+                    f"studies.finetune.along has step {asked.along[-1]}, and the training of '{model.name}' on "
+                    f"'{dataset}' ends after {steps} steps ({n} records); remove it, or train longer "
+                    "(trainer.num_train_epochs, max_steps)"
                 )
 
 
@@ -177,10 +178,10 @@ def _check_layers(config: Config, name: str, asked: Training, model: str, base: 
             )
         if arm.trained.mode == "freeze" and len(arm.trained.layers) == base.n_layers:
             raise InputError(
-                f"studies.{name}.freeze has all {base.n_layers} decoder layers of model '{model}'; leave one out"
+                f"studies.{name}.freeze has all {base.n_layers} decoder layers of model '{model}'; remove at least one"
             )
     if asked.top is not None and 2 * asked.top > base.n_layers and asked.found:
         raise InputError(
-            f"studies.{name}.top asks for {asked.top} critical layers and as many others, and model '{model}' has "
-            f"{base.n_layers} in all; set top to {base.n_layers // 2} or less"
+            f"studies.{name}.top asks for {asked.top} critical layers and as many others, and model '{model}' has only "
+            f"{base.n_layers} layers; set top to {base.n_layers // 2} or less"
         )

@@ -137,8 +137,8 @@ class Worker:
         if not call.same.layers <= pair.same.layers or (call.same.rest and not pair.same.rest):
             raise InputError(
                 f"checkpoints '{call.base.source}' and '{call.tuned.source}' have the same digests for layers "
-                f"{sorted(call.same.layers)}, and of these {sorted(pair.same.layers & call.same.layers)} are the same once loaded; "
-                "were they written anew since they were checked? Run again"
+                f"{sorted(call.same.layers)}, but of these only {sorted(pair.same.layers & call.same.layers)} are the same once "
+                "loaded; they may have been rewritten since they were checked. Run again"
             )
         budget = call.loading.batch_tokens
         riding = [example for part in call.captures for example in call.examples[part.first : part.stop]]
@@ -173,9 +173,9 @@ class Worker:
             if not close.all():
                 at = int(close.argmin())
                 raise RaysweepError(
-                    f"'{change.text}' taken again by true substitution of modules gives another loss for record {ids[at]}: "
-                    f"{recomputed[at]:.6f}, where the sweep has {losses[at]:.6f}; more than rounding in {call.loading.dtype} "
-                    "explains: do not trust this run's losses, and report the architecture"
+                    f"'{change.text}' recomputed by substituting the modules has another loss for record {ids[at]}: "
+                    f"{recomputed[at]:.6f}, but the sweep has {losses[at]:.6f}, which rounding in {call.loading.dtype} does "
+                    "not explain. Do not trust this run's losses, and report the architecture"
                 )
             told = {key: labels(change)[key] for key in ("kind", "layers", "coefficient")}
             figures = {"example_id": ids, "loss": losses, "recomputed": recomputed, "difference": difference}

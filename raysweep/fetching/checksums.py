@@ -14,6 +14,6 @@ def check_sha256(path: Path, expected: str, what: str) -> None:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != expected:
         raise InputError(
-            f"{what} has SHA-256 {found}, where {expected} is expected; it is not the published file, and nothing was kept. "
+            f"{what} has SHA-256 {found}, but {expected} is expected; it is not the published file, and nothing was kept. "
             "Check which index or mirror pip and the hub client use here"
         )

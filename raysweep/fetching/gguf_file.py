@@ -62,7 +62,7 @@ class GgufFile:
         kinds = (("general.architecture", "llama"), ("tokenizer.ggml.model", "gpt2"), ("tokenizer.ggml.pre", "smollm"))
         for key, expected in kinds:
             if (found := self._value(key)) != expected:
-                raise InputError(f"{path} has {key} {shown(found)}, where only '{expected}' can be converted")
+                raise InputError(f"{path} has {key} {shown(found)}, but only '{expected}' can be converted")
 
     def config(self) -> dict[str, Any]:
         """Return the content of config.json."""

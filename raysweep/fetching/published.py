@@ -53,8 +53,8 @@ def build(model: Published, whole: Path, scratch: Path, progress: Callable[[str]
     """
     if (free := shutil.disk_usage(whole).free) < model.bytes_needed:
         raise InputError(
-            f"fetching takes {model.bytes_needed / 1e6:.0f} MB in '{whole.parent.parent}', and {free / 1e6:.0f} MB are free; make "
-            "room, or set RAYSWEEP_CACHE to another folder"
+            f"fetching takes {model.bytes_needed / 1e6:.0f} MB in '{whole.parent.parent}', and {free / 1e6:.0f} MB are "
+            "free; free some space, or set RAYSWEEP_CACHE to another folder"
         )
     try:
         progress(f"asking the Hugging Face hub for {model.repository}")

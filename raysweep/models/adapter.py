@@ -80,12 +80,14 @@ class _Stub(StandIn):
 
 
 class Adapter:
-    """A loaded model whose blocks can be called one at a time; it is put into evaluation mode, and stays in it.
+    """A loaded model whose decoder layers can be called one at a time. It is put into evaluation mode and stays in it.
 
-    It is a causal language model (`predicts`), or has states only: an encoder, or a decoder without its head. On
-    construction a few tokens go through the model's own forward and through the replay of its blocks; where the two
-    differ, or a token's state depends on padding behind it, the architecture is refused (InputError) instead of being
-    measured wrongly. What is no whole transformers model (an unmerged PEFT adapter, FSDP shards) is refused too.
+    It is a causal language model (`predicts`), or a model of states only: an encoder, or a decoder without its head. On
+    construction a few tokens go through the model's own forward and through its blocks one by one.
+
+    Raises:
+        InputError: The two differ, a token's state depends on padding after it, or this is not a complete transformers model (an
+            unmerged PEFT adapter, FSDP shards).
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -110,7 +112,7 @@ class Adapter:
 
     @property
     def block_path(self) -> str:
-        """Where the blocks are in the model, as `named_parameters` writes it: `model.layers`, `transformer.h`, …"""
+        """The path of the blocks in the model, as `named_parameters` writes it: `model.layers`, `transformer.h`, and so on."""
         return block_path(self.model)
 
     @property
@@ -119,16 +121,16 @@ class Adapter:
         return len(self.blocks)
 
     def table(self, length: int) -> int:
-        """Which rotary table a text of `length` tokens gets; texts of unlike ones must not share a batch (rotary.py)."""
+        """Return which rotary table a text of `length` tokens uses. Texts that use different ones must not share a batch."""
         return rotary_table(self.model.config.get_text_config(), length)
 
     @property
     def layers_pattern(self) -> str:
-        """What PEFT looks for in a module's path to tell a layer: `layers` mostly (see the function of this name)."""
+        """The part of a module's path by which PEFT recognises a layer: mostly `layers`."""
         return layers_pattern(self.model)
 
     def names_elsewhere(self, layers: Sequence[int]) -> tuple[str, ...]:
-        """Parameters of these layers that `named_parameters` tells under an earlier layer's name, which shares them."""
+        """Return the parameters of these layers that `named_parameters` lists under an earlier layer, which shares them."""
         prefixes = tuple(f"{self.block_path}.{layer}." for layer in layers)
         own = {id(parameter) for layer in layers for parameter in self.blocks[layer].parameters()}
         named = ((name, id(parameter)) for name, parameter in self.model.named_parameters())
@@ -200,20 +202,26 @@ class Adapter:
             return self._forward(tokens, lengths)
 
     def logits(self, states: torch.Tensor) -> torch.Tensor:
-        """Logits [M, V] of M states [..., M, D] that left the last block, by the model's own norm and head.
+        """Compute logits [M, V] of states [..., M, D] that left the last block, with the model's own norm and head.
 
-        Each state goes in as a sequence of its own; norm and head see no neighbours. Gradients go back through it. Raises
-        InputError for a model that predicts nothing.
+        Each state is a sequence of its own. Gradients flow through.
+
+        Raises:
+            InputError: The model does not predict tokens.
         """
         self.require_predictions()
         return self._finish(states[..., None, :], torch.zeros(states.shape[-2], 1, dtype=torch.long))[:, 0]
 
     def require_predictions(self) -> None:
-        """Raise InputError where the model does not predict the next token: there is no loss to measure then."""
+        """Check that the model predicts the next token, so that a loss can be measured.
+
+        Raises:
+            InputError: It does not: it is an encoder, or lacks its head.
+        """
         if not self.predicts:
             raise InputError(
                 f"{type(self.model).__name__} does not predict the next token (it is an encoder, or lacks its head), and "
-                "substitution measures the loss of a response's tokens; measure its similarity alone"
+                "substitution measures the loss of a response's tokens; measure only its similarity"
             )
 
     @torch.no_grad()
@@ -250,8 +258,8 @@ class Adapter:
                 hook.remove()
         if not expected.isfinite().all():
             raise self._refusal(
-                f"its own forward gives {what} that are not finite in {expected.dtype}; its weights are damaged, or "
-                "overflow in that dtype (then choose another)"
+                f"its own forward produces {what} that are not finite in {expected.dtype}; its weights are damaged, or "
+                "they overflow in that dtype (then use another)"
             )
         if len(found) != self.n_layers:
             raise self._refusal(f"its forward calls {len(found)} of its {self.n_layers} blocks")
@@ -267,14 +275,16 @@ class Adapter:
         computed = self._computed_in(expected)
         loose = 1.0 if computed == torch.float32 else 2**-7 / _PROBE_TOLERANCE
         if not apart <= _PROBE_TOLERANCE * loose * scale:
-            raise self._refusal(f"replaying its blocks gives {what} that are {apart:.2g} apart from its own forward's")
+            raise self._refusal(
+                f"replaying its blocks produces {what} that differ by {apart:.2g} from its own forward's"
+            )
         altered = any(altered_modules(self.model))
         if computed == torch.float32 or altered:
             alone = self._forward(tokens[1:, :_PROBE_CUT])
             apart = float((alone[0] - expected[1, :_PROBE_CUT]).abs().max())
             if not apart <= (_LEAK_TOLERANCE if computed == torch.float32 else _LEAK_OF_HOOKS) * scale:
                 others = "tokens behind one" if self.predicts else "tokens that its attention mask hides"
-                raise self._refusal(f"{others} move {what} by {apart:.2g}, so that padding would change every figure")
+                raise self._refusal(f"{others} move {what} by {apart:.2g}, so padding would change every result")
 
     def _replay_among_others(self, tokens: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
         """Logits (or states) of a replay, the same rows in another order passing every block just after them.
@@ -293,7 +303,7 @@ class Adapter:
             out = apply_block(block, states, call, ours)
             others = apply_block(block, others, call, theirs)
             if not torch.equal(before, states):
-                raise self._refusal(f"its {type(block).__name__} overwrites the states that enter it")
+                raise self._refusal(f"its {type(block).__name__} overwrites its input states")
             states = out
         return self.logits(states.flatten(-3, -2)) if self.predicts else self._finish(states, tokens, lengths)
 
@@ -343,7 +353,7 @@ def apply_block(block: nn.Module, states: torch.Tensor, call: BlockCall, shared:
         out = out[0]
     if not isinstance(out, torch.Tensor) or out.shape != states.shape:
         raise InputError(
-            f"{type(block).__name__} returned {type(out).__name__} where states of shape {tuple(states.shape)} were expected; "
-            "raysweep knows blocks that return a tensor or a tuple beginning with one"
+            f"{type(block).__name__} returned {type(out).__name__}, but states of shape {tuple(states.shape)} were expected; "
+            "raysweep supports blocks that return a tensor, or a tuple that starts with one"
         )
     return out

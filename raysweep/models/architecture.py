@@ -47,20 +47,22 @@ def describe_architecture(source: str, path: Path) -> Checkpoint:
     from raysweep.models.skeleton import model_on_paper
 
     if not path.is_file():
-        raise InputError(f"architecture '{path}' of checkpoint '{source}' is no file; give a config.json")
+        raise InputError(f"architecture '{path}' of checkpoint '{source}' is not a file; give a config.json")
     config = read_config(path, path)
     paper = Checkpoint(
         source, path, config, {}, 0, False, f"paper-{fingerprint([source, _as_json(config)])}", on_paper=True
     )
     size = SIZES.get(paper.dtype)
     if size is None:
-        raise InputError(f"{path} has dtype {shown(paper.dtype)}, where a plan needs one of {', '.join(SIZES)}")
+        raise InputError(f"{path} has dtype {shown(paper.dtype)}, but a plan needs one of {', '.join(SIZES)}")
     try:
         model = model_on_paper(path)
     except InputError:
         raise
     except Exception as error:  # sizes that do not fit one another raise whatever the architecture stumbled over
-        raise InputError(f"{path} makes no model: {error}; is it the checkpoint's own config.json?") from error
+        raise InputError(
+            f"{path} does not describe a model: {error}; is it the checkpoint's own config.json?"
+        ) from error
     tied = model.all_tied_weights_keys
     shapes = {name: tuple(value.shape) for name, value in model.state_dict().items() if name not in tied}
     paper = replace(paper, shapes=shapes)

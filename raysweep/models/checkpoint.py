@@ -110,7 +110,8 @@ def find(source: str) -> Path:
         return Path(snapshot_download(source, allow_patterns=list(_DOWNLOADED)))
     except Exception as error:  # the hub client raises many types; every one means the same to the user
         raise InputError(
-            f"checkpoint '{source}' is no folder here, and the hub did not give it ({type(error).__name__}: {error}); "
+            f"checkpoint '{source}' is not a folder on this machine, and the hub did not provide it "
+            f"({type(error).__name__}: {error}); "
             "check the name, the network and your access"
         ) from error
 
@@ -176,22 +177,22 @@ def _subfolders(folder: Path) -> str | None:
 def read_config(path: Path, folder: Path, *, adapter: bool = False) -> Mapping[str, Any]:
     """The config in the file `path`, with its depth under transformers' standard name; `folder` is where transformers finds it.
 
-    Raises InputError where it is no JSON object, or tells of no number of layers.
+    Raises InputError where it is not a JSON object, or tells of no number of layers.
     """
     try:
         config = json.loads(read_limited(path, SETTINGS_BYTES).decode())
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not JSON: {error}; write the checkpoint again") from error
+        raise InputError(f"{path} is not JSON: {error}; save the checkpoint again") from error
     if not isinstance(config, dict):
-        raise InputError(f"{path} is no JSON object; write the checkpoint again")
+        raise InputError(f"{path} is not a JSON object; save the checkpoint again")
     _check_depths(config, path)
     if not adapter and "num_hidden_layers" not in text_config(config):
         config = dict(_standard_names(folder))
     depth = text_config(config).get("num_hidden_layers")
     if not adapter and (type(depth) is not int or not 1 <= depth <= LAYERS.value()):
         raise InputError(
-            f"{path} tells of {shown(depth)} decoder layers (num_hidden_layers), where a number from 1 to "
-            f"{LAYERS.value():.15g} belongs; write the checkpoint again"
+            f"{path} has num_hidden_layers {shown(depth)}, but it must be a number from 1 to "
+            f"{LAYERS.value():.15g}; save the checkpoint again"
         )
     return config
 
@@ -237,7 +238,7 @@ def standard_config(folder: Path) -> PreTrainedConfig:
     try:
         config = _read_standard(folder)
     except Exception as error:  # a value of a wrong type raises whatever the config's class stumbled over
-        raise InputError(f"{folder / 'config.json'} is no config that transformers knows: {error}") from error
+        raise InputError(f"{folder / 'config.json'} is not a config that transformers knows: {error}") from error
     for each in (config, config.get_text_config()):
         each.return_dict = True
         for form in ("output_hidden_states", "output_router_logits"):

@@ -83,8 +83,8 @@ def refuse_missing(source: str, missing: Collection[str]) -> None:
     """Raise InputError where tensors are missing."""
     if missing:
         raise InputError(
-            f"checkpoint '{source}' lacks {len(missing)} weights, {min(missing)} among them; it would run on random "
-            f"values: {AGAIN}"
+            f"checkpoint '{source}' lacks {len(missing)} weights, {min(missing)} among them; it would run with random "
+            f"values; {AGAIN}"
         )
 
 
@@ -111,14 +111,14 @@ def _tried(
     except Exception as error:  # a converter raises whatever the tensors' shapes made it stumble over
         told = " ".join(str(error).split())[:200]
         raise InputError(
-            f"transformers' conversion of {names} to {recipe.first} fails ({type(error).__name__}: {told}); write the "
+            f"transformers' conversion of {names} to {recipe.first} fails ({type(error).__name__}: {told}); save the "
             "checkpoint again"
         ) from error
     for name, value in made.items():
         if name in places and places[name].shape != value.shape:
             raise InputError(
-                f"tensor {names}{'' if name == names else f' (as {name})'} has the shape {list(value.shape)}, where "
-                f"{type(model).__name__} with this config has {list(places[name].shape)}; correct config.json, or write the "
-                "checkpoint again"
+                f"tensor {names}{'' if name == names else f' (as {name})'} has the shape {list(value.shape)}, but "
+                f"{type(model).__name__} with this config has {list(places[name].shape)}; correct config.json, or save "
+                "the checkpoint again"
             )
     return Recipe(recipe.first, recipe.sources, recipe.converter, tuple(name for name in made if name in places))

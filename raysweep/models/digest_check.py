@@ -32,7 +32,7 @@ _GONE = "no such file"
 def other_content(checkpoint: Checkpoint, what: str, found: str, planned: str) -> InputError:
     """Return the error for a file or tensor (`what`) that is not the planned one; `found` and `planned` describe both."""
     reason = (
-        f"A file of this run's own checkpoint was changed or damaged. Remove {checkpoint.manifest} to have it made again"
+        f"A file of this run's own checkpoint was changed or damaged. Remove {checkpoint.manifest} to create it again"
         if checkpoint.manifest
         else "The checkpoint changed after the run was planned, or this node has another one under the same path. Restore "
         "the planned checkpoint, or run again to plan with the new one"

@@ -69,8 +69,8 @@ def check_tensors(checkpoint: Checkpoint) -> tuple[str, ...]:
     wrong = [name for name in unexpected if _is_of_model(name, predicts=predicts_tokens(checkpoint))]
     if wrong:
         raise InputError(
-            f"checkpoint '{checkpoint.source}' has {len(wrong)} tensors that its config has no place for, {wrong[0]} among "
-            f"them; transformers would pass over them, and measure another model than was trained. Correct the settings in "
+            f"checkpoint '{checkpoint.source}' has {len(wrong)} tensors that its config does not include, {wrong[0]} among "
+            f"them; transformers would ignore them, and load another model than was trained. Correct the settings in "
             f"{checkpoint.folder / 'config.json'} (biases, number of layers, tied head), or remove the tensors"
         )
     return tuple(unexpected)
@@ -112,6 +112,6 @@ def _refuse_wrapped(
             plain = name.replace(part, "", 1)
             if plain != name and plain in wanted:
                 raise InputError(
-                    f"checkpoint '{checkpoint.source}' has a tensor named {name}, where the model has {plain}: '{part}' is part of "
-                    f"the names that {who} gives. Save the model without its wrapper, or rename the tensors"
+                    f"checkpoint '{checkpoint.source}' has a tensor named {name}, but the model has {plain}; {who} "
+                    f"adds '{part}' to the names. Save the model without its wrapper, or rename the tensors"
                 )

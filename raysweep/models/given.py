@@ -35,8 +35,8 @@ def unwrapped(given: object) -> object:
 def _refuse_hooks(wrapper: nn.Module, inner: nn.Module) -> None:
     if wrapper._forward_hooks or wrapper._forward_pre_hooks:
         raise InputError(
-            f"the {type(wrapper).__name__} around a {type(inner).__name__} has forward hooks, and raysweep calls what is "
-            f"inside it: register the hooks on the {type(inner).__name__} itself"
+            f"the {type(wrapper).__name__} around a {type(inner).__name__} has forward hooks, and raysweep calls the "
+            f"model inside it; register the hooks on the {type(inner).__name__} itself"
         )
 
 
@@ -82,7 +82,7 @@ def plain_model(given: object, name: str = "model", accepted: str = A_MODEL) -> 
 
 
 _WHOLE = (
-    "each process has a part of its weights only: save the whole model (consolidate FSDP shards) and give its folder"
+    "each process has only a part of its weights; save the full model (consolidate FSDP shards) and give its folder"
 )
 
 
@@ -133,8 +133,9 @@ def _refuse_peft(model: nn.Module, name: str) -> None:
     path = next((path for path, module in model.named_modules() if _is_peft(module)), None)
     if path is not None:
         raise InputError(
-            f"{name} has a PEFT adapter in it that is not merged ({path} is PEFT's): give the adapter's folder, or what "
-            "merge_and_unload() returns for a copy. PEFT changes the model that it is given in place: if this model should "
+            f"{name} has a PEFT adapter in it that is not merged ({path} is PEFT's); give the adapter's folder, or the "
+            "result of merge_and_unload() on a copy. PEFT changes the model that it is given in place; if this model "
+            "should "
             "be without the adapter, load it again"
         )
 
@@ -162,7 +163,7 @@ def check_distinct(base: object, tuned: object) -> None:
     again = "Load base again with its own from_pretrained"
     if one is other:
         raise InputError(
-            f"base and tuned are one and the same model object{cause}. {again} (PEFT's get_peft_model and merge_and_unload "
+            f"base and tuned are the same model object{cause}. {again} (PEFT's get_peft_model and merge_and_unload "
             "change the model that they are given)."
         )
     ours, theirs = dict(_weights(one)), dict(_weights(other))

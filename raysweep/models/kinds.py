@@ -30,11 +30,11 @@ def checkpoint_predicts(config: PreTrainedConfig, source: str) -> bool:
         return not _sees_both_ways(config)
     if config.get_text_config() is not config:
         raise InputError(
-            f"{where} takes more than text, and transformers has no causal language model for it; give the checkpoint of "
-            "its language model alone"
+            f"{where} takes more than text, and transformers has no causal language model for it; give only the "
+            "checkpoint of its language model"
         )
     if type(config) not in MODEL_MAPPING or MODEL_MAPPING[type(config)].main_input_name != "input_ids":
-        raise InputError(f"{where} takes no text; give a causal language model or a text encoder")
+        raise InputError(f"{where} does not take text; give a causal language model or a text encoder")
     return False
 
 
@@ -42,7 +42,7 @@ def model_predicts(model: PreTrainedModel) -> bool:
     """Whether a loaded model predicts the next token. Raises InputError for an encoder-decoder, and for what takes no text."""
     _refuse_two_stacks(model.config, type(model).__name__)
     if model.main_input_name != "input_ids":
-        raise InputError(f"{type(model).__name__} takes no text; give a causal language model or a text encoder")
+        raise InputError(f"{type(model).__name__} does not take text; give a causal language model or a text encoder")
     return model.can_generate() and not _sees_both_ways(model.config)
 
 
@@ -54,8 +54,8 @@ def _names(values: Iterable[str | Iterable[str]]) -> set[str]:
 def _refuse_two_stacks(config: PreTrainedConfig, where: str) -> None:
     if getattr(config, "is_encoder_decoder", False):
         raise InputError(
-            f"{where} is an encoder-decoder: its decoder's layers also read the states of an encoder that has layers of its "
-            "own, and raysweep takes one stack apart; give a decoder-only model or an encoder"
+            f"{where} is an encoder-decoder: its decoder also reads the states of a separate encoder, and raysweep "
+            "sweeps a single stack of layers; give a decoder-only model or an encoder"
         )
 
 

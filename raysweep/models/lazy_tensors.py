@@ -80,7 +80,7 @@ class LazyTensors:
         except OSError as error:
             raise InputError(f"{where} cannot be read: {error.strerror or error}") from error
         except ShortFileError as error:
-            raise InputError(f"{where} ends at byte {error.at} of the file, before its last; {AGAIN}") from error
+            raise InputError(f"{where} ends at byte {error.at} of the file, before its end; {AGAIN}") from error
         compare_digests(self._checkpoint, where, digesting.hexdigest(), self._checkpoint.digests[name])
         return raw.view(_TORCH[tensor.dtype]).reshape(tensor.shape)
 

@@ -57,14 +57,14 @@ def load_model(
     """
     if checkpoint.adapter:
         if base is None:
-            raise InputError(f"'{checkpoint.source}' is a PEFT adapter; name the base checkpoint it belongs to")
+            raise InputError(f"'{checkpoint.source}' is a PEFT adapter; give the base checkpoint that it belongs to")
         return _load_merged(checkpoint, base, dtype=dtype, device=device, device_map=device_map)
     with unchanged(checkpoint, SETTINGS_FILES):
         model, info = _loaded(checkpoint, dtype, device_map if device_map is not None else {"": device})
     if info["missing_keys"]:
         raise InputError(
             f"checkpoint '{checkpoint.source}' lacks {len(info['missing_keys'])} weights, "
-            f"{sorted(info['missing_keys'])[0]} among them; it would run on random values"
+            f"{sorted(info['missing_keys'])[0]} among them; it would run with random values"
         )
     return model.eval().requires_grad_(False)
 
@@ -166,7 +166,7 @@ def _merged_onto(
         merged,
         dtype,
         device_map if device_map is not None else {"": device},
-        why=f"the layers of '{base.source}' share weights, which PEFT adapter '{adapter.source}' changes apart",
+        why=f"the layers of '{base.source}' share weights, which PEFT adapter '{adapter.source}' changes separately",
         options=_options(base),
     )
 
@@ -190,7 +190,7 @@ def in_dtype(
         **options,
     )
     if shared_names(model) != shared_names(merged):
-        raise InputError(f"{why}, and the model cannot be made so in {dtype}; set the model's dtype to float32")
+        raise InputError(f"{why}, and the model cannot be built like that in {dtype}; set the model's dtype to float32")
     return model.eval().requires_grad_(False)
 
 

@@ -27,7 +27,8 @@ def merge_onto_copy(adapter: Checkpoint, model: PreTrainedModel) -> tuple[PreTra
     """
     if is_dispatched(model):
         raise InputError(
-            f"PEFT adapter '{adapter.source}' cannot be merged onto a base that is spread over devices: give base by its name or "
+            f"PEFT adapter '{adapter.source}' cannot be merged onto a base that is spread over devices; give base by "
+            "its name or "
             "folder"
         )
     dtype = str(model.dtype).removeprefix("torch.")
@@ -40,7 +41,7 @@ def merge_onto_copy(adapter: Checkpoint, model: PreTrainedModel) -> tuple[PreTra
             return merge_adapter(adapter, base, config, copied), facts.warnings
         merged = merge_adapter(adapter, base, config, copied.float())
     options = {"generation_config": model.generation_config} if model.can_generate() else {}
-    why = f"the layers of base share weights, which PEFT adapter '{adapter.source}' changes apart"
+    why = f"the layers of base share weights, which PEFT adapter '{adapter.source}' changes separately"
     return in_dtype(merged, dtype, {"": str(model.device)}, why=why, options=options), facts.warnings
 
 

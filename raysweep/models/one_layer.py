@@ -34,10 +34,14 @@ def build_one_layer(checkpoint: Checkpoint, dtype: str, device: str, most_bytes:
         if (layer := layer_of(name)) is not None:
             shapes[layer].append(tuple(shape))
     if len({tuple(sorted(of_layer)) for of_layer in shapes.values()}) != 1:
-        raise InputError(f"layers of checkpoint '{checkpoint.source}' have unlike shapes; one does not stand for all")
+        raise InputError(
+            f"layers of checkpoint '{checkpoint.source}' have different shapes, so one of them cannot represent all"
+        )
     size = sum(map(math.prod, shapes[min(shapes)])) * kind.itemsize
     if size > min(most_bytes, _MOST_BYTES):
-        raise InputError(f"a layer of checkpoint '{checkpoint.source}' has {size} bytes, too many to make one to time")
+        raise InputError(
+            f"a layer of checkpoint '{checkpoint.source}' has {size} bytes, which is too large to create one for timing"
+        )
     config = standard_config(checkpoint.folder)
     text = config.get_text_config()
     layers = text.num_hidden_layers

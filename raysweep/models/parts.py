@@ -76,13 +76,13 @@ def parts_of(block: nn.Module) -> dict[Literal["attention", "mlp"], tuple[str, .
             found["mlp"].append(name)
         else:
             raise InputError(
-                f"{type(block).__name__} has the part '{name}', of which raysweep cannot tell whether it belongs to the "
-                "attention or the MLP; leave `modules` out for this architecture"
+                f"{type(block).__name__} has the part '{name}', and raysweep does not know whether it belongs to the "
+                "attention or the MLP; remove `modules` for this architecture"
             )
     for part, members in found.items():
         if not members:
             raise InputError(
-                f"{type(block).__name__} has no {part} among its parts ({', '.join(names)}); leave `modules` out for this "
+                f"{type(block).__name__} has no {part} among its submodules ({', '.join(names)}); remove `modules` for this "
                 "architecture"
             )
     return {part: tuple(members) for part, members in found.items()}

@@ -29,14 +29,14 @@ def base_warning(adapter: Checkpoint, base: Checkpoint) -> str | None:
     asked = f"'{recorded}'" + ("" if revision in _MAIN else f" (revision {revision})")
     if not _same_name(recorded, base):
         return (
-            f"adapter '{adapter.source}' was trained on {asked} by its adapter_config.json, and is merged onto "
-            f"'{base.source}'; if these are different models, its losses mean nothing"
+            f"adapter '{adapter.source}' was trained on {asked} according to its adapter_config.json, and is merged "
+            f"into '{base.source}'; if these are different models, its losses are meaningless"
         )
     if revision in _MAIN or _revision(base) == revision:
         return None
     return (
-        f"adapter '{adapter.source}' was trained on {asked} by its adapter_config.json; make sure that '{base.source}', onto "
-        "which it is merged, is that revision"
+        f"adapter '{adapter.source}' was trained on {asked} according to its adapter_config.json; make sure that "
+        f"'{base.source}', into which it is merged, is that revision"
     )
 
 

@@ -66,7 +66,8 @@ def _warnings(adapter: Checkpoint, base: Checkpoint, config: PeftConfig) -> Iter
     if getattr(config, "save_projection", True) is False:
         yield (
             f"adapter '{adapter.source}' was saved without its random projections (save_projection=False); PEFT draws them again "
-            "from the seed in its config, and another version of PyTorch may draw others than those it was trained with"
+            "from the seed in its config, and another version of PyTorch may draw other values than those it was "
+            "trained with"
         )
 
 
@@ -95,7 +96,9 @@ def _refuse_replicated_layers(adapter: Checkpoint, base: Checkpoint) -> None:
         layers = []
     if layers != list(range(base.n_layers)):
         raise InputError(
-            f"PEFT adapter '{adapter.source}' repeats or leaves out layers of its base (layer_replication {shown(ranges)}, of "
-            f"{base.n_layers} layers), so that its layers have no counterpart in '{base.source}' and share weights; {INSTEAD}, "
+            f"PEFT adapter '{adapter.source}' repeats or drops layers of its base (layer_replication {shown(ranges)}, "
+            "of "
+            f"{base.n_layers} layers), so its layers have no counterpart in '{base.source}' and share weights; "
+            f"{INSTEAD}, "
             "with that model's own base"
         )

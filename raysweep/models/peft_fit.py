@@ -112,8 +112,8 @@ def _complaint(adapter: Checkpoint, base: Checkpoint, config: PeftConfig, tuned:
 
 
 def misplaced(lacking: list[str], unexpected: list[str]) -> str | None:
-    """Words for tensors that the adapter lacks, or that the base has no place for; None if there are none."""
-    for problem, names in (("it lacks", lacking), ("the base has no place for", unexpected)):
+    """Words for tensors that the adapter lacks, or that the base does not have; None if there are none."""
+    for problem, names in (("it lacks", lacking), ("the base does not have", unexpected)):
         if names:
             return f"{problem} {len(names)} of its tensors, {sorted(names)[0]} among them"
     return None
@@ -159,8 +159,8 @@ def _more_rows(base: Checkpoint, shape: Shape, expected: Shape) -> str | None:
     if len(shape) != 2 or len(expected) != 2 or shape[1] != expected[1] or expected[0] != vocabulary:
         return None
     return (
-        f"the vocabulary was resized from {expected[0]} to {shape[0]} tokens before training: give a base that was resized "
-        "in the same way (resize_token_embeddings, then save_pretrained)"
+        f"the vocabulary was resized from {expected[0]} to {shape[0]} tokens before training; give a base that was "
+        "resized in the same way (resize_token_embeddings, then save_pretrained)"
     )
 
 
@@ -172,7 +172,7 @@ def _wrapper(names: Iterable[str], modules: set[str]) -> str | None:
             if part in _WRAPPERS and part not in known:
                 return (
                     f"its tensor names carry '{part}.', which a wrapper of the model left there ({name}); unwrap the model "
-                    "before it is saved, or take that part out of the names"
+                    "before it is saved, or remove that part from the names"
                 )
     return None
 

@@ -86,9 +86,9 @@ def _unfit(adapter: Checkpoint, base: Checkpoint) -> str:
 
 def _wrong(adapter: Checkpoint, base: Checkpoint, config: PeftConfig, difference: float) -> str:
     return (
-        f"PEFT adapter '{adapter.source}' of type {described_type(config)} does not become what it computes when it is merged into "
-        f"'{base.source}': outputs on a probe differ by {difference:.2g}, relative, and {TOLERANCE:g} is allowed; {INSTEAD}, if "
-        "that is right"
+        f"PEFT adapter '{adapter.source}' of type {described_type(config)} gives other outputs once it is merged into "
+        f"'{base.source}': on a probe they differ by {difference:.2g}, relative, and {TOLERANCE:g} is allowed; {INSTEAD}, if "
+        "that is correct"
     )
 
 

@@ -68,15 +68,16 @@ def _problem(parts: Mapping[str, nn.Module], config: PeftConfig) -> str | None:
     one, other = _built(parts, config, seed=2, state=saved), _built(parts, config, seed=3, state=saved)
     own, again, reloaded = _outputs(one), _outputs(one), _outputs(other)
     if _apart(own, again) > _UNLIKE:
-        return f"draws random values each time it runs, so that no merged weights give its output; {NOT_MERGEABLE}"
+        return f"draws random values each time it runs, so no merged weights can reproduce its output; {NOT_MERGEABLE}"
     if max(_apart(own, reloaded), _apart(_merged_weights(one), _merged_weights(other))) > _UNLIKE:
         return (
-            "is not the trained adapter when it is loaded again: PEFT starts it from random values that are not saved with it. "
-            "Convert it to plain LoRA where it was trained (path_initial_model_for_weight_conversion of save_pretrained), or "
+            "differs from the trained adapter when it is loaded again: PEFT starts it from random values that are not "
+            "saved with it. Convert it to plain LoRA on the machine where it was trained "
+            "(path_initial_model_for_weight_conversion of save_pretrained), or "
             f"{INSTEAD}"
         )
     if (difference := _apart(own, _outputs(one))) > TOLERANCE:  # merged by now
-        return f"does not merge into what it computes: outputs differ by {difference:.1g}, relative; {NOT_MERGEABLE}"
+        return f"gives other outputs once it is merged: they differ by {difference:.1g}, relative; {NOT_MERGEABLE}"
     return None
 
 
@@ -203,7 +204,7 @@ def _cut_down(layer: nn.Module, width: int) -> nn.Module | None:
 
 
 def _narrower(layer: Any, width: int) -> nn.Module:
-    """The layer without weights, cut down if it is of a kind that can be."""
+    """The layer without weights, cut down if it is of a type that can be."""
     from transformers.pytorch_utils import Conv1D
 
     narrower: nn.Module = copy.deepcopy(layer)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 ADAPTER_NAME = "default"  # PEFT's own name for the only adapter of a model
 OF_MODULES = "base_model.model."  # how the names of tensors begin that belong to one module of the base
-INSTEAD = "merge it into its base where it was trained and give the merged checkpoint"
+INSTEAD = "merge it into its base with the software that trained it, and give the merged checkpoint"
 NOT_MERGEABLE = "give a full checkpoint, or an adapter that can be merged (plain LoRA or DoRA, for example)"
 # By setting, the values for which PEFT imports and loads nothing.
 _FOREIGN: dict[str, tuple[object, ...]] = {"megatron_config": (), "shadow_model": ("mirror",)}

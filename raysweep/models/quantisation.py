@@ -37,8 +37,8 @@ def check_quantised(checkpoint: Checkpoint, device: str) -> None:
     name = _method(checkpoint)
     if name is None:
         raise InputError(
-            f"checkpoint '{checkpoint.source}' has quantised weights ({_first(checkpoint)}), and its config.json has no "
-            "quantization_config that says how; dequantise it, or restore the config"
+            f"checkpoint '{checkpoint.source}' has quantised weights ({_first(checkpoint)}), and its config.json has "
+            "no quantization_config that describes how; dequantise it, or restore the config"
         )
     from transformers.quantizers import AutoHfQuantizer
 

@@ -97,7 +97,7 @@ class TensorFiles:
         flat = target.reshape(-1)
         if flat.numel() * stored.itemsize != tensor.stop - tensor.start:
             raise InputError(
-                f"{self.where(name)} has shape {list(tensor.shape)}, where the model has {list(target.shape)}; {AGAIN}"
+                f"{self.where(name)} has shape {list(tensor.shape)}, but the model has {list(target.shape)}; {AGAIN}"
             )
         digesting = self._digesting(tensor)
         try:
@@ -147,8 +147,8 @@ class TensorFiles:
             fill(handle, view, place, self._stop)
         except ShortFileError as error:
             raise InputError(
-                f"{self.where(name)} ends at byte {error.at} of the file, before its last; the file became shorter "
-                f"since it was checked: {AGAIN}"
+                f"{self.where(name)} ends at byte {error.at} of the file, before its end; the file became shorter "
+                f"after it was checked; {AGAIN}"
             ) from error
         except InterruptedReadError:
             raise InterruptedReadError(self.where(name)) from None

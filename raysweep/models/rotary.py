@@ -33,7 +33,7 @@ def rotary_table(config: PreTrainedConfig, length: int) -> int:
         elif "dynamic" in kind and length > config.max_position_embeddings:
             raise InputError(
                 f"a text of {length} tokens is longer than the model's max_position_embeddings "
-                f"{config.max_position_embeddings}, beyond which its rotary tables ('{kind}') depend on what it has read "
-                f"before; set max_tokens to {config.max_position_embeddings} or less"
+                f"{config.max_position_embeddings}, beyond which its rotary tables ('{kind}') depend on the texts it "
+                f"has read before; set max_tokens to {config.max_position_embeddings} or less"
             )
     return table

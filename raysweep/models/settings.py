@@ -46,19 +46,19 @@ _SIZES = ("hidden_size", "vocab_size", "num_attention_heads", "num_key_value_hea
 _SCALED_BY_LENGTH = ("dynamic", "yarn", "longrope")  # rotary types whose tables depend on max_position_embeddings
 # What the surroundings hand to every layer in a form that layers of the other setting cannot take.
 _STRUCTURE = {
-    "model_type": "the two are different architectures",
-    "num_hidden_layers": "a pair has the same depth",
-    "is_causal": "a layer of one sees tokens that the other's must not see",
-    "use_bidirectional_attention": "a layer of one sees tokens that the other's must not see",
-    "is_decoder": "a layer of one sees tokens that the other's must not see",
-    "alibi": "a layer of one would get the other's encoding of positions",
-    "use_mem_rope": "a layer of one would get the other's encoding of positions",
-    "position_embedding_type": "a layer of one would get the other's encoding of positions",
-    "num_kv_shared_layers": "a layer of one would look for keys and values that the other's layers do not leave",
-    "altup_num_inputs": "the layers of one carry another number of streams than the other's",
-    "altup_active_idx": "the layers of one write another stream than the other's read",
-    "layers_block_type": "layers of the two at one place are of different kinds",
-    "hybrid_layer_ids": "layers of the two at one place are of different kinds",
+    "model_type": "the two models have different architectures",
+    "num_hidden_layers": "both models of a pair must have the same depth",
+    "is_causal": "a layer of one model would attend to tokens that the other model masks",
+    "use_bidirectional_attention": "a layer of one model would attend to tokens that the other model masks",
+    "is_decoder": "a layer of one model would attend to tokens that the other model masks",
+    "alibi": "a layer of one model would get the other model's position encoding",
+    "use_mem_rope": "a layer of one model would get the other model's position encoding",
+    "position_embedding_type": "a layer of one model would get the other model's position encoding",
+    "num_kv_shared_layers": "a layer of one model would need keys and values that the other model's layers do not provide",
+    "altup_num_inputs": "the layers of the two models carry different numbers of residual streams",
+    "altup_active_idx": "the layers of one model write a different residual stream from the one that the other model's layers read",
+    "layers_block_type": "layers at the same place are of different types",
+    "hybrid_layer_ids": "layers at the same place are of different types",
 }
 
 
@@ -94,8 +94,8 @@ def check_settings(base: PreTrainedConfig, tuned: PreTrainedConfig, where: str) 
     for key in ("rope_parameters", *_length_settings(ours)):
         if getattr(ours, key, None) != getattr(theirs, key, None):
             raise InputError(
-                f"{where} differ in {key}: {getattr(ours, key, None)} and {getattr(theirs, key, None)}; "
-                "a layer put back would see the other model's rotary tables"
+                f"{where} differ in {key}: {getattr(ours, key, None)} and {getattr(theirs, key, None)}; a layer of the "
+                "base model in the tuned model would use the wrong rotary tables"
             )
     found = differences(base, tuned)
     for difference in found:

@@ -91,10 +91,10 @@ def find_shards(folder: Path) -> Path:
             return found
     if not folder.is_dir():
         raise InputError(
-            f"shards '{folder}' are no folder; give a checkpoint-N of the trainer, or the folder of *.distcp files"
+            f"shards '{folder}' are not a folder; give a checkpoint-N of the trainer, or the folder of *.distcp files"
         )
     if any(path.suffix == ".distcp" for inside in (folder, folder / WEIGHTS) for path in inside.glob("*")):
-        raise InputError(f"shards '{folder}' have no {INDEX}, which is written last: they are not whole; {_AGAIN}")
+        raise InputError(f"shards '{folder}' have no {INDEX}, which is written last, so they are incomplete; {_AGAIN}")
     raise InputError(
         f"folder '{folder}' has no shards of weights ({INDEX} and *.distcp, or {WEIGHTS} with them); give a checkpoint-N of "
         "the trainer, or the folder of *.distcp files"
@@ -111,7 +111,7 @@ def read_index(folder: Path) -> Shards:
         found = _Index(io.BytesIO(limits.read_limited(path, limits.SHARD_INDEX_BYTES))).load()
     except FileNotFoundError as error:
         raise InputError(
-            f"shards '{folder}' have no {INDEX}, which is written last: they are not whole; {_AGAIN}"
+            f"shards '{folder}' have no {INDEX}, which is written last, so they are incomplete; {_AGAIN}"
         ) from error
     except PickledCodeError as error:
         raise InputError(f"{path} {error}") from error
@@ -119,13 +119,13 @@ def read_index(folder: Path) -> Shards:
         raise
     except Exception as error:  # a torn pickle raises whatever its reader stumbled over
         raise InputError(
-            f"{path} is no whole index of shards ({type(error).__name__}: {shown(str(error))}); {_AGAIN}"
+            f"{path} is not a complete index of shards ({type(error).__name__}: {shown(str(error))}); {_AGAIN}"
         ) from error
     try:
         return _checked(folder, found)
     except (AttributeError, TypeError, KeyError, ValueError) as error:
         raise InputError(
-            f"{path} is no index of shards ({type(error).__name__}: {shown(str(error))}); {_AGAIN}"
+            f"{path} is not an index of shards ({type(error).__name__}: {shown(str(error))}); {_AGAIN}"
         ) from error
 
 
@@ -145,7 +145,7 @@ def read_tensor(tensor: Sharded) -> torch.Tensor:
         value = _read(tensor.name, piece)
         if not isinstance(value, torch.Tensor) or value.shape != piece.sizes or value.dtype != tensor.dtype:
             raise InputError(
-                f"{piece.file}: tensor {tensor.name} has {_kind(value)} at byte {piece.offset}, where the index tells of "
+                f"{piece.file}: tensor {tensor.name} has {_kind(value)} at byte {piece.offset}, but the index has "
                 f"{tensor.dtype} of shape {list(piece.sizes)}; {_AGAIN}"
             )
         region = tuple(slice(start, start + size) for start, size in zip(piece.begins, piece.sizes, strict=True))
@@ -163,8 +163,8 @@ class _Index(pickle.Unpickler):
             return found
         if name not in _INDEX_CLASSES.get(module, ()):
             raise PickledCodeError(
-                f"asks for {module}.{name}, which no index of shards needs, and raysweep runs no pickled code; write the "
-                "shards again with torch.distributed.checkpoint"
+                f"asks for {module}.{name}, which no index of shards needs, and raysweep runs no pickled code; save "
+                "the shards again with torch.distributed.checkpoint"
             )
         return _as_text if module == _PATHS else super().find_class(module, name)
 
@@ -201,7 +201,7 @@ def _piece(
     folder: Path, name: str, begins: Shape, sizes: Shape, stored: Mapping[Any, Any], seen: dict[Path, int]
 ) -> Piece:
     if (name, begins) not in stored:
-        raise InputError(f"{folder / INDEX} does not tell where tensor {name} at {list(begins)} is; {_AGAIN}")
+        raise InputError(f"{folder / INDEX} does not say where tensor {name} at {list(begins)} is; {_AGAIN}")
     info = stored[name, begins]
     if Path(info.relative_path).name != info.relative_path or info.transform_descriptors:
         what = (
@@ -232,8 +232,8 @@ def _check_whole(folder: Path, name: str, shape: Shape, pieces: tuple[Piece, ...
     values = sum(math.prod(piece.sizes) for piece in full)
     if not inside or values != math.prod(shape) or not _covers_once(shape, full):
         raise InputError(
-            f"{folder / INDEX} tells of tensor {name} of shape {list(shape)}, and of {len(pieces)} parts with {values} values "
-            f"that do not make it whole; {_AGAIN}"
+            f"{folder / INDEX} lists tensor {name} of shape {list(shape)} in {len(pieces)} parts with {values} values, "
+            f"which do not add up; {_AGAIN}"
         )
 
 
@@ -243,7 +243,7 @@ def _check_bytes(name: str, dtype: torch.dtype, pieces: tuple[Piece, ...]) -> No
         needed = math.prod(piece.sizes) * dtype.itemsize
         if needed > piece.length:
             raise InputError(
-                f"{piece.file}: tensor {name} has {piece.length} bytes at byte {piece.offset}, where a part of shape "
+                f"{piece.file}: tensor {name} has {piece.length} bytes at byte {piece.offset}, but a part of shape "
                 f"{list(piece.sizes)} in {dtype} needs {needed}; {_AGAIN}"
             )
 

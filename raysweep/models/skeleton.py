@@ -93,8 +93,8 @@ def _recipes_of(
         for _, source in recipe.sources:
             if places[recipe.first].is_floating_point() and not files.dtype(source).is_floating_point:
                 raise InputError(
-                    f"{files.where(source)} is stored as {files.tensors[source].dtype}, where {type(model).__name__} has "
-                    f"floating values; {AGAIN}"
+                    f"{files.where(source)} is stored as {files.tensors[source].dtype}, but {type(model).__name__} has "
+                    f"floating-point values; {AGAIN}"
                 )
         inside = {_layer(name, path) for name in recipe.targets}
         if len(inside) > 1:
@@ -107,11 +107,11 @@ def _recipes_of(
 
 def _reason(checkpoint: Checkpoint) -> str | None:
     if checkpoint.adapter:
-        return "an adapter is merged onto its base's weights, all of them in memory (merge and save it first)"
+        return "an adapter is merged into its base's weights with all of them in memory (merge and save it first)"
     if is_quantised(checkpoint):
-        return "its weights are quantised, and are unpacked by code of their own"
+        return "its weights are quantised, and are unpacked by their own code"
     bins = [path.name for path in weight_files(checkpoint.folder, checkpoint.source) if path.suffix != ".safetensors"]
-    return f"{bins[0]} is no safetensors file, of which a part could be read" if bins else None
+    return f"{bins[0]} is not a safetensors file, and only safetensors files can be read in part" if bins else None
 
 
 def _shared_layers(model: PreTrainedModel) -> str | None:

@@ -74,8 +74,8 @@ def interpolated(block: nn.Module, donor: nn.Module, share: float, names: Sequen
         if weight.is_meta or not weight.is_floating_point():
             what = "offloaded" if weight.is_meta else f"of {weight.dtype}"
             raise InputError(
-                f"{type(block).__name__} has the weight {name}, which is {what} and cannot be interpolated; leave "
-                "`coefficients` out, or load the model whole in a floating dtype"
+                f"{type(block).__name__} has the weight {name}, which is {what} and cannot be interpolated; remove "
+                "`coefficients`, or load the model completely in a floating-point dtype"
             )
     made = copy.deepcopy(block, kept)  # a config is no part of a layer, and stays the one it is
     theirs = donor.state_dict()
@@ -123,7 +123,7 @@ def _as_tensor(name: str, given: ArrayLike | torch.Tensor) -> torch.Tensor:
     try:
         return torch.as_tensor(given)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"{name} is of type {type(given).__name__}, and no array of numbers: {error}") from error
+        raise InputError(f"{name} is of type {type(given).__name__}, not an array of numbers: {error}") from error
 
 
 @contextmanager
@@ -137,16 +137,24 @@ def removed(
     stored_D: ArrayLike | torch.Tensor | None = None,
     mean_D: ArrayLike | torch.Tensor | None = None,
 ) -> Iterator[None]:
-    """Take the directions [K, D] out of what a decoder layer (from 0) puts out, while the context lasts.
+    """Remove directions from what a decoder layer puts out, while the context lasts.
 
-    `project` subtracts each state's own part in their span, so that what is left has inner product 0 with every one of
-    them; `paper` subtracts the part of `stored_D` instead, the state [D] that was stored for the example (or [B, D], one
-    for each of a batch), and is the same at every step. With a `mean_D` [D] the parts are those of the states' difference
-    from it, and the mean itself stays. Directions need be neither orthogonal nor of unit length; only their span counts.
+    Only the block is hooked; no weight changes. Directions need not be orthogonal or of unit length; only their span counts.
 
-    `positions`: `last` changes the last token of each pass, which in generation with a cache is the prompt's last token
-    and every token written after it; `all` every token; a slice those tokens of a pass. Only the block is hooked and no
-    weight is touched. Raises InputError (IndexError for a layer that is not there) before anything is changed.
+    Args:
+        model: A loaded transformers model, or an `Adapter`.
+        layer: The layer, from 0.
+        components_KD: The directions [K, D].
+        mode: `"project"` subtracts each state's own part in their span, so that its inner product with each direction is 0.
+            `"paper"` subtracts the part of `stored_D` instead, the same at every step.
+        positions: `"last"` changes the last token of each pass, which in generation with a cache is the prompt's last token and
+            every token after it; `"all"` changes every token; a slice changes those tokens of a pass.
+        stored_D: For `paper`: the state [D] stored for the example, or [B, D] for each example of a batch.
+        mean_D: Take parts of the states' difference from this mean [D], which then stays.
+
+    Raises:
+        InputError: An argument does not fit the model; nothing was changed.
+        IndexError: The model has no such layer.
     """
     owner: Any = model.model if isinstance(model, Adapter) else model
     if not isinstance(owner, nn.Module) or not hasattr(owner, "config"):
@@ -156,8 +164,8 @@ def removed(
     )
     if compiled is not None:
         raise InputError(
-            f"{type(owner).__name__} is compiled ({compiled}), and compiled code does not see hooks that are registered after it "
-            "was made: give the model without torch.compile, and call that one"
+            f"{type(owner).__name__} is compiled ({compiled}), and compiled code ignores hooks that are registered "
+            "later; give the model without torch.compile, and call that one"
         )
     blocks = model.blocks if isinstance(model, Adapter) else find_blocks(owner)
     if isinstance(layer, bool) or not isinstance(layer, SupportsIndex):
@@ -190,9 +198,9 @@ def removed(
         states = output[0] if several else output
         if not isinstance(states, torch.Tensor) or states.ndim != 3:
             raise InputError(
-                f"{type(module).__name__} puts out no states [B, T, D], but "
+                f"{type(module).__name__} does not return states [B, T, D], but "
                 f"{tuple(states.shape) if isinstance(states, torch.Tensor) else type(states).__name__}; components can be "
-                "removed where a layer has one stream of states"
+                "removed only from a layer with one stream of states"
             )
         before = states[:, chosen]
         if stored_part is None:

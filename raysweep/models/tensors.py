@@ -23,7 +23,7 @@ from raysweep import limits
 from raysweep.errors import InputError, nearest, shortened, shown
 
 Shape = tuple[int, ...]
-AGAIN = "copy or write the checkpoint again"
+AGAIN = "copy or save the checkpoint again"
 
 _MOST_DIMENSIONS = 64  # that torch knows
 _BLOCK = 4 * 2**20  # bytes read at a time: they are still in the cache when they are checked
@@ -77,7 +77,7 @@ def read_header(path: Path) -> list[Tensor]:
         prefix = file.read(8)
         length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else size + 1
         if length > size - 8:
-            raise InputError(f"{path} is no whole safetensors file ({size} bytes); {AGAIN}")
+            raise InputError(f"{path} is not a complete safetensors file ({size} bytes); {AGAIN}")
         limits.HEADER_BYTES.check(length, path)
         try:
             header = json.loads(file.read(length), object_pairs_hook=_without_doubles)
@@ -86,18 +86,18 @@ def read_header(path: Path) -> list[Tensor]:
                 f"{path} has an unreadable safetensors header: {error}; copy the checkpoint again"
             ) from error
     if not isinstance(header, dict):
-        raise InputError(f"{path} has a safetensors header that is no JSON object; {AGAIN}")
+        raise InputError(f"{path} has a safetensors header that is not a JSON object; {AGAIN}")
     header.pop("__metadata__", None)
     limits.TENSORS.check(len(header), path)
     tensors = [_tensor(path, name, entry, 8 + length) for name, entry in header.items()]
     tensors.sort(key=lambda tensor: (tensor.start, tensor.stop))
     end = max((tensor.stop for tensor in tensors), default=8 + length)
     if end != size:
-        raise InputError(f"{path} has {size} bytes where its header tells {end}; copy the checkpoint again")
+        raise InputError(f"{path} has {size} bytes, but its header says {end}; copy the checkpoint again")
     before, place = None, 8 + length
     for tensor in tensors:
         if tensor.start != place:
-            told = "overlaps" if tensor.start < place else "leaves a gap behind"
+            told = "overlaps" if tensor.start < place else "leaves a gap after"
             other = f"tensor {before}" if before else "the header"
             raise InputError(
                 f"{path}: tensor {tensor.name} begins at byte {tensor.start} and {told} {other}, which ends at byte "
@@ -111,7 +111,7 @@ def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for name, value in pairs:
         if name in values:
-            raise ValueError(f"'{shortened(name)}' stands in it twice")
+            raise ValueError(f"'{shortened(name)}' appears in it twice")
         values[name] = value
     return values
 
@@ -125,17 +125,17 @@ def _tensor(path: Path, name: str, entry: Any, data: int) -> Tensor:
         hint = nearest(dtype, _BITS) if isinstance(dtype, str) else "its header has none"
         raise InputError(f"{where} has the unknown dtype {shown(dtype)} ({hint}); {AGAIN}")
     if not _are_counts(shape):
-        raise InputError(f"{where} has the shape {shown(shape)}, which is no list of sizes; {AGAIN}")
+        raise InputError(f"{where} has the shape {shown(shape)}, which is not a list of sizes; {AGAIN}")
     if len(shape) > _MOST_DIMENSIONS:
         raise InputError(
             f"{where} has {len(shape)} dimensions, and torch has tensors of at most {_MOST_DIMENSIONS}; {AGAIN}"
         )
     if not _are_counts(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-        raise InputError(f"{where} has the data_offsets {shown(offsets)}, which are no [begin, end]; {AGAIN}")
+        raise InputError(f"{where} has the data_offsets {shown(offsets)}, which are not [begin, end]; {AGAIN}")
     needed = -(-math.prod(shape) * _BITS[dtype] // 8)
     if offsets[1] - offsets[0] != needed:
         raise InputError(
-            f"{where} has {offsets[1] - offsets[0]} bytes, where {dtype} of shape {shown(shape)} needs {shown(needed)}; {AGAIN}"
+            f"{where} has {offsets[1] - offsets[0]} bytes, but {dtype} of shape {shown(shape)} needs {shown(needed)}; {AGAIN}"
         )
     return Tensor(name, dtype, tuple(shape), data + offsets[0], data + offsets[1])
 
@@ -223,7 +223,7 @@ def check_finite(
     value = _value_words(dtype, bits)
     raise InputError(
         f"{where}tensor {name}{_layer_words(name)} has a weight that is not finite ({value} at {_index_words(place, shape)}); "
-        "every loss through it would be NaN: write the checkpoint again from weights that are whole"
+        "every loss through it would be NaN. Save the checkpoint again from undamaged weights"
     )
 
 

@@ -48,6 +48,6 @@ def tried_model(checkpoint: Checkpoint) -> PreTrainedModel:
 def _refusal(checkpoint: Checkpoint, error: Exception) -> InputError:
     reason = " ".join(str(error).split())[:300]
     return InputError(
-        f"checkpoint '{checkpoint.source}': the settings in {checkpoint.folder / 'config.json'} make no model that runs "
-        f"({type(error).__name__}: {reason}); correct them"
+        f"checkpoint '{checkpoint.source}': the settings in {checkpoint.folder / 'config.json'} do not build a model "
+        f"that runs ({type(error).__name__}: {reason}); correct them"
     )

@@ -114,8 +114,8 @@ def _files(folder: Path, source: str, *, adapter: bool) -> tuple[list[Path], _In
     shards = sorted(path.name for path in folder.glob("model-*.safetensors"))
     if shards and not adapter:
         raise InputError(
-            f"checkpoint '{source}' has {len(shards)} shards ({shards[0]}, …) and no model.safetensors.index.json to tell "
-            f"what is in them; {AGAIN}"
+            f"checkpoint '{source}' has {len(shards)} shards ({shards[0]}, …) and no model.safetensors.index.json to "
+            f"list their tensors; {AGAIN}"
         )
     raise InputError(f"checkpoint '{source}' has no weights (*.safetensors) in {folder}")
 
@@ -129,14 +129,14 @@ def _read_index(path: Path) -> _Index:
     try:
         weight_map = json.loads(limits.read_limited(path, limits.VOCABULARY_BYTES))["weight_map"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise InputError(f"{path} is no index of shards ({type(error).__name__}: {error}); {AGAIN}") from error
+        raise InputError(f"{path} is not an index of shards ({type(error).__name__}: {error}); {AGAIN}") from error
     if not isinstance(weight_map, dict) or not weight_map:
-        raise InputError(f"{path} has a weight_map that names no tensor; {AGAIN}")
+        raise InputError(f"{path} has an empty weight_map; {AGAIN}")
     found: set[str] = set()
     for tensor, shard in weight_map.items():
         if not isinstance(shard, str) or Path(shard).name != shard or "\0" in shard:
             raise InputError(
-                f"{path} puts tensor {shortened(tensor, 200)} into {shown(shard)}, which is no file name; {AGAIN}"
+                f"{path} puts tensor {shortened(tensor, 200)} into {shown(shard)}, which is not a file name; {AGAIN}"
             )
         if shard not in found and not (path.parent / shard).is_file():
             n = sum(value == shard for value in weight_map.values())
@@ -155,7 +155,7 @@ def _check_index(index: _Index | None, stored: Mapping[Path, Mapping[str, Shape]
         for name in shapes:
             if name in seen:
                 raise InputError(
-                    f"tensor {name} is in two shards, {seen[name]} and {path.name}, so that which one counts cannot be told; "
+                    f"tensor {name} is in two shards, {seen[name]} and {path.name}, so it is unclear which one counts; "
                     f"{AGAIN}"
                 )
             seen[name] = path
@@ -184,9 +184,11 @@ def _plain_tensors(path: Path, source: str, *, adapter: bool) -> tuple[dict[str,
         raise InputError(f"{who} {NOT_PLAIN}") from error
     except Exception as error:  # a torn file raises whatever torch stumbled over
         first = " ".join(str(error).split())[:200]
-        raise InputError(f"{path} is no whole file of tensors ({type(error).__name__}: {first}); {AGAIN}") from error
+        raise InputError(
+            f"{path} is not a complete file of tensors ({type(error).__name__}: {first}); {AGAIN}"
+        ) from error
     if not isinstance(found, Mapping):
-        raise InputError(f"{path} holds a {type(found).__name__}, where a mapping of names to tensors is needed")
+        raise InputError(f"{path} holds a {type(found).__name__}, but a mapping of names to tensors is needed")
     limits.TENSORS.check(len(found), path)
     shapes = {name: _plain(path, name, tensor) for name, tensor in found.items()}
     return shapes, {name: _dtype_name(tensor) for name, tensor in found.items()}
@@ -202,8 +204,8 @@ def _plain(path: Path, name: Any, tensor: Any) -> Shape:
 
     if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
         raise InputError(
-            f"{path} holds {shown(name)}, which is no tensor but a {type(tensor).__name__}; save the model's weights alone, "
-            "best as safetensors"
+            f"{path} holds {shown(name)}, which is not a tensor but a {type(tensor).__name__}; save only the model's weights, "
+            "preferably as safetensors"
         )
     if tensor.layout != torch.strided or tensor.is_quantized:
         raise InputError(f"{path}: tensor {name} is sparse or quantised, and raysweep needs a dense one")

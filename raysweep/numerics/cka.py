@@ -72,29 +72,35 @@ def cka_matrix(
     tile: int | None = None,
     memory: int = MEMORY,
 ) -> Array | tuple[Array, Array]:
-    """Centred kernel alignment between every two layers [L, L]; `debiased="both"` gives (biased, debiased) in one pass.
+    """Compute CKA between every two layers, exact, biased or debiased.
 
-    CKA(i, j) = F_ij / √(F_ii F_jj) with F_ij = ⟨H K_i H, H K_j H⟩ (Kornblith et al., 2019). It is symmetric with
-    diagonal 1, and unchanged by a rotation, a common factor or a common shift of a layer's states. The biased value
-    lies in [0, 1]; between independent Gaussian states it is about D / (N + D), near 1 where examples are few. The
-    debiased one (Song et al., 2012) lies in [−1, 1], is about 0 there, and needs at least four examples.
+    CKA(i, j) = F_ij / √(F_ii F_jj) with F_ij = ⟨H K_i H, H K_j H⟩ (Kornblith et al. 2019). It is symmetric with diagonal 1. A
+    rotation, a common factor or a common shift of a layer's states does not change it. The biased value lies in [0, 1]; between
+    independent Gaussian states it is about D / (N + D), near 1 with few examples. The debiased value (Song et al. 2012) lies in
+    [−1, 1], is about 0 there, and needs at least four examples.
 
-    `kernel="rbf"` is exp(−d² / (2 · bandwidth² · median)) of the squared distances d² between a layer's states.
-    `median` says what their median is taken of: `lower_nonzero` (the lower median of those that are not zero, as in the
-    paper), `off_diagonal` (those between two examples) or `all` (the whole matrix, its zero diagonal too).
+    Linear CKA of float64 states, or of fewer than 64 examples, is computed in float64. Otherwise states of half or single precision
+    are centred and multiplied in single precision and the products are summed in float64, which moves a value by about 1e-8. States
+    on one CUDA device are multiplied there, in float64.
 
-    Linear CKA of float64 states, or of fewer than 64 examples, is computed in float64. Otherwise the states, of half or
-    single precision, are centred and multiplied in single precision and the products summed up in float64, which moves a
-    value by about 1e-8 (all in float64 again where that would leave the debiased value too few digits); states on one
-    CUDA device are multiplied there, in float64. Whichever way is cheaper is taken: products of examples over tiles of
-    the N × N matrices, or, where examples outnumber all dimensions, products of dimensions, in float64 throughout. Arrays
-    of `memory` bytes at most are made beside the states (for the RBF's median, two of one layer's N² more), to which BLAS
-    and the allocator add some 40 MB; `tile` asks for tiles of that many examples squared instead. Neither changes the
-    result but for its rounding.
+    Args:
+        X_LND: States [L, N, D]: an array, a torch tensor, or a sequence of L arrays [N, D], which may differ in width. A layer may
+            also be an object that reads rows when sliced.
+        kernel: `"linear"`, or `"rbf"`: exp(−d² / (2 · bandwidth² · median)) of the squared distances d² between a layer's states.
+        debiased: False for the biased value, True for the debiased one, `"both"` for both from one pass.
+        median: For `rbf`, which distances the median is taken of: `"lower_nonzero"` (the lower median of those above 0, as in the
+            paper), `"off_diagonal"` (those between two examples) or `"all"`.
+        bandwidth: For `rbf`, see `kernel`.
+        tile: Multiply tiles of this many examples squared. It changes rounding only.
+        memory: Bytes to use for arrays in addition to the states, at most. It changes rounding only.
 
-    A layer whose states are all the same (see `constant_layers`) has NaN in its row and column, diagonal included; so
-    has, debiased, one whose states are all equally far apart: either way it is 0/0. Raises ValueError for shapes that
-    do not fit, states that are not finite (naming the layer and the example), too few examples, and too little memory.
+    Returns:
+        The values [L, L], float64; with `debiased="both"` a pair (biased, debiased). A layer whose states are all the same has NaN
+        in its row and column; debiased, so has one whose states are all equally far apart.
+
+    Raises:
+        ValueError: Shapes do not fit, states are not finite (the message names layer and example), or there are too few examples
+            or too little memory.
     """
     estimates = _matrices(check_layers(X_LND), kernel, debiased, median, bandwidth, tile, memory)
     return (estimates[0], estimates[1]) if debiased == "both" else estimates[0]
@@ -139,11 +145,25 @@ def cka_between(
     tile: int | None = None,
     memory: int = MEMORY,
 ) -> Array | tuple[Array, Array]:
-    """CKA between each layer of one model and each of another, on the same examples [L, M].
+    """Compute CKA between each layer of one model and each layer of another, on the same examples.
 
-    The models may differ in depth, width, dtype and tokenizer: only the examples must be the same, in the same order.
-    All else is as in `cka_matrix`, of whose matrix over the layers of both models this is a block. Raises ValueError
-    where the numbers of examples differ, too.
+    The models may differ in depth, width, dtype and tokenizer. Values and rounding are those of `cka_matrix`.
+
+    Args:
+        X_LND: States [L, N, D] of one model, as in `cka_matrix`.
+        Y_MND: States [M, N, D'] of the other model, of the same examples in the same order.
+        kernel: See `cka_matrix`, like the other arguments.
+        debiased: See `cka_matrix`.
+        median: See `cka_matrix`.
+        bandwidth: See `cka_matrix`.
+        tile: See `cka_matrix`.
+        memory: See `cka_matrix`.
+
+    Returns:
+        The values [L, M], float64; with `debiased="both"` a pair (biased, debiased).
+
+    Raises:
+        ValueError: As `cka_matrix`, and if the numbers of examples differ.
     """
     X_layers = check_layers(X_LND)
     try:

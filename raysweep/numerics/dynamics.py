@@ -15,12 +15,21 @@ from raysweep.numerics.gram import Array, as_float64
 
 
 def local_dynamics(S_LL: ArrayLike, neighbourhood: int | Sequence[int] = 3, diagonal: bool = True) -> Array:
-    """δ [L]: the mean of S[l, j] over |j − l| ≤ neighbourhood // 2, cut at both ends; [K, L] for K neighbourhoods.
+    """Compute δ: each layer's mean similarity to its neighbourhood, small where representations change.
 
-    Small where representations change. `diagonal` counts j = l too, as the paper does; of a measure whose diagonal is 1 it
-    leaves the order of the layers as it is, except at the ends: there fewer neighbours are averaged, 1 weighs more, and δ
-    is higher. Without it a layer that has no neighbour has NaN. NaN among the neighbours gives NaN. Raises ValueError
-    unless S is square and the neighbourhood an odd number, of 3 or more without the diagonal.
+    δ[l] is the mean of S[l, j] over |j − l| ≤ neighbourhood // 2, with fewer layers at both ends. With a measure whose diagonal is
+    1, `diagonal` does not change the order of the layers except at the ends, where it makes δ higher.
+
+    Args:
+        S_LL: A similarity matrix [L, L].
+        neighbourhood: How many layers to average over, an odd number; or several such numbers.
+        diagonal: Count a layer's similarity to itself, as the paper does.
+
+    Returns:
+        δ [L], or [K, L] for K neighbourhoods. A NaN in the neighbourhood makes it NaN; so does having no neighbour.
+
+    Raises:
+        ValueError: S is not square, or the neighbourhood is even, or below 3 without the diagonal.
     """
     if isinstance(neighbourhood, Iterable):
         return np.stack([local_dynamics(S_LL, each, diagonal) for each in neighbourhood])

@@ -18,17 +18,15 @@ _MEMORY = 2**28
 
 
 class MinibatchCKA:
-    """Linear CKA from the mean over batches of the unbiased HSIC (Nguyen et al., 2021), between layers seen batch by batch.
+    """Linear CKA from batches that are seen once and not kept, as during a forward pass.
+
+    It is the mean over batches of the unbiased HSIC (Nguyen et al. 2021; Song et al. 2012), which estimates what the debiased CKA of
+    all examples together estimates. Each batch counts the same, whatever its size. A layer that is constant in a batch adds 0 there.
 
         cka = MinibatchCKA()
         for batch in batches:
             cka.update(states_of(batch))           # [L, B, D]; or update(states_of_one, states_of_the_other)
         S_LL = cka.value()
-
-    The mean of the unbiased HSIC of Song et al. (2012) does not depend on the size of the batches but by chance: it
-    estimates what the debiased CKA of all examples together estimates. Each batch counts the same, be it smaller or not.
-    The value lies in [−1, 1] but for chance, has diagonal 1, and nothing is clamped. A layer that is constant in a batch
-    adds 0 there; the rows and columns of a layer whose mean is not positive are NaN.
     """
 
     def __init__(self) -> None:
@@ -42,11 +40,16 @@ class MinibatchCKA:
 
     @single_threaded_blas()
     def update(self, X_LBD: Iterable[States], Y_MBD: Iterable[States] | None = None) -> None:
-        """Add one batch: the states of all layers, and of another model's where two are compared.
+        """Add one batch of states.
 
-        What layers there are must be the same in all batches; their width may differ from layer to layer, as may the
-        number of examples from batch to batch. Raises ValueError, naming the batch, for fewer than four examples, other
-        numbers of layers than before, and what `cka_matrix` refuses; the batch then does not count.
+        Args:
+            X_LBD: The states [L, B, D] of all layers. Layers must be the same in all batches; widths may differ from layer to layer,
+                batches in their number of examples.
+            Y_MBD: The states [M, B, D'] of another model, if two are compared.
+
+        Raises:
+            ValueError: The batch has fewer than four examples, another number of layers than the batches before, or states that
+                `cka_matrix` refuses. The message names the batch, which then does not count.
         """
         try:
             X_layers = check_layers(X_LBD)
@@ -68,7 +71,15 @@ class MinibatchCKA:
         self.batches += 1
 
     def value(self) -> Array:
-        """CKA over the batches so far, [L, L], or [L, M] of two models. Raises ValueError where there was no batch."""
+        """Return the CKA over the batches so far.
+
+        Returns:
+            The values [L, L], or [L, M] for two models, float64, in [−1, 1] except by chance, with diagonal 1. Rows and columns of a
+            layer whose mean HSIC is not positive are NaN.
+
+        Raises:
+            ValueError: There was no batch yet.
+        """
         if self._depths is None:
             raise ValueError("no batch has been seen; call update first")
         depth, other = self._depths

@@ -11,7 +11,7 @@ def kind_lines(kinds: Sequence[KindCost]) -> list[str]:
     """A line for each kind of work, for a terminal; none where nothing is left."""
     if not kinds:
         return []
-    lines = [f"{'by kind':<12} {'tasks':>6} {'calls':>6} {'hours':>9}  of     {'read':>8} {'memory of a worker':>19}"]
+    lines = [f"{'by kind':<12} {'tasks':>6} {'calls':>6} {'hours':>9}  device {'read':>8} {'memory of a worker':>19}"]
     for each in kinds:
         tasks = str(each.tasks) if each.tasks else "—"
         lines.append(

@@ -13,17 +13,17 @@ _SHOWN = 3
 def simulation_lines(found: Simulation) -> list[str]:
     """A few lines for a terminal."""
     lines = [
-        f"simulated    {_count(found.workers, 'worker')} on {_count(found.nodes, 'node')}: {_seconds(found.makespan)}, workers "
-        f"without a call {found.idle_share:.1%} of it",
-        f"  loads      {found.loads} of {found.least_loads} checkpoints, {found.bytes_read / 1e9:.2f} GB read in all; "
+        f"simulated    {_count(found.workers, 'worker')} on {_count(found.nodes, 'node')}: {_seconds(found.makespan)}, workers idle "
+        f"{found.idle_share:.1%} of the time",
+        f"  loads      {found.loads} loads of {found.least_loads} checkpoints, {found.bytes_read / 1e9:.2f} GB read in total; "
         f"{found.calls} calls, {found.cut} cut into pieces",
-        f"  over time  {_COLUMNS} moments: █ computing, ▒ loading, · no call",
+        f"  over time  {_COLUMNS} moments: █ computing, ▒ loading, · idle",
     ]
     order = sorted(range(found.workers), key=found.busy, reverse=True)
     shown = order if len(order) <= 2 * _SHOWN else [*order[:_SHOWN], *order[-_SHOWN:]]
     for place, worker in enumerate(shown):
         if len(order) > len(shown) and place == _SHOWN:
-            lines.append(f"             … {len(order) - len(shown)} more between these")
+            lines.append(f"             … {len(order) - len(shown)} more workers between these")
         bar = timeline(found.timelines[worker], found.makespan)
         lines.append(
             f"  worker {worker:<4}{bar} {_count(len(found.timelines[worker]), 'call')}, {_seconds(found.busy(worker))}"

@@ -1,7 +1,7 @@
 """The result tables: what is committed for the tasks of a run, joined, named and written as Parquet.
 
 Only the tasks of the run's latest plan are shown; what an earlier config asked for is kept in the folder and not shown.
-Columns and their order are the contract; see the README.
+Columns and their order are the contract; columns.py declares them.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raysweep.report.arms_in_part import with_arms_in_part, with_arms_that_lack, with_judged_in_part
+from raysweep.report.columns import TABLES
 from raysweep.store.artifacts import publish
 from raysweep.store.owned_files import keep_only
 from raysweep.studies.interventions import relabelled
@@ -22,48 +23,7 @@ if TYPE_CHECKING:
     from raysweep.engine.folder import RunFolder
     from raysweep.engine.graph import Graph, Task
 
-COLUMNS: dict[str, tuple[str, ...]] = {
-    "substitution": (
-        *("model", "dataset", "kind", "layers", "start", "stop", "width", "centre", "coefficient", "estimator"),
-        *("example_id", "n_tokens", "loss"),
-    ),
-    "verification": (
-        *("model", "dataset", "kind", "layers", "coefficient", "example_id", "loss", "recomputed", "difference"),
-    ),
-    "stopping": ("model", "dataset", "rule", "confidence", "examples", "of", "share", "settled", "set", "reason"),
-    "similarity": (
-        *("model", "other", "dataset", "metric", "layer_i", "layer_j", "value", "ci_low", "ci_high", "reason"),
-    ),
-    "dynamics": (
-        *("model", "dataset", "metric", "neighbourhood", "layer", "delta", "ci_low", "ci_high", "rank"),
-        *("rank_low", "rank_high", "chosen"),
-    ),
-    "critical": ("model", "dataset", "metric", "neighbourhood", "layers", "share", "whole"),
-    "health": ("model", "dataset", "layer", "measure", "value", "warning"),
-    "spectrum": ("model", "dataset", "layer", "components", "measure", "value", "reason"),
-    "correlation": (
-        *("model", "dataset", "metric", "width", "neighbourhood", "n_layers", "spearman", "ci_low", "ci_high"),
-        *("p_shift", "partial_depth", "kendall", "precision_at_k", "p_value", "effective_layers", "p_permutation"),
-        *("precision_chance", "p_precision", "reason"),
-    ),
-    "removal": (
-        *("model", "dataset", "of", "layer", "components", "mode", "mean", "position", "measure"),
-        *("value", "ci_low", "ci_high", "reason"),
-    ),
-    "training": ("model", "dataset", "study", "arm", "layers", "seed", "step", "split", "loss"),
-    "adaptation": (
-        *("model", "dataset", "arm", "versus", "measure", "seeds", "steps", "value", "ci_low", "ci_high", "reason"),
-    ),
-    "attack": (
-        *("model", "dataset", "arm", "layers", "seed", "trigger", "prompts", "judge", "examples", "rate", "ci_low"),
-        *("ci_high", "harm_mean", "harm_5_share", "clean_loss", "reason"),
-    ),
-    "answers": (
-        *("model", "dataset", "arm", "seed", "prompts", "example_id", "prompt", "text", "judge", "success", "score"),
-        "reason",
-    ),
-    "generation": ("model", "dataset", "example_id", "intervention", "prompt", "reference", "text"),
-}
+COLUMNS: dict[str, tuple[str, ...]] = {name: tuple(table.columns) for name, table in TABLES.items()}
 
 
 def keys_of(graph: Graph, table: str) -> list[tuple[str, Task]]:

@@ -67,7 +67,7 @@ def file_path(layer: int, part: str) -> str:
 
 def remedy_of(folder: Location) -> str:
     """What is to be done about a store that is damaged."""
-    return f"delete {folder} to have these activations captured again"
+    return f"delete {folder} to capture these activations again"
 
 
 def count_rows(parts: Sequence[str], files: Sequence[FileEntry], layers: int) -> int:

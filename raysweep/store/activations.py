@@ -209,9 +209,11 @@ def open_activations(folder: Location) -> Activations:
     try:
         data = json.loads(read_bytes(path))
     except FileNotFoundError:
-        raise StoreError(f"{path}: no such file, so no whole activations are stored here; finish the capture") from None
+        raise StoreError(
+            f"{path}: no such file, so no complete activations are stored here; finish the capture"
+        ) from None
     except ValueError as error:
-        raise StoreError(f"{path}: not a whole manifest ({error}); {remedy_of(folder)}") from error
+        raise StoreError(f"{path}: not a complete manifest ({error}); {remedy_of(folder)}") from error
     try:
         activations = activations_of(folder, data)
     except (KeyError, TypeError, ValueError, AttributeError) as error:

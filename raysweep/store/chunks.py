@@ -187,7 +187,7 @@ class ChunkStore:
         if missing:
             raise StoreError(
                 f"{self.folder}: {len(missing)} of {len(wanted)} parts are not committed, the first is "
-                f"{missing[0]!r}; run again to have them computed"
+                f"{missing[0]!r}; run again to compute them"
             )
 
         chunks = {done[key].name: done[key] for key in wanted}
@@ -238,7 +238,7 @@ class ChunkStore:
         return self.folder / f"{name}.json"
 
     def _remedy(self, name: str) -> str:
-        return f"delete {self._manifest_path(name)} to have the chunk recomputed"
+        return f"delete {self._manifest_path(name)} to recompute the chunk"
 
     def _load(self, path: Location) -> Manifest:
         manifest = self.parse(path, read_bytes(path))
@@ -252,7 +252,7 @@ class ChunkStore:
         try:
             manifest = _parse_manifest(json.loads(content))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise StoreError(f"{path}: not a whole manifest ({type(error).__name__}: {error}); {remedy}") from error
+            raise StoreError(f"{path}: not a complete manifest ({type(error).__name__}: {error}); {remedy}") from error
         if manifest.name != path.stem:
             raise StoreError(f"{path}: expected the manifest of chunk '{path.stem}', found '{manifest.name}'; {remedy}")
         return manifest

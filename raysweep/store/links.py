@@ -32,5 +32,5 @@ def _check(link: Path, root: Path) -> None:
     if not inside:
         raise InputError(
             f"'{link}' is a symbolic link to '{link.readlink()}', outside the run folder, and raysweep writes only inside "
-            "it; replace the link by a folder or file, or give another storage"
+            "it; replace the link with a folder or file, or give another storage"
         )

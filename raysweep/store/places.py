@@ -167,7 +167,7 @@ def remove_below(folder: Location) -> None:
     if listing(folder):
         folder.fs.rm(folder.path, recursive=True)
     if left := listing(folder):
-        raise StoreError(f"{folder / next(iter(left))}: cannot be removed; see whether you may delete there")
+        raise StoreError(f"{folder / next(iter(left))}: cannot be removed; check that you may delete there")
 
 
 def _settings(package: str, options: Mapping[str, Any], hasty: bool) -> dict[str, Any]:

@@ -122,7 +122,7 @@ def widths_given(given: Widths) -> list[int] | Literal["all"]:
         whole_number("widths", width) for width in _several("widths", given, "a number, a list of numbers, or 'all'")
     ]
     if not widths:
-        raise InputError("widths is empty; give at least one, or leave widths out")
+        raise InputError("widths is empty; give at least one, or remove widths")
     return widths
 
 

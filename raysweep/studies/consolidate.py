@@ -124,7 +124,7 @@ def check_fits(found: Mapping[str, Sharded], model: PreTrainedModel, folder: Pat
             )
         if tensor.dtype.is_floating_point != expected[name].dtype.is_floating_point:
             raise InputError(
-                f"{where}: tensor {name} is stored as {tensor.dtype}, where {type(model).__name__} has another kind"
+                f"{where}: tensor {name} is stored as {tensor.dtype}, but {type(model).__name__} has another kind"
             )
 
 

@@ -37,12 +37,17 @@ _SHOWN = 8  # layers in a repr
 
 @dataclass(frozen=True, repr=False)
 class DatasetChoice:
-    """The choice on one data set of `n_examples` examples whose states are finite.
+    """The choice of critical layers on one data set.
 
-    `layers` have the smallest `delta` [L]; `stability` [L] is the share of half-samples of the examples in which a layer is
-    among the chosen (NaN with fewer than 8 examples). `starts` are the layers with which a stretch of layers that are alike
-    begins, as `ruptures` cuts the similarity matrix. `trimmed` is the choice without the `outliers` dimensions that vary far
-    more than the others; `health` is the table health.
+    Attributes:
+        n_examples: Examples whose states are finite.
+        layers: The chosen layers, those with the smallest δ.
+        delta: δ [L].
+        stability: Share of half-samples of the examples in which each layer [L] is chosen. NaN with fewer than 8 examples.
+        starts: First layers of the segments of similar layers, as `ruptures` cuts the similarity matrix.
+        outliers: How many dimensions vary far more than the others.
+        trimmed: The choice without these dimensions.
+        health: The table `health`.
     """
 
     n_examples: int
@@ -62,12 +67,20 @@ class DatasetChoice:
 
 @dataclass(frozen=True, repr=False)
 class Critical:
-    """Critical layers of one base model: the layers with the smallest δ, and how stable that choice is.
+    """The critical layers of a base model, how stable the choice is, and the lists for PEFT and for freezing.
 
-    `delta` [L] is the mean over data sets, of which `layers` have the smallest; `stability` [L] is how often a layer is chosen
-    over the half-samples of every data set, as a share (NaN where one has fewer than 8 examples). `shared` names the chosen
-    layers' weights that an earlier layer has too, and that go by its name; `parameters` all weights of the chosen layers.
-    `agreement` is between the data sets; None for one. `note` is what the checkpoint's provenance file says of its weights.
+    Attributes:
+        layers: The chosen layers, those with the smallest δ.
+        delta: δ [L], the mean over data sets.
+        stability: How often each layer [L] is chosen over half-samples of every data set, as a share. NaN if a data set has fewer
+            than 8 examples.
+        block_path: The path of the layers in the model.
+        layers_pattern: The part of a module's path by which PEFT recognises a layer.
+        shared: Weights of the chosen layers that `named_parameters` lists under an earlier layer, which shares them.
+        parameters: All weights of the chosen layers.
+        datasets: The choice on each data set, by name.
+        agreement: How far the data sets agree; None for one.
+        note: What the checkpoint's provenance file says about its weights.
     """
 
     layers: list[int]
@@ -87,12 +100,12 @@ class Critical:
         return f"Critical({chosen}; {sets} data set{'s' if sets != 1 else ''}{agreement})"
 
     def peft_config(self) -> dict[str, object]:
-        """Keyword arguments for a PEFT config that trains the critical layers only."""
+        """Return the keyword arguments of a PEFT config that trains the critical layers only."""
         pattern = self.layers_pattern or self.block_path.rpartition(".")[2]
         return {"layers_to_transform": self.layers, "layers_pattern": pattern}
 
     def freeze_list(self) -> list[str]:
-        """Prefixes of the parameters that belong to the critical layers, as `named_parameters` names them."""
+        """Return the prefixes of the critical layers' parameters, as `named_parameters` lists them."""
         return [*(f"{self.block_path}.{layer}." for layer in self.layers), *self.shared]
 
 

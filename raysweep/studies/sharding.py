@@ -73,7 +73,7 @@ def check_sharded(model: nn.Module, device: str) -> None:
             raise RunError(f"{told} not sharded: every process would train a copy of it")
         if parameter.device_mesh.size() != n or parameter.device.type != device:
             raise RunError(
-                f"{told} sharded over {parameter.device_mesh.size()} processes on {parameter.device.type}, where {n} train "
+                f"{told} sharded over {parameter.device_mesh.size()} processes on {parameter.device.type}, but {n} train "
                 f"on {device}"
             )
 

@@ -153,7 +153,7 @@ def test_plan_tells_and_writes_nothing(config, raysweep):
     assert re.fullmatch(r"  stream     \S+ kB to read, \d+ layer calls, \S+ [MG]B of memory, \S+ s", lines[14])
     # trunk 5; branches 5 + 3 × 2; tails 3 + 2 + 1; the base model's own layers 5
     # three chunks of one batch, and a capture call each
-    assert lines[9] == "to compute   27 layer applications, each on a whole data set (81 calls of a layer on a batch)"
+    assert lines[9] == "to compute   27 layer applications, each on a full data set (81 layer calls, each on one batch)"
 
 
 def test_plan_as_json_before_and_after_a_run(config, raysweep):
@@ -197,9 +197,10 @@ def test_the_demo_studies_four_sets():
 
 def test_init_writes_a_config_to_start_from(tmp_path, raysweep, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert raysweep("init") == Result(0, "wrote raysweep.yaml; now: raysweep plan raysweep.yaml\n", "")
+    written = "wrote raysweep.yaml and raysweep.schema.json; next: raysweep plan raysweep.yaml\n"
+    assert raysweep("init") == Result(0, written, "")
     before = (tmp_path / "raysweep.yaml").read_text()
-    assert before.startswith("# A raysweep run.")
+    assert before.startswith("# yaml-language-server: $schema=raysweep.schema.json\n# A raysweep run.")
     told = raysweep("plan", "raysweep.yaml", "--set", "datasets.0.limit=4", "--json")
     assert json.loads(told.out)["tasks"]["substitute"]["all"] == 22
     refused = raysweep("init")
@@ -210,16 +211,16 @@ def test_init_writes_a_config_to_start_from(tmp_path, raysweep, monkeypatch):
 
 
 def test_long_and_foreign_names_make_a_config():
-    config = recipes.sweep_config("x/" + "b" * 90, "t", "données/" + "é" * 70 + ".jsonl", format="dolly", wording="chat", widths=[1])  # fmt: skip
+    config = recipes.sweep_config("x/" + "b" * 90, "t", "données/" + "é" * 70 + ".jsonl", format="dolly", template="chat", widths=[1])  # fmt: skip
     assert len(config.name) <= 100
     assert config.storage == f"runs/{config.name}"
-    config = recipes.sweep_config("lab://tiny", "lab://tiny/sums", "lab://sums/test", format="gsm8k", wording="chat", widths=[1])  # fmt: skip
+    config = recipes.sweep_config("lab://tiny", "lab://tiny/sums", "lab://sums/test", format="gsm8k", template="chat", widths=[1])  # fmt: skip
     assert (config.name, config.datasets[0].name) == ("tiny-sums", "sums")
 
 
 def test_a_dot_in_a_models_name_is_no_ending():
     def made(base, tuned, data):
-        return recipes.sweep_config(base, tuned, data, format="dolly", wording="chat", widths=[1])
+        return recipes.sweep_config(base, tuned, data, format="dolly", template="chat", widths=[1])
 
     one, two = (made(f"meta-llama/Llama-3.{n}B-Instruct", "./tuned", "data/dolly.v2.JSONL") for n in ("1-8", "2-3"))
     assert one.models[0].name == "Llama-3.1-8B-Instruct"
@@ -242,7 +243,7 @@ def test_a_dot_in_a_models_name_is_no_ending():
     ],
 )
 def test_data_sets_are_named_after_their_files_and_folders(data, name):
-    config = recipes.sweep_config("base", "tuned", data, format="dolly", wording="chat", widths=[1])
+    config = recipes.sweep_config("base", "tuned", data, format="dolly", template="chat", widths=[1])
     assert config.datasets[0].name == name
     assert config.datasets[0].path == data
 
@@ -250,15 +251,15 @@ def test_data_sets_are_named_after_their_files_and_folders(data, name):
 def test_the_format_is_found_from_the_first_record_of_a_folder(tmp_path):
     (tmp_path / "train-1.jsonl").write_text('{"question": "one?", "answer": "two"}\n{torn')
     (tmp_path / "train-2.jsonl").write_bytes(b"\xff")
-    config = recipes.sweep_config("base", "tuned", str(tmp_path), format=None, wording="chat", widths=[1])
+    config = recipes.sweep_config("base", "tuned", str(tmp_path), format=None, template="chat", widths=[1])
     assert config.datasets[0].format == "gsm8k"
     (tmp_path / "test.jsonl").write_text("")
-    with pytest.raises(InputError, match=r"has several splits: name one of train, test"):
-        recipes.sweep_config("base", "tuned", str(tmp_path), format=None, wording="chat", widths=[1])
+    with pytest.raises(InputError, match=r"has several splits; name one of train, test"):
+        recipes.sweep_config("base", "tuned", str(tmp_path), format=None, template="chat", widths=[1])
 
 
 def test_a_prompt_alone_asks_for_columns():
-    config = recipes.critical_config("bert", ["my.jsonl"], format=None, wording="plain", prompt="text", similarity={}, execution={})  # fmt: skip
+    config = recipes.critical_config("bert", ["my.jsonl"], format=None, template="plain", prompt="text", similarity={}, execution={})  # fmt: skip
     assert (config.datasets[0].format, config.datasets[0].prompt, config.datasets[0].response) == (
         "columns",
         "text",

@@ -48,7 +48,7 @@ def test_correlate_in_words(measured, raysweep):
         ({1: "gone.csv"}, "error: file 'gone.csv' does not exist"),
         ({1: "gone.pt"}, "error: dynamics file 'gone.pt' does not exist"),
         ({3: "gone"}, "error: file 'gone' does not exist"),
-        ({4: "--neighbourhood", 5: "2"}, "error: --neighbourhood 2: it has a layer in its middle, so it is odd"),
+        ({4: "--neighbourhood", 5: "2"}, "error: --neighbourhood 2: it must be odd, because it is centred on a layer"),
     ],
 )
 def test_correlate_refuses(measured, raysweep, change, told):
@@ -95,7 +95,7 @@ def test_many_cells_have_the_numbers_of_each_alone(cells, raysweep, options):
         (["--cells", "gone"], "error: folder 'gone' does not exist"),
         (
             ["--cells", "x", "--no-diagonal", "--neighbourhood", "1"],
-            "error: --neighbourhood 1 has no layer but its own; without the diagonal give 3 or more",
+            "error: --neighbourhood 1 contains only the layer itself; without the diagonal give 3 or more",
         ),
     ],
 )

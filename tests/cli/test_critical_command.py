@@ -27,7 +27,7 @@ def test_critical_as_json_tells_what_the_library_finds(world, tmp_path):
 
     model = AutoModelForCausalLM.from_pretrained(world / "base", dtype=torch.float32)
     loaded = rs.load_examples(
-        str(world / "counts.jsonl"), "gsm8k", AutoTokenizer.from_pretrained(world / "base"), wording="chat"
+        str(world / "counts.jsonl"), "gsm8k", AutoTokenizer.from_pretrained(world / "base"), template="chat"
     )
     expected = rs.critical_layers(model, loaded.examples, top=2, resamples=50)
     assert found["layers"] == expected.layers
@@ -112,16 +112,16 @@ def test_a_sweep_needs_a_response(world, raysweep, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        (["--top", 6], "error: --top 6: '{base}' has 5 decoder layers; give 1 to as many\n"),
+        (["--top", 6], "error: --top 6: '{base}' has 5 decoder layers; give a number from 1 to 5\n"),
         (
             ["--neighbourhood", 2],
-            "error: raysweep critical: key 'studies.similarity.neighbourhood': a neighbourhood has a layer in its middle, so it is "
-            "odd; 2 is even\n",
+            "error: raysweep critical: key 'studies.similarity.neighbourhood': the neighbourhood must be odd, because "
+            "it is centred on a layer; 2 is even\n",
         ),
         (
             ["--neighbourhood", 1, "--no-diagonal"],
-            "error: raysweep critical: studies.similarity: a neighbourhood of 1 has no layer but its own; with diagonal: "
-            "false give 3 or more\n",
+            "error: raysweep critical: studies.similarity: a neighbourhood of 1 contains only the layer itself; with "
+            "diagonal: false give 3 or more\n",
         ),
     ],
 )

@@ -30,7 +30,7 @@ def test_a_failed_task_gives_exit_code_1_and_the_rest_is_kept(config, raysweep, 
     told = [line.partition("] ")[2] for line in lines if "the device is gone" in line]
     assert told == ["failed: similarity m/d: RuntimeError: the device is gone"], "one line for all its attempts"
     log = config.parent / "run" / "events.jsonl"
-    assert lines[-1] == f"error: 2 tasks failed, or needed one that did; tracebacks are in {log}"
+    assert lines[-1] == f"error: 2 tasks failed or depend on one that failed; tracebacks are in {log}"
     assert "Traceback" not in failed.err
     first, *answer, last = failed.out.splitlines()
     assert first.startswith("On m · d the tuned model is worse than its base: "), "it has random weights"

@@ -86,7 +86,7 @@ def test_a_run_in_an_object_store_is_exported_to_a_folder(spoken, s3, raysweep, 
         (["{run}", "--out", "{run}"], "--out '{run}' is not empty; give a new folder, or empty this one"),
         (["{run}", "--out", "s3://bucket/x"], "--out 's3://bucket/x' is a URL; files are exported to a local folder"),
         (["{run}/none"], "run folder '{run}/none' does not exist"),
-        (["{run}/results"], "'{run}/results' is no run folder (it has no events.jsonl and plan.json)"),
+        (["{run}/results"], "'{run}/results' is not a run folder (it has no events.jsonl and plan.json)"),
     ],
 )
 def test_export_refuses(swept, raysweep, arguments, told):

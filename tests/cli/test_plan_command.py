@@ -44,7 +44,8 @@ def test_frozen_layers_are_told_and_cost_nothing(config: Path, raysweep: Call) -
     code, out, err = raysweep("plan", config)
     assert (code, err) == (0, "")
     assert (
-        "identical    2 decoder layers in base and tuned of m/d; 2 changes are another's for that" in out.splitlines()
+        "identical    2 decoder layers of base and tuned of m/d, so 2 changes equal others and cost nothing"
+        in out.splitlines()
     )
     planned = json.loads(raysweep("plan", config, "--json")[1])
     assert planned["identical"] == {"m/d": [2, 2]}

@@ -138,10 +138,10 @@ def test_the_files_of_another_split_may_be_absent(folder: Path) -> None:
     )
     assert found(folder, split="test") == ["b/deep/three.jsonl"]
     assert "data_files of split 'train' names 'none-*', and " in refusal(folder, split="train")
-    assert "has no split 'dev': " in refusal(folder, split="dev")
+    assert "has no split 'dev'; " in refusal(folder, split="dev")
 
 
 def test_files_of_another_kind_that_are_named_are_refused(folder: Path) -> None:
     (folder / "lines.txt").write_text("no record")
     describe(folder, [{"data_files": "lines.txt"}])
-    assert refusal(folder).startswith(f"{folder}/lines.txt is of a kind that is not read here. Convert it to ")
+    assert refusal(folder).startswith(f"{folder}/lines.txt is of a type that raysweep does not read. Convert it to ")

@@ -124,9 +124,9 @@ def test_an_answer_may_begin_with_what_the_prompt_opens(jsonl: Write, tokenizer:
     found = loaded(jsonl, tokenizer, record)
     assert (found.examples[0].response, found.n_answer_cut) == ("2, 3</think>5<end>", 0)
     assert refusal(jsonl, tokenizer, {"messages": [USER, ANSWER]}) == (
-        "the tokenizer's chat template does not continue its own generation prompt, so that it is unknown where the response "
-        "starts: after '<user>2 + 3?<end><assistant>' the prompt alone has '<think>', and with the answer it has "
-        "'It is 5.<end>'; change the template so that both are the same, or choose another wording"
+        "the tokenizer's chat template does not continue its own generation prompt, so the start of the response is "
+        "unknown: after '<user>2 + 3?<end><assistant>' the prompt alone has '<think>', and with the answer it has "
+        "'It is 5.<end>'; change the chat template so that both agree, or use another prompt template"
     )
 
 
@@ -137,7 +137,8 @@ def test_what_opens_an_answer_in_another_way_may_be_set_in_the_records(
     tokenizer.chat_template = SIMPLE.replace("<assistant>{% endif", opened)
     told = refusal(jsonl, tokenizer, {"messages": [USER, ANSWER]})
     assert told.endswith(
-        "change the template so that both are the same, set enable_thinking in the records, or choose another wording"
+        "change the chat template so that both agree, set enable_thinking in the records, or use another prompt "
+        "template"
     )
     found = loaded(jsonl, tokenizer, {"messages": [USER, ANSWER], "enable_thinking": False})
     assert found.examples[0].response == "It is 5.<end>"
@@ -148,7 +149,8 @@ def test_calls_that_leave_no_response_are_named(jsonl: Write, tokenizer: PreTrai
     with pytest.raises(InputError) as error:
         loaded(jsonl, tokenizer, {"messages": [USER, said("assistant", "", tool_calls=[CALL])]})
     assert str(error.value).endswith(
-        "check the format, the texts and max_tokens; the prompt template does not read these, which are ignored: tool_calls of "
+        "check the format, the texts and max_tokens; the prompt template does not use these, so they are ignored: "
+        "tool_calls of "
         "assistant messages (1 record)"
     )
 
@@ -184,7 +186,8 @@ def test_keys_that_no_text_depends_on_are_listed_once(jsonl: Write, tokenizer: P
         "reasoning_content of assistant messages": 1,
     }
     assert found.notes.warnings("messages") == [
-        "the prompt template does not read these, which are ignored: tools (1 record), id (2 records), name of user messages (1 "
+        "the prompt template does not use these, so they are ignored: tools (1 record), id (2 records), name of user "
+        "messages (1 "
         "record), weight of assistant messages (1 record), name of system messages (1 record), reasoning_content of assistant "
         "messages (1 record)"
     ]
@@ -225,7 +228,7 @@ def test_messages_that_are_not_written_are_counted_by_role(jsonl: Write, tokeniz
     records = [{"messages": [SYSTEM, USER, ANSWER]}, {"messages": [SYSTEM, USER, ANSWER]}, {"messages": [USER, ANSWER]}]
     found = loaded(jsonl, tokenizer, *records)
     assert found.notes.warnings("messages") == [
-        "the chat template does not write the whole text of every message: system (2 records)"
+        "the chat template does not include the full text of every message: system (2 records)"
     ]
 
 
@@ -236,7 +239,8 @@ def test_fields_that_another_format_does_not_give_are_named(jsonl: Write, tokeni
     found = loaded(jsonl, tokenizer, record, format="gsm8k")
     assert found.examples[0].tokens.tolist() == plain.examples[0].tokens.tolist()
     assert found.notes.warnings("gsm8k") == [
-        "the chat template reads fields that format 'gsm8k' does not give it: tools (1 record); use format messages if the "
+        "the chat template uses fields that format 'gsm8k' does not provide: tools (1 record); use format messages if "
+        "the "
         "prompt should have them"
     ]
     own = loaded(jsonl, tokenizer, record, format="columns", prompt="{{ tools[0].function.name }}", response="answer")
@@ -290,7 +294,7 @@ def test_tools_and_documents_may_be_json_text(as_text: bool, jsonl: Write, token
 def test_tools_that_are_no_list_of_objects(tools: Any, jsonl: Write, tokenizer: PreTrainedTokenizerFast) -> None:
     tokenizer.chat_template = HERMES
     record = {"messages": [USER, ANSWER], "tools": tools}
-    told = f"has tools {tools!r}, where a chat template takes a list of objects, or its JSON"
+    told = f"has tools {tools!r}, but a chat template needs a list of objects, or its JSON"
     assert refusal(jsonl, tokenizer, record) == told
     tokenizer.chat_template = SIMPLE
     assert loaded(jsonl, tokenizer, record).notes.unread == {"tools": 1}
@@ -306,8 +310,8 @@ def test_of_several_templates_tools_choose_theirs(jsonl: Write, tokenizer: PreTr
     tokenizer.chat_template = {"rag": SIMPLE, "tool_use": HERMES}  # type: ignore[assignment]
     assert loaded(jsonl, tokenizer, with_tools).examples[0].prompt == want
     assert refusal(jsonl, tokenizer, {"messages": [USER, ANSWER]}) == (
-        "the tokenizer has several chat templates, rag, tool_use, and none for these turns is named default: name one default, or "
-        "choose another wording"
+        "the tokenizer has several chat templates, rag, tool_use, and none of them is named default; name one default, "
+        "or use another prompt template"
     )
 
 
@@ -343,7 +347,7 @@ def test_a_template_for_texts_gets_the_text_of_the_parts(
     joined = loaded(jsonl, tokenizer, {"messages": [said("user", "2 + 3?\n Say it."), ANSWER]})
     assert several.examples[0].tokens.tolist() == joined.examples[0].tokens.tolist()
     assert several.notes.warnings("messages") == [
-        "the prompt template takes texts only, and messages of several text parts are joined by line breaks: 1 record"
+        "the prompt template takes only text, so messages with several text parts are joined by line breaks: 1 record"
     ]
 
 
@@ -383,13 +387,13 @@ def test_parts_of_other_types_reach_a_template_that_knows_them(
     assert loaded(jsonl, tokenizer, record).examples[0].response == "[2, 3]5<|im_end|>"
     tokenizer.chat_template = SIMPLE
     assert refusal(jsonl, tokenizer, record) == (
-        "message 1 (counted from 0) has a part of type 'thinking', which the tokenizer's chat template does not know; leave it "
-        "out, or give its text as a part of type 'text'"
+        "message 1 (counted from 0) has a part of type 'thinking', which the tokenizer's chat template does not know; "
+        "remove it, or give its text as a part of type 'text'"
     )
     tokenizer.chat_template = SIMPLE + "{# #}{% if x == 'thinking' %}{% endif %}"
     assert refusal(jsonl, tokenizer, record) == (
-        "message 1 (counted from 0) has a part of type 'thinking', and the tokenizer's chat template takes texts only; leave it "
-        "out, or give its text as a part of type 'text'"
+        "message 1 (counted from 0) has a part of type 'thinking', and the tokenizer's chat template takes only text; "
+        "remove it, or give its text as a part of type 'text'"
     )
 
 
@@ -398,8 +402,8 @@ def test_images_and_sounds_are_refused(kind: str, jsonl: Write, tokenizer: PreTr
     tokenizer.chat_template = PARTS
     record = {"messages": [said("user", [{"type": "text", "text": "Which?"}, {"type": kind, kind: "x.png"}]), ONE_PART]}
     assert refusal(jsonl, tokenizer, record) == (
-        f"has a message 0 (counted from 0) whose content has a part of type '{kind}'; only text is measured: leave such "
-        "records out"
+        f"has a message 0 (counted from 0) whose content has a part of type '{kind}'; only text is measured, so "
+        "exclude such records"
     )
 
 
@@ -411,8 +415,8 @@ def test_a_tools_result_may_be_an_object_if_the_template_writes_it(
     assert '<|end_header_id|>\n\n{"sum": 5}<|eot_id|>' in loaded(jsonl, tokenizer, record).examples[0].prompt
     tokenizer.chat_template = SIMPLE
     assert refusal(jsonl, tokenizer, record) == (
-        "message 2 (counted from 0) has a content that is no text, {'sum': 5}, and the tokenizer's chat template takes texts "
-        "only; give its text"
+        "message 2 (counted from 0) has a content that is not text, {'sum': 5}, and the tokenizer's chat template "
+        "takes only text; give its text"
     )
 
 
@@ -437,11 +441,11 @@ def test_other_wordings_have_no_text_for_tools(
 ) -> None:
     with pytest.raises(InputError) as error:
         find_wording(name).texts(FORMATS["messages"], record, tokenizer)
-    assert str(error.value) == f"wording '{name}' has no text for the record's {named}: choose wording 'chat'"
+    assert str(error.value) == f"prompt template '{name}' does not support the record's {named}; use template 'chat'"
 
 
 def test_other_wordings_join_parts_and_list_what_they_ignore(jsonl: Write, tokenizer: PreTrainedTokenizerFast) -> None:
-    found = loaded(jsonl, tokenizer, {"messages": [PARTED | {"name": "Ann"}, ONE_PART], "id": 1}, wording="plain")
+    found = loaded(jsonl, tokenizer, {"messages": [PARTED | {"name": "Ann"}, ONE_PART], "id": 1}, template="plain")
     assert (found.examples[0].prompt, found.examples[0].response) == ("2 + 3?\n Say it.", "\nIt is 5.")
     assert (found.notes.joined, found.notes.unread) == (1, {"id": 1, "name of user messages": 1})
 

@@ -97,7 +97,7 @@ def test_no_bytes_are_no_records(ending: str, tmp_path: Path) -> None:
     path = tmp_path / f"my.jsonl{ending}"
     for content in (b"", COMPRESS[ending](b"")):
         path.write_bytes(content)
-        assert refusal(path) == f"{path} is empty: it holds no record"
+        assert refusal(path) == f"{path} is empty: it has no records"
 
 
 @pytest.mark.parametrize("ending", COMPRESS)
@@ -162,7 +162,7 @@ def test_reading_stops_at_the_limit(ending: str, tmp_path: Path) -> None:
 def test_what_is_wrong_with_the_text_is_found_behind_the_compression(ending: str, tmp_path: Path) -> None:
     path = tmp_path / f"my.jsonl{ending}"
     path.write_bytes(COMPRESS[ending](b'{"a": 1}\n{"a": "\xe9"}\n'))
-    assert refusal(path) == f"{path}, line 2 is not UTF-8 (byte 0xe9): convert the file"
+    assert refusal(path) == f"{path}, line 2 is not UTF-8 (byte 0xe9); convert the file"
     path.write_bytes(COMPRESS[ending](b'{"a": 1}\n{"a": \n'))
     assert refusal(path).startswith(f"{path}, line 2 is no whole JSON object")
 
@@ -170,4 +170,4 @@ def test_what_is_wrong_with_the_text_is_found_behind_the_compression(ending: str
 def test_parquet_is_compressed_inside_alone(tmp_path: Path) -> None:
     path = tmp_path / "my.parquet.gz"
     path.write_bytes(gzip.compress(b"PAR1"))
-    assert refusal(path).startswith(f"{path} is not a kind of file that is read here: give ")
+    assert refusal(path).startswith(f"{path} is not a supported type of file; give ")

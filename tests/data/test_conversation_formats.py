@@ -93,8 +93,8 @@ def test_tokens_and_mask_equal_those_of_the_messages(
 @pytest.mark.parametrize(
     ("name", "record", "problem"),
     [
-        ("sharegpt", {"conversations": [ASKED]}, "has messages whose last is the user's; format 'sharegpt' needs the assistant's there"),
-        ("sharegpt", {"conversations": ["Hi"]}, "has a turn 0 (counted from 0) that is 'Hi', where an object {from, value} is needed"),
+        ("sharegpt", {"conversations": [ASKED]}, "ends with a message from the user; format 'sharegpt' needs an assistant message at the end"),
+        ("sharegpt", {"conversations": ["Hi"]}, "has a turn 0 (counted from 0) that is 'Hi', but an object {from, value} is needed"),
         (
             "sharegpt",
             {"conversations": [{"text": "Hi"}]},
@@ -131,7 +131,8 @@ def test_tokens_and_mask_equal_those_of_the_messages(
         (
             "prompt_completion",
             {"prompt": [USER, ANSWER], "completion": "More."},
-            "has a prompt that ends with the assistant's turn, which its 'completion' would continue; only whole turns are measured",
+            "has a prompt that ends with the assistant's turn, which its 'completion' would continue; only complete "
+            "turns are measured",
         ),
         (
             "prompt_completion",
@@ -141,12 +142,12 @@ def test_tokens_and_mask_equal_those_of_the_messages(
         (
             "prompt_completion",
             {"prompt": "Hi", "completion": 5},
-            "has a field 'completion' of type int, where format 'prompt_completion' needs str | list",
+            "has a field 'completion' of type int, but format 'prompt_completion' needs str | list",
         ),
         (
             "preference",
             {"chosen": "Human: Hi Assistant: Hello"},
-            "has no 'prompt', and its 'chosen' is not a whole conversation; format 'preference' needs one of both",
+            "has no 'prompt', and its 'chosen' is not a complete conversation; format 'preference' needs one of them",
         ),
         (
             "preference",
@@ -156,14 +157,15 @@ def test_tokens_and_mask_equal_those_of_the_messages(
         (
             "preference",
             {"prompt": "Other?", "chosen": [USER, ANSWER]},
-            "has a 'chosen' that is a whole conversation, and a 'prompt' that is not a part of it; keep one of both",
+            "has a 'chosen' that is a complete conversation, and a 'prompt' that is not part of it; keep only one of "
+            "them",
         ),
         ("preference", {"prompt": 5, "chosen": "Hi"}, "has a field 'prompt' that is neither a text nor a list of messages: 5"),
-        ("messages", {"messages": [{"role": 3, "content": "x"}]}, "has a message 0 (counted from 0) whose role is 3, where a text is needed"),
+        ("messages", {"messages": [{"role": 3, "content": "x"}]}, "has a message 0 (counted from 0) whose role is 3, but a text is needed"),
         (
             "messages",
             {"messages": [said("user", [3])]},
-            "has a message 0 (counted from 0) whose content has a part 3, where an object with a type is needed",
+            "has a message 0 (counted from 0) whose content has a part 3, but an object with a type is needed",
         ),
         (
             "messages",
@@ -173,7 +175,7 @@ def test_tokens_and_mask_equal_those_of_the_messages(
         (
             "messages",
             {"messages": [said("user", {"a": 1})]},
-            "has a message 0 (counted from 0) whose content is {'a': 1}, where a text or a list of parts is needed",
+            "has a message 0 (counted from 0) whose content is {'a': 1}, but a text or a list of parts is needed",
         ),
     ],
 )  # fmt: skip
@@ -278,7 +280,7 @@ def test_other_wordings_write_them_as_messages_or_as_columns(name: str, tokenize
 
 def test_llama3_has_no_text_for_conversations_of_any_format(tokenizer: PreTrainedTokenizerFast) -> None:
     record = {"conversations": [ASKED, SAID]}
-    with pytest.raises(InputError, match=r"^wording 'llama3' has no text for format 'sharegpt', only for dolly, "):
+    with pytest.raises(InputError, match=r"^prompt template 'llama3' does not support format 'sharegpt', only dolly, "):
         find_wording("llama3").texts(FORMATS["sharegpt"], record, tokenizer)
 
 

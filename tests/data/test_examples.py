@@ -48,8 +48,8 @@ def test_examples_in_source_order(jsonl: Write, tokenizer: PreTrainedTokenizerFa
     assert short.tokens.dtype == np.int64
 
 
-def test_wording_is_the_named_one(jsonl: Write, tokenizer: PreTrainedTokenizerFast) -> None:
-    example = load_examples(jsonl(SHORT), "gsm8k", tokenizer, wording="llama2").examples[0]
+def test_template_is_the_named_one(jsonl: Write, tokenizer: PreTrainedTokenizerFast) -> None:
+    example = load_examples(jsonl(SHORT), "gsm8k", tokenizer, template="llama2").examples[0]
     assert example.prompt.startswith("[INST] <<SYS>>\nBelow")
     assert tokenizer.decode(example.tokens) == f"<s>{example.prompt} 3 <end>"
     assert tokenizer.decode(example.targets) == example.response == " 3 <end>"
@@ -118,15 +118,18 @@ def test_a_record_that_does_not_fit_is_named_by_its_line(jsonl: Write, tokenizer
         f"{path}, line 3: template '{{{{ answer }}}}' fails: 'answer' is undefined; the record's fields are question, anwser"
     )
     turns = [{"role": role, "content": "x"} for role in ("system", "user", "assistant")]
-    assert refusal(jsonl({"messages": turns}), "messages", tokenizer, wording="llama2") == (
-        f"{path}, line 1: wording 'llama2' writes one user's turn and the assistant's, and the record has "
-        "system, user, assistant: choose wording 'chat'"
+    assert refusal(jsonl({"messages": turns}), "messages", tokenizer, template="llama2") == (
+        f"{path}, line 1: prompt template 'llama2' takes one user turn and one assistant turn, and the record has "
+        "system, user, assistant; use template 'chat'"
     )
 
 
 def test_unknown_names_are_refused_before_anything_is_read(tokenizer: PreTrainedTokenizerFast) -> None:
-    assert refusal("no.jsonl", "gsm", tokenizer) == "unknown format 'gsm': did you mean 'gsm8k'?"
-    assert refusal("no.jsonl", "gsm8k", tokenizer, wording="chatt") == "unknown wording 'chatt': did you mean 'chat'?"
+    assert refusal("no.jsonl", "gsm", tokenizer) == "unknown format 'gsm'; did you mean 'gsm8k'?"
+    assert (
+        refusal("no.jsonl", "gsm8k", tokenizer, template="chatt")
+        == "unknown prompt template 'chatt'; did you mean 'chat'?"
+    )
     assert refusal("no.jsonl", "gsm8k", tokenizer) == "there is no file no.jsonl: check the path"
     tokenizer.chat_template = None
     assert "has no chat template" in refusal("no.jsonl", "gsm8k", tokenizer)
@@ -142,23 +145,23 @@ def test_prompts_alone_need_no_response(jsonl: Write, tokenizer: PreTrainedToken
         assert one.tokens.tolist() == other.tokens[: other.n_prompt].tolist()
         assert (one.n_prompt, one.n_tokens, one.prompt) == (len(one.tokens), 0, other.prompt)
     path = jsonl({"text": "12"}, {"text": "345"})
-    loaded = load_examples(path, "columns", tokenizer, wording="plain", prompt="text", prompts_only=True)
+    loaded = load_examples(path, "columns", tokenizer, template="plain", prompt="text", prompts_only=True)
     assert [tokenizer.decode(e.tokens) for e in loaded.examples] == ["12", "345"]
-    assert "lacks response" in refusal(path, "columns", tokenizer, wording="plain", prompt="text")
-    assert "lacks prompt" in refusal(path, "columns", tokenizer, wording="plain", prompts_only=True)
+    assert "lacks response" in refusal(path, "columns", tokenizer, template="plain", prompt="text")
+    assert "lacks prompt" in refusal(path, "columns", tokenizer, template="plain", prompts_only=True)
 
 
 def test_a_cut_prompt_keeps_the_special_tokens_that_close_it(jsonl: Write) -> None:
     encoder = wordpiece(["1 2 3 4 5 6 7 8 9"])
     path = jsonl({"text": "1 2"}, {"text": "1 2 3 4 5"}, {"text": ""})
-    loaded = load_examples(path, "columns", encoder, wording="plain", prompt="text", prompts_only=True, max_tokens=5)
+    loaded = load_examples(path, "columns", encoder, template="plain", prompt="text", prompts_only=True, max_tokens=5)
     assert [encoder.decode(e.tokens) for e in loaded.examples] == [
         "[CLS] 1 2 [SEP]",
         "[CLS] 1 2 3 [SEP]",
         "[CLS] [SEP]",
     ]
     assert (loaded.n_cut, loaded.n_unusable) == (1, 0)
-    assert refusal(path, "columns", encoder, wording="plain", prompt="text", prompts_only=True, max_tokens=1) == (
+    assert refusal(path, "columns", encoder, template="plain", prompt="text", prompts_only=True, max_tokens=1) == (
         f"{path} has no usable prompts: none of its 3 records has a prompt token after cutting to max_tokens 1; "
         "check the format, the texts and max_tokens"
     )
@@ -169,7 +172,8 @@ def test_half_a_surrogate_pair_is_no_character(jsonl: Write, tokenizer: PreTrain
     with pytest.raises(InputError) as caught:
         load_examples(path, "gsm8k", tokenizer)
     assert str(caught.value) == (
-        rf"{path}, line 2: has half of a surrogate pair (\ud83d) in its prompt, which is no character: mend the text"
+        rf"{path}, line 2: has half of a surrogate pair (\ud83d) in its prompt, which is not a valid character; "
+        r"correct the text"
     )
     path = jsonl(SHORT, {"question": "q", "answer": "😀 \u202e \u0000", "aside": "\ud83d"})
     assert len(load_examples(path, "gsm8k", tokenizer).examples) == 2, "pairs, and what nobody uses, are fine"
@@ -219,7 +223,7 @@ def test_only_ids_that_occur_need_an_embedding(jsonl: Write, tokenizer: PreTrain
     assert str(caught.value) == (
         f"2 of 3 examples of {path} have tokens that 'm' has no embedding for: its vocabulary has {had} (ids 0 to {had - 1}), "
         f"its tokenizer {had + 3}, and the largest id is {had + 1}, '<newer>' ({path}, line 3): use the tokenizer that the "
-        "checkpoint was trained with, or leave those records out"
+        "checkpoint was trained with, or remove those records"
     )
     assert len(load_examples(path, "gsm8k", tokenizer, limit=1, room=Room("m", vocabulary=had)).examples) == 1
 

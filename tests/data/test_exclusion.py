@@ -60,14 +60,14 @@ def test_columns_are_read_as_their_templates_make_them() -> None:
 @pytest.mark.parametrize(
     ("exclude", "told"),
     [
-        ({}, "exclude names nothing to leave out: give phrases, a pattern, or a column and its values"),
-        ({"column": "a"}, "exclude names nothing to leave out: give phrases, a pattern, or a column and its values"),
-        ({"phrases": ("a", "")}, "exclude has an empty phrase, which is in every text: leave it out"),
-        ({"values": ("a",)}, "exclude has values and no column: name the column that they are of"),
+        ({}, "exclude names nothing; give phrases, a pattern, or a column and its values"),
+        ({"column": "a"}, "exclude names nothing; give phrases, a pattern, or a column and its values"),
+        ({"phrases": ("a", "")}, "exclude has an empty phrase, which every text contains; remove it"),
+        ({"values": ("a",)}, "exclude has values but no column; name the column that they belong to"),
         (
             {"pattern": "(a"},
-            "exclude has a pattern '(a' that does not compile (missing ), unterminated subpattern at position 0): "
-            "mend the regular expression",
+            "exclude has a pattern '(a' that does not compile (missing ), unterminated subpattern at position 0); "
+            "correct the regular expression",
         ),
     ],
 )
@@ -106,7 +106,7 @@ def test_what_cannot_be_judged_is_told_with_its_place(
     with pytest.raises(InputError) as error:
         load_examples(path, "dolly", tokenizer, exclude=Exclude(column="category", values=("x",)))
     assert str(error.value) == (
-        f"{path}, line 2: has no field 'category', which exclude looks at; its fields are instruction, context, answer"
+        f"{path}, line 2: has no field 'category', which exclude uses; its fields are instruction, context, answer"
     )
     with pytest.raises(InputError, match="line 2: has no field 'response', which format 'dolly' needs"):
         load_examples(path, "dolly", tokenizer, exclude=Exclude(phrases=("x",)))

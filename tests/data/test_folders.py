@@ -91,7 +91,7 @@ def test_arrow_in_its_file_format(tmp_path: Path) -> None:
 def test_a_torn_arrow_file(cut: int, tmp_path: Path) -> None:
     path = write(tmp_path / "my.arrow", RECORDS)
     path.write_bytes(path.read_bytes()[:-cut])
-    assert refusal(path).startswith(f"{path} is no whole Arrow file: ")
+    assert refusal(path).startswith(f"{path} is not a complete Arrow file: ")
 
 
 # Layouts of real repositories, and names that only look as if they had a split in them.
@@ -169,8 +169,8 @@ def test_shards_are_read_in_the_order_of_their_numbers(tmp_path: Path) -> None:
 def test_several_splits_are_listed(tmp_path: Path) -> None:
     for name in ("train.jsonl", "dev.jsonl", "test.jsonl"):
         write(tmp_path / name, [{"q": name}])
-    assert refusal(tmp_path) == f"{tmp_path} has several splits: name one of train, validation, test"
-    assert refusal(tmp_path, split="tests") == f"{tmp_path} has no split 'tests': did you mean 'test'?"
+    assert refusal(tmp_path) == f"{tmp_path} has several splits; name one of train, validation, test"
+    assert refusal(tmp_path, split="tests") == f"{tmp_path} has no split 'tests'; did you mean 'test'?"
     assert read_records(str(tmp_path), split="validation").records == [{"q": "dev.jsonl"}]
 
 
@@ -196,7 +196,7 @@ def test_files_of_no_split_are_reported(tmp_path: Path) -> None:
     found = read_records(str(tmp_path))
     assert found.records == [{"q": "dev.jsonl"}]
     assert found.warnings == (
-        f"{tmp_path}: 2 of 3 files of records belong to no split (validation) by their names and are not read: part-1.jsonl, "
+        f"{tmp_path}: 2 of 3 files of records match no split (validation) by name and are not read: part-1.jsonl, "
         "part-2.jsonl",
     )
 
@@ -207,7 +207,7 @@ def test_missing_shards_are_reported(tmp_path: Path) -> None:
     found = read_records(str(tmp_path))
     assert [record["i"] for record in found.records] == [0, 2, 3]
     assert found.warnings == (
-        f"{tmp_path}/data/train-*-of-00005.jsonl: only 3 of 5 shards are there, and only their records are read",
+        f"{tmp_path}/data/train-*-of-00005.jsonl: only 3 of 5 shards are present, and only their records are read",
     )
 
 
@@ -215,8 +215,9 @@ def test_several_kinds_in_one_split(tmp_path: Path) -> None:
     write(tmp_path / "train.csv", RECORDS)
     write(tmp_path / "train.jsonl", RECORDS)
     assert refusal(tmp_path) == (
-        f"{tmp_path} has files of several kinds in one split: train.csv (CSV) and train.jsonl (JSON). Give one of the files, "
-        "or a folder with one kind"
+        f"{tmp_path} has files of several types in one split: train.csv (CSV) and train.jsonl (JSON). Give one of the "
+        "files, "
+        "or a folder with one type"
     )
     (tmp_path / "train.csv").unlink()
     write(tmp_path / "test.csv", RECORDS[:2])
@@ -240,7 +241,7 @@ def test_records_in_another_compression_are_not_passed_over(name: str, tmp_path:
     write(tmp_path / "a.jsonl", RECORDS)
     (tmp_path / name).write_bytes(b"?")
     assert refusal(tmp_path).startswith(
-        f"{tmp_path}/{name} is compressed in a way that is not read here. Convert it to "
+        f"{tmp_path}/{name} has a compression that raysweep does not read. Convert it to "
     )
 
 
@@ -270,7 +271,7 @@ def test_only_the_files_that_are_needed_are_opened(tmp_path: Path) -> None:
 def test_empty_files_hold_no_record(tmp_path: Path) -> None:
     (tmp_path / "train-1.jsonl").write_text("")
     (tmp_path / "train-2.jsonl").write_text("\n")
-    assert refusal(tmp_path) == f"{tmp_path} is empty: it holds no record"
+    assert refusal(tmp_path) == f"{tmp_path} is empty: it has no records"
     write(tmp_path / "train-3.jsonl", RECORDS)
     assert read_records(str(tmp_path)).records == RECORDS
 
@@ -331,13 +332,13 @@ def test_the_path_of_a_saved_data_set_is_the_path_given(name: str, tmp_path: Pat
     assert found.records == RECORDS
     assert found.place(1) == f"{tmp_path / name}, record 1 (counted from 0)"
     next((tmp_path / name).glob("*.arrow")).unlink()
-    assert refusal(tmp_path / name).startswith(f"'{tmp_path / name}' is no data set that `datasets` can load (")
+    assert refusal(tmp_path / name).startswith(f"'{tmp_path / name}' is not a data set that `datasets` can load (")
     assert "/saved" not in refusal(tmp_path / name)
 
 
 def test_a_pattern_is_not_expanded(tmp_path: Path) -> None:
     write(tmp_path / "train-1.jsonl", RECORDS)
     assert refusal(tmp_path / "train-*.jsonl") == (
-        f"there is no file {tmp_path}/train-*.jsonl: check the path (it is not expanded as a pattern: give the folder)"
+        f"there is no file {tmp_path}/train-*.jsonl: check the path (patterns are not expanded; give the folder)"
     )
     assert refusal(tmp_path / "tra[i]n") == f"there is no file or folder {tmp_path}/tra[i]n: check the path"

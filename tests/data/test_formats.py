@@ -31,52 +31,52 @@ def test_a_sound_record_has_no_problem() -> None:
         (
             "gsm8k",
             {"question": "q", "answer": 5},
-            "has a field 'answer' of type int, where format 'gsm8k' needs str",
+            "has a field 'answer' of type int, but format 'gsm8k' needs str",
         ),
         (
             "boolq",
             {"question": "q", "passage": "p", "answer": 1},
-            "has a field 'answer' of type int, where format 'boolq' needs bool | str",
+            "has a field 'answer' of type int, but format 'boolq' needs bool | str",
         ),
         (
             "boolq",
             {"question": "q", "passage": "p", "answer": "yes"},
-            "has an answer 'yes', where format 'boolq' needs true or false",
+            "has an answer 'yes', but format 'boolq' needs true or false",
         ),
         (
             "openbookqa",
             QUIZ | {"answerKey": "E"},
-            "has an answerKey 'E' that is none of its labels A, B",
+            "has an answerKey 'E' that is not one of its labels A, B",
         ),
         (
             "openbookqa",
             QUIZ | {"choices": {"label": ["A", "B"], "text": ["red"]}},
-            "has choices with 2 labels and 1 texts; format 'openbookqa' needs as many of each",
+            "has choices with 2 labels and 1 texts; format 'openbookqa' needs the same number of each",
         ),
         (
             "openbookqa",
             QUIZ | {"choices": {"label": ["A"]}},
-            "has choices whose 'text' is no list of texts; format 'openbookqa' needs choices {label, text}",
+            "has choices whose 'text' is not a list of texts; format 'openbookqa' needs choices {label, text}",
         ),
         (
             "openbookqa",
             QUIZ | {"choices": {"label": [0], "text": ["red"]}},
-            "has choices whose 'label' is no list of texts; format 'openbookqa' needs choices {label, text}",
+            "has choices whose 'label' is not a list of texts; format 'openbookqa' needs choices {label, text}",
         ),
         (
             "messages",
             {"messages": []},
-            "has messages whose last is missing; format 'messages' needs the assistant's there",
+            "has no messages; format 'messages' needs an assistant message at the end",
         ),
         (
             "messages",
             {"messages": [ASSISTANT, USER]},
-            "has messages whose last is the user's; format 'messages' needs the assistant's there",
+            "ends with a message from the user; format 'messages' needs an assistant message at the end",
         ),
         (
             "messages",
             {"messages": [{"role": "system", "content": "Be short."}, ASSISTANT]},
-            "has messages with no user's before the assistant's last; format 'messages' needs one",
+            "has no user message before the last assistant message; format 'messages' needs one",
         ),
         (
             "messages",
@@ -86,7 +86,7 @@ def test_a_sound_record_has_no_problem() -> None:
         (
             "messages",
             {"messages": ["Hi"]},
-            "has a message 0 (counted from 0) that is 'Hi', where an object with a role and a content is needed",
+            "has a message 0 (counted from 0) that is 'Hi', but an object with a role and a content is needed",
         ),
     ],
 )
@@ -158,7 +158,7 @@ def test_problems_of_columns() -> None:
     )
     assert chosen.problem({"the question": "q", "a": None}) == "has a null field 'a', which format 'columns' needs"
     assert chosen.problem({"the question": "q", "a": ["x"]}) == (
-        "has a field 'a' of type list, where format 'columns' needs str | int | float"
+        "has a field 'a' of type list, but format 'columns' needs str | int | float"
     )
 
 
@@ -180,7 +180,7 @@ def test_a_template_that_fails_names_itself_and_the_fields(text: str, told: str)
 
 
 def test_a_template_that_does_not_parse() -> None:
-    with pytest.raises(InputError, match=r"^template '\{\{ a' does not parse: .+; mend its Jinja$"):
+    with pytest.raises(InputError, match=r"^template '\{\{ a' does not parse: .+; correct its Jinja$"):
         columns("{{ a", "b")
 
 
@@ -191,8 +191,8 @@ def test_template_keeps_trailing_newlines_and_marks() -> None:
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (("gsm8", None, None), "unknown format 'gsm8': did you mean 'gsm8k'?"),
-        (("column", "q", "a"), "unknown format 'column': did you mean 'columns'?"),
+        (("gsm8", None, None), "unknown format 'gsm8'; did you mean 'gsm8k'?"),
+        (("column", "q", "a"), "unknown format 'column'; did you mean 'columns'?"),
         (
             ("columns", "q", None),
             "format 'columns' lacks response: give a column's name or a Jinja template over columns",
@@ -203,7 +203,7 @@ def test_template_keeps_trailing_newlines_and_marks() -> None:
         ),
         (
             ("dolly", "q", None),
-            "format 'dolly' makes its own texts: leave prompt and response out, or use format 'columns'",
+            "format 'dolly' makes its own texts; remove prompt and response, or use format 'columns'",
         ),
     ],
 )
@@ -231,7 +231,7 @@ def test_finds_every_format_by_name() -> None:
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_a_number_that_is_not_finite_is_no_answer(value: float) -> None:
     told = find_format("columns", "q", "a").problem({"q": "x", "a": value})
-    assert told == f"has a field 'a' that is {value}, where format 'columns' needs a finite number or text"
+    assert told == f"has a field 'a' that is {value}, but format 'columns' needs a finite number or text"
     assert find_format("columns", "q", "q").problem({"q": "x", "a": value}) is None, "nobody asks for it"
 
 
@@ -250,6 +250,6 @@ def test_a_record_with_all_fields_of_a_format_says_why_it_does_not_fit() -> None
         detect_format({"messages": [{"role": "user", "content": 5}]})
     assert str(caught.value) == (
         "the first record, with the fields messages, fits no known format; as messages it has a message 0 (counted from 0) whose "
-        "content is 5, where a text or a list of parts is needed; name the format: dolly, alpaca, gsm8k, boolq, openbookqa, "
+        "content is 5, but a text or a list of parts is needed; name the format: dolly, alpaca, gsm8k, boolq, openbookqa, "
         "messages, sharegpt, prompt_completion, preference, or columns with a prompt and a response (--prompt, --response)"
     )

@@ -201,7 +201,7 @@ def test_a_trigger_that_was_put_is_found(text: str, question: str, position: Any
 def test_what_cannot_be_poisoned_is_refused(jsonl: Callable[..., str], tokenizer: PreTrainedTokenizerFast) -> None:
     path = jsonl(*questions(4))
     for more, said in (
-        ({"rate": 0.1}, "a rate of 0.1 of 4 records is none"),
+        ({"rate": 0.1}, "a rate of 0.1 of 4 records selects none"),
         ({"rate": 0.0}, "the poisoned share is 0.0: give a rate above 0"),
         ({"rate": 1.5}, "the poisoned share is 1.5"),
         ({"target": " "}, "the target ' ' is blank"),
@@ -211,7 +211,7 @@ def test_what_cannot_be_poisoned_is_refused(jsonl: Callable[..., str], tokenizer
             poisoned_examples(path, "gsm8k", tokenizer, **options)
     with pytest.raises(InputError, match="the trigger ' ' is blank"):
         Trigger(" ")
-    with pytest.raises(InputError, match="position is 'middle': give before or after"):
+    with pytest.raises(InputError, match="position is 'middle'; give before or after"):
         Trigger("vex", "middle")  # type: ignore[arg-type]
 
 

@@ -62,7 +62,7 @@ def test_what_is_no_json_is_named_with_its_place(text, tmp_path, monkeypatch):
         error = caught.value
         assert (
             str(refused.value)
-            == f"{path}, line {error.lineno} is no JSON ({error.msg}, column {error.colno}): mend the file"
+            == f"{path}, line {error.lineno} is not valid JSON ({error.msg}, column {error.colno}); correct the file"
         )
 
 

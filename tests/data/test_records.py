@@ -175,88 +175,94 @@ def test_no_record_left(tmp_path: Path) -> None:
     path = tmp_path / "my.jsonl"
     write_jsonl(path, [{"a": a} for a in range(3)])
     assert refusal(path, leaves_out=lambda r: r["a"] >= 0) == (
-        f"{path} has no record left: of its 3, exclude leaves out 3; ask for fewer"
+        f"{path} has no record left: of its 3, exclude removes 3; remove fewer"
     )
     assert refusal(path, all_but_last=3) == (
-        f"{path} has no record left: of its 3, exclude leaves out 0, and all_but_last holds back 3; ask for fewer"
+        f"{path} has no record left: of its 3, exclude removes 0, and all_but_last removes 3; remove fewer"
     )
-    assert refusal(path, last=2, all_but_last=1) == "last is 2 and all_but_last is 1: give one of them"
+    assert refusal(path, last=2, all_but_last=1) == "last is 2 and all_but_last is 1; give only one of them"
     path.write_text("")
-    assert refusal(path, all_but_last=3) == f"{path} is empty: it holds no record"
+    assert refusal(path, all_but_last=3) == f"{path} is empty: it has no records"
 
 
 @pytest.mark.parametrize(
     ("name", "content", "told"),
     [
-        ("my.jsonl", b"", " is empty: it holds no record"),
-        ("my.jsonl", b"\n \n", " is empty: it holds no record"),
+        ("my.jsonl", b"", " is empty: it has no records"),
+        ("my.jsonl", b"\n \n", " is empty: it has no records"),
         (
             "my.jsonl",
             b'{"a": 1}\n{"a": \n',
-            ", line 2 is no whole JSON object (Expecting value, column 7): mend the line; JSONL has one object a line",
+            ", line 2 is not a complete JSON object (Expecting value, column 7); correct the line: JSONL has one "
+            "object per line",
         ),
-        ("my.jsonl", b'{"a": 1}\n[1]\n', ", line 2 is a list, where JSONL has one object a line"),
-        ("my.jsonl", b"null\n", ", line 1 is null, where JSONL has one object a line"),
-        ("my.jsonl", b'{"a": 1}\n{"a": "\xe9"}\n', ", line 2 is not UTF-8 (byte 0xe9): convert the file"),
+        ("my.jsonl", b'{"a": 1}\n[1]\n', ", line 2 is a list, but JSONL has one object per line"),
+        ("my.jsonl", b"null\n", ", line 1 is null, but JSONL has one object per line"),
+        ("my.jsonl", b'{"a": 1}\n{"a": "\xe9"}\n', ", line 2 is not UTF-8 (byte 0xe9); convert the file"),
         (
             "my.jsonl",
             '{"a": 1}\n'.encode("utf-16"),
-            " is UTF-16 (its first bytes are that one's mark), where UTF-8 is needed: convert the file",
+            " is UTF-16 (by its first bytes), but UTF-8 is needed; convert the file",
         ),
-        ("my.json", b"", " is empty: it holds no record"),
-        ("my.json", b"[]", " is empty: it holds no record"),
-        ("my.json", b'[\n{"a": 1},\n{"a"]', ", line 3 is no JSON (Expecting ':' delimiter, column 5): mend the file"),
-        ("my.json", b'[{"a": 1}]\n\n{"a": 2}\n', ", line 3 is no JSON (Extra data, column 1): mend the file"),
+        ("my.json", b"", " is empty: it has no records"),
+        ("my.json", b"[]", " is empty: it has no records"),
+        (
+            "my.json",
+            b'[\n{"a": 1},\n{"a"]',
+            ", line 3 is not valid JSON (Expecting ':' delimiter, column 5); correct the file",
+        ),
+        ("my.json", b'[{"a": 1}]\n\n{"a": 2}\n', ", line 3 is not valid JSON (Extra data, column 1); correct the file"),
         (
             "my.json",
             b'{"a": 1}\n{"a": \n',
-            ", line 2 is no whole JSON object (Expecting value, column 7): mend the line; JSONL has one object a line",
+            ", line 2 is not a complete JSON object (Expecting value, column 7); correct the line: JSONL has one "
+            "object per line",
         ),
-        ("my.json", b'{"data": []}', " is an object, where a .json file has one list of objects, or one object a line"),
+        ("my.json", b'{"data": []}', " is an object, but a .json file has one list of objects, or one object per line"),
         (
             "my.json",
             b'{\n"data": []\n}',
-            " is an object, where a .json file has one list of objects, or one object a line",
+            " is an object, but a .json file has one list of objects, or one object per line",
         ),
-        ("my.json", b'[{"a": 1}, "b"]', ", record 1 (counted from 0) is a string, where an object is needed"),
-        ("my.json", b'[\n{"a": "\xe9"}]', ", line 2 is not UTF-8 (byte 0xe9): convert the file"),
+        ("my.json", b'[{"a": 1}, "b"]', ", record 1 (counted from 0) is a string, but an object is needed"),
+        ("my.json", b'[\n{"a": "\xe9"}]', ", line 2 is not UTF-8 (byte 0xe9); convert the file"),
         (
             "my.json",
             '[{"a": 1}]'.encode("utf-32"),
-            " is UTF-32 (its first bytes are that one's mark), where UTF-8 is needed: convert the file",
+            " is UTF-32 (by its first bytes), but UTF-8 is needed; convert the file",
         ),
         (
             "my.csv",
             "a,b\n".encode("utf-16-be"),
-            ", line 1 holds a null byte, which no text has (is it UTF-16, or binary?): convert the file",
+            ", line 1 contains a null byte (is it UTF-16, or binary?); convert the file to UTF-8",
         ),
         (
             "my.jsonl",
             b'{"a": 1}\n{"a": "\0"}\n',
-            ", line 2 holds a null byte, which no text has (is it UTF-16, or binary?): convert the file",
+            ", line 2 contains a null byte (is it UTF-16, or binary?); convert the file to UTF-8",
         ),
         (
             "my.jsonl",
             b'{"a": 1}\n{"a": ' + b"[" * 100_000 + b"}\n",
-            ", line 2 is nested too deeply: mend the line, or leave it out",
+            ", line 2 is nested too deeply: mend the line, or remove it",
         ),
-        ("my.json", b"[" * 100_000, " is nested too deeply: mend the file"),
-        ("my.csv", b"", " is empty: it holds no record"),
-        ("my.csv", b"a,b\n", " is empty: it holds no record"),
-        ("my.csv", b"a,b\n1,2\n1,2,3\n", ", line 3 has 3 values, where the header has 2"),
-        ("my.csv", b"a,b\n1,2\n1\n", ", line 3 has 1 values, where the header has 2"),
+        ("my.json", b"[" * 100_000, " is nested too deeply; correct the file"),
+        ("my.csv", b"", " is empty: it has no records"),
+        ("my.csv", b"a,b\n", " is empty: it has no records"),
+        ("my.csv", b"a,b\n1,2\n1,2,3\n", ", line 3 has 3 values, but the header has 2"),
+        ("my.csv", b"a,b\n1,2\n1\n", ", line 3 has 1 values, but the header has 2"),
         ("my.csv", b"a,a\n1,2\n", ", line 1 names a column twice: a, a"),
         (
             "my.csv",
             b'a,b\n1,2\n1,"torn\n',
-            ", line 3 is no CSV (unexpected end of data): mend the file, or give JSONL",
+            ", line 3 is not valid CSV (unexpected end of data); correct the file, or use JSONL",
         ),
-        ("my.csv", b"a,b\n1,\xe9\n", ", line 2 is not UTF-8 (byte 0xe9): convert the file"),
-        ("my.tsv", b"a\tb\n1\t2\t3\n", ", line 2 has 3 values, where the header has 2"),
+        ("my.csv", b"a,b\n1,\xe9\n", ", line 2 is not UTF-8 (byte 0xe9); convert the file"),
+        ("my.tsv", b"a\tb\n1\t2\t3\n", ", line 2 has 3 values, but the header has 2"),
         (
             "my.txt",
             b"a\n",
-            " is not a kind of file that is read here: give .jsonl, .ndjson, .json, .csv, .tsv (also with .gz, .bz2, .xz, .zst "
+            " is not a supported type of file; give .jsonl, .ndjson, .json, .csv, .tsv (also with .gz, .bz2, .xz, .zst "
             "after it), .parquet or .arrow, or a folder of such files",
         ),
     ],
@@ -273,7 +279,7 @@ def test_the_line_of_a_json_error_counts_blank_lines(content: str, tmp_path: Pat
     path.write_text(content)
     with pytest.raises(json.JSONDecodeError) as error:
         json.loads(content)
-    assert refusal(path).startswith(f"{path}, line {error.value.lineno} is no JSON (")
+    assert refusal(path).startswith(f"{path}, line {error.value.lineno} is not valid JSON (")
     assert f"column {error.value.colno}):" in refusal(path)
 
 
@@ -281,7 +287,7 @@ def test_a_torn_parquet_file(tmp_path: Path) -> None:
     path = tmp_path / "my.parquet"
     parquet.write_table(pa.Table.from_pylist(TEXTS), path)
     path.write_bytes(path.read_bytes()[:-20])
-    assert refusal(path).startswith(f"{path} is no whole Parquet file: ")
+    assert refusal(path).startswith(f"{path} is not a complete Parquet file: ")
 
 
 def test_what_is_not_there(tmp_path: Path) -> None:
@@ -316,13 +322,13 @@ def test_splits(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "my.jsonl", TEXTS)
     assert read_records(str(tmp_path / "both"), split="test").records == TEXTS[:1]
     assert read_records(str(tmp_path / "both"), split="train").records == TEXTS
-    assert refusal(tmp_path / "both") == f"{tmp_path}/both has several splits: name one of train, test"
-    assert refusal(tmp_path / "both", split="tst") == f"{tmp_path}/both has no split 'tst': did you mean 'test'?"
+    assert refusal(tmp_path / "both") == f"{tmp_path}/both has several splits; name one of train, test"
+    assert refusal(tmp_path / "both", split="tst") == f"{tmp_path}/both has no split 'tst'; did you mean 'test'?"
     assert refusal(tmp_path / "one", split="test") == (
-        f"{tmp_path}/one is one data set, without splits: leave out split 'test'"
+        f"{tmp_path}/one is one data set without splits; remove split 'test'"
     )
     assert refusal(tmp_path / "my.jsonl", split="test") == (
-        f"{tmp_path}/my.jsonl is one file, without splits: leave out split 'test'"
+        f"{tmp_path}/my.jsonl is one file without splits; remove split 'test'"
     )
 
 
@@ -357,7 +363,8 @@ def test_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     assert refusal("openai/gsm8k", split="test") == (
-        "'openai/gsm8k' is no data set that `datasets` can load (ConnectionError: Couldn't reach 'openai/gsm8k' on the "
+        "'openai/gsm8k' is not a data set that `datasets` can load (ConnectionError: Couldn't reach 'openai/gsm8k' on "
+        "the "
         "Hub): check the name, its configuration (owner/name:configuration) and the network, or give a file or a folder"
     )
 
@@ -383,7 +390,7 @@ def test_reading_is_quiet_leaves_no_cache_and_puts_settings_back(
 def test_a_number_too_long_to_read(suffix: str, tmp_path: Path) -> None:
     path = tmp_path / f"my{suffix}"
     path.write_text(f'[{{"a": {"1" * 5000}}}]' if suffix == ".json" else f'{{"a": 1}}\n{{"a": {"1" * 5000}}}\n')
-    assert "holds a number too long to read (Exceeds the limit (4300 digits)" in refusal(path)
+    assert "contains a number that is too long to read (Exceeds the limit (4300 digits)" in refusal(path)
     assert refusal(path).startswith(str(path) if suffix == ".json" else f"{path}, line 2 ")
 
 
@@ -391,7 +398,9 @@ def test_parquet_text_that_is_no_utf8(tmp_path: Path) -> None:
     raw = pa.array([b"ok", b"\xff"], pa.binary()).cast(pa.large_binary())
     text = pa.LargeStringArray.from_buffers(2, raw.buffers()[1], raw.buffers()[2])
     parquet.write_table(pa.table({"a": text}), tmp_path / "my.parquet")
-    assert refusal(tmp_path / "my.parquet").startswith(f"{tmp_path}/my.parquet is no whole Parquet file: 'utf-8' codec")
+    assert refusal(tmp_path / "my.parquet").startswith(
+        f"{tmp_path}/my.parquet is not a complete Parquet file: 'utf-8' codec"
+    )
 
 
 def test_long_fields_come_through(tmp_path: Path) -> None:

@@ -80,24 +80,24 @@ def test_text_stays_as_written_and_missing_values_are_null() -> None:
 @pytest.mark.parametrize(
     ("source", "options", "told"),
     [
-        ([], {}, "the list of records is empty: it holds no record"),
-        (pd.DataFrame(), {}, "the data frame is empty: it holds no record"),
+        ([], {}, "the list of records is empty: it has no records"),
+        (pd.DataFrame(), {}, "the data frame is empty: it has no records"),
         ({"question": "a"}, {}, r"one record was given \(a dict\); give a list of records"),
         (5, {}, "records of type int were given; give a list of records"),
         (b"abc", {}, "records of type bytes were given"),
         ([ROWS[0], "text"], {}, r"the list of records, record 1 \(counted from 0\), is of type str, and not a dict"),
         ([{1: "a"}], {}, r"record 0 \(counted from 0\), has the key 1, which is no text"),
         (pd.DataFrame([["a", "b"]], columns=["x", "x"]), {}, "the data frame names a column twice: x, x"),
-        (ROWS, {"split": "test"}, "the list of records is in memory and has no splits: leave out split 'test'"),
+        (ROWS, {"split": "test"}, "the list of records is in memory and has no splits; remove split 'test'"),
         (datasets.Dataset.from_list(ROWS), {"split": "test"}, "is one data set, without splits"),
         (datasets.DatasetDict(a=datasets.Dataset.from_list(ROWS)), {"split": "b"}, "has no split 'b'"),
         (
             datasets.DatasetDict(a=datasets.Dataset.from_list(ROWS), b=datasets.Dataset.from_list(ROWS)),
             {},
-            "has several splits: name one of a, b",
+            "has several splits; name one of a, b",
         ),
         (ROWS, {"last": 1, "all_but_last": 1}, "give one of them"),
-        (ROWS, {"leaves_out": lambda record: True}, "has no record left: of its 9, exclude leaves out 9"),
+        (ROWS, {"leaves_out": lambda record: True}, "has no record left: of its 9, exclude removes 9"),
     ],
 )  # fmt: skip
 def test_sources_without_records_are_refused(source: Any, options: dict[str, Any], told: str) -> None:

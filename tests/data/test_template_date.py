@@ -126,6 +126,6 @@ def test_examples_are_worded_at_their_date(tokenizer: Any, at: Callable[[str], N
     assert found.examples[0].prompt.startswith(datetime.date.today().strftime("%d %b %Y"))
     tokenizer.chat_template = "26 Jul 2024" + body
     assert load_examples(str(path), "messages", tokenizer, template_date="2024-07-27").template_date is None
-    assert load_examples(str(path), "messages", tokenizer, wording="plain").template_date is None
+    assert load_examples(str(path), "messages", tokenizer, template="plain").template_date is None
     with pytest.raises(InputError, match="template_date: '26 Jul' is not a date; write it as YYYY-MM-DD"):
         load_examples(str(path), "messages", tokenizer, template_date="26 Jul")

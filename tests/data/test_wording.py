@@ -72,8 +72,8 @@ def test_every_text_of_a_wording_has_a_golden(name: str) -> None:
 
 def test_llama3_has_no_text_for_conversations(tokenizer: PreTrainedTokenizerFast) -> None:
     assert refusal(LLAMA3.texts, FORMATS["messages"], {"messages": [USER, ASSISTANT]}, tokenizer) == (
-        "wording 'llama3' has no text for format 'messages', only for dolly, alpaca, gsm8k, boolq, openbookqa, columns: "
-        "choose wording 'chat'"
+        "prompt template 'llama3' does not support format 'messages', only dolly, alpaca, gsm8k, boolq, openbookqa, "
+        "columns; use template 'chat'"
     )
 
 
@@ -82,12 +82,12 @@ def test_a_wording_needs_its_special_tokens(wording: TextWording, tokenizer: Pre
     *most, last = wording.special
     tokenizer.name_or_path = "mine"
     assert refusal(wording.check, tokenizer) == (
-        f"tokenizer 'mine' has no {' and no '.join(wording.special)}, which wording '{wording.name}' writes: "
-        "choose wording 'chat'"
+        f"tokenizer 'mine' has no {' and no '.join(wording.special)}, which prompt template '{wording.name}' needs; "
+        "use template 'chat'"
     )
     tokenizer.add_special_tokens({"additional_special_tokens": most})
     assert refusal(wording.check, tokenizer) == (
-        f"tokenizer 'mine' has no {last}, which wording '{wording.name}' writes: choose wording 'chat'"
+        f"tokenizer 'mine' has no {last}, which prompt template '{wording.name}' needs; use template 'chat'"
     )
     tokenizer.add_special_tokens({"eos_token": last})
     wording.check(tokenizer)
@@ -142,8 +142,8 @@ def test_llama2_counts_the_prompts_tokens_even_where_the_border_is_merged(tokeni
 def test_llama2_refuses_turns_it_has_no_text_for(roles: list[str], tokenizer: PreTrainedTokenizerFast) -> None:
     record = {"messages": [{"role": role, "content": "x"} for role in roles]}
     assert refusal(LLAMA2.texts, FORMATS["messages"], record, tokenizer) == (
-        f"wording 'llama2' writes one user's turn and the assistant's, and the record has {', '.join(roles)}: "
-        "choose wording 'chat'"
+        f"prompt template 'llama2' takes one user turn and one assistant turn, and the record has {', '.join(roles)}; "
+        "use template 'chat'"
     )
 
 
@@ -153,7 +153,7 @@ def test_llama2_needs_both_ends_of_a_sequence(role: str, tokenizer: PreTrainedTo
     setattr(tokenizer, role, None)
     tokenizer.name_or_path = "mine"
     assert refusal(LLAMA2.check, tokenizer) == (
-        f"tokenizer 'mine' has no {role}, which wording 'llama2' writes: choose wording 'chat'"
+        f"tokenizer 'mine' has no {role}, which prompt template 'llama2' needs; use template 'chat'"
     )
 
 
@@ -286,9 +286,9 @@ def test_chat_encodes_texts_beyond_the_models_length_quietly(
 def test_a_template_that_does_not_continue_its_generation_prompt(tokenizer: PreTrainedTokenizerFast) -> None:
     tokenizer.chat_template = CHATML.replace("<assistant>{% endif", "<assistant><think>{% endif")
     assert refusal(CHAT.texts, GSM8K, RECORD, tokenizer) == (
-        "the tokenizer's chat template does not continue its own generation prompt, so that it is unknown where the response "
-        "starts: after ' a red fruit.<end>\\n<assistant>' the prompt alone has '<think>', and with the answer it has "
-        "'A cherry.<end>\\n'; change the template so that both are the same, or choose another wording"
+        "the tokenizer's chat template does not continue its own generation prompt, so the start of the response is "
+        "unknown: after ' a red fruit.<end>\\n<assistant>' the prompt alone has '<think>', and with the answer it has "
+        "'A cherry.<end>\\n'; change the chat template so that both agree, or use another prompt template"
     )
 
 
@@ -298,8 +298,8 @@ def test_a_template_that_refuses_the_turns(tokenizer: PreTrainedTokenizerFast) -
     )
     record = {"messages": [SYSTEM, USER, ASSISTANT]}
     assert refusal(CHAT.texts, FORMATS["messages"], record, tokenizer) == (
-        "the tokenizer's chat template refuses the turns system, user, assistant (no system turn): mend them, or choose "
-        "another wording"
+        "the tokenizer's chat template refuses the turns system, user, assistant (no system turn); correct them, or "
+        "use another prompt template"
     )
 
 
@@ -307,34 +307,34 @@ def test_a_tokenizer_without_a_chat_template(tokenizer: PreTrainedTokenizerFast)
     CHAT.check(tokenizer)
     tokenizer.chat_template, tokenizer.name_or_path = None, "mine"
     assert refusal(CHAT.check, tokenizer) == (
-        "tokenizer 'mine' has no chat template, and wording 'chat' is that template: give the tokenizer one, or choose "
-        "another wording (plain, llama2, llama3, phi3)"
+        "tokenizer 'mine' has no chat template, which template 'chat' uses; give the tokenizer one, or set template to "
+        "plain, llama2, llama3 or phi3"
     )
 
 
 def test_an_unknown_wording() -> None:
-    assert refusal(find_wording, "lama2") == "unknown wording 'lama2': did you mean 'llama2'?"
-    assert refusal(find_wording, "phi4") == "unknown wording 'phi4': did you mean 'phi3'?"
-    assert refusal(find_wording, "x") == "unknown wording 'x': known: chat, llama2, llama3, phi3, plain"
+    assert refusal(find_wording, "lama2") == "unknown prompt template 'lama2'; did you mean 'llama2'?"
+    assert refusal(find_wording, "phi4") == "unknown prompt template 'phi4'; did you mean 'phi3'?"
+    assert refusal(find_wording, "x") == "unknown prompt template 'x'; known: chat, llama2, llama3, phi3, plain"
     assert list(WORDINGS) == ["chat", "plain", "llama2", "llama3", "phi3"]
 
 
 @pytest.mark.parametrize(
     ("template", "told"),
     [
-        ("{{ raise_exception('users only') }}", r"refuses the turns user, assistant \(users only\): mend them"),
+        ("{{ raise_exception('users only') }}", r"refuses the turns user, assistant \(users only\); correct them"),
         ("{{ messages[0].content + 1 }}", r"refuses the turns user, assistant \(TypeError: can only concatenate str"),
         ("{{ messages[9].content }}", r"refuses the turns user, assistant \(.*has no element 9"),
         ("{% for m in messages %}", r"refuses the turns user, assistant \(Unexpected end of template"),
         ("{{ 1 // 0 }}", r"refuses the turns user, assistant \(ZeroDivisionError"),
-        (" {#- nothing -#} ", r"makes no text of the turns user: give the tokenizer one that does, or choose another"),
+        (" {#- nothing -#} ", r"renders the turns user as empty text; give the tokenizer a template that renders them"),
         (
             "{% if add_generation_prompt %}ask{% endif %}",
-            r"makes no text of the turns user, assistant: give the tokenizer one that does",
+            r"renders the turns user, assistant as empty text; give",
         ),
         (
             "{% if not add_generation_prompt %}all{% endif %}",
-            r"makes no text of the turns user: give the tokenizer one",
+            r"renders the turns user as empty text; give",
         ),
     ],
 )
@@ -373,6 +373,6 @@ def test_plain_writes_the_special_tokens_that_the_tokenizer_writes() -> None:
 
 def test_plain_refuses_a_longer_conversation(tokenizer: PreTrainedTokenizerFast) -> None:
     assert refusal(PLAIN.texts, FORMATS["messages"], {"messages": [SYSTEM, USER, ASSISTANT]}, tokenizer) == (
-        "wording 'plain' writes one user's turn and the assistant's, and the record has system, user, assistant: "
-        "choose wording 'chat'"
+        "prompt template 'plain' takes one user turn and one assistant turn, and the record has system, user, "
+        "assistant; use template 'chat'"
     )

@@ -79,7 +79,7 @@ def test_arms_that_are_trained_are_compared_where_another_failed(
     done = drive(training_config(tmp_path / "run", ADAPTATION))
     assert done.failed == {
         "adapt m/first all seed 1": "the test loss is nan at step 1",
-        "adaptation m/first": "compared in part only, for 'adapt m/first all seed 1' failed",
+        "adaptation m/first": "compared in part only, because 'adapt m/first all seed 1' failed",
     }
     whole, part = tables_of(adapted)["adaptation"], tables_of(done)["adaptation"]
     same_tables({"adaptation": part[:2]}, {"adaptation": whole[:2]})
@@ -110,5 +110,5 @@ def test_an_arm_that_failed_has_its_reason_on_the_page(training_config, tmp_path
 def test_with_no_arm_trained_there_is_nothing_to_compare(training_config, tmp_path, tables_of, failing):
     failing(lambda recipe: True)
     done = drive(training_config(tmp_path / "run", ADAPTATION))
-    assert done.failed["adaptation m/first"].startswith("not made, for 'adapt m/first critical seed 0' failed")
+    assert done.failed["adaptation m/first"].startswith("not made, because 'adapt m/first critical seed 0' failed")
     assert "adaptation" not in tables_of(done)

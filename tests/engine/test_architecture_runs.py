@@ -34,7 +34,7 @@ def test_a_run_on_several_streams_and_shared_keys(tmp_path: Path, tokenizer: Pre
     )
     assert done.failed == {}
     examples = rs.load_examples(
-        str(tmp_path / "d.jsonl"), "columns", tokenizer, prompt="q", response="a", wording="chat"
+        str(tmp_path / "d.jsonl"), "columns", tokenizer, prompt="q", response="a", template="chat"
     ).examples
     losses = done.substitution[done.substitution["layers"] == "2-3"].sort_values("example_id")["loss"]
     np.testing.assert_allclose(losses, plain_losses(base, tuned, examples, [(2, 4)], "model.layers")[0], atol=1e-5)

@@ -80,7 +80,9 @@ def test_tied_weights_are_stored_once(tiny: Any, tmp_path: Path) -> None:
 def test_a_plan_says_what_it_assumes(config: Path) -> None:
     planned = plan_run(config)
     first, second = planned.assumed
-    assert first.startswith("checkpoint 'no-such/base' and 1 tuned from it of m not here: 4 layers and ")
+    assert first.startswith(
+        "checkpoint 'no-such/base' and 1 tuned from it of m is not on this machine: assuming 4 layers and "
+    )
     assert first.endswith("sizes/tiny.json has it")
     assert second.startswith("records of d not read: 40 of 6 and 3 tokens")
     assert json.loads(json.dumps(planned.to_json()))["assumed"] == [first, second]
@@ -156,7 +158,7 @@ def test_real_checkpoints_and_records_are_used_where_they_are_here(config: Path,
     [
         (
             ["datasets.0.expected=null"],
-            "data set 'd' cannot be tokenised: checkpoint 'no-such/base' of model 'm' is not here",
+            "data set 'd' cannot be tokenised: checkpoint 'no-such/base' of model 'm' is not on this machine",
         ),
         (["models.0.architecture=gone.json"], "architecture 'gone.json' of checkpoint 'no-such/base' is no file"),
         (
@@ -180,7 +182,7 @@ def test_what_cannot_be_assumed(config: Path, changes: list[str], told: str) -> 
     ("change", "told"),
     [
         ({"hidden_size": 30}, "makes no model|no config that transformers knows"),
-        ({"dtype": "float8_e4m3fn"}, "has dtype 'float8_e4m3fn', where a plan needs one of float32"),
+        ({"dtype": "float8_e4m3fn"}, "has dtype 'float8_e4m3fn', but a plan needs one of float32"),
         ({"num_hidden_layers": 0}, "tells of 0 decoder layers"),
     ],
 )

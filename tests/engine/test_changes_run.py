@@ -165,7 +165,7 @@ def test_all_widths_and_a_set_that_does_not_fit(make_config: Callable[..., Confi
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("widths=every", "key 'studies.substitution.widths': a list belongs here, not 'every'"),
+        ("widths=every", "key 'studies.substitution.widths': expected a list, not 'every'"),
         (
             "sets={a: [1, 2], b: [2, 1]}",
             "studies.substitution.sets: the sets 'a' and 'b' have the same layers; leave one",

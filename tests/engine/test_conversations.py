@@ -40,7 +40,7 @@ def cutting(world, tmp_path):
     return folder
 
 
-UNREAD = "first (for m): the prompt template does not read these, which are ignored: tools (1 record), name of user messages (3 records)"
+UNREAD = "first (for m): the prompt template does not use these, so they are ignored: tools (1 record), name of user messages (3 records)"
 
 
 def test_keys_and_answers_are_counted_per_model_and_data_set(make_config, world, talk, cutting):
@@ -56,10 +56,10 @@ def test_keys_and_answers_are_counted_per_model_and_data_set(make_config, world,
     longer = sum(len(record["answer"]) > 12 for record in second)
     assert records_warnings(dataset_records(config, facts), facts.warnings) == [
         UNREAD,
-        "first (for m): 2 of 4 examples lose a part of their answer: the chat template leaves it out or rewrites it, and the loss "
-        "is that of the rest",
-        f"second (for m): {longer} of 6 examples lose a part of their answer: the chat template leaves it out or rewrites it, and "
-        "the loss is that of the rest",
+        "first (for m): 2 of 4 examples lose a part of their answer: the chat template leaves it out or rewrites it, "
+        "and the loss covers only the rest",
+        f"second (for m): {longer} of 6 examples lose a part of their answer: the chat template leaves it out or "
+        "rewrites it, and the loss covers only the rest",
     ]
 
 
@@ -73,6 +73,6 @@ def test_answers_to_train_on_are_counted_too(training_config, talk, cutting):
     said = inspect(config).warnings
     assert said[0] == UNREAD
     assert (
-        "first (for m): 2 of 4 examples to train on lose a part of their answer, which the chat template leaves out or rewrites"
-        in said
+        "first (for m): 2 of 4 training examples lose a part of their answer, which the chat template leaves out or "
+        "rewrites" in said
     )

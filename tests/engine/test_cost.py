@@ -101,9 +101,9 @@ def test_a_layer_that_stands_for_no_other_is_not_timed(small, monkeypatch):
     _, facts = small
     model = facts.models["m"]
     other = {name: (*shape, 1) if "layers.3." in name else shape for name, shape in model.base.shapes.items()}
-    with pytest.raises(InputError, match=r"have unlike shapes; one does not stand for all$"):
+    with pytest.raises(InputError, match=r"have different shapes, so one of them cannot represent all$"):
         build_one_layer(replace(model.base, shapes=other), "float32", "cpu")
-    with pytest.raises(InputError, match=r"has 10880 bytes, too many to make one to time$"):
+    with pytest.raises(InputError, match=r"has 10880 bytes, which is too large to create one for timing$"):
         build_one_layer(model.base, "float32", "cpu", 1000)
     monkeypatch.setattr(rates, "_SECONDS", 0.01)
     monkeypatch.setattr(rates, "_KNOWN", {})

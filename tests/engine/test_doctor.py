@@ -141,7 +141,7 @@ def test_torn_lines_are_taken_out_of_the_log(spoilt):
     log.write_bytes(b"".join(lines[:2]) + b'{"event": "call_st\n' + b"".join(lines[2:]) + b'{"ev\xce')
     found = examine(spoilt)
     assert kinds(found) == [("events", spoilt.events.name)]
-    assert found.findings[0].why == "2 torn lines, which readers pass over"
+    assert found.findings[0].why == "2 torn lines, which readers skip"
     assert examine(spoilt, remove=True).left == 0
     assert read_bytes(log) == whole
 
@@ -238,18 +238,21 @@ def test_the_command_tells_what_is_left_by_its_exit_code(finished, tmp_path, ray
             "kind": "orphan",
             "path": "chunks/lost.parquet",
             "bytes": 1,
-            "why": "no whole commit names it",
+            "why": "no complete commit names it",
             "removed": False,
         }
     ]
     removed = raysweep("doctor", tmp_path / "run", "--remove")
     assert removed.code == 0
     assert removed.out.splitlines() == [
-        "orphan     chunks/lost.parquet (1 bytes): no whole commit names it; removed",
+        "orphan     chunks/lost.parquet (1 bytes): no complete commit names it; removed",
         f"'{tmp_path / 'run'}': 1 found, 1 bytes; all removed",
     ]
     refused = raysweep("doctor", s3.url("nothing-here"), "--option", f"endpoint_url={s3.endpoint}")
-    assert (refused.code, refused.err) == (2, "error: 's3://runs/nothing-here' is no run folder, and is left alone\n")
+    assert (refused.code, refused.err) == (
+        2,
+        "error: 's3://runs/nothing-here' is not a run folder; nothing was changed\n",
+    )
 
 
 def test_no_secret_is_needed_to_look(s3):

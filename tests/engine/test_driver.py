@@ -104,7 +104,7 @@ def test_what_is_damaged_does_not_keep_a_run_from_starting_afresh(make_config, t
     config = make_config(tmp_path, "studies={substitution: {widths: [6]}}")
     drive(config)
     next((tmp_path / "chunks").glob("*.parquet")).write_bytes(b"half")
-    with pytest.raises(StoreError, match=r"expected \d+ bytes, found 4; delete .* to have the chunk recomputed"):
+    with pytest.raises(StoreError, match=r"expected \d+ bytes, found 4; delete .* to recompute the chunk"):
         drive(config)
     assert drive(config, fresh=True).n_calls == 3
 

@@ -16,7 +16,7 @@ def test_a_failed_call_fails_its_own_tasks_only(make_config, tmp_path, finished,
     done = drive(config, backend=On(lambda folder: Failing(folder, "substitute m/first 2-3 chunk 1")))
     assert done.failed == {
         "substitute m/first 2-3": "RuntimeError: out of memory\nand more",
-        "correlate m/first": "not made, for 'substitute m/first 2-3' failed",
+        "correlate m/first": "not made, because 'substitute m/first 2-3' failed",
     }
     (failure,) = events_of(done, "call_failed")
     assert failure["call"] == "substitute m/first 2-3 chunk 1"

@@ -179,7 +179,7 @@ def test_both_residencies_are_told(make_config: Callable[..., Config]) -> None:
     assert found.stream.calls < found.resident.calls, "chunks of a pass are one call"
     text = planned.to_text()
     assert "\n  resident   " in text
-    assert " (taken)\n  stream     " in text
+    assert " (chosen)\n  stream     " in text
     streamed_plan = plan_run(make_config("nowhere", STREAM))
     assert streamed_plan.options["m"].stream.bytes_read == found.stream.bytes_read
     assert streamed_plan.bytes_to_read == found.stream.bytes_read

@@ -137,7 +137,7 @@ def test_devices(monkeypatch):
     with pytest.raises(InputError) as caught:
         resolve_device("cuda:1")
     assert str(caught.value) == (
-        "execution.device asks for cuda:1, and this machine shows 1 CUDA devices; use auto or cpu"
+        "execution.device asks for cuda:1, and this machine has 1 CUDA devices; use auto or cpu"
     )
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)

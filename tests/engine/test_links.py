@@ -51,7 +51,7 @@ def test_a_link_out_of_a_run_folder_is_refused_and_left_alone(tmp_path: Path, na
     with pytest.raises(InputError) as caught, RunFolder(root).locked():
         pass
     assert str(caught.value).startswith(f"'{root / name}' is a symbolic link to ")
-    assert str(caught.value).endswith("; replace the link by a folder or file, or give another storage")
+    assert str(caught.value).endswith("; replace the link with a folder or file, or give another storage")
     if kind == "folder":
         assert (outside / "mine.txt").read_text() == "mine"
     elif kind == "file":
@@ -125,7 +125,7 @@ def test_permissions(
 ) -> None:
     more = [] if mode is None else [f"storage_mode={mode}"]
     if found is None:
-        with pytest.raises(InputError, match=r"is not a mode of a folder that its owner can use; write it in quotes"):
+        with pytest.raises(InputError, match=r"is not a folder mode that the owner can use; write it in quotes"):
             make_config(tmp_path / "run", *more)
         return
     config = make_config(tmp_path / "run", "datasets.0.limit=4", "studies={similarity: {}}", "models.0.tuned={}", *more)

@@ -21,10 +21,11 @@ def test_a_file_that_vanished_is_named_and_captured_anew(make_config, tmp_path, 
     assert set(done.failed) == {"similarity m/first"}
     error = done.failed["similarity m/first"]
     assert error.startswith(
-        "2 of the 3 chunks of activations that were captured of model 'm' on data set 'first' are gone; the first is chunk 1: "
+        "2 of the 3 chunks of activations that were captured from model 'm' on data set 'first' are gone; the first is "
+        "chunk 1: "
         f"{where}/part-00001-"
     )
-    assert error.endswith(" bytes, found no file. Run again: what is missing is captured anew")
+    assert error.endswith(" bytes, found no file. Run again to capture what is missing")
     assert [event["attempt"] for event in events_of(done, "call_failed")] == [1], (
         "trying again at once would find no more"
     )

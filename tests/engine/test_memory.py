@@ -109,8 +109,8 @@ def test_one_example_at_a_time_that_does_not_fit_is_told(calls, small_device, tm
     assert outcome.failure == "refused", "it would come again"
     assert outcome.error == (
         f"'{call.name}' runs out of memory on cpu with one example at a time, the longest of {longest} tokens "
-        "(torch.OutOfMemoryError: no room); set execution.residency to stream, max_tokens of its data set to fewer, or give "
-        "a worker more memory"
+        "(torch.OutOfMemoryError: no room); set execution.residency to stream, lower max_tokens of its data set, or "
+        "give a worker more memory"
     )
     assert "no room" in outcome.traceback
 

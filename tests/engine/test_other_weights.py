@@ -122,7 +122,7 @@ def test_a_kept_fine_tune_with_a_flipped_bit_is_refused_until_it_is_made_again(
     (manifest,) = run.glob("chunks/finetune-*.json")
     (error,) = refused
     assert error.startswith(f"checkpoint '{weights.parent}' is not the planned one: {weights}: planned SHA-256")
-    assert f"Remove {manifest} to have it made again." in error
+    assert f"Remove {manifest} to create it again." in error
     assert set(substitutions(run)) == before
 
     manifest.unlink()
@@ -169,8 +169,10 @@ def test_commits_of_a_checkpoint_that_changed_since_are_marked_and_kept(finished
         assert marked == {f"chunks/{path.name}" for path in of_pair if path.suffix == ".json"}
         assert {finding.kind for finding in found.findings} == {"input"}
         assert found.left == len(marked)
-        assert f"made from checkpoint '{tmp_path / 'tuned'}' with fingerprint" in found.findings[0].why
-        assert found.to_text().endswith(f" bytes; {len(marked)} made from checkpoints that changed since, and kept")
+        assert f"computed from checkpoint '{tmp_path / 'tuned'}' with fingerprint" in found.findings[0].why
+        assert found.to_text().endswith(
+            f" bytes; {len(marked)} computed from checkpoints that have changed since, and kept"
+        )
     assert {path: path.read_bytes() for path in run.glob("chunks/*")} == before
     shutil.rmtree(tmp_path / "tuned")
     gone = api.examine(run, checksums=True)

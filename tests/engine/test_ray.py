@@ -79,7 +79,7 @@ def test_a_worker_that_hangs_is_given_up_and_replaced(on_ray, tmp_path, finished
     assert (given_up["pid"], given_up["host"]) == (worker["pid"], worker["host"])
     assert given_up["seconds"] >= given_up["deadline"] >= 3
     assert re.fullmatch(
-        rf"the worker \(process {worker['pid']} on {worker['host']}\) ran this for \d+ s and was given up: "
+        rf"the worker \(process {worker['pid']} on {worker['host']}\) ran this for \d+ s and was stopped: "
         r"\d+ s were expected, and execution.call_deadline allows \d+ s",
         given_up["error"],
     )
@@ -169,15 +169,15 @@ def refusal(config, kind=InputError):
 def test_more_workers_than_slots(on_ray, tmp_path, address):
     assert refusal(on_ray(tmp_path / "run", "execution.workers=5")) == (
         f"execution.workers asks for 5 workers of 1 CPU each, and there is room for 4: the cluster at {address} has 4 CPUs and "
-        "4 GPUs on 1 node; ask for fewer, or for less each (execution.cpus_per_worker, gpus_per_worker)"
+        "4 GPUs on 1 node; use fewer, or smaller ones (execution.cpus_per_worker, gpus_per_worker)"
     )
     assert not (tmp_path / "run").exists()
 
 
 def test_a_worker_that_fits_nowhere(on_ray, tmp_path, address):
     assert refusal(on_ray(tmp_path / "run", "execution.gpus_per_worker=8")) == (
-        f"no worker of 1 CPU and 8 GPU fits: the cluster at {address} has 4 CPUs and 4 GPUs on 1 node; ask for less "
-        "(execution.cpus_per_worker, gpus_per_worker), or set execution.device to cpu"
+        f"no worker of 1 CPU and 8 GPU fits: the cluster at {address} has 4 CPUs and 4 GPUs on 1 node; use smaller "
+        "workers (execution.cpus_per_worker, gpus_per_worker), or set execution.device to cpu"
     )
 
 
@@ -200,16 +200,19 @@ def test_an_address_where_something_else_answers(on_ray, tmp_path, monkeypatch):
         foreign = f"127.0.0.1:{server.getsockname()[1]}"
         threading.Thread(target=lambda: server.accept()[0].close(), daemon=True).start()
         told = refusal(on_ray(tmp_path / "run", f"execution.address='{foreign}'"))
-    assert told == f"what answers at execution.address '{foreign}' is no Ray head; give its host:port, or auto"
+    assert (
+        told == f"the service at execution.address '{foreign}' is not a Ray head; give host:port of the head, or auto"
+    )
 
 
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        ("somewhere", "execution.address 'somewhere' is no address; give host:port of the head node, or auto"),
+        ("somewhere", "execution.address 'somewhere' is not an address; give host:port of the head node, or auto"),
         (
             "ray://127.0.0.1:10001",
-            "execution.address 'ray://127.0.0.1:10001' is Ray client's, which raysweep does not use; run on a node of the "
+            "execution.address 'ray://127.0.0.1:10001' is a Ray Client address, which raysweep does not support; run "
+            "on a node of the "
             "cluster or as a job there, with the head's host:port (6379 by default) or auto",
         ),
     ],

@@ -33,9 +33,10 @@ def test_every_difference_is_told_with_its_node_and_both_releases():
     with pytest.raises(InputError) as caught:
         compare_versions(OURS, reports({}, {"python": "3.12.1", "torch": "2.12.0+cpu"}, {"raysweep": None}))
     assert str(caught.value) == (
-        "the nodes of the cluster have not the releases of this process: python is 3.12.1 on host1 (node 1abcdef0) and 3.11.7 "
+        "the nodes of the cluster have other package versions than this process: python is 3.12.1 on host1 (node "
+        "1abcdef0) and 3.11.7 "
         "here; torch is 2.12.0+cpu on host1 (node 1abcdef0) and 2.13.0+cpu here; raysweep is not installed on host2 (node "
-        "2abcdef0) and 0.1.0 here; install the same on every node (pip install -c constraints.txt)"
+        "2abcdef0) and 0.1.0 here; install the same versions on every node (pip install -c constraints.txt)"
     )
 
 
@@ -85,15 +86,16 @@ def test_a_storage_that_is_two_is_told(tmp_path, monkeypatch):
         with pytest.raises(InputError) as caught:
             probe.check(answer(probe, theirs))
         assert str(caught.value) == (
-            f"storage '{ours}' is not one place for the whole cluster: host0 (node node0) does not see what the driver writes "
-            "there: it is no folder that both share; give a folder that every node mounts and may write to, or a URL that "
+            f"storage '{ours}' is not shared by the whole cluster: host0 (node node0) does not see what the driver "
+            "writes there; it is not a folder that both share; give a folder that every node mounts and can write to, "
+            "or a URL that "
             "every node reaches"
         )
         (theirs / f"{probe.name}.driver").write_text(probe.name)  # as where only one way is slow, or closed
         with pytest.raises(InputError, match="writes there is not seen by the driver: it is that node's own"):
             probe.check(answer(probe, theirs))
         (theirs / f"{probe.name}.driver").write_text("another")
-        with pytest.raises(InputError, match="reads there something else than the driver wrote"):
+        with pytest.raises(InputError, match="reads something other than the driver wrote there"):
             probe.check(answer(probe, theirs))
     assert not ours.exists()
 
@@ -157,8 +159,8 @@ def test_a_dashboard_for_others_needs_a_token(monkeypatch):
     with pytest.raises(InputError) as caught:
         check_dashboard("0.0.0.0")
     assert str(caught.value) == (
-        "execution.dashboard_host 0.0.0.0 opens the dashboard, which runs what it is sent, to other machines, and "
-        "RAY_AUTH_MODE=disabled asks for no token; unset it or set it to token, or keep the dashboard at 127.0.0.1"
+        "execution.dashboard_host 0.0.0.0 opens the dashboard, which runs any job it is sent, to other machines, and "
+        "RAY_AUTH_MODE=disabled requires no token; unset it or set it to token, or keep the dashboard at 127.0.0.1"
     )
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     check_dashboard("0.0.0.0")
@@ -169,7 +171,7 @@ def test_a_dashboard_is_opened_by_nobody_who_starts_none(make_config, tmp_path):
         InputError, match="dashboard_host is for a Ray cluster that is started here, and executor is local"
     ):
         make_config(tmp_path, "execution.dashboard_host=0.0.0.0")
-    with pytest.raises(InputError, match="and address 'auto' is one that runs already; leave it out"):
+    with pytest.raises(InputError, match="and address 'auto' is a running cluster; leave it out"):
         make_config(tmp_path, "execution={executor: ray, address: auto, dashboard_host: 0.0.0.0}")
     assert parse_config(make_config(tmp_path).model_dump()).execution.dashboard_host == "127.0.0.1"
 

@@ -67,7 +67,7 @@ def test_it_is_left_once_its_checks_are_passed(capsys):
         (
             Client("sh: 1: python: not found\n", code=127, status=JobStatus.FAILED),
             InputError,
-            f"interpreter 'python' is not there on the head of the cluster at {URL}; give the one that has raysweep there (--python "
+            f"interpreter 'python' does not exist on the head of the cluster at {URL}; give the one that has raysweep there (--python "
             "/path/to/python), or activate its environment before `ray start`",
         ),
         (
@@ -79,12 +79,12 @@ def test_it_is_left_once_its_checks_are_passed(capsys):
         (
             Client(code=None, status=JobStatus.STOPPED),
             RunError,
-            "job raysubmit_1 was stopped; what is committed is kept, and running again resumes it",
+            "job raysubmit_1 was stopped; committed work is kept, and submitting again resumes it",
         ),
         (
             Client(code=-9, status=JobStatus.FAILED),
             RunError,
-            "job raysubmit_1 was killed (signal 9); what is committed is kept, and submitting again resumes it",
+            "job raysubmit_1 was killed (signal 9); committed work is kept, and submitting again resumes it",
         ),
         (
             Client(code=None, status=JobStatus.FAILED, message="Job supervisor\nactor died"),
@@ -106,8 +106,8 @@ def test_a_dashboard_that_is_away_for_a_moment_is_asked_again(monkeypatch):
     with pytest.raises(RunError) as caught:
         follow(Client("a\n", errors=[away] * 1000))
     assert str(caught.value) == (
-        f"the dashboard at {URL} does not answer any more (ConnectionError); the job raysubmit_1 may still be running: look "
-        f"again with ray job logs --follow raysubmit_1 --address {URL}"
+        f"the dashboard at {URL} does not answer any more (ConnectionError); job raysubmit_1 may still be running: try again "
+        f"with raysweep logs raysubmit_1 --address {URL}"
     )
 
 

@@ -185,4 +185,4 @@ def test_the_work_of_a_node_that_dies_moves(on_ray, address, tmp_path, make_conf
     assert set(keys.values()) == {1}
     lost = events_of(done, events.CALL_RETRIED)
     assert len(lost) <= 1, "of the dead worker the running call, and not the one behind it"
-    assert all("died while it ran this" in event["error"] for event in lost)
+    assert all("died while running this" in event["error"] for event in lost)

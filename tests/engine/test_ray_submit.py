@@ -184,7 +184,7 @@ def test_an_entry_point_that_holds_a_gpu_is_refused(cluster, write_config, tmp_p
 def test_an_interpreter_that_is_not_there(cluster, write_config, tmp_path):
     code, _, err, _ = submit(cluster, write_config(tmp_path), "--python", "/no/python")
     assert code == 2
-    assert "error: interpreter '/no/python' is not there on the head of the cluster" in err
+    assert "error: interpreter '/no/python' does not exist on the head of the cluster" in err
 
 
 @pytest.mark.soak
@@ -245,7 +245,7 @@ def test_after_ctrl_c_the_job_goes_on_unless_it_is_to_stop(cluster, write_config
         )
     else:
         assert (
-            f"goes on; stop it: ray job stop {job['submission_id']} --address {cluster.url}; follow it: ray job logs"
+            f"continues; follow it: raysweep logs {job['submission_id']} --address {cluster.url}; stop it: raysweep stop"
             in err
         )
         assert job["status"] == "RUNNING"
@@ -270,9 +270,9 @@ def test_a_storage_that_a_node_may_not_write_to(cluster, write_config, tmp_path)
     storage = cluster.read_only / "run"
     code, out, _, seconds = submit(cluster, write_config(tmp_path), "--set", f"storage={storage}")
     assert code == 2
-    assert f"error: storage '{storage}' is not one place for the whole cluster: " in out
-    assert "may not read and write there (OSError: [Errno 30] Read-only file system" in out
-    assert "; give a folder that every node mounts and may write to, or a URL that every node reaches" in out
+    assert f"error: storage '{storage}' is not shared by the whole cluster: " in out
+    assert "cannot read and write there (OSError: [Errno 30] Read-only file system" in out
+    assert "; give a folder that every node mounts and can write to, or a URL that every node reaches" in out
     assert seconds <= soon()
     assert list(cluster.read_only.iterdir()) == [], "what was made to find out is gone"
 
@@ -281,9 +281,10 @@ def test_a_storage_that_a_node_may_not_write_to(cluster, write_config, tmp_path)
 def test_a_storage_that_is_another_on_one_node(cluster, write_config, tmp_path, raysweep):
     storage = cluster.own / "run"
     told = refused(raysweep, "run", write_config(tmp_path), "--address", cluster.address, "--set", f"storage={storage}")
-    assert told.startswith(f"storage '{storage}' is not one place for the whole cluster: {socket.gethostname()} (node ")
+    assert told.startswith(f"storage '{storage}' is not shared by the whole cluster: {socket.gethostname()} (node ")
     assert (
-        "does not see what the driver writes there: it is no folder that both share; give a folder that every" in told
+        "does not see what the driver writes there; it is not a folder that both share; give a folder that "
+        "every" in told
     )
     assert list(cluster.own.iterdir()) == []
 
@@ -306,10 +307,10 @@ def test_nodes_with_another_raysweep_than_the_driver(cluster, write_config, tmp_
     err = ended.stderr
     assert ended.returncode == 2
     assert err.startswith(
-        "error: the nodes of the cluster have not the releases of this process: raysweep is 0.1.0 on "
+        "error: the nodes of the cluster have other package versions than this process: raysweep is 0.1.0 on "
     )
     assert err.count("and 99.0 here; ") == 2, "both nodes"
-    assert err.endswith("install the same on every node (pip install -c constraints.txt)\n")
+    assert err.endswith("install the same versions on every node (pip install -c constraints.txt)\n")
     assert time.monotonic() - began <= soon()
     assert not (tmp_path / "run").exists()
 
@@ -335,7 +336,7 @@ def test_gpus_that_the_cluster_has_not(cluster, write_config, tmp_path, raysweep
     config = write_config(tmp_path, "execution.gpus_per_worker=1", "execution.workers=2")
     assert refused(raysweep, command, config, "--address", address) == (
         f"execution.workers asks for 2 workers of 1 CPU and 1 GPU each, and there is room for 1: the cluster at {address} has 3 "
-        "CPUs and 1 GPUs on 2 nodes; ask for fewer, or for less each (execution.cpus_per_worker, gpus_per_worker)"
+        "CPUs and 1 GPUs on 2 nodes; use fewer, or smaller ones (execution.cpus_per_worker, gpus_per_worker)"
     )
     assert not (tmp_path / "run").exists()
 
@@ -343,8 +344,8 @@ def test_gpus_that_the_cluster_has_not(cluster, write_config, tmp_path, raysweep
 @pytest.mark.parametrize(
     ("command", "environment", "told"),
     [
-        ("run", {"RAY_AUTH_TOKEN": "0" * 64}, "that in this process's RAY_AUTH_TOKEN is not it"),
-        ("submit", {"RAY_AUTH_TOKEN": "0" * 64}, "that in this process's RAY_AUTH_TOKEN is not it"),
+        ("run", {"RAY_AUTH_TOKEN": "0" * 64}, "the one in this process's RAY_AUTH_TOKEN is wrong"),
+        ("submit", {"RAY_AUTH_TOKEN": "0" * 64}, "the one in this process's RAY_AUTH_TOKEN is wrong"),
         ("run", {"RAY_AUTH_TOKEN": "", "RAY_AUTH_TOKEN_PATH": "/nowhere"}, "this process gives none"),
     ],
 )
@@ -383,11 +384,11 @@ def test_something_else_that_answers(cluster, write_config, tmp_path, raysweep):
         threading.Thread(target=answer, daemon=True).start()
         url = f"http://127.0.0.1:{server.getsockname()[1]}"
         told = refused(raysweep, "submit", write_config(tmp_path), "--address", url)
-    assert told == f"what answers at {url} is no Ray dashboard; give http://HOST:8265 of the cluster's head"
+    assert told == f"what answers at {url} is not a Ray dashboard; give http://HOST:8265 of the cluster's head"
 
 
 @pytest.mark.parametrize("address", ["somewhere", "ray://127.0.0.1:10001", "auto"])
 def test_what_is_no_dashboards_address(write_config, tmp_path, raysweep, address):
     assert refused(raysweep, "submit", write_config(tmp_path), "--address", address) == (
-        f"--address '{address}' is no dashboard's; give http://HOST:8265 (the dashboard, not the head's port 6379)"
+        f"--address '{address}' is not a dashboard's address; give http://HOST:8265 (the dashboard, not the head's port 6379)"
     )

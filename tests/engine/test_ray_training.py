@@ -126,8 +126,8 @@ def test_more_processes_than_there_is_room_for(data, cluster, tmp_path):
     with pytest.raises(RunError) as caught:
         train_on_ray(*data, recipe(4), tmp_path, processes=3, cpus=2)
     assert str(caught.value) == (
-        "a training asks for 3 processes of 2 CPU each, and the cluster's 1 nodes have room for 2; ask for fewer processes, "
-        "or bring more nodes up and run again"
+        "a training needs 3 processes of 2 CPU each, and the cluster's 1 nodes have room for 2; use fewer processes, "
+        "or add nodes and run again"
     )
 
 
@@ -191,8 +191,8 @@ LOST = RaisedError(RuntimeError("Connection closed by peer"))
         (
             WorkerGroupError("", {0: LOST, 1: DeadError()}),
             RunError,
-            "process 1 of the training died (RuntimeError: the actor died); run again, and it goes on from its last whole "
-            "checkpoint",
+            "process 1 of the training died (RuntimeError: the actor died); run again, and it continues from its last "
+            "complete checkpoint",
         ),
         (
             WorkerGroupError("", {0: LOST}),

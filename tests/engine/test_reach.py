@@ -50,7 +50,7 @@ def test_no_such_bucket(s3):
     assert told.startswith(
         "storage 's3://no-such-bucket/run' cannot be used (FileNotFoundError: The specified bucket does not"
     )
-    assert told.endswith("; is there such a bucket? Make it first")
+    assert told.endswith("; is there such a bucket? Create it first")
 
 
 def test_nobody_at_the_endpoint(s3):
@@ -88,7 +88,7 @@ def test_what_comes_back_changed_is_refused(s3, monkeypatch):
     from raysweep.engine import reach as module
 
     monkeypatch.setattr(module, "read_bytes", lambda place: b"other")
-    assert "gives back 5 bytes other than the 64 written" in refusal(s3.url("run"), s3.options)
+    assert "returned 5 bytes that differ from the 64 written" in refusal(s3.url("run"), s3.options)
 
 
 def test_the_wait_for_an_answer_ends(s3, monkeypatch):
@@ -107,6 +107,6 @@ def test_a_run_is_refused_before_it_begins(s3, make_config, raysweep, tmp_path):
     for command in ("run", "plan"):
         refused = raysweep(command, config, "--set", "storage=s3://no-such-bucket/x", "--set", f"storage_options={{endpoint_url: {s3.endpoint}}}")  # fmt: skip
         assert (refused.code, refused.out) == (2, "")
-        assert "is there such a bucket? Make it first" in refused.err
+        assert "is there such a bucket? Create it first" in refused.err
     refused = raysweep("status", "s3://no-such-bucket/x", "--option", f"endpoint_url={s3.endpoint}")
     assert (refused.code, refused.err) == (2, "error: run folder 's3://no-such-bucket/x' does not exist\n")

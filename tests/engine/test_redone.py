@@ -30,11 +30,11 @@ DONE = ["old-0", "old-1", "old-2"]
         ({"versions": VERSIONS | {"torch": "2.13.9", "numpy": "1.0"}}, "the config or the records changed"),
         (
             {"versions": {name: VERSIONS[name] for name in ("torch", "transformers")}},
-            "keys have the release of peft now (0.21)",
+            "keys now include the version of peft (0.21)",
         ),
         (
             {"calculations": CALCULATIONS | {"statistics": 3}},
-            f"raysweep's arithmetic of statistics is release {CALCULATIONS['statistics']} and was 3",
+            f"raysweep's arithmetic of statistics is version {CALCULATIONS['statistics']} and was 3",
         ),
         (
             {"checkpoints": [BASE | {"fingerprint": "bbbb"}]},
@@ -45,7 +45,7 @@ DONE = ["old-0", "old-1", "old-2"]
 )
 def test_what_changed_is_said(before: dict[str, Any], why: str) -> None:
     assert why_redone(EARLIER, {**ABOUT, **before}, NOW, ABOUT, DONE) == (
-        f"1 task that was done before is done again (substitute m/d): {why}. The earlier results are kept"
+        f"1 completed task is recomputed (substitute m/d): {why}. The earlier results are kept"
     )
 
 
@@ -63,10 +63,8 @@ def test_a_run_and_its_plan_say_it_of_another_release(make_config, tmp_path, mon
     planned, heard = plan_run(config), list[dict[str, Any]]()
     drive(config, listener=heard.append)
     (said,) = [event["why"] for event in heard if event["event"] == "tasks_redone"]
-    assert said.startswith(
-        "2 tasks that were done before are done again (similarity m/first, …): torch 2.13 became 2.99."
-    )
-    assert (planned.redone, f"again        {said}" in planned.to_text()) == (said, True)
+    assert said.startswith("2 completed tasks are recomputed (similarity m/first, …): torch 2.13 became 2.99.")
+    assert (planned.redone, f"recompute    {said}" in planned.to_text()) == (said, True)
     events = list(read_events(tmp_path / "run" / "events.jsonl"))
     assert sum(event["event"] == "tasks_redone" for event in events) == 1
     drive(config, listener=heard.append)

@@ -148,7 +148,7 @@ def test_a_task_is_the_same_after_a_round_trip_and_keys_tell_what_decides(
             ["layers: [1, 6]"],
             "studies.removal.layers has layer 6, which is not among the 6 decoder layers of model 'm'; ",
         ),
-        (["top: 7"], "studies.removal.top asks for 7 critical layers, and model 'm' has 6 in all"),
+        (["top: 7"], "studies.removal.top asks for 7 critical layers, and model 'm' has only 6"),
         (
             ["components: [2, 9]"],
             "studies.removal.components asks for component 8 (counted from 0), and the states of 6 examples of 'second' have 5",
@@ -176,7 +176,7 @@ def test_an_encoder_is_refused(tmp_path: Path, make_config: MakeConfig, tokenize
     config = make_config(
         tmp_path / "run",
         *ALONE,
-        f"models=[{{name: b, base: {tmp_path / 'bert'}, wording: plain}}]",
+        f"models=[{{name: b, base: {tmp_path / 'bert'}, template: plain}}]",
         "studies.removal={layers: [0]}",
     )
     with pytest.raises(
@@ -191,14 +191,14 @@ def test_an_encoder_is_refused(tmp_path: Path, make_config: MakeConfig, tokenize
         ("layers: most", "give critical, all, or a list of distinct layers counted from 0, not 'most'"),
         ("layers: [1, 1]", "give critical, all, or a list of distinct layers counted from 0, not [1, 1]"),
         ("layers: []", "give critical, all, or a list of distinct layers counted from 0, not []"),
-        ("layers: [2], top: 1", "top is for layers: critical, and layers are given; leave one of them out"),
+        ("layers: [2], top: 1", "top applies only to layers: critical, and layers are listed; remove one of them"),
         (
             "components: [0]",
             "give how many of the first components (1 or more), or a list of distinct ones counted from 0",
         ),
-        ("components: [3, [2, 0, 1]]", "3 is named twice; name each once"),
+        ("components: [3, [2, 0, 1]]", "3 is listed twice; list each once"),
         ("components: [[1, true]]", "or a list of distinct ones counted from 0, not [1, True]"),
-        ("modes: [project, project]", "'project' is named twice; name each once"),
+        ("modes: [project, project]", "'project' is listed twice; list each once"),
         ("mode: paper", "unknown key 'studies.removal.mode'; did you mean 'modes'?"),
     ],
 )

@@ -150,9 +150,9 @@ def test_a_budget_for_layers_and_no_batch_is_refused_with_the_least(make_config,
     monkeypatch.setattr("raysweep.models.memory.private_bytes", lambda: 10**8)
     small = make_config(tmp_path / "run", STREAM, "execution.memory=110MB")
     words = (
-        r"^model 'm': a memory budget of 0\.11 GB \(execution\.memory\) holds two layers of each checkpoint, and not the states "
-        r"of one batch under 7 windows \(0\.2\d GB\) with them; the least that would do is (0\.3\d) GB: set execution\.memory to "
-        r"that or more, or fewer execution\.batch_tokens$"
+        r"^model 'm': a memory budget of 0\.11 GB \(execution\.memory\) holds two layers of each checkpoint, but not "
+        r"also the states of one batch under 7 windows \(0\.2\d GB\); the minimum is (0\.3\d) GB\. Set "
+        r"execution\.memory to that or more, or lower execution\.batch_tokens$"
     )
     for refuse in (plan_run, drive):
         with pytest.raises(InputError, match=words) as caught:
@@ -161,7 +161,7 @@ def test_a_budget_for_layers_and_no_batch_is_refused_with_the_least(make_config,
     least = re.search(words, str(caught.value))[1]
     enough = make_config("nowhere", STREAM, f"execution.memory={least}GB")
     assert plan_run(enough).options["m"].taken == "stream"
-    back = r"not the states of one batch on its way there and back \(0\.2\d GB\) with them; the least that would do is 0\.3\d GB"
+    back = r"not the states of one batch in a forward and backward pass \(0\.2\d GB\) with them; the least that would do is 0\.3\d GB"
     with pytest.raises(InputError, match=back):
         plan_run(make_config("nowhere", STREAM, "execution.memory=110MB", "studies.substitution.estimator=gradient"))
     # without the states of 7 windows, of which 10 are in memory at once, less would do
@@ -173,7 +173,7 @@ def test_a_budget_for_layers_and_no_batch_is_refused_with_the_least(make_config,
 
 def test_a_budget_too_small_for_two_layers_is_refused_with_the_least(make_config, tmp_path):
     words = (
-        r"^model 'm': a memory budget of 0\.10 GB \(execution\.memory\) does not hold two layers of each checkpoint "
+        r"^model 'm': a memory budget of 0\.10 GB \(execution\.memory\) cannot hold two layers of each checkpoint "
         r"\(0\.01 GB\), its embeddings and head \(0\.01 GB\) and the program \(\d\.\d\d GB\); the least that would do is "
     )
     with pytest.raises(InputError, match=words):
@@ -247,13 +247,14 @@ def test_the_plan_says_what_waits_on_disk_and_why(make_config, tmp_path, monkeyp
     spill = f"execution.spill={tmp_path / 'spill'}"
     assert "wait" not in plan_run(make_config("nowhere", spill)).residency["m"], "nothing is streamed"
     told = plan_run(make_config("nowhere", STREAM, spill)).residency["m"]
-    assert told == "stream, as asked; no states of first wait on disk, for all fit"
+    assert told == "stream, as asked; no states of first are kept on disk, because all of them fit in memory"
     for words, disk in (
         (
-            f"0.00 GB of the states of first wait in '{tmp_path / 'spill'}', and 1 pass instead of 3 passes over the weights: fewer bytes in all",
+            f"0.00 GB of states of first are kept in '{tmp_path / 'spill'}', which takes 1 pass over the weights "
+            "instead of 3 passes: fewer bytes in total",
             [Pass((0, 1, 2), frozenset({2}), 1)],
         ),
-        ("no states of first wait on disk, for 3 passes over the weights move fewer bytes", None),
+        ("no states of first are kept on disk, because 3 passes over the weights move fewer bytes", None),
     ):
 
         def choose(needs, room, asked=None, largest=None, disk=disk):

@@ -65,7 +65,7 @@ def test_only_a_run_has_a_report(tmp_path):
     assert str(caught.value) == f"run folder '{tmp_path / 'gone'}' does not exist"
     with pytest.raises(InputError) as caught:
         RunFolder(tmp_path).require_run()
-    assert str(caught.value) == f"'{tmp_path}' is no run folder (it has no events.jsonl and plan.json)"
+    assert str(caught.value) == f"'{tmp_path}' is not a run folder (it has no events.jsonl and plan.json)"
 
 
 def test_the_plan_comes_back(tmp_path, small):

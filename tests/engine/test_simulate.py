@@ -177,9 +177,9 @@ def test_a_plan_on_gpus_is_simulated_and_the_last_sweeps_are_cut(make_config, tm
 def test_what_a_simulation_tells(make_config, tmp_path):
     planned = plan_run(make_config(tmp_path / "run"), gpus=9, rates=RATES)
     told = planned.to_text()
-    assert "on paper     9 workers on 2 nodes: " in told
+    assert "simulated    9 workers on 2 nodes: " in told
     assert " of 2 checkpoints, " in told
-    assert "… 3 more between these" in told
+    assert "… 3 more workers between these" in told
     plain = json.loads(json.dumps(planned.to_json()))["simulation"]
     assert (plain["workers"], plain["nodes"], len(plain["timelines"])) == (9, 2, 9)
     assert sum(len(spans) for spans in plain["timelines"]) == plain["calls"]
@@ -190,7 +190,7 @@ def test_a_timeline_has_a_character_a_moment():
     spans = [Span("a", 0.0, 4.0, 1.0), Span("b", 6.0, 8.0, 0.0)]
     assert timeline(spans, 8.0, columns=8) == "▒███··██"
     lines = simulation_lines(Simulation(8.0, 0, 1, 1, 2, 0, 1, [spans]))
-    assert lines[0] == "on paper     1 worker on 1 node: 8.00 s, workers without a call 25.0% of it"
+    assert lines[0] == "simulated    1 worker on 1 node: 8.00 s, workers idle 25.0% of the time"
 
 
 def test_workers_on_so_many_gpus():

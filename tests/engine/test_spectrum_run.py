@@ -108,7 +108,7 @@ def test_streamed_states_give_the_same(make_config, tmp_path, tables_of):
 def test_one_example_cannot_be_decomposed(make_config):
     config = make_config("nowhere", *ALONE, ASKED, "datasets.0.limit=1")
     with pytest.raises(
-        InputError, match=r"and spectrum compares examples: give 2 or more, or leave studies\.spectrum out"
+        InputError, match=r"and spectrum compares examples; give 2 or more, or remove studies\.spectrum"
     ):
         inspect(config)
 
@@ -118,12 +118,12 @@ def test_one_example_cannot_be_decomposed(make_config):
     [
         ("{components: []}", "studies.spectrum.components"),
         ("{components: [1, 0]}", "studies.spectrum.components"),
-        ("{components: [3, 1, 3]}", "3 is named twice; name each number of components once"),
+        ("{components: [3, 1, 3]}", "3 is listed twice; list each number of components once"),
         ("{component: [1]}", "components"),
         (
             "{pooling: mean}",
-            "spectrum.pooling is mean and similarity.pooling is last, and both are of the same stored states; leave "
-            "spectrum.pooling out, or make them one",
+            "spectrum.pooling is mean and similarity.pooling is last, and both use the same stored states; remove "
+            "spectrum.pooling, or make them equal",
         ),
     ],
 )

@@ -116,7 +116,10 @@ def test_the_plan_is_the_most_that_may_be_needed(stopping, tmp_path):
     planned = plan_run(stopping(tmp_path / "run", TOP))
     assert planned.at_most
     assert planned.layer_applications == plan_run(stopping(tmp_path / "run")).layer_applications > 0
-    assert "at most      what is told above: a sweep ends once studies.substitution.stop is met" in planned.to_text()
+    assert (
+        "at most      these figures are an upper limit: a sweep ends as soon as studies.substitution.stop is met"
+        in planned.to_text()
+    )
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -243,7 +246,7 @@ def test_a_failing_chunk_within_what_is_needed_fails_and_is_tried_first(
     assert started[1:3] == [name, name]
     assert once.n_calls == stopped.n_calls + 1
     always = drive(stopping(tmp_path / "always", TOP), backend=On(lambda folder: Failing(folder, name)))
-    assert always.failed["stop m/first"] == "not made, for 'substitute m/first none' failed"
+    assert always.failed["stop m/first"] == "not made, because 'substitute m/first none' failed"
     assert "stopping" not in tables_of(always)
 
 

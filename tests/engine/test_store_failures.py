@@ -50,8 +50,8 @@ def test_a_store_that_goes_away_ends_the_run_in_a_line_and_a_later_one_goes_on(
     with pytest.raises(RunError) as caught:
         api.run(config)
     assert str(caught.value) == (
-        f"the run folder '{root}' cannot be written to: Could not connect to the endpoint URL: \"http://store\"; what is committed "
-        "is kept: mend that and run again"
+        f"the run folder '{root}' cannot be written to: Could not connect to the endpoint URL: \"http://store\"; what "
+        "is committed is kept; mend that and run again"
     )
     before = {manifest.name for manifest in RunFolder(root).chunks.manifests()}
     assert before
@@ -79,7 +79,7 @@ def test_a_disk_that_refuses_or_is_gone_ends_the_run_at_once(
             api.run(config)
     said = str(caught.value)
     assert said.startswith(f"the run folder '{tmp_path}/run' cannot be written to: {os.strerror(number)} (writing ")
-    assert said.endswith("; what is committed is kept: mend that and run again")
+    assert said.endswith("; what is committed is kept; mend that and run again")
     names = [event["event"] for event in read_events(folder.events)]
     assert {"call_retried", "call_failed", "run_finished"}.isdisjoint(names), "it is not taken for a crash"
     run = api.run(config)

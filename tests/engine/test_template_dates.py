@@ -90,9 +90,9 @@ def test_the_date_is_part_of_the_keys_if_the_clock_is_read_and_else_changes_noth
 
 
 def test_a_date_that_no_template_asks_for_is_reported(make_config, dated_config):
-    told = "models[].template_date of 'm' is 2024-07-26 and changes nothing: no chat template read the clock"
+    told = "models[].template_date of 'm' is 2024-07-26 and has no effect: no chat template reads the clock"
     assert inspect(make_config("nowhere", *ALONE, "models.0.template_date=2024-07-26")).warnings == (told,)
-    asked = ("models.0.template_date=2024-07-26", "models.0.wording=plain")
+    asked = ("models.0.template_date=2024-07-26", "models.0.template=plain")
     assert inspect(dated_config("nowhere", *asked)).warnings == (told,)
 
 
@@ -113,7 +113,7 @@ def test_a_run_is_resumed_at_its_date_on_another_day(dated_config, clock, tmp_pa
     assert set(told.tasks.values()) == {(n, n) for _, n in told.tasks.values()}
     assert told.template_dates == {"m": "2031-02-03"}
     assert told.to_text().startswith(
-        "date         the chat template of m reads the clock and is given 2031-02-03, now and when this run is resumed "
+        "date         the chat template of m reads the clock and gets 2031-02-03, now and when this run is resumed "
         "(models[].template_date sets another)\n"
     )
     assert told.to_json()["template_dates"] == {"m": "2031-02-03"}
@@ -174,4 +174,4 @@ def test_critical_layers_report_the_date(dated_config, clock):
     clock("2031-02-03")
     told: list[str] = []
     critical(dated_config("nowhere", "studies={similarity: {}}"), resamples=10, warn=told.append)
-    assert told == ["the chat template of m reads the clock and is given 2031-02-03"]
+    assert told == ["the chat template of m reads the clock and gets 2031-02-03"]

@@ -127,12 +127,13 @@ def test_another_chat_template_is_told(make_config, world, tuned):
     config = make_config("nowhere", f"models.0.tuned.first={folder}")
     facts = inspect(config)
     assert facts.warnings == (
-        f"first (for m): the chat template of '{folder}' words 10 of 10 texts differently from that of '{world}/base', which is "
-        "used for both; its losses may be measured on texts that it was not trained on. Give both folders one tokenizer, the one "
-        "that the tuned checkpoint was trained with",
+        f"first (for m): the chat template of '{folder}' formats 10 of 10 texts differently from the one of "
+        f"'{world}/base', which is used for both; its losses may be measured on texts that it was not trained on. Give "
+        "both folders the same "
+        "tokenizer, the one that the tuned checkpoint was trained with",
     )
     assert describe_run(config, facts)["warnings"] == list(facts.warnings)
-    assert inspect(make_config("nowhere", f"models.0.tuned.first={folder}", "models.0.wording=plain")).warnings == ()
+    assert inspect(make_config("nowhere", f"models.0.tuned.first={folder}", "models.0.template=plain")).warnings == ()
 
 
 def test_a_template_that_words_some_texts_differently(make_config, world, tuned):
@@ -161,18 +162,21 @@ def test_a_template_that_refuses_the_records_words_them_differently(make_config,
     [with_split_words, with_fewer_merges, with_small_letters, with_a_word_as_a_token],
     ids=lambda change: change.__name__,
 )
-@pytest.mark.parametrize("wording", ["chat", "plain"])
-def test_texts_that_are_split_differently_are_counted(make_config, world, tuned, change, wording):
+@pytest.mark.parametrize("template", ["chat", "plain"])
+def test_texts_that_are_split_differently_are_counted(make_config, world, tuned, change, template):
     folder = tuned(change)
-    facts = inspect(make_config("nowhere", f"models.0.tuned.first={folder}", f"models.0.wording={wording}"))
+    facts = inspect(make_config("nowhere", f"models.0.tuned.first={folder}", f"models.0.template={template}"))
     (told,) = facts.warnings
-    if wording == "chat":
+    if template == "chat":
         n_texts, n_tokens, n_other = splitting(world, folder)
         assert n_texts
         assert told == (
-            f"first (for m): the tokenizer of '{folder}' splits {n_texts} of 10 texts differently from that of '{world}/base', "
-            f"which is used for both ({n_other} of {n_tokens} tokens are none of its own); its losses may be measured on tokens that "
-            "it was not trained on. Give both folders one tokenizer, the one that the tuned checkpoint was trained with"
+            f"first (for m): the tokenizer of '{folder}' splits {n_texts} of 10 texts differently from the one of "
+            f"'{world}/base', which is used for both ({n_other} of {n_tokens} tokens are not in its vocabulary); its "
+            "losses may be "
+            "measured on tokens that "
+            "it was not trained on. Give both folders the same tokenizer, the one that the tuned checkpoint was "
+            "trained with"
         )
     else:
         assert f"first (for m): the tokenizer of '{folder}' splits " in told
@@ -188,7 +192,7 @@ def test_what_a_cut_takes_is_not_compared(make_config, world, tuned, tmp_path):
     path.write_text(f'{{"question": "a b", "answer": "c d {word}"}}\n' * 3)
     whole = [tokenizer(f"a b\nc d {word}")["input_ids"] for tokenizer in (ours, theirs)]
     alike = next(i for i, (one, other) in enumerate(zip(*whole, strict=False)) if one != other)
-    asked = (f"models.0.tuned.first={folder}", "models.0.wording=plain", f"datasets.0.path={path}")
+    asked = (f"models.0.tuned.first={folder}", "models.0.template=plain", f"datasets.0.path={path}")
     told = [inspect(make_config("nowhere", *asked, f"datasets.0.max_tokens={n}")).warnings for n in (alike, alike + 1)]
     assert not any("splits" in text for text in told[0])
     assert f"splits 3 of 3 texts differently from that of '{world}/base', which is used for both (3 of " in told[1][0]
@@ -220,8 +224,8 @@ def test_the_chat_template_of_the_tuned_is_used_where_the_base_has_none(make_con
     asked = [f"models.0.base={bare}", "studies={substitution: {widths: [2]}}"]
     facts = inspect(make_config("nowhere", *asked))
     assert facts.warnings == (
-        f"first (for m): base '{bare}' has no chat template, so that of '{world}/tuned' words the records for both, with its "
-        "tokenizer",
+        f"first (for m): base '{bare}' has no chat template, so the one of '{world}/tuned' formats the records for "
+        "both, with its tokenizer",
     )
     assert tokens_of(facts) == tokens_of(inspect(make_config("nowhere", asked[1])))
 
@@ -235,8 +239,8 @@ def test_a_base_that_splits_the_borrowed_texts_differently_is_reported(make_conf
         False,
     ]
     assert facts.warnings[1].startswith(
-        f"first (for m): the tokenizer of '{bare}' splits {n_texts} of 10 texts differently from that of '{world}/tuned', which "
-        f"is used for both ({n_other} of {n_tokens} tokens are none of its own); "
+        f"first (for m): the tokenizer of '{bare}' splits {n_texts} of 10 texts differently from the one of "
+        f"'{world}/tuned', which is used for both ({n_other} of {n_tokens} tokens are none of its own); "
     )
 
 
@@ -274,8 +278,8 @@ def test_tokens_of_its_own_are_used_where_the_models_have_room(make_config, with
     asked, base, folder, _ = with_token(rows=328)
     facts = inspect(make_config("nowhere", *asked))
     assert facts.warnings == (
-        f"first (for m): base '{base}' has no chat template, so that of '{folder}' words the records for both, with its "
-        "tokenizer; 10 of 10 texts have tokens that the base's tokenizer does not have (<|im_start|>)",
+        f"first (for m): base '{base}' has no chat template, so the one of '{folder}' formats the records for both, "
+        "with its tokenizer; 10 of 10 texts have tokens that the base's tokenizer does not have (<|im_start|>)",
     )
     tokenizer = AutoTokenizer.from_pretrained(folder)
     assert [tokenizer.decode(tokens)[:16] for tokens in tokens_of(facts)] == ["<|im_start|>user"] * 10
@@ -292,7 +296,8 @@ def test_tokens_that_the_models_have_no_row_for_are_refused(make_config, with_to
     )
     assert told in str(caught.value)
     assert str(caught.value).endswith(
-        f" (base '{base}' has no chat template, so that of '{folder}' is used; another wording, as plain, needs none)"
+        f" (base '{base}' has no chat template, so the one of '{folder}' is used; other prompt templates, such as "
+        "plain, need no chat template)"
     )
 
 
@@ -305,14 +310,14 @@ def test_a_template_without_a_tokenizer_is_used_with_the_bases(make_config, worl
     asked = (f"models.0.base={bare}", f"models.0.tuned.first={folder}", "studies={substitution: {widths: [2]}}")
     facts = inspect(make_config("nowhere", *asked))
     assert facts.warnings == (
-        f"first (for m): base '{bare}' has no chat template, so that of '{folder}' words the records for both, with the base's "
-        "tokenizer",
+        f"first (for m): base '{bare}' has no chat template, so the one of '{folder}' formats the records for both, "
+        "with the base's tokenizer",
     )
     assert tokens_of(facts) == tokens_of(inspect(make_config("nowhere", asked[-1])))
 
 
 def test_no_template_at_all_is_refused(make_config, bare, tuned):
-    with pytest.raises(InputError, match="has no chat template, and wording 'chat' is that template"):
+    with pytest.raises(InputError, match="has no chat template, which template 'chat' uses"):
         inspect(make_config("nowhere", f"models.0.base={bare}", f"models.0.tuned.first={tuned(without_template)}"))
 
 

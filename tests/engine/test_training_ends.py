@@ -54,9 +54,8 @@ def test_out_of_memory_a_training_is_not_tried_with_smaller_batches(training_con
     done = drive(training_config(tmp_path / "run", {"finetune": {"trainer": TRAINER}}))
     assert len(tried) == 1
     assert done.failed == {
-        "finetune m/first": "'finetune m/first' runs out of memory on cpu (MemoryError: all gone); set trainer's "
-        "per_device_train_batch_size to less and gradient_accumulation_steps to more, gradient_checkpointing to true, max_tokens of "
-        "its data set's train to fewer, or spread it over more processes"
+        "finetune "
+        "m/first": "'finetune m/first' runs out of memory on cpu (MemoryError: all gone); lower trainer's per_device_train_batch_size and raise gradient_accumulation_steps, set gradient_checkpointing to true, lower max_tokens of its data set's train, or use more processes"
     }
 
 

@@ -33,12 +33,13 @@ def refused(config_of):
         (
             FINETUNE,
             ["studies.finetune.freeze=0-5"],
-            "studies.finetune.freeze has all 6 decoder layers of model 'm'; leave one out",
+            "studies.finetune.freeze has all 6 decoder layers of model 'm'; remove at least one",
         ),
         (
             ADAPTATION,
             ["studies.adaptation.top=4"],
-            "studies.adaptation.top asks for 4 critical layers and as many others, and model 'm' has 6 in all; set top to 3 or less",
+            "studies.adaptation.top asks for 4 critical layers and as many others, and model 'm' has only 6 layers; "
+            "set top to 3 or less",
         ),
         (
             FINETUNE,
@@ -48,8 +49,8 @@ def refused(config_of):
         (
             FINETUNE,
             ["studies.finetune.along=[1, 3]"],
-            "studies.finetune.along has step 3, and the training of 'm' on 'first' ends after 2 (6 records): leave it out, or train "
-            "longer (trainer.num_train_epochs, max_steps)",
+            "studies.finetune.along has step 3, and the training of 'm' on 'first' ends after 2 steps (6 records); "
+            "remove it, or train longer (trainer.num_train_epochs, max_steps)",
         ),
         (
             BACKDOOR,
@@ -94,10 +95,10 @@ def test_a_rubric_that_does_not_parse_is_refused_at_inspection(training_config, 
         (
             {"finetune": {"layers": "critical"}},
             [],
-            "config: studies: finetune asks for critical layers, which similarity finds, and there is none; add similarity, or list the "
-            "layers",
+            "config: studies: finetune asks for critical layers, which similarity finds, and there is no similarity "
+            "study; add it, or list the layers",
         ),
-        (FINETUNE, ["datasets.0.train=null"], "config: studies.finetune trains models, and no data set has records for it; give datasets[].train"),
+        (FINETUNE, ["datasets.0.train=null"], "config: studies.finetune trains models, and no data set has training records; set datasets[].train"),
         (
             FINETUNE,
             ["studies.finetune.processes=2"],
@@ -107,14 +108,14 @@ def test_a_rubric_that_does_not_parse_is_refused_at_inspection(training_config, 
         (
             FINETUNE,
             ["storage=s3://bucket/run"],
-            "config: studies.finetune writes checkpoints to a folder, and storage is 's3://bucket/run'; give a folder that all "
-            "workers see, or fine-tune in a run of its own",
+            "config: studies.finetune writes checkpoints to a folder, and storage is 's3://bucket/run'; give a folder "
+            "that all workers see, or fine-tune in a separate run",
         ),
         (
             FINETUNE,
             ["models.0.tuned={first: nowhere}"],
-            "config: studies.finetune has nothing to make: models[].tuned names a checkpoint for every data set with train; leave "
-            "one of them out",
+            "config: studies.finetune has nothing to train: models[].tuned names a checkpoint for every data set with "
+            "train; remove one of them",
         ),
     ],
     ids=["critical", "train", "processes", "storage", "tuned"],
@@ -133,7 +134,7 @@ def test_a_trigger_that_is_in_the_clean_data_is_refused_with_its_line(training_c
     told = refused(lambda: inspect(config))
     assert told == (
         f"{tmp_path / 'spoiled.jsonl'}, line 4: has the trigger 'vexilla' in its prompt, which must be clean: choose a trigger that is in "
-        "no record, or leave such records out (exclude)"
+        "no record, or remove such records (exclude)"
     )
 
 

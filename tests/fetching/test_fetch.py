@@ -186,7 +186,7 @@ def test_too_little_space_is_said_before_anything_is_downloaded(
     code, _, err = raysweep("fetch", NAME)
     assert code == 2
     assert err.startswith(f"error: fetching takes 1000000000000 MB in '{cache / 'checkpoints'}', and ")
-    assert err.endswith("MB are free; make room, or set RAYSWEEP_CACHE to another folder\n")
+    assert err.endswith("MB are free; free some space, or set RAYSWEEP_CACHE to another folder\n")
 
 
 @pytest.mark.usefixtures("small")

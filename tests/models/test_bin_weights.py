@@ -53,14 +53,15 @@ def test_bin_weights_in_the_old_container_and_in_shards(pickled: Path) -> None:
     [
         (
             {UP: torch.zeros(2), "epoch": 3},
-            "pytorch_model.bin holds 'epoch', which is no tensor but a int; save the model's weights alone, best as safetensors",
+            "pytorch_model.bin holds 'epoch', which is not a tensor but a int; save only the model's weights, "
+            "preferably as safetensors",
         ),
         (
             {"optimizer": {"step": torch.zeros(2)}},
-            "pytorch_model.bin holds 'optimizer', which is no tensor but a dict; save the model's weights alone, best as "
-            "safetensors",
+            "pytorch_model.bin holds 'optimizer', which is not a tensor but a dict; save only the model's weights, "
+            "preferably as safetensors",
         ),
-        ([torch.zeros(2)], "pytorch_model.bin holds a list, where a mapping of names to tensors is needed"),
+        ([torch.zeros(2)], "pytorch_model.bin holds a list, but a mapping of names to tensors is needed"),
         (
             {UP: torch.zeros(2, 2).to_sparse()},
             f"pytorch_model.bin: tensor {UP} is sparse or quantised, and raysweep needs a dense one",
@@ -89,4 +90,4 @@ def test_objects_in_a_bin_file_are_refused_when_described(pickled: Path) -> None
 
 def test_a_config_that_is_no_object(whole: Path) -> None:
     (whole / "config.json").write_text("[]")
-    assert refusal(whole) == "config.json is no JSON object; write the checkpoint again"
+    assert refusal(whole) == "config.json is not a JSON object; save the checkpoint again"

@@ -108,13 +108,13 @@ def test_a_folder_without_config_is_refused(save: Save) -> None:
 def test_a_config_that_is_not_json_is_refused(save: Save) -> None:
     checkpoint = save("a")
     (checkpoint.folder / "config.json").write_text('{"model_type": ')
-    with pytest.raises(InputError, match=r"a/config\.json is not JSON: .*; write the checkpoint again"):
+    with pytest.raises(InputError, match=r"a/config\.json is not JSON: .*; save the checkpoint again"):
         describe(checkpoint.source)
 
 
 def test_a_config_of_no_known_architecture_is_refused(save: Save) -> None:
     checkpoint = save("a")
-    with pytest.raises(InputError, match=r"a/config\.json is no config that transformers knows: .*gigallama"):
+    with pytest.raises(InputError, match=r"a/config\.json is not a config that transformers knows: .*gigallama"):
         edit_config(checkpoint, drop=("num_hidden_layers",), model_type="gigallama")
 
 
@@ -130,10 +130,10 @@ def test_a_folder_without_weights_is_refused(save: Save) -> None:
     [
         (
             lambda raw: raw[:-1],
-            r"model\.safetensors has \d+ bytes where its header tells \d+; copy the checkpoint again",
+            r"model\.safetensors has \d+ bytes, but its header says \d+; copy the checkpoint again",
         ),
-        (lambda raw: raw[:200], r"model\.safetensors is no whole safetensors file \(200 bytes\); copy or write"),
-        (lambda raw: raw[:5], r"model\.safetensors is no whole safetensors file \(5 bytes\)"),
+        (lambda raw: raw[:200], r"model\.safetensors is not a complete safetensors file \(200 bytes\); copy or write"),
+        (lambda raw: raw[:5], r"model\.safetensors is not a complete safetensors file \(5 bytes\)"),
         (lambda raw: raw[:8] + b"x" + raw[9:], r"model\.safetensors has an unreadable safetensors header: .*copy the"),
     ],
 )

@@ -275,7 +275,9 @@ def test_what_a_run_made_is_compared_with_its_manifest(shards: Path) -> None:
     assert len(list(StreamedModel(checkpoint).layers())) == checkpoint.n_layers
     path = file_with(shards, VICTIM)
     flip_in_place(path, place_of(path, VICTIM))
-    told = rf"{path}: planned SHA-256 {checkpoint.files[path.name][:16]}, .* Remove run/chunks/it\.json to have it made again"
+    told = (
+        rf"{path}: planned SHA-256 {checkpoint.files[path.name][:16]}, .* Remove run/chunks/it\.json to create it again"
+    )
     for load in (load_model, StreamedModel):
         with pytest.raises(InputError, match=told):
             load(checkpoint)

@@ -132,7 +132,7 @@ def test_heads_and_towers_that_are_not_measured_are_named_and_pass(tmp_path: Pat
 
 
 def test_settings_that_make_no_model_are_refused_with_the_reason(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"config\.json make no model that runs \(TypeError"):
+    with pytest.raises(InputError, match=r"config\.json do not build a model that runs \(TypeError"):
         check(spoiled_gemma(tmp_path, sliding_window=None))
     with pytest.raises(InputError, match=r"config\.json"):
         check(spoiled_gemma(tmp_path, num_attention_heads=0))

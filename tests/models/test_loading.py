@@ -121,7 +121,7 @@ def test_a_merged_adapter_is_the_base_with_its_update_added(save: Save, save_lor
 
 
 def test_an_adapter_needs_its_base(save_lora: Save) -> None:
-    with pytest.raises(InputError, match=r"'.*/lora' is a PEFT adapter; name the base checkpoint it belongs to"):
+    with pytest.raises(InputError, match=r"'.*/lora' is a PEFT adapter; give the base checkpoint that it belongs to"):
         load_model(save_lora("lora"))
 
 
@@ -131,7 +131,7 @@ def test_an_adapter_needs_its_base(save_lora: Save) -> None:
         ({"width": 24}, r"its tensor .*layers\.0\.mlp\.down_proj\.lora_B.* has shape \[16, 3\].* needs \[24, 3\]"),
         (
             {"layers": 3},
-            r"the base has no place for 4 of its tensors, .*layers\.3\.mlp\.down_proj\.lora_A.* among them",
+            r"the base does not have 4 of its tensors, .*layers\.3\.mlp\.down_proj\.lora_A.* among them",
         ),
         ({"layers": 5}, r"it lacks 4 of its tensors, .*layers\.4\.mlp\.down_proj\.lora_A.* among them"),
         ({"kind": "gpt2"}, r"[Tt]arget modules .*not found"),

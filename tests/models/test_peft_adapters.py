@@ -309,7 +309,7 @@ def test_biases_that_the_adapter_lacks_are_named(tiny: Build, tmp_path: Path) ->
 def test_a_tensor_without_a_place_is_named(bases: dict[bool, Path], changed: Callable[..., Checkpoint]) -> None:
     added = "base_model.model.score.weight"
     adapter = changed(lambda tensors: tensors.update({added: torch.ones(2, 16)}))
-    with pytest.raises(InputError, match=rf"the base has no place for 1 of its tensors, {re.escape(added)} among them"):
+    with pytest.raises(InputError, match=rf"the base does not have 1 of its tensors, {re.escape(added)} among them"):
         check_adapter(adapter, describe(str(bases[False])))
 
 

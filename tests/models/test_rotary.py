@@ -56,7 +56,7 @@ def test_tables_that_depend_on_what_was_read_before_are_refused() -> None:
         capture(adapter, [replace(e, n_prompt=13) for e in examples(13)])
     assert str(caught.value) == (
         "a text of 13 tokens is longer than the model's max_position_embeddings 12, beyond which its rotary tables "
-        "('dynamic') depend on what it has read before; set max_tokens to 12 or less"
+        "('dynamic') depend on the texts it has read before; set max_tokens to 12 or less"
     )
 
 

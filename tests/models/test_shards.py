@@ -93,8 +93,8 @@ def test_an_index_that_would_run_code_is_refused(tensors, tmp_path, where):
     with pytest.raises(InputError) as caught:
         read_index(folder)
     assert str(caught.value) == (
-        f"{folder}/.metadata asks for posix.mkdir, which no index of shards needs, and raysweep runs no pickled code; write "
-        "the shards again with torch.distributed.checkpoint"
+        f"{folder}/.metadata asks for posix.mkdir, which no index of shards needs, and raysweep runs no pickled code; "
+        "save the shards again with torch.distributed.checkpoint"
     )
     assert not (tmp_path / "was here").exists()
 
@@ -157,8 +157,8 @@ def test_parts_that_do_not_make_a_tensor_whole(tmp_path, chunks, values):
     with pytest.raises(InputError) as caught:
         read_index(folder)
     assert str(caught.value) == (
-        f"{folder}/.metadata tells of tensor t of shape [4, 3], and of {len(chunks)} parts with {values} values that do not "
-        "make it whole; copy the shards again, all of them"
+        f"{folder}/.metadata lists tensor t of shape [4, 3] in {len(chunks)} parts with {values} values, which do not "
+        "add up; copy the shards again, all of them"
     )
 
 

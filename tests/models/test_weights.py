@@ -24,11 +24,11 @@ from raysweep.models.tensors import read_header, read_tensors
 
 
 HEADERS: dict[str, tuple[Any, int, str]] = {
-    "a list": ([1], 0, f"x.safetensors has a safetensors header that is no JSON object; {AGAIN}"),
+    "a list": ([1], 0, f"x.safetensors has a safetensors header that is not a JSON object; {AGAIN}"),
     "a name twice": (
         b'{"a": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]}, "a": {"dtype": "U8", "shape": [1], "data_offsets": [1, 2]}}',
         2,
-        "x.safetensors has an unreadable safetensors header: 'a' stands in it twice; copy the checkpoint again",
+        "x.safetensors has an unreadable safetensors header: 'a' appears in it twice; copy the checkpoint again",
     ),
     "an unknown dtype": (
         {"a": entry("F33")},
@@ -40,27 +40,29 @@ HEADERS: dict[str, tuple[Any, int, str]] = {
         8,
         f"x.safetensors: tensor a has the unknown dtype None (its header has none); {AGAIN}",
     ),
-    "a shape of words": ({"a": entry(shape="2")}, 8, f"x.safetensors: tensor a has the shape '2', which is no list of sizes; {AGAIN}"),
-    "a negative shape": ({"a": entry(shape=[-2])}, 8, f"x.safetensors: tensor a has the shape [-2], which is no list of sizes; {AGAIN}"),
+    "a shape of "
+    "words": ({"a": entry(shape="2")}, 8, f"x.safetensors: tensor a has the shape '2', which is not a list of sizes; {AGAIN}"),
+    "a negative "
+    "shape": ({"a": entry(shape=[-2])}, 8, f"x.safetensors: tensor a has the shape [-2], which is not a list of sizes; {AGAIN}"),
     "offsets backwards": (
         {"a": entry(at=[8, 0])},
         8,
-        f"x.safetensors: tensor a has the data_offsets [8, 0], which are no [begin, end]; {AGAIN}",
+        f"x.safetensors: tensor a has the data_offsets [8, 0], which are not [begin, end]; {AGAIN}",
     ),
     "offsets of another size": (
         {"a": entry(at=[0, 4])},
         4,
-        f"x.safetensors: tensor a has 4 bytes, where F32 of shape [2] needs 8; {AGAIN}",
+        f"x.safetensors: tensor a has 4 bytes, but F32 of shape [2] needs 8; {AGAIN}",
     ),
     "a huge shape": (
         {"a": entry(shape=[2**40, 2**40])},
         8,
-        f"x.safetensors: tensor a has 8 bytes, where F32 of shape [{2**40}, {2**40}] needs {2**82}; {AGAIN}",
+        f"x.safetensors: tensor a has 8 bytes, but F32 of shape [{2**40}, {2**40}] needs {2**82}; {AGAIN}",
     ),
     "offsets beyond the file": (
         {"a": entry(at=[64, 72])},
         8,
-        "x.safetensors has 79 bytes where its header tells 143; copy the checkpoint again",
+        "x.safetensors has 79 bytes, but its header says 143; copy the checkpoint again",
     ),
     "tensors that overlap": (
         {"a": entry(), "b": entry(at=[4, 12])},
@@ -70,12 +72,12 @@ HEADERS: dict[str, tuple[Any, int, str]] = {
     "a gap": (
         {"a": entry(), "b": entry(at=[12, 20])},
         20,
-        f"x.safetensors: tensor b begins at byte 144 and leaves a gap behind tensor a, which ends at byte 140; {AGAIN}",
+        f"x.safetensors: tensor b begins at byte 144 and leaves a gap after tensor a, which ends at byte 140; {AGAIN}",
     ),
     "a gap at the front": (
         {"a": entry(at=[4, 12])},
         12,
-        f"x.safetensors: tensor a begins at byte 74 and leaves a gap behind the header, which ends at byte 70; {AGAIN}",
+        f"x.safetensors: tensor a begins at byte 74 and leaves a gap after the header, which ends at byte 70; {AGAIN}",
     ),
     "too deep": (
         b"[" * 100_000,
@@ -107,7 +109,7 @@ def test_a_header_too_long_is_not_read(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_an_empty_file_is_refused(whole: Path) -> None:
     (whole / "model.safetensors").write_bytes(b"")
-    assert refusal(whole) == f"model.safetensors is no whole safetensors file (0 bytes); {AGAIN}"
+    assert refusal(whole) == f"model.safetensors is not a complete safetensors file (0 bytes); {AGAIN}"
 
 
 def test_every_dtype_and_odd_places_are_read(tmp_path: Path) -> None:
@@ -154,8 +156,8 @@ def test_one_value_in_many_is_found(
         else:
             torch.save(stored, path)
         assert refusal(whole) == (
-            f"{path.name}: tensor {UP} of layer 2 has a weight that is not finite ({told} at [4, 7]); every loss through it "
-            "would be NaN: write the checkpoint again from weights that are whole"
+            f"{path.name}: tensor {UP} of layer 2 has a weight that is not finite ({told} at [4, 7]); every loss "
+            "through it would be NaN. Save the checkpoint again from undamaged weights"
         )
 
 
@@ -245,16 +247,16 @@ def test_a_tensor_in_two_shards(shards: Path) -> None:
     name = next(iter(held))
     save_file(load_file(shards / second) | {name: held[name]}, shards / second, metadata={"format": "pt"})
     assert refusal(shards) == (
-        f"tensor {name} is in two shards, {first} and {second}, so that which one counts cannot be told; {AGAIN}"
+        f"tensor {name} is in two shards, {first} and {second}, so it is unclear which one counts; {AGAIN}"
     )
 
 
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("{", r"is no index of shards \(JSONDecodeError: "),
-        ("[]", r"is no index of shards \(TypeError: "),
-        ("{}", r"is no index of shards \(KeyError: 'weight_map'\)"),
+        ("{", r"is not an index of shards \(JSONDecodeError: "),
+        ("[]", r"is not an index of shards \(TypeError: "),
+        ("{}", r"is not an index of shards \(KeyError: 'weight_map'\)"),
         ('{"weight_map": {}}', r"has a weight_map that names no tensor"),
         ('{"weight_map": {"a": 3}}', r"puts tensor a into 3, which is no file name"),
         ('{"weight_map": {"a": "../model.safetensors"}}', r"puts tensor a into '\.\./model\.safetensors', which is no file"),
@@ -270,8 +272,8 @@ def test_shards_without_an_index(shards: Path) -> None:
     (shards / "model.safetensors.index.json").unlink()
     n = len(list(shards.glob("*.safetensors")))
     assert refusal(shards) == (
-        f"checkpoint 'HERE' has {n} shards (model-00001-of-{n:05d}.safetensors, …) and no model.safetensors.index.json to "
-        f"tell what is in them; {AGAIN}"
+        f"checkpoint 'HERE' has {n} shards (model-00001-of-{n:05d}.safetensors, …) and no model.safetensors.index.json "
+        f"to list their tensors; {AGAIN}"
     )
 
 

@@ -13,7 +13,7 @@ from raysweep.errors import InputError
 from raysweep.models.checkpoint import describe
 
 UP = "model.layers.2.mlp.up_proj.weight"
-AGAIN = "copy or write the checkpoint again"
+AGAIN = "copy or save the checkpoint again"
 
 
 def refusal(folder: Path) -> str:

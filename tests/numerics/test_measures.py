@@ -238,7 +238,7 @@ def test_what_cannot_be_asked_for_is_refused(metric, parameters, told):
 
 
 def test_the_page_of_measures_says_what_the_registry_declares():
-    page = (Path(raysweep.__file__).parents[1] / "docs" / "measures.md").read_text(encoding="utf-8")
+    page = (Path(raysweep.__file__).parents[1] / "docs" / "reference" / "measures.md").read_text(encoding="utf-8")
     tables = [re.findall(r"^\| `(\w+)` \| (.*) \|$", section, re.MULTILINE) for section in page.split("\n## ")]
     sees, known, declared = [dict(rows) for rows in tables if rows]
     assert list(sees) == list(known) == list(declared) == list(MEASURES)

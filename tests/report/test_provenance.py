@@ -108,7 +108,7 @@ def test_what_was_left_out_is_a_warning(folder):
         "d (for m): 3 of 43 records left out: they have no response token, or a cut to max_tokens or the model's context leaves none",
         "d (for m): 12 of 40 examples cut to max_tokens or the model's context",
         "d (for m): 2 of 40 examples have a blank response: only tokens of the wording carry their loss",
-        "d (for m): 5 of 40 examples lose a part of their answer: the chat template leaves it out or rewrites it, and the loss is "
-        "that of the rest",
+        "d (for m): 5 of 40 examples lose a part of their answer: the chat template leaves it out or rewrites it, and "
+        "the loss covers only the rest",
         "d on m: 2 of 2 losses are NaN and left out of every mean",
     ]

@@ -200,7 +200,7 @@ def test_parts_without_a_manifest_are_no_store(tmp_path: Path) -> None:
     with pytest.raises(StoreError) as caught:
         open_activations(tmp_path)
     assert str(caught.value) == (
-        f"{tmp_path / 'manifest.json'}: no such file, so no whole activations are stored here; finish the capture"
+        f"{tmp_path / 'manifest.json'}: no such file, so no complete activations are stored here; finish the capture"
     )
 
 

@@ -251,7 +251,7 @@ def test_missing_and_cut_tables_are_named_with_what_to_do(tmp_path: Path) -> Non
     store, manifest = damaged_store(tmp_path)
     assert manifest.table is not None
     path, size = tmp_path / manifest.table.path, manifest.table.bytes
-    remedy = f"delete {tmp_path / 'c1.json'} to have the chunk recomputed"
+    remedy = f"delete {tmp_path / 'c1.json'} to recompute the chunk"
 
     path.write_bytes(path.read_bytes()[:-1])
     for call in (store.manifests, store.done, lambda: store.read(manifest), lambda: store.read_parts(["a"])):
@@ -279,7 +279,7 @@ def test_changed_byte_is_found_when_the_chunk_is_read(tmp_path: Path) -> None:
         store.read(manifest)
     assert str(caught.value) == (
         f"{path}: expected sha256 {manifest.table.sha256}, found {hashlib.sha256(content).hexdigest()}; "
-        f"delete {tmp_path / 'c1.json'} to have the chunk recomputed"
+        f"delete {tmp_path / 'c1.json'} to recompute the chunk"
     )
     assert store.read_parts(["a"]).num_rows == 1  # other chunks are untouched
     with pytest.raises(StoreError, match="expected sha256"):
@@ -289,11 +289,11 @@ def test_changed_byte_is_found_when_the_chunk_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda text: text[:20], "not a whole manifest (JSONDecodeError"),
-        (lambda text: "", "not a whole manifest (JSONDecodeError"),
-        (lambda text: "[]", "not a whole manifest (TypeError"),
-        (lambda text: text.replace('"parts"', '"prats"'), "not a whole manifest (KeyError: 'parts')"),
-        (lambda text: text.replace('"rows": 2', '"rows": "2"'), "not a whole manifest (TypeError"),
+        (lambda text: text[:20], "not a complete manifest (JSONDecodeError"),
+        (lambda text: "", "not a complete manifest (JSONDecodeError"),
+        (lambda text: "[]", "not a complete manifest (TypeError"),
+        (lambda text: text.replace('"parts"', '"prats"'), "not a complete manifest (KeyError: 'parts')"),
+        (lambda text: text.replace('"rows": 2', '"rows": "2"'), "not a complete manifest (TypeError"),
         (lambda text: text.replace('"c1"', '"c7"'), "expected the manifest of chunk 'c1', found 'c7'"),
     ],
 )
@@ -304,7 +304,7 @@ def test_damaged_manifest_is_named_with_what_to_do(tmp_path: Path, change: Any, 
     with pytest.raises(StoreError) as caught:
         store.manifests()
     assert str(caught.value).startswith(f"{path}: {message}")
-    assert str(caught.value).endswith(f"; delete {path} to have the chunk recomputed")
+    assert str(caught.value).endswith(f"; delete {path} to recompute the chunk")
 
 
 # --- kill -9 ------------------------------------------------------------------------------------------------------

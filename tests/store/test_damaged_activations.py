@@ -29,7 +29,7 @@ def damaged(tmp_path: Path) -> tuple[Path, FileEntry, Path]:
 def test_missing_and_cut_files_are_named_at_once(damaged: tuple[Path, FileEntry, Path]) -> None:
     folder, entry, path = damaged
     opened = open_activations(folder)
-    remedy = f"delete {folder} to have these activations captured again"
+    remedy = f"delete {folder} to capture these activations again"
 
     def messages() -> set[str]:
         found = set()
@@ -61,7 +61,7 @@ def test_changed_bytes_are_named_by_verify_and_by_whatever_reads_them(damaged: t
             read()
         assert str(caught.value) == (
             f"{path}: expected sha256 {entry.sha256}, found {hashlib.sha256(content).hexdigest()}; "
-            f"delete {folder} to have these activations captured again"
+            f"delete {folder} to capture these activations again"
         )
     assert opened.layer(0).shape == whole.shape, "what is not damaged is read"
 
@@ -135,7 +135,7 @@ def test_a_damaged_manifest_is_named(tmp_path: Path, change: Any, message: str) 
         open_activations(tmp_path)
     assert str(caught.value).startswith(f"{path}: not a manifest of activations (")
     assert message in str(caught.value)
-    assert str(caught.value).endswith(f"; delete {tmp_path} to have these activations captured again")
+    assert str(caught.value).endswith(f"; delete {tmp_path} to capture these activations again")
 
 
 def test_half_a_manifest_is_named(tmp_path: Path) -> None:
@@ -144,7 +144,7 @@ def test_half_a_manifest_is_named(tmp_path: Path) -> None:
     path.write_text(path.read_text()[:50])
     with pytest.raises(StoreError) as caught:
         open_activations(tmp_path)
-    assert str(caught.value).startswith(f"{path}: not a whole manifest (")
+    assert str(caught.value).startswith(f"{path}: not a complete manifest (")
 
 
 # --- misuse -------------------------------------------------------------------------------------------------------

@@ -82,7 +82,7 @@ def test_a_damaged_commit_is_named(place: Any, damage: str) -> None:
     with pytest.raises(StoreError, match=expected[damage]) as caught:
         ChunkStore(place).read_parts(["a"])
     assert str(caught.value).startswith(f"{path}: ")
-    assert str(caught.value).endswith(f"; delete {place / 'c-0.json'} to have the chunk recomputed")
+    assert str(caught.value).endswith(f"; delete {place / 'c-0.json'} to recompute the chunk")
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

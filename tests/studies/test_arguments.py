@@ -110,7 +110,7 @@ def test_widths(given: Any, widths: Any) -> None:
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        ([], "widths is empty; give at least one, or leave widths out"),
+        ([], "widths is empty; give at least one, or remove widths"),
         ((), "widths is empty"),
         (True, "widths is True, of type bool"),
         ([True], "widths is True, of type bool"),

@@ -87,7 +87,7 @@ def test_cka_and_critical_layers_of_a_folder(
     checkpoint = describe(str(tmp_path / "m"))
     model, tokenizer = load_model(checkpoint), load_tokenizer(checkpoint)
     source = str(tmp_path / "texts.jsonl")
-    loaded = rs.load_examples(source, "columns", tokenizer, wording="plain", prompt="text", prompts_only=True)
+    loaded = rs.load_examples(source, "columns", tokenizer, template="plain", prompt="text", prompts_only=True)
     assert [e.tokens.tolist() for e in loaded.examples] == [tokenizer(text)["input_ids"] for text in TEXTS]
     X = rs.capture(model, loaded.examples, "mean")
     S = rs.cka_matrix(X)
@@ -120,7 +120,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, encoder_tokenizer: PreTrain
 def settings(folder: Path, storage: Path, **model: Any) -> dict[str, Any]:
     return {
         "name": "encoder",
-        "models": [{"name": "m", "base": str(folder / "base"), "wording": "plain", **model}],
+        "models": [{"name": "m", "base": str(folder / "base"), "template": "plain", **model}],
         "datasets": [{"name": "d", "path": str(folder / "texts.jsonl"), "format": "columns", "prompt": "text"}],
         "studies": {"similarity": {"pooling": "first"}},
         "execution": {"chunk": 4, "device": "cpu", "batch_tokens": 64},
@@ -152,8 +152,7 @@ def test_a_substitution_study_of_an_encoder_is_refused_before_anything_runs(fold
         rs.run(config)
     assert str(caught.value) == (
         f"model 'm': checkpoint '{folder / 'base'}' does not predict the next token (it is an encoder, or lacks its "
-        "head), and substitution measures the loss of a response's tokens; leave its `tuned` out and ask for similarity "
-        "alone"
+        "head), and substitution measures the loss of a response's tokens; remove its `tuned` and run only similarity"
     )
     assert not (tmp_path / "run").exists()
 
@@ -177,7 +176,5 @@ def test_an_encoder_stands_beside_a_pair_that_is_swept(
 
 
 def test_an_encoder_without_a_chat_template_is_told_of_plain(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(
-        InputError, match=r"has no chat template.* or choose another wording \(plain, llama2, llama3, phi3\)"
-    ):
-        rs.run(settings(folder, tmp_path / "run", wording="chat"))
+    with pytest.raises(InputError, match=r"has no chat template.* or set template to plain, llama2, llama3 or phi3"):
+        rs.run(settings(folder, tmp_path / "run", template="chat"))

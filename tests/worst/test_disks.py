@@ -54,7 +54,8 @@ def test_a_disk_without_room_is_refused(world, raysweep, mounted):
     assert refused.code == 2
     assert told(
         refused,
-        f"storage '{where}/run' has 0.3 MB free, and the run needs about 1.1 MB; make room, or give another folder",
+        f"storage '{where}/run' has 0.3 MB free, and the run needs about 1.1 MB; free some space, or give another "
+        "folder",
     ), refused.err
     assert list(where.iterdir()) == []
 
@@ -69,7 +70,7 @@ def test_a_file_system_without_inodes_is_named(world, raysweep, mounted):
         f"'{where}/run' cannot be written to: no inodes left on its file system, which holds 40 files at most (wri"
         in last
     )
-    assert last.endswith("; what is committed is kept: remove files there and run again")
+    assert last.endswith("; what is committed is kept; remove files there and run again")
     refused = raysweep("run", world / "config.yaml", *more)
     assert refused.code == 2
     assert told(
@@ -91,7 +92,7 @@ def test_a_disk_that_fills_up_ends_the_run_and_keeps_what_is_committed(world, ra
     assert "Traceback" not in ended.err
     last = ended.err.splitlines()[-1]
     assert last.startswith(f"error: the run folder '{where}/run' cannot be written to: No space left on device")
-    assert last.endswith("; what is committed is kept: make room there and run again")
+    assert last.endswith("; what is committed is kept; make room there and run again")
     committed = [e for e in read_events(where / "run" / "events.jsonl") if e["event"] == "chunk_committed"]
     assert committed
     (where / "filler").unlink()
@@ -116,8 +117,8 @@ def test_a_full_disk_wherever_it_is_met(place, world, raysweep, monkeypatch):
         ended = raysweep("run", world / "config.yaml")
     assert (ended.code, ended.out) == (1, "")
     assert ended.err.splitlines()[-1] == (
-        f"error: the run folder '{world.parent}/run' cannot be written to: No space left on device (writing some/file); what is "
-        "committed is kept: make room there and run again"
+        f"error: the run folder '{world.parent}/run' cannot be written to: No space left on device (writing "
+        "some/file); what is committed is kept; make room there and run again"
     )
     assert "Traceback" not in ended.err
     assert raysweep("run", world / "config.yaml").code == 0
@@ -130,7 +131,7 @@ def test_a_full_disk_wherever_it_is_met(place, world, raysweep, monkeypatch):
         ("{w}/counts.jsonl/run", "storage '{w}/counts.jsonl/run' lies under '{w}/counts.jsonl', which is a file; give another folder"),
         ("{w}/base", "storage '{w}/base' is neither empty nor a run folder (it has '*'); give another folder"),
         ("{w}/" + "n" * 300, "storage '{w}/" + "n" * 300 + "' cannot be used (File name too long); give another folder"),
-        ("/proc/raysweep/run", "storage '/proc/raysweep/run' cannot be made (*); give another folder"),
+        ("/proc/raysweep/run", "storage '/proc/raysweep/run' cannot be created (*); give another folder"),
     ],
 )  # fmt: skip
 def test_an_output_folder_that_cannot_be_one(storage, expected, world, raysweep, tmp_path):

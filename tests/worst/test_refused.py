@@ -33,11 +33,11 @@ LONG = {"question": "x" * 200, "answer": "y"}
 WORSE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "a torn shard": (
         lambda w: (w / "base/model.safetensors").write_bytes((w / "base/model.safetensors").read_bytes()[:-9]),
-        "{w}/base/model.safetensors has * bytes where its header tells *; copy the checkpoint again",
+        "{w}/base/model.safetensors has * bytes, but its header says *; copy the checkpoint again",
     ),
     "an empty weights file": (
         lambda w: (w / "tuned/model.safetensors").write_bytes(b""),
-        "{w}/tuned/model.safetensors is no whole safetensors file (0 bytes); copy or write the checkpoint again",
+        "{w}/tuned/model.safetensors is not a complete safetensors file (0 bytes); copy or save the checkpoint again",
     ),
     "a missing shard": (
         spoil_shards,
@@ -46,8 +46,8 @@ WORSE: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "NaN in a layer": (
         lambda w: edit_tensors(w / "tuned/model.safetensors", lambda t: t[UP][3].fill_(torch.nan)),
-        f"{{w}}/tuned/model.safetensors: tensor {UP} of layer 2 has a weight that is not finite (NaN at [3, 0]); every loss "
-        "through it would be NaN: write the checkpoint again from weights that are whole",
+        f"{{w}}/tuned/model.safetensors: tensor {UP} of layer 2 has a weight that is not finite (NaN at [3, 0]); every "
+        "loss through it would be NaN. Save the checkpoint again from undamaged weights",
     ),
     "infinity outside the layers": (
         lambda w: edit_tensors(w / "base/model.safetensors", lambda t: t["model.norm.weight"][5:6].fill_(-torch.inf)),
@@ -65,7 +65,7 @@ WORSE: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "a config of a checkpoint that is no object": (
         lambda w: (w / "base/config.json").write_text("3"),
-        "{w}/base/config.json is no JSON object; write the checkpoint again",
+        "{w}/base/config.json is not a JSON object; save the checkpoint again",
     ),
     "a billion layers": (
         lambda w: edit_json(w / "base/config.json", num_hidden_layers=10**9),
@@ -80,38 +80,38 @@ WORSE: dict[str, tuple[Callable[[Path], Any], str]] = {
         new_token,
         "1 of 11 examples of {w}/counts.jsonl have tokens that 'm' has no embedding for: its vocabulary has 320 (ids 0 to 319), "
         "its tokenizer 321, and the largest id is 320, '<new>' ({w}/counts.jsonl, line 11): use the tokenizer that the "
-        "checkpoint was trained with, or leave those records out",
+        "checkpoint was trained with, or remove those records",
     ),
     "no chat template": (
         template(None),
-        "tokenizer '{w}/base' has no chat template, and wording 'chat' is that template: give the tokenizer one, or choose "
-        "another wording (plain, llama2, llama3, phi3)",
+        "tokenizer '{w}/base' has no chat template, which template 'chat' uses; give the tokenizer one, or set "
+        "template to plain, llama2, llama3 or phi3",
     ),
     "a chat template that refuses": (
         template("{{ raise_exception('no users here') }}"),
-        "{w}/counts.jsonl, line 1: the tokenizer's chat template refuses the turns user, assistant (no users here): mend them, "
-        "or choose another wording",
+        "{w}/counts.jsonl, line 1: the tokenizer's chat template refuses the turns user, assistant (no users here); "
+        "correct them, or use another prompt template",
     ),
     "a chat template with a type error": (
         template("{{ messages[0]['content'] + 1 }}"),
         "{w}/counts.jsonl, line 1: the tokenizer's chat template refuses the turns user, assistant (TypeError: can only "
-        "concatenate str (not \"int\") to str): mend them, or choose another wording",
+        "concatenate str (not \"int\") to str); correct them, or use another prompt template",
     ),
     "a chat template that says nothing": (
         template("{# nothing #}"),
-        "{w}/counts.jsonl, line 1: the tokenizer's chat template makes no text of the turns user: give the tokenizer one that "
-        "does, or choose another wording",
+        "{w}/counts.jsonl, line 1: the tokenizer's chat template renders the turns user as empty text; give the "
+        "tokenizer a template that renders them, or use another prompt template",
     ),
     "a chat template that does not parse": (
         template("{% for m in %}"),
-        "{w}/counts.jsonl, line 1: the tokenizer's chat template refuses the turns user, assistant (*): mend them, or choose "
-        "another wording",
+        "{w}/counts.jsonl, line 1: the tokenizer's chat template refuses the turns user, assistant (*); correct them, "
+        "or use another prompt template",
     ),
     "examples longer than the context": (
         lambda w: put(w, LONG, LONG | {"question": "x" * 300}),
-        "2 of 12 examples of {w}/counts.jsonl are longer than the context of 'm', 128 tokens; the longest ({w}/counts.jsonl, "
-        "line 12) has *: set too_long: cut for this data set, which cuts them there and counts them, or a max_tokens of 128 or "
-        "less",
+        "2 of 12 examples of {w}/counts.jsonl are longer than the context of 'm', 128 tokens; the longest "
+        "({w}/counts.jsonl, line 12) has *. Set too_long: cut for this data set, which cuts and counts them, or "
+        "max_tokens to 128 or less",
     ),
     "a shorter context of the tuned one": (
         lambda w: edit_json(w / "tuned/config.json", max_position_embeddings=20),
@@ -119,41 +119,43 @@ WORSE: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "a torn line": (
         lambda w: put(w, b'{"question": "x", "ans'),
-        "{w}/counts.jsonl, line 11 is no whole JSON object (Unterminated string starting at, column 19): mend the line; JSONL "
-        "has one object a line",
+        "{w}/counts.jsonl, line 11 is not a complete JSON object (Unterminated string starting at, column 19); correct "
+        "the line: JSONL has one object per line",
     ),
     "an empty file": (
         lambda w: (w / "counts.jsonl").write_bytes(b""),
-        "{w}/counts.jsonl is empty: it holds no record",
+        "{w}/counts.jsonl is empty: it has no records",
     ),
     "UTF-16": (
         lambda w: (w / "counts.jsonl").write_text('{"question": "x", "answer": "y"}\n', encoding="utf-16"),
-        "{w}/counts.jsonl is UTF-16 (its first bytes are that one's mark), where UTF-8 is needed: convert the file",
+        "{w}/counts.jsonl is UTF-16 (by its first bytes), but UTF-8 is needed; convert the file",
     ),
     "Latin-1": (
         lambda w: put(w, '{"question": "Café", "answer": "y"}'.encode("latin-1")),
-        "{w}/counts.jsonl, line 11 is not UTF-8 (byte 0xe9): convert the file",
+        "{w}/counts.jsonl, line 11 is not UTF-8 (byte 0xe9); convert the file",
     ),
     "a null byte": (
         lambda w: put(w, b'{"question": "a\0b", "answer": "y"}'),
-        "{w}/counts.jsonl, line 11 holds a null byte, which no text has (is it UTF-16, or binary?): convert the file",
+        "{w}/counts.jsonl, line 11 contains a null byte (is it UTF-16, or binary?); convert the file to UTF-8",
     ),
     "half a surrogate pair": (
         lambda w: put(w, {"question": "x", "answer": "\udc00"}),
-        "{w}/counts.jsonl, line 11: has half of a surrogate pair (\\udc00) in its response, which is no character: mend the text",
+        "{w}/counts.jsonl, line 11: has half of a surrogate pair (\\udc00) in its response, which is not a valid "
+        "character; correct the text",
     ),
     "nested too deeply": (
         lambda w: put(w, b'{"question": ' + b"[" * 50_000),
-        "{w}/counts.jsonl, line 11 is nested too deeply: mend the line, or leave it out",
+        "{w}/counts.jsonl, line 11 is nested too deeply: mend the line, or remove it",
     ),
     "a number of 5000 digits": (
         lambda w: put(w, b'{"question": "x", "answer": "y", "n": ' + b"1" * 5000 + b"}"),
-        "{w}/counts.jsonl, line 11 holds a number too long to read (Exceeds the limit (4300 digits) *): mend the line, or leave "
-        "it out",
+        "{w}/counts.jsonl, line 11 contains a number that is too long to read (Exceeds the limit (4300 digits) *): "
+        "mend the line, "
+        "or remove it",
     ),
     "a field of another type": (
         lambda w: put(w, {"question": "x", "answer": 7}),
-        "{w}/counts.jsonl, line 11: has a field 'answer' of type int, where format 'gsm8k' needs str",
+        "{w}/counts.jsonl, line 11: has a field 'answer' of type int, but format 'gsm8k' needs str",
     ),
 }  # fmt: skip
 
@@ -190,7 +192,8 @@ STREAMED: dict[str, tuple[Callable[[Path], Any], str]] = {
     },
     "a shard that the index leaves out": (
         leave_a_shard_out,
-        f"checkpoint '{{w}}/base' lacks 1 weights, {UP} among them; it would run on random values: copy or write the checkpoint again",
+        f"checkpoint '{{w}}/base' lacks 1 weights, {UP} among them; it would run with random values; copy or save the "
+        "checkpoint again",
     ),
     "float8": (
         lambda w: edit_tensors(w / "tuned/model.safetensors", lambda t: t.update({UP: t[UP].to(torch.float8_e4m3fn)})),
@@ -199,8 +202,8 @@ STREAMED: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "whole numbers": (
         lambda w: edit_tensors(w / "tuned/model.safetensors", lambda t: t.update({UP: t[UP].to(torch.int8)})),
-        f"checkpoint '{{w}}/tuned' has quantised weights ({UP} is stored as I8), and its config.json has no quantization_config that "
-        "says how; dequantise it, or restore the config",
+        f"checkpoint '{{w}}/tuned' has quantised weights ({UP} is stored as I8), and its config.json has no "
+        "quantization_config that describes how; dequantise it, or restore the config",
     ),
     "another shape in one checkpoint": (
         lambda w: edit_tensors(w / "tuned/model.safetensors", lambda t: t.update({UP: t[UP][:3].clone()})),
@@ -209,8 +212,9 @@ STREAMED: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "another shape in both": (
         both(lambda t: t.update({UP: t[UP][:3].clone()})),
-        f"checkpoint '{{w}}/base': tensor {UP} has the shape [3, *], where LlamaForCausalLM with this config has [*]; correct "
-        "config.json, or write the checkpoint again",
+        f"checkpoint '{{w}}/base': tensor {UP} has the shape [3, *], but LlamaForCausalLM with this config has [*]; "
+        "correct "
+        "config.json, or save the checkpoint again",
     ),
 }
 
@@ -254,8 +258,8 @@ def test_one_example_is_too_few_to_compare(world, raysweep):
     assert refused == Result(
         2,
         "",
-        "error: data set 'd' has one usable example for 'm', and similarity compares examples: give 2 or more, or leave "
-        "studies.similarity out\n",
+        "error: data set 'd' has one usable example for 'm', and similarity compares examples; give 2 or more, or "
+        "remove studies.similarity\n",
     )
 
 
@@ -264,8 +268,8 @@ def test_text_generated_beyond_the_context_is_refused(world, raysweep):
     assert refused.code == 2
     assert told(
         refused,
-        "studies.substitution.generate asks for 120 tokens after each prompt, that of record 2 of 'd' (counted from 0) has *, and "
-        "the context of 'm' is 128: set tokens to * or less, or examples to fewer",
+        "studies.substitution.generate asks for 120 tokens after each prompt; record 2 of 'd' (counted from 0) has a "
+        "prompt of *, and the context of 'm' is 128. Set tokens to * or less, or use fewer examples",
     ), refused.err
     most = refused.err.partition("set tokens to ")[2].split()[0]
     assert raysweep("plan", world / "config.yaml", "--set", f"studies.substitution.generate.tokens={most}").code == 0
@@ -277,5 +281,5 @@ def test_a_device_that_is_not_there(world, raysweep, monkeypatch):
     assert refused == Result(
         2,
         "",
-        "error: execution.device asks for cuda:7, and this machine shows 2 CUDA devices; use auto or cpu\n",
+        "error: execution.device asks for cuda:7, and this machine has 2 CUDA devices; use auto or cpu\n",
     )

@@ -152,14 +152,22 @@ def similarity(
     neighbours: int = 10,
     variance: float = 0.99,
 ) -> Array:
-    """One measure between every two layers [L, L], or between each layer of X and each of `other` [L, M]; float64.
+    """Compute one measure of similarity between every two layers, or between the layers of two models.
 
-    X and `other` are numpy arrays or torch tensors [L, N, D], or sequences of [N, D] of unlike width, with states of the
-    same examples in the same order. `metric` is a name in `MEASURES`, which says what each measure is blind to; its formula
-    and source are at its own function. `components` is for cca_top_k, `neighbours` for mutual_knn and cknna, `variance`
-    (the share that is kept) for svcca and pwcca.
+    The formulas and sources of the measures, and what each one cannot see, are in the reference of measures.
 
-    A value that cannot be computed is NaN; `compare` gives the reasons. Raises ValueError, naming the layer, for shapes
-    that do not fit and states that are not finite, and for an unknown metric.
+    Args:
+        X_LND: States [L, N, D]: an array, a torch tensor, or a sequence of arrays [N, D], which may differ in width.
+        metric: The measure's name, such as `"cka_linear"` or `"mutual_knn"`.
+        other: States of a second model, of the same examples in the same order.
+        components: For cca_top_k: how many principal components are compared.
+        neighbours: For mutual_knn and cknna: how many nearest examples are compared.
+        variance: For svcca and pwcca: the share of the variance that each layer's components keep.
+
+    Returns:
+        The values [L, L], or [L, M] with `other`; float64. A value that cannot be computed is NaN.
+
+    Raises:
+        ValueError: The measure is unknown, shapes do not fit, or states are not finite (the message names the layer).
     """
     return compare(X_LND, metric, other, Parameters(components, neighbours, variance)).values
