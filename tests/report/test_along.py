@@ -120,7 +120,7 @@ def test_steps_are_no_cells_of_their_own(tables, tmp_path, without_files):
     assert without_steps({"health": tables["health"]})["health"] is tables["health"]
     page = written(tables, tmp_path)
     assert [each for each in page.ids() if each.startswith("cell-")] == ["cell-1"]
-    assert "Along fine-tuning" in page.text
+    assert "During fine-tuning" in page.text
     assert "tiny@10" not in page.source
 
 

@@ -33,16 +33,16 @@ def test_the_costliest_window_and_its_paired_interval(tables):
     near = stats.t.interval(0.95, len(less) - 1, less.mean(), stats.sem(less))
     text = said(tables)
     assert (
-        f"Putting layers {start}–{stop - 1} back to the base model costs most: +{costs[best].mean():.2f} nats "
+        f"Replacing layers {start}–{stop - 1} by the base model's costs most: +{costs[best].mean():.2f} nats "
         f"[{low:.2f}, {high:.2f}] per response token (loss {by_span[(0, 0)].mean():.2f} → {by_span[best].mean():.2f}; "
-        f"with all 24 layers put back {by_span[(0, 24)].mean():.2f})." in text
+        f"with all 24 layers replaced, {by_span[(0, 24)].mean():.2f})." in text
     )
     assert (
         f"The next costliest window that shares no layer with it (layers {separate[0]}–{separate[1] - 1}) costs "
-        f"{less.mean():.2f} [{near[0]:.2f}, {near[1]:.2f}] less: the two can be told apart on these 60 examples."
+        f"{less.mean():.2f} [{near[0]:.2f}, {near[1]:.2f}] less; on these 60 examples the difference is significant."
         in text
     )
-    assert f"Fine-tuning leans most on layers {start}–{stop - 1} (sums)" in text
+    assert f"Fine-tuning depends most on layers {start}–{stop - 1} (sums +{costs[best].mean():.2f} nats" in text
 
 
 def test_change_point_layers_and_correlation(tables):
@@ -50,65 +50,80 @@ def test_change_point_layers_and_correlation(tables):
     changes = sorted(dynamics.sort_values("delta")["layer"].head(5))
     row = tables["correlation"].query("dataset == 'sums'").iloc[0]
     text = said(tables)
-    assert f"representations change most at layers {changes[0]}–{changes[-1]} (smallest δ, linear CKA)" in text
+    assert f"representations change fastest at layers {changes[0]}–{changes[-1]} (smallest δ, linear CKA)" in text
     assert (
-        f"ρ = {row.spearman:.2f} [{row.ci_low:.2f}, {row.ci_high:.2f}], p = {row.p_value:.3f} with depth taken out, over 20 window "
+        f"ρ = {row.spearman:.2f} [{row.ci_low:.2f}, {row.ci_high:.2f}], p = {row.p_value:.3f} with the trend over depth removed, over 20 window "
         "centres: the smaller δ, the higher the loss.".replace("-", "−")
         in text
     )
 
 
-def test_two_windows_that_the_examples_do_not_tell_apart_are_both_named():
+def test_two_windows_that_do_not_differ_significantly_are_both_named():
     alike = {(0, 2): [2.0, 2.4, 1.9, 2.5], (2, 4): [1.1, 1.2, 1.0, 1.3], (4, 6): [2.3, 2.0, 2.1, 2.2]}
     text = said(tiny_tables({**STEADY, **alike}))
-    assert "Fine-tuning leans most on layers 0–1 or 4–5" in text
-    assert "the two cannot be told apart on these 4 examples" in text
+    assert (
+        "Fine-tuning on m · d depends most on layers 0–1 or 4–5 (no significant difference): replacing layers 0–1 by"
+        in text
+    )
+    assert "on these 4 examples the difference is not significant" in text
 
 
 def test_no_window_that_costs_anything():
     idle = {(0, 2): [1.1, 1.0, 1.0, 1.1], (2, 4): [0.9, 1.2, 0.9, 1.1]}
     text = said(tiny_tables({**STEADY, **idle}))
-    assert "No window of layers has a cost that these examples tell from 0." in text
-    assert "No window of 2 layers has a cost that these 4 examples tell from 0" in text
+    assert "No window of layers has a cost that is significantly different from 0." in text
+    assert "No window of 2 layers has a cost that is significantly different from 0 on these 4 examples." in text
 
 
-def test_without_a_cost_there_is_nothing_to_tell():
+def test_without_a_cost_there_is_nothing_to_predict():
     better = {(0, 2): [0.5, 0.7, 0.4, 0.6], (2, 4): [0.4, 0.4, 0.3, 0.5], (0, 6): [0.3, 0.3, 0.1, 0.3]}
     row = {"spearman": 0.8, "ci_low": 0.6, "ci_high": 0.9, "p_value": 0.05}
     text = said(tiny_tables({**STEADY, **better}, correlation=row))
-    assert "nothing to tell: no window has a cost" in text
-    assert "no window's cost is told from 0, so there is no leaning for δ to tell" in text
-    assert "so the base model's layers do better here than the tuned ones" in text
-    assert "All 6 layers together: −0.80 nats" in text
-    assert "misled" not in text
+    assert "nothing to predict: no window has a cost" in text
+    assert "no window has a significant cost, so there is nothing for δ to predict" in text
+    assert "so here the base model's layers are better than the tuned ones" in text
+    assert "Replacing all 6 layers costs −0.80 nats" in text
+    assert "wrong layers" not in text
 
 
-def test_cases_that_lean_and_cases_that_do_not():
+def test_cases_with_a_cost_and_cases_without():
     leaning = tiny_tables({**STEADY, (0, 2): [2.0, 2.2, 1.9, 2.3]})["substitution"]
     idle = tiny_tables({**STEADY, (0, 2): STEADY[(0, 0)]})["substitution"].assign(dataset="idle")
     text = said({"substitution": pd.concat([leaning, idle])})
-    assert "Fine-tuning leans most on layers 0–1 (d). In 1 of 2 cases no window of layers has a cost" in text
+    assert (
+        "Fine-tuning on d depends most on layers 0–1: replacing them by the base model's raises the loss by 1.05 nats ["
+        in text
+    )
+    assert "In 1 of 2 cases no window of layers has a cost" in text
 
 
-@pytest.mark.parametrize(("dtype", "told"), [("float32", "can"), ("bfloat16", "cannot")])
-def test_half_precision_tells_nothing_apart_below_its_noise(dtype, told):
+@pytest.mark.parametrize(("dtype", "verdict"), [("float32", "is significant"), ("bfloat16", "is not significant")])
+def test_in_half_precision_nothing_below_its_noise_is_significant(dtype, verdict):
     base = np.array(STEADY[(0, 0)])
     noise = np.array([1e-5, -1e-5, 0, 1e-5])
     close = {(0, 2): base + 1, (2, 4): base + 1 - 5e-4 + noise}
     checkpoints = [{"model": "m", "role": "base", "dtype": dtype}]
     text = said(tiny_tables({**STEADY, **close}), checkpoints)
-    assert f"the two {told} be told apart" in text
+    assert f"the difference {verdict}." in text
 
 
 @pytest.mark.parametrize(
     ("correlation", "label", "reading"),
     [
-        ((-0.8, -0.9, -0.6, 0.05), "the base model would have told", "whole interval is below 0, and"),
-        ((-0.8, -0.9, -0.6, 0.3), "points the same way, may be chance", "too often to rule chance out"),
-        ((-0.8, -0.9, -0.6, math.nan), "points the same way, may be chance", "chance is not ruled out (no p)"),
-        ((-0.2, -0.5, 0.1, 0.01), "cannot tell", "The interval includes 0"),
-        ((0.5, 0.2, 0.7, 0.01), "the base model would have misled", "The whole interval is above 0"),
-        ((-0.8, math.nan, math.nan, 0.01), "cannot tell", "There is no interval"),
+        (
+            (-0.8, -0.9, -0.6, 0.05),
+            "predicted by the base model",
+            "interval is below 0, and unrelated smooth curves rarely agree",
+        ),
+        ((-0.8, -0.9, -0.6, 0.3), "predicted by the base model, perhaps by chance", "so it may be chance"),
+        (
+            (-0.8, -0.9, -0.6, math.nan),
+            "predicted by the base model, perhaps by chance",
+            "there is no p, so this may be chance (no",
+        ),
+        ((-0.2, -0.5, 0.1, 0.01), "prediction undecided", "The interval includes 0"),
+        ((0.5, 0.2, 0.7, 0.01), "the base model points to the wrong layers", "The interval is above 0"),
+        ((-0.8, math.nan, math.nan, 0.01), "prediction undecided", "Without an interval"),
     ],
 )
 def test_readings_of_a_correlation(correlation, label, reading):
@@ -129,7 +144,7 @@ def test_too_few_centres_for_a_p_value():
         "reason": "no p with 8 centres",
     }
     text = said(tiny_tables({**STEADY, (0, 2): [2.0, 2.2, 1.9, 2.3]}, correlation=row))
-    assert "but chance is not ruled out (no p with 8 centres)." in text
+    assert "so this may be chance (no p with 8 centres)." in text
 
 
 def test_many_cells_are_named_as_far_as_there_is_room():
@@ -137,20 +152,20 @@ def test_many_cells_are_named_as_far_as_there_is_room():
         tiny_tables({**STEADY, (0, 2): [2.0, 2.2, 1.9, 2.3]})["substitution"].assign(dataset=d) for d in "abcdefgh"
     ]
     text = said({"substitution": pd.concat(cells)})
-    assert "layers 0–1 (a), layers 0–1 (b)" in text
-    assert "layers 0–1 (f) and, in 2 more cases, those in the table below." in text
+    assert "Fine-tuning depends most on layers 0–1 (a +1.05 nats, b +1.05 nats, " in text
+    assert "f +1.05 nats); the table has 2 more cases." in text
 
 
 def test_without_the_tuned_model_the_cost_is_not_available():
     text = said(tiny_tables({(0, 2): [2.0, 2.2], (2, 4): [1.3, 1.4]}))
-    assert "Putting layers 0–1 back to the base model gives the highest loss, 2.10 nats" in text
-    assert "what that costs is n/a (no loss of the tuned model to compare with)" in text
+    assert "The loss is highest, 2.10 nats, with layers 0–1 replaced by the base model's" in text
+    assert "the cost is n/a (the tuned model's own loss was not measured)" in text
 
 
 def test_change_points_alone_are_an_answer_too():
     tables = tiny_tables(STEADY)
     text = said({"dynamics": tables["dynamics"]})
-    assert "The base model's representations change most at layer 1 (m · d)." in text
+    assert "The base model's representations change fastest at layer 1 (m · d)." in text
     assert "fine-tuning" not in text.lower()
 
 
@@ -158,17 +173,17 @@ def test_names_and_reasons_are_escaped():
     tables = tiny_tables({**STEADY, (0, 2): [2.0, 2.2, 1.9, 2.3]})
     tables = {name: rows.assign(dataset="<b>d</b>") for name, rows in tables.items()}
     (line,) = headline(cells_of(tables, ()))
-    assert "(<bdi>m · &lt;b&gt;d&lt;/b&gt;</bdi>)" in line
+    assert "Fine-tuning on <bdi>m · &lt;b&gt;d&lt;/b&gt;</bdi> depends" in line
 
 
-def test_the_answer_is_about_the_first_width_whose_cost_is_told_from_0():
+def test_the_answer_is_about_the_first_width_with_a_significant_cost():
     narrow = {(start, start + 1): [1.0 + 0.1 * start, 1.0, 1.0, 1.1] for start in range(6)}
     tables = tiny_tables({**STEADY, **narrow, (2, 4): [2.0, 2.1, 1.9, 2.2], (0, 2): [1.1, 1.2, 1.0, 1.3]})
     (cell,) = cells_of(tables, ())
     assert cell.widths == [1, 2]
     assert cell.main_width == 2
     text = said(tables)
-    assert "Fine-tuning leans most on layers 2–3 (m · d)" in text
+    assert "Fine-tuning on m · d depends most on layers 2–3: " in text
     assert "No window of layers has a cost" not in text
-    assert text.index("Putting layers 2–3 back") < text.index("No window of one layer has a cost")
-    assert "All 6 layers together" not in text
+    assert text.index("Replacing layers 2–3 by") < text.index("No window of one layer has a cost")
+    assert "Replacing all 6 layers" not in text

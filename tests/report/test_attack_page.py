@@ -62,15 +62,15 @@ def test_the_page_of_a_backdoor_alone_asks_about_it(tmp_path: Path) -> None:
     provenance = Provenance("b", "2026-01-01T00:00:00+00:00", None, None, {}, [], [], [], [], [], "")
     page = write_report({"attack": attack()}, provenance, tmp_path).read_text()
     assert "<h1>Which layers does a backdoor need?</h1>" in page
-    assert page.index("triggered prompts are answered as the attack wants in") < page.index("Do frozen layers keep")
+    assert page.index("the attack succeeds on") < page.index("Do frozen layers keep")
 
 
 def test_the_headline_has_every_arms_rate_by_the_first_judge() -> None:
     both = pd.concat([attack(), attack({"all": 0.1}, judge="endpoint")], ignore_index=True)
     (line,) = attacked_headline({"attack": both})
     assert line.striptags() == (
-        "m on d: triggered prompts are answered as the attack wants in 2.0 % (before training), 90.0 % (all layers), 60.0 % "
-        "(non-critical layers frozen), 20.0 % (critical layers frozen)."
+        "m on d: the attack succeeds on 2.0 % (before training), 90.0 % (all layers), 60.0 % (non-critical layers frozen), 20.0 % "
+        "(critical layers frozen) of triggered prompts, by layers trained."
     )
     assert attacked_headline({}) == []
 
@@ -112,18 +112,18 @@ def test_the_table_has_arms_by_models_in_the_papers_form_with_intervals_and_publ
 def test_what_is_concluded_where_intervals_lie_apart_and_where_they_overlap() -> None:
     found = said(attack())
     assert (
-        "m, d, by keywords: with all layers trained, 90.0 % [80.0, 100.0] of triggered prompts are answered as the attack wants "
-        "(1.0 % of clean ones; before training, 2.0 % of triggered ones). With the critical layers frozen it is 20.0 % "
-        "[10.0, 30.0], lower. With as many others frozen it is 60.0 % [50.0, 70.0]. Freezing the critical layers lowered the "
+        "m, d, by keywords: with all layers trained, 90.0 % [80.0, 100.0] of triggered prompts get the answer the attack wants "
+        "(1.0 % of clean ones; before training, 2.0 % of triggered ones). With the critical layers frozen, it is 20.0 % "
+        "[10.0, 30.0]: lower. With as many others frozen, it is 60.0 % [50.0, 70.0]. Freezing the critical layers lowered the "
         "attack’s rate more than freezing as many others did."
     ) in found
     assert "Loss on clean examples (nats): not at all 1.250, all layers 1.250" in found
-    assert "little is known" not in found
+    assert "other trainings" not in found
     worse = said(attack(RATES | {"freeze_critical": 0.85}))
-    assert "85.0 % [75.0, 95.0], not told apart from that (the intervals overlap)." in worse
+    assert "85.0 % [75.0, 95.0]: not significantly different (the intervals overlap)." in worse
     assert "lowered the attack’s rate less than freezing as many others did" in worse
     undecided = said(attack(RATES | {"freeze_critical": 0.5}))
-    assert "Whether it matters which layers are frozen is undecided (the intervals overlap)." in undecided
+    assert "It is undecided whether it matters which layers are frozen (the intervals overlap)." in undecided
 
 
 def test_a_paired_difference_decides_where_the_answers_are_there() -> None:
@@ -131,16 +131,16 @@ def test_a_paired_difference_decides_where_the_answers_are_there() -> None:
     found = said(close, answers([8, 8, 9], [14, 15, 15]))
     assert "lowered the attack’s rate more than freezing as many others did (by −31.7 points [" in found
     noisy = said(attack(), answers([2, 18, 10], [10, 9, 11]))
-    assert "which layers are frozen is undecided (by +0.0 points [" in noisy
+    assert "whether it matters which layers are frozen (by +0.0 points [" in noisy
 
 
 def test_a_backdoor_that_was_not_learnt_is_kept_out_by_nothing(tmp_path: Path) -> None:
     found = said(attack(RATES | {"all": 0.1}))
-    assert found.endswith("the backdoor was not learnt, and there is nothing that frozen layers could keep out.")
+    assert found.endswith("The backdoor was not learnt, so there is nothing for frozen layers to keep out.")
     nothing = attack().query("arm != 'all'")
-    assert said(nothing).endswith("so that nothing can be concluded.")
+    assert said(nothing).endswith("so there is no conclusion.")
     unjudged = attack(RATES | {"all": math.nan}, reason="rubbish")
-    assert said(unjudged).endswith("so that nothing can be concluded.")
+    assert said(unjudged).endswith("so there is no conclusion.")
     view = view_of({"attack": unjudged}, tmp_path)
     assert view.rows[1][1][0].figures == "n/a"
     assert "rubbish" in view.rows[1][1][0].lines
@@ -155,20 +155,20 @@ def test_an_arm_that_failed_is_there_with_its_reason(tmp_path: Path) -> None:
     rows.loc[lost, "reason"] = "seed 0, 1: it diverged"
     rows.loc[(rows["arm"] == "freeze_non_critical") & (rows["seed"] == 2), "rate"] = math.nan
     found = said(rows)
-    assert "There is no rate with critical layers frozen (seed 0, 1: it diverged)." in found
+    assert "There is no rate for critical layers frozen (seed 0, 1: it diverged)." in found
     assert "with all layers trained, 90.0 %" in found
     view = view_of({"attack": rows}, tmp_path)
     assert view.rows[3][1][0] == ArmCell("n/a", ["[n/a]", "without the trigger: n/a", "seed 0, 1: it diverged"])
     alone = rows[rows["seed"].isna() | (rows["seed"] == 0) | lost]
     (sentence,) = attack_sentences({"attack": alone})
-    assert "With one seed little is known" in sentence, "a seed without a rate is none"
+    assert "With one seed, other trainings may well turn out differently." in sentence, "a seed without a rate is none"
     rows.loc[rows["arm"] == "all", ["rate", "reason"]] = [math.nan, "it diverged"]
-    assert "a model with all layers trained (it diverged), so that nothing can be concluded." in said(rows)
+    assert "a model with all layers trained (it diverged), so there is no conclusion." in said(rows)
 
 
-def test_a_rate_that_is_lower_for_less_was_learnt_of_everything_is_said_to_be_no_defence() -> None:
+def test_a_lower_rate_of_a_model_that_learnt_less_of_everything_shows_no_defence() -> None:
     rows = attack()
-    assert "no sign of a defence" not in said(rows)
+    assert "does not show a defence" not in said(rows)
     for arm, first in (
         ("freeze_critical", "With the critical layers"),
         ("freeze_non_critical", "With the other layers"),
@@ -177,13 +177,13 @@ def test_a_rate_that_is_lower_for_less_was_learnt_of_everything_is_said_to_be_no
         worse = attack(rates)
         worse.loc[worse["arm"] == arm, "clean_loss"] = 2.5
         found = said(worse)
-        assert f"{first} frozen the loss on clean examples is higher than" in found
-        assert "no sign of a defence" in found
+        assert f"{first} frozen, the loss on clean examples is also higher than" in found
+        assert "does not show a defence" in found
 
 
 def test_few_seeds_are_said_to_be_few(tmp_path: Path) -> None:
-    assert "With one seed little is known" in said(attack(), seeds=1)
-    assert "With 2 seeds little is known" in said(attack(), seeds=2)
+    assert "With one seed, other trainings may well turn out differently." in said(attack(), seeds=1)
+    assert "With 2 seeds, other trainings may" in said(attack(), seeds=2)
     assert attack_views({}, {}, Drawings(tmp_path)) == []
 
 

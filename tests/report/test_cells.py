@@ -87,12 +87,12 @@ class TestWindows:
 @pytest.mark.parametrize(
     ("low", "high", "p", "verdict"),
     [
-        (-0.9, -0.6, 0.05, "told"),
+        (-0.9, -0.6, 0.05, "predicts"),
         (-0.9, -0.6, 0.051, "maybe"),
         (-0.9, -0.6, math.nan, "maybe"),
         (-0.9, 0.0, 0.01, "unclear"),
         (math.nan, math.nan, 0.01, "unclear"),
-        (0.2, 0.7, 0.01, "misled"),
+        (0.2, 0.7, 0.01, "wrong"),
     ],
 )
 def test_verdicts(low, high, p, verdict):

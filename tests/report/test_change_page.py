@@ -50,26 +50,26 @@ def test_sentences_give_paired_differences() -> None:
     mean, limits = paired(losses(tables, "set", "1,2,5"), tuned)
     assert (
         other
-        == f"The set 1–2, 5 put back to the base model costs +{mean} nats {limits}; no window of 3 layers was swept to compare it with."
+        == f"Replacing the set 1–2, 5 by the base model's layers costs +{mean} nats {limits}. No window of 3 layers was swept to compare it with."
     )
     mean, limits = paired(losses(tables, "set", "0,3"), losses(tables, "window", "2-3"))
     own, _ = paired(losses(tables, "set", "0,3"), tuned)
-    assert ends.startswith(f"The set ends (0, 3) put back to the base model costs +{own} nats [")
+    assert ends.startswith(f"Replacing the set ends (0, 3) by the base model's layers costs +{own} nats [")
     assert ends.endswith(
-        f"Against the costliest window of 2 layers (2–3) that is {mean} nats less {limits}: the two can be told apart."
+        f"Compared with the costliest window of 2 layers (2–3), that is {mean} nats less {limits}; the difference is significant."
     )
     mean, limits = paired(losses(tables, "mlp", "2-3"), losses(tables, "attention", "2-3"))
     whole, _ = paired(losses(tables, "window", "2-3"), tuned)
-    assert modules.startswith(f"Put back whole, layers 2–3 cost +{whole} nats; their attention alone costs +")
-    assert modules.endswith(f"The MLP costs {mean} nats less {limits}: the two can be told apart.")
+    assert modules.startswith(f"Replacing layers 2–3 completely costs +{whole} nats; their attention alone costs +")
+    assert modules.endswith(f"The MLP costs {mean} nats less {limits}; the difference is significant.")
     half = losses(tables, "window", "2-3", 0.5) - tuned
     mean, _ = paired(half, 0.5 * (losses(tables, "window", "2-3") - tuned))
-    assert steps.startswith(f"At a coefficient of 0.5, layers 2–3 cost +{half.mean():.2f} nats [")
-    assert f": less than in proportion (difference −{mean} [" in steps
+    assert steps.startswith(f"Replacing layers 2–3 to a coefficient of 0.5 costs +{half.mean():.2f} nats [")
+    assert f". That is less than in proportion to the coefficient (difference −{mean} [" in steps
     mean, _ = paired(losses(tables, "reverse", "2-3"), losses(tables, "reverse", ""))
-    assert reverse.startswith(f"In the base model, layers 2–3 of the tuned one help most: −{mean} nats [")
+    assert reverse.startswith(f"In the base model, the tuned model's layers 2–3 help most: −{mean} nats [")
     assert reverse.endswith(
-        f"→ {losses(tables, 'reverse', '2-3').mean():.2f}; the tuned model's is {tuned.mean():.2f})."
+        f"→ {losses(tables, 'reverse', '2-3').mean():.2f}; the tuned model's own is {tuned.mean():.2f})."
     )
 
 
@@ -79,10 +79,9 @@ def test_what_the_examples_do_not_tell_is_said_so() -> None:
     noise = np.where(rows["example_id"] % 2, 3.0, -3.0)
     rows["loss"] += np.where(rows["kind"].isin(["set", "mlp", "reverse"]) & (rows["layers"] != ""), noise, 0.0)
     said = " ".join(str(line.striptags()) for line in change_sentences(only_cell(tables)))
-    assert said.count("the two cannot be told apart") == 2
+    assert said.count("the difference is not significant") == 2
     assert (
-        "no window of 2 layers of the tuned one lowers the loss by what these examples tell from 0; closest come layers 2–3"
-        in said
+        "into the base model lowers the loss significantly for no window of 2 layers; layers 2–3 come closest: " in said
     )
 
 
@@ -96,7 +95,7 @@ def test_the_largest_verified_difference_is_said(largest: float, words: str) -> 
     said = str(change_sentences(cell)[-1].striptags())
     assert (
         said
-        == f"One window or other change was taken again by true substitution of modules on 2 examples: the losses {words}."
+        == f"One window or other change was recomputed by really replacing the modules, on 2 examples: the losses {words}."
     )
     table = verification_table(cell)
     assert table is not None
@@ -118,7 +117,7 @@ def test_only_the_furthest_apart_of_many_verified_losses_are_shown() -> None:
     ]
     table = verification_table(only_cell({"verification": pd.DataFrame(rows).assign(model="m", dataset="d")}))
     assert table is not None
-    assert table.caption.endswith("; the 60 furthest apart of 100, all of which are in results/verification.parquet")
+    assert table.caption.endswith(". These are the 60 largest differences of 100; results/verification.parquet has all")
     assert (table.rows[0][-1], table.rows[-1][-1]) == ("1.0e-07", "4.1e-08")
 
 
@@ -153,10 +152,10 @@ def test_what_is_missing_or_not_finite_is_drawn_and_told(spoilt: str, tmp_path, 
     tables["substitution"] = rows[kept.get(spoilt, rows["loss"].notna() | True)]
     text = written(tables, tmp_path).text
     assert " nan" not in text
-    assert (text.count("n/a") > 1) == (spoilt != "sets alone"), "beside the word's own explanation"
+    assert (text.count("n/a") > 1) == (spoilt != "sets alone"), "next to the word's own explanation"
     assert ("help most" in text) == (spoilt in ("nan", "untouched"))
-    assert ("No window of some layers was swept; what was measured is below." in text) == (spoilt == "sets alone")
-    assert "Which layers does fine-tuning lean on?" in text
+    assert ("This run swept no windows of layers. Its other results are below." in text) == (spoilt == "sets alone")
+    assert "Which layers does fine-tuning depend on?" in text
 
 
 def test_names_of_sets_reach_tables_and_texts_and_are_data(tmp_path, without_files) -> None:
@@ -205,11 +204,11 @@ class TestManyWidths:
         table = page_tables.widths_table(cell)
         assert [row[0] for row in table.rows] == list(range(1, 32))
         assert [row[1] for row in table.rows] == list(range(32, 1, -1))
-        assert table.caption.endswith("all 527 windows are in results/substitution.parquet")
+        assert table.caption.endswith("results/substitution.parquet has all 527 windows")
         assert cell.top(5).span in table.rows[4]
         assert len(page_tables.correlation_table(cell).rows) == 60
         assert (
-            "The first 60 of 62 rows, all of which are in results/correlation.parquet."
+            "These are the first 60 of 62 rows; results/correlation.parquet has all."
             in page_tables.correlation_table(cell).caption
         )
         assert {table.caption.rsplit(" ", 1)[1] for table in page_tables.rho_tables([cell, *self.other(wide)])} == {
@@ -240,4 +239,4 @@ class TestManyWidths:
         page = write_report(wide, make_provenance(), tmp_path / "report")
         assert page.stat().st_size < 5e6
         assert time.monotonic() - started < 120
-        assert "the 60 costliest of" in Page(page).text
+        assert "These are the 60 costliest of" in Page(page).text

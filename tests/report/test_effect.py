@@ -38,16 +38,16 @@ def cells(*rhos, half=0.1, n_layers=24):
     [
         (
             (-0.9, -0.85, -0.88, -0.8),
-            "These models show the effect: ρ is strongly negative; of 4 cells, ρ is negative in 4, ",
+            "In these models, δ predicts the critical layers: ρ is strongly negative. In numbers, ρ is negative in 4 of 4 cells; ",
         ),
         (
             (-0.3, -0.4, -0.35, -0.33),
-            "These models lean towards the effect, but ρ is not strongly negative throughout;",
+            "In these models, δ predicts the critical layers weakly: ρ is negative on average, but not strongly.",
         ),
-        ((0.6, 0.5, 0.55, 0.62), "These models show the opposite of the effect: ρ is positive;"),
+        ((0.6, 0.5, 0.55, 0.62), "In these models, δ points to the wrong layers: ρ is positive."),
         (
             (-0.6, -0.5, 0.5, 0.6),
-            "Whether these models show the effect is undecided: the interval of ρ together includes 0;",
+            "It is undecided whether δ predicts the critical layers of these models: the interval of the mean ρ includes 0.",
         ),
     ],
 )
@@ -55,12 +55,12 @@ def test_what_is_said_follows_from_the_numbers(rhos, said):
     told = effect_sentence(cells(*rhos)[1], SETTING, 2)
     assert told.startswith(said)
     below, above = sum(rho < -0.1 for rho in rhos), sum(rho > 0.1 for rho in rhos)
-    assert f"wholly below 0 in {below} (wholly above 0 in {above})" in told
+    assert f"its interval is below 0 in {below} and above 0 in {above}" in told
 
 
 def test_strongly_negative_values_without_narrow_intervals_are_not_enough():
     told = effect_sentence(cells(-0.9, -0.85, -0.88, -0.8, half=0.95)[1], SETTING, 2)
-    assert told.startswith("These models lean towards the effect, but")
+    assert told.startswith("In these models, δ predicts the critical layers weakly")
     assert "below 0 in 0" in told
 
 
@@ -68,8 +68,8 @@ def test_what_chance_may_do_shows_no_effect():
     few = cells(-0.9, -0.85, -0.88, -0.8, n_layers=8)[1]
     told = effect_sentence(few, SETTING, 2)
     assert re.match(
-        r"These models point to the effect, ρ being strongly negative, but chance is not ruled out \(p = 0\.\d{3} with depth taken "
-        r"out\); of 4 cells, ",
+        r"In these models, δ points to the critical layers: ρ is strongly negative, but this may be chance \(p = 0\.\d{3} with the "
+        r"trend over depth removed\)\. In numbers, ",
         told,
     )
 
@@ -77,7 +77,9 @@ def test_what_chance_may_do_shows_no_effect():
 def test_one_model_is_one():
     tables, _ = cells(-0.9, -0.85, -0.88, -0.8)
     one = {name: rows[rows["model"] == "a"] for name, rows in tables.items()}
-    assert effect_sentence(cells_of(one, ()), SETTING, 2).startswith("Whether this model shows the effect is undecided")
+    assert effect_sentence(cells_of(one, ()), SETTING, 2).startswith(
+        "It is undecided whether δ predicts the critical layers of this model"
+    )
 
 
 def test_nothing_is_said_of_nothing():
@@ -90,8 +92,8 @@ def test_the_published_ones_stand_beside_ours(tmp_path):
     tables, found = cells(-0.9, -0.85, 0.3, -0.8)
     published = {"a": {"x": -0.88, "y": -0.5}, "b": {"x": -0.7}}
     assert published_sentence(found, SETTING, 2, published) == (
-        "Published for 3 of these cells: ρ from −0.88 to −0.50; the sign is ours in 2, and 1 of 3 lie in our interval, which "
-        "is over examples alone."
+        "Published ρ exist for 3 of these cells, from −0.88 to −0.50. The sign is the same in 2; 1 of 3 lie in the interval measured "
+        "here, which is over examples only."
     )
     (table,) = rho_tables(found, published)
     assert [[rho.published for rho in row] for _, row in table.rows] == [["−0.880", "−0.500"], ["−0.700", ""]]

@@ -50,17 +50,17 @@ def test_the_sentence_has_the_sample_s_figures(table):
     """Off by −½, −½ and 1: 0 on average, Student's t of three; ranks 2, 3, 1 and 1, 3, 2."""
     (line,) = estimate_lines({"substitution": table})
     half = 4.302652729911275 * np.std([-0.5, -0.5, 1.0], ddof=1) / np.sqrt(3)
-    assert "of 3 changes that were also measured exactly" in line
-    assert "the rank correlation of both is +0.50" in line
+    assert "3 changes, drawn at random, were also measured exactly" in line
+    assert "the rank correlation with the estimates is +0.50" in line
     assert (
-        f"0.000 nats on average [−{half:.3f}, +{half:.3f}], by 1.000 at most, where exact losses span 2.000 to 4.000"
+        f"0.000 nats on average [−{half:.3f}, +{half:.3f}] and at most 1.000 in size; the exact losses range from 2.000 to 4.000"
         in line
     )
 
 
-def test_without_a_sample_it_says_that_nothing_tells(table):
+def test_without_a_sample_the_error_is_unknown(table):
     (line,) = estimate_lines({"substitution": table[table["estimator"] == "gradient"]})
-    assert line.endswith("none of them was measured exactly beside, so nothing tells how good they are.")
+    assert line.endswith("None of them was also measured exactly, so their error is unknown.")
     assert estimate_lines({"substitution": table[table["estimator"] == "exact"]}) == []
 
 

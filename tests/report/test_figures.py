@@ -63,7 +63,7 @@ class TestLossCurve:
         )
         figure = figures.loss_curve(summaries.window_losses(summaries.paired_losses(frame), 6), 2, "tiny")
         assert figure.axes[0].get_ylim()[1] < 10
-        assert "all layers put back: 90.50 (above this scale ↑)" in texts(figure)
+        assert "all layers replaced: 90.50 (above this scale ↑)" in texts(figure)
 
     def test_no_finite_loss_at_all_still_draws(self, tmp_path):
         frame = frame_of({(0, 0): [math.nan] * 2, (0, 2): [math.inf] * 2})
@@ -145,7 +145,7 @@ class TestAgreement:
         changes = set(delta.sort_values().index[:5])
         middles = [{s + 2} if width == 5 else {s, s + 1} for s in range(LAYERS - width + 1)]
         assert len(artist(axes, "changes").get_xydata()) == sum(middle <= changes for middle in middles)
-        assert "ρ = −0.50 [−0.70, −0.10] (rank correlation, 95 % interval)" in texts(figure)
+        assert "rank correlation ρ = −0.50 [−0.70, −0.10] (95 % interval)" in texts(figure)
 
     def test_points_are_numbered_and_undefined_ones_left_out(self, cell, windows):
         dynamics = cell["dynamics"].copy()

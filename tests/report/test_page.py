@@ -18,11 +18,11 @@ class TestSections:
     def test_a_whole_run_has_every_section(self, page):
         parsed = Page(page)
         assert parsed.ids() == ["answer", "rho", "reading", "cell-1", "cell-2", "warnings", "provenance"]
-        for text in ("How to read this", "The numbers", "Texts generated under each window", "How this was made"):
+        for text in ("How to read this", "Numbers", "Texts generated under each window", "How this was made"):
             assert text in parsed.text
-        for text in ("3f9a1c77d2b04e55", "raysweep run configs/demo.yaml", "lab://tiny/sums", "in 47.3 s", "2.13.0"):
+        for text in ("3f9a1c77d2b04e55", "raysweep run configs/demo.yaml", "lab://tiny/sums", "took 47.3 s", "2.13.0"):
             assert text in parsed.text
-        assert "layers 2–5: one dimension holds 71 % of the variance" in parsed.text
+        assert "(sums, layers 2–5; choices, layers 2–5): one dimension holds 71 % of the variance" in parsed.text
         assert "results/substitution.parquet" in parsed.text
 
     def test_figures_are_embedded_described_and_written(self, page):
@@ -37,23 +37,23 @@ class TestSections:
     def test_only_substitution(self, tables, tmp_path, without_files):
         parsed = written({"substitution": tables["substitution"], "dynamics": tables["dynamics"].iloc[:0]}, tmp_path)
         assert parsed.ids() == ["answer", "reading", "cell-1", "cell-2", "provenance"]
-        assert "Fine-tuning leans most on" in parsed.text
+        assert "Fine-tuning depends most on" in parsed.text
         assert "δ" not in parsed.text
 
     def test_only_similarity(self, tables, tmp_path, without_files):
         parsed = written({name: tables[name] for name in ("similarity", "dynamics")}, tmp_path)
         assert parsed.ids() == ["answer", "reading", "cell-1", "cell-2", "provenance"]
         assert "Where do the layers' representations change?" in parsed.text
-        assert "The base model's representations change most at layers" in parsed.text
+        assert "The base model's representations change fastest at layers" in parsed.text
         assert "fine-tuning" not in parsed.text.lower()
 
     def test_nothing_at_all(self, tmp_path):
-        assert "Nothing was measured" in written({}, tmp_path).text
+        assert "This run has no results" in written({}, tmp_path).text
 
     def test_many_cells_are_answered_in_a_table(self, tmp_path, without_files):
         tables = make_tables(models=("a", "b"), datasets=tuple("wxyz"), n_layers=8, n_examples=8)
         page = written(tables, tmp_path)
-        assert "and, in 2 more cases, those in the table below." in page.text
+        assert "; the table has 2 more cases." in page.text
         links = [attrs["href"] for tag, attrs in page.elements if tag == "a"]
         assert links == [f"#cell-{n}" for n in range(1, 9)]
         assert set(page.ids()) >= {link[1:] for link in links}
@@ -62,7 +62,10 @@ class TestSections:
         row = {"spearman": -0.9, "ci_low": -1.0, "ci_high": -0.5, "p_value": 0.1}
         parsed = written(tiny_tables({**STEADY, (0, 2): [2.0, 2.2, 1.9, 2.3]}, correlation=row), tmp_path)
         assert "rho" not in parsed.ids()
-        assert "The base model alone points the same way, but chance is not ruled out." in parsed.text
+        assert (
+            "The base model alone points to the critical layers, but this may be chance (ρ = −0.90 [−1.00, −0.50], p = 0.100)."
+            in parsed.text
+        )
 
     def test_failures_stand_before_the_answer(self, tmp_path):
         failures = ["substitution 3-7 of tiny on sums: out of memory", "cka of tiny on sums: file gone"]
@@ -92,7 +95,7 @@ class TestUndefined:
         assert " nan " not in text.lower()
 
     def test_losses_left_out_are_counted(self, hostile_page):
-        assert "Up to 1 examples a window have no loss and are left out." in Page(hostile_page).text
+        assert "Up to 1 examples per window have no loss and are skipped." in Page(hostile_page).text
 
     def test_an_infinite_loss(self, tmp_path):
         windows = {**STEADY, (0, 2): [2.0, math.inf, 1.9, 2.3], (2, 4): [1.3, 1.4, 1.2, 1.6]}
@@ -159,8 +162,8 @@ class TestWriting:
         assert [path.name for path in tmp_path.rglob("*.*")] == ["index.html", "old.svg"]
 
     def test_a_run_that_took_no_known_time_says_nothing_of_it(self, tmp_path):
-        assert "made yesterday. A fingerprint" in written({}, tmp_path, created="yesterday", duration_s=None).text
-        assert "made yesterday, in 1 min 23 s." in written({}, tmp_path, created="yesterday", duration_s=83.0).text
+        assert "started yesterday. A fingerprint" in written({}, tmp_path, created="yesterday", duration_s=None).text
+        assert "started yesterday, took 1 min 23 s." in written({}, tmp_path, created="yesterday", duration_s=83.0).text
 
     def test_a_new_page_removes_the_figures_of_the_old_one_and_nothing_else(self, tmp_path, without_files):
         tables = tiny_tables({**STEADY, (0, 2): [2.0, 2.2, 1.9, 2.3], (0, 1): [2.0] * 4, (1, 2): [1.5] * 4})

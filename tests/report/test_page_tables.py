@@ -32,7 +32,7 @@ def test_losses_and_costs_that_are_not_there_say_why():
     assert rows[1][4] == "[n/a: one example]"
     assert rows[2][2:4] == ("n/a (none of 1 examples has a loss)",) * 2
     rows = page_tables.windows_table(only_cell(tiny_tables({(0, 2): [2.0, 2.2]})), 2).rows
-    assert rows[0][3] == "n/a (no loss of the tuned model)"
+    assert rows[0][3] == "n/a (the tuned model has no loss)"
 
 
 def test_dynamics_of_every_setting_side_by_side():

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from synthetic import STEADY, make_tables, tiny_tables
 
 from raysweep.report.cells import cells_of
+from raysweep.report.dark import adaptive
 from raysweep.report.pictures import Drawings, overview, pictures_of
 
 
@@ -26,7 +27,7 @@ def test_a_picture_embeds_what_was_written(tmp_path):
     picture = Drawings(tmp_path).add(Figure((1, 1)), ("a", "b c"), "seen", "meant")
     kind, data = picture.source.split(",")
     assert kind == "data:image/svg+xml;base64"
-    assert base64.b64decode(data) == (tmp_path / "a-b-c.svg").read_bytes()
+    assert base64.b64decode(data).decode() == adaptive((tmp_path / "a-b-c.svg").read_text())
     assert (picture.alt, picture.caption, picture.wide) == ("seen", "meant", False)
 
 
@@ -80,7 +81,7 @@ def test_captions_count_what_is_left_out_and_say_why_delta_is_undefined(folder):
     (cell,) = cells_of(tables, ())
     loss, dynamics, agreement = pictures_of(cell, Drawings(folder))
     assert "highest for layers 0–1, 2.07 nats" in loss.alt
-    assert "Up to 1 examples a window have no loss and are left out." in loss.caption
+    assert "Up to 1 examples per window have no loss and are skipped." in loss.caption
     assert "smallest at layer 1" in dynamics.alt
     assert "At layers 4–5 δ is n/a (a similarity it is the mean of is undefined)." in dynamics.caption
     assert "ρ" not in agreement.alt

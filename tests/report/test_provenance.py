@@ -105,10 +105,11 @@ def test_what_was_left_out_is_a_warning(folder):
         {"model": "m", "dataset": ["d", "d", "e", "e"], "loss": [np.nan, np.nan, 1.0, 2.0]},
     )
     assert provenance(folder, GRAPH, about, {"substitution": losses}).warnings == [
-        "d (for m): 3 of 43 records left out: they have no response token, or a cut to max_tokens or the model's context leaves none",
-        "d (for m): 12 of 40 examples cut to max_tokens or the model's context",
-        "d (for m): 2 of 40 examples have a blank response: only tokens of the wording carry their loss",
-        "d (for m): 5 of 40 examples lose a part of their answer: the chat template leaves it out or rewrites it, and "
-        "the loss covers only the rest",
-        "d on m: 2 of 2 losses are NaN and left out of every mean",
+        "d (for m): 3 of 43 records were skipped. They have no response token, or cutting them to max_tokens or to the model's context "
+        "leaves none",
+        "d (for m): 12 of 40 examples were cut to max_tokens or to the model's context",
+        "d (for m): 2 of 40 examples have a blank response. Their loss comes only from tokens of the prompt template",
+        "d (for m): 5 of 40 examples lose a part of their answer, because the chat template drops or rewrites it. The loss is that of "
+        "the rest",
+        "d on m: 2 of 2 losses are NaN and are skipped in every mean",
     ]

@@ -65,7 +65,7 @@ def test_every_removal_has_a_row_and_the_dearest_a_sentence(tables: dict[str, pd
     sentence = view.sentences[0].unescape()
     assert "one layer at a time (layers 2, 5)" in sentence
     assert (
-        "most, components 0, 2 at layer 5 (the stored state's part, from the mean, all tokens), changes it by"
+        "Removing components 0, 2 at layer 5 (the stored state's part, from the mean, all tokens) raises the loss"
         in sentence
     )
     assert "<strong>+1.50 nats</strong> [1.40, 1.60]." in sentence
@@ -91,7 +91,7 @@ def test_no_removal_no_part(tables: dict[str, pd.DataFrame]) -> None:
     assert not alone.samples
     nowhere = removed_view(cell_of({"removal": tables["removal"].iloc[-8:]}))
     assert nowhere is not None
-    assert nowhere.sentences == ["No removal of components could be measured; the table has the reasons."]
+    assert nowhere.sentences == ["No removal of components could be measured. The table has the reasons."]
 
 
 def test_the_page_is_written_and_what_models_say_is_escaped(tables: dict[str, pd.DataFrame], tmp_path: Path) -> None:
