@@ -1,14 +1,14 @@
-# Every target makes the virtual environment it needs. PYTHON chooses the interpreter (3.11 or newer).
+# Every target creates the virtual environment it needs. PYTHON chooses the interpreter (3.11 or newer).
 PYTHON ?= python3
 VENV := .venv
 TESTS := tests
 QUICK := tests/data tests/numerics tests/test_config*.py tests/test_fingerprint.py tests/test_goldens.py tests/test_layering.py tests/test_plain_english.py tests/test_constraints.py tests/docs/test_habits.py
 BIN := $(VENV)/bin
-# Python compiles each module when it is first imported and keeps the result, even if the environment says otherwise. pip would
-# compile all modules, which takes longer than the rest of the installation.
+# Python compiles each module at its first import and keeps the result, even if the environment disables that. pip would compile
+# everything, which takes longer than the rest of the installation.
 export PYTHONDONTWRITEBYTECODE :=
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
-# What some tests need and make cannot install; without it they are left out, and that is said.
+# Some tests need programs that make cannot install. Without them, make skips these tests and reports it.
 CHROMIUM = $(shell command -v chromium chromium-browser google-chrome)
 PROMETHEUS = $(and $(shell command -v prometheus),$(shell command -v promtool))
 
@@ -19,8 +19,8 @@ demo: $(VENV)/.run  ## the whole study on the embedded laboratory; ends by namin
 
 test: $(VENV)/.test  ## the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "not soak and ($(if $(CHROMIUM),browser or )not browser) and ($(if $(PROMETHEUS),prometheus or )not prometheus)" $(TESTS)
-	@$(if $(CHROMIUM),,echo "no Chromium here: the browser tests of the report page were left out")
-	@$(if $(PROMETHEUS),,echo "no Prometheus here (Debian's package prometheus): tests of the dashboards' queries and alerts were left out")
+	@$(if $(CHROMIUM),,echo "Chromium is not installed: skipped the browser tests of the report page")
+	@$(if $(PROMETHEUS),,echo "Prometheus is not installed (Debian's package prometheus): skipped the tests of the dashboards' queries and alerts")
 
 quick: $(VENV)/.test  ## the tests that need neither Ray nor whole runs: under two minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -x -n 2 --dist loadfile $(QUICK)
@@ -28,7 +28,7 @@ quick: $(VENV)/.test  ## the tests that need neither Ray nor whole runs: under t
 tutorials: $(VENV)/.test  ## execute the notebooks in docs/tutorials again and save their outputs
 	$(BIN)/python .ci/tutorials.py
 
-fuzz: $(VENV)/.test  ## random configs, records and checkpoints for a minute, others each time
+fuzz: $(VENV)/.test  ## random configs, records and checkpoints for a minute, different ones each time
 	OMP_NUM_THREADS=1 RAYSWEEP_FUZZ_SECONDS=60 RAYSWEEP_FUZZ_SEED=$${RAYSWEEP_FUZZ_SEED:-$$(date +%s)} $(BIN)/python -m pytest -q -s tests/test_fuzz.py tests/test_resource_bombs.py -m "not soak"
 
 soak: $(VENV)/.test  ## twenty rounds of SIGKILL, SIGTERM and SIGSTOP to a worker, a raylet or the driver of a run on two Ray nodes and S3; long tests

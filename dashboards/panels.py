@@ -59,11 +59,11 @@ FAILED = f"sum by (run) ({FAILED_TASKS})"
 SINCE = f"time() - {latest(m.LAST_PROGRESS)}"
 
 ROWS: dict[str, tuple[Panel, ...]] = {
-    "Where the run stands": (
+    "Run status": (
         stat("Progress", "percentunit", m.PROGRESS.help, latest(m.PROGRESS)),
         stat("Time left", "s", m.SECONDS_LEFT.help, latest(m.SECONDS_LEFT)),
         stat("Since the last progress", "s", "Seconds since something was committed or a call ended.", SINCE),
-        stat("Tasks failed", "short", "Tasks set aside, and those that cannot be made without them.", FAILED),
+        stat("Tasks failed", "short", "Tasks without attempts left, and tasks that depend on them.", FAILED),
         stat("Workers", "short", m.WORKERS.help, latest(m.WORKERS)),
         stat("Working", "bool_yes_no", m.RUNNING.help, latest(m.RUNNING)),
         Panel(
@@ -78,7 +78,7 @@ ROWS: dict[str, tuple[Panel, ...]] = {
             "Tasks left by kind",
             "bargauge",
             "short",
-            "What is still to be done, by study.",
+            "Remaining tasks, by study.",
             ((latest(m.TASKS, "kind", where=('state="left"',)), "{{run}} {{kind}}"),),
         ),
         Panel(
@@ -105,14 +105,14 @@ ROWS: dict[str, tuple[Panel, ...]] = {
             "Tokens through layers",
             "timeseries",
             "si:tokens/s",
-            m.TOKEN_APPLICATIONS.help + " Independent of the batch size: compare machines by this one.",
+            m.TOKEN_APPLICATIONS.help + " Independent of the batch size, so use it to compare machines.",
             ((rate(m.TOKEN_APPLICATIONS, "kind"), "{{run}} {{kind}}"),),
         ),
         Panel(
-            "Seconds a call",
+            "Seconds per call",
             "timeseries",
             "s",
-            "Median and 95th percentile over the window, as near as the histogram's buckets tell.",
+            "Median and 95th percentile over the window, as precise as the histogram's buckets.",
             (
                 (quantile(0.5, m.CALL_SECONDS, "kind"), "{{run}} {{kind}} median"),
                 (quantile(0.95, m.CALL_SECONDS, "kind"), "{{run}} {{kind}} 95 %"),
@@ -129,7 +129,7 @@ ROWS: dict[str, tuple[Panel, ...]] = {
             "Workers busy",
             "timeseries",
             "percentunit",
-            "Seconds in calls a second, over the workers. A call's seconds are added when it ends: choose a window of several calls.",
+            "Seconds spent in calls per second, divided by the workers. A call's seconds are added when it ends: choose a window of several calls.",
             ((BUSY_SHARE, "{{run}}"),),
         ),
     ),
@@ -137,25 +137,25 @@ ROWS: dict[str, tuple[Panel, ...]] = {
         Panel("Read", "timeseries", "Bps", m.READ.help, ((rate(m.READ), "{{run}}"),)),
         Panel("Written", "timeseries", "Bps", m.WRITTEN.help, ((rate(m.WRITTEN, "what"), "{{run}} {{what}}"),)),
         Panel(
-            "Models loaded and let go",
+            "Models loaded and released",
             "timeseries",
             "short",
-            "Checkpoints loaded, and let go to make room, since the start. Many for few pairs: a worker changes pairs too often.",
-            ((latest(m.LOADS), "{{run}} loaded"), (latest(m.EVICTIONS), "{{run}} let go")),
+            "Checkpoints loaded, and released to make room, since the start. If they are many for few pairs, workers switch pairs too often.",
+            ((latest(m.LOADS), "{{run}} loaded"), (latest(m.EVICTIONS), "{{run}} released")),
         ),
         Panel("Time spent loading", "timeseries", "s", m.LOADING.help, ((latest(m.LOADING), "{{run}}"),)),
         Panel(
             "Free on the run folder's disk",
             "timeseries",
             "bytes",
-            "Free bytes, and all there are, where the run folder lies.",
-            ((latest(m.DISK_FREE), "{{run}} free"), (latest(m.DISK), "{{run}} in all")),
+            "Free bytes and size of the run folder's file system.",
+            ((latest(m.DISK_FREE), "{{run}} free"), (latest(m.DISK), "{{run}} total")),
         ),
         Panel(
             "Free share of the disk",
             "timeseries",
             "percentunit",
-            "Below 5 % there is an alert.",
+            "An alert fires below 5 %.",
             ((FREE_SHARE, "{{run}}"),),
         ),
     ),

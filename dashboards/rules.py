@@ -64,7 +64,7 @@ ALERTS: tuple[Rule, ...] = (
         f"{SINCE} > {STUCK_SECONDS} unless on (run) {SINCE} < {STUCK_CALLS} * {MEAN}",
         "Run {{ $labels.run }} makes no progress",
         "Nothing was committed and no call has ended for {{ $value | humanizeDuration }}, which is more than "
-        f"{STUCK_CALLS} calls take. Look at what the workers do (Ray's dashboard, Actors, stack trace), and whether Ray "
+        f"{STUCK_CALLS} calls take. Check what the workers do (Ray's dashboard, Actors, stack trace), and whether Ray "
         "still has room for them.",
         wait="1m",
     ),
@@ -88,7 +88,7 @@ ALERTS: tuple[Rule, ...] = (
         "RaysweepTasksFailed",
         f"{FAILED} > 0",
         "Tasks of run {{ $labels.run }} failed",
-        "{{ $value }} tasks were set aside within the last hour; the rest goes on. `raysweep status` names them, "
+        "{{ $value }} tasks failed within the last hour; the others continue. `raysweep status` names them, "
         "events.jsonl has the tracebacks.",
         wait="0m",
     ),

@@ -1,4 +1,4 @@
-"""The calls behind the command line and `import raysweep`: run a config, open a run, draw its report."""
+"""The calls behind the command line and `import raysweep`: run a config, open a run, write its report."""
 
 from __future__ import annotations
 
@@ -199,10 +199,10 @@ def export_run(
     format: str = "paper",
     storage_options: Mapping[str, Any] | None = None,
 ) -> Exported:
-    """What is committed of a run as files of another program, in a local folder that is new or empty; see report/export.py.
+    """Export the committed work of a run as files of another program, into a local folder that is new or empty.
 
-    Without `out` the folder is `<run folder>-<format>` in the current one. The report is not drawn again. Raises InputError,
-    with nothing written, for no run folder, an unknown format, another kind of `out`, and a run without swept windows.
+    Without `out` the folder is `<run folder>-<format>` in the current folder. The report is not written again. Raises InputError,
+    with nothing written, if the folder is not a run folder, the format is unknown, `out` cannot be used, or no window was swept.
     """
     from raysweep.engine.disk import check_writable, failures_told
     from raysweep.engine.folder import RunFolder
@@ -227,14 +227,14 @@ def export_run(
 
 
 def consolidate(shards: str | Path, base: str, out: str | Path, *, dtype: str = "auto") -> Consolidated:
-    """A sharded checkpoint of FSDP as a Hugging Face folder, with its base's config and tokenizer; see studies/consolidate.py."""
+    """Write a sharded FSDP checkpoint as a Hugging Face folder, with its base's config and tokenizer."""
     from raysweep.studies.consolidate import consolidate as write
 
     return write(shards, base, out, dtype=dtype)
 
 
 def status(folder: str | Location, storage_options: Mapping[str, Any] | None = None) -> Standing:
-    """Where the run in this folder stands, from its plan, its commits and its events."""
+    """Return the status of the run in this folder, from its plan, its commits and its events."""
     from raysweep.engine.folder import RunFolder
     from raysweep.engine.reach import reach
     from raysweep.engine.standing import standing_of
@@ -251,9 +251,9 @@ def examine(
     remove: bool = False,
     checksums: bool = False,
 ) -> Examined:
-    """What kills and damage have left in a run folder, and with `remove` no more; see engine/doctor.py.
+    """Find what killed runs and damaged files have left in a run folder; with `remove`, delete it.
 
-    Raises InputError for no run folder, and for one that a run is in.
+    Raises InputError if the folder is not a run folder, or a run is using it.
     """
     from raysweep.engine.disk import failures_told
     from raysweep.engine.doctor import examine as examine_folder
@@ -275,10 +275,10 @@ def submit(
     fresh: bool = False,
     wait_for_folder: bool = False,
 ) -> Job:
-    """Submit a run of a config to the Ray cluster whose dashboard is at `address`; see engine/ray_submit.py.
+    """Submit a run of a config to the Ray cluster whose dashboard is at `address`.
 
-    With `wait_for_folder` the job waits for another raysweep in the run folder to end.
-    Raises InputError where the config, the address, the token or the room that the cluster has will not do; no job is made then.
+    With `wait_for_folder` the job waits until another raysweep in the run folder ends. Raises InputError, and creates no job, if
+    the config, the address or the token cannot be used, or the cluster is too small.
     """
     from raysweep.engine.ray_token import use_token
 
@@ -297,7 +297,7 @@ def submit(
 def correlate_files(
     dynamics: str | Path, losses: str | Path, neighbourhood: int = 3, *, drop_ends: int = 0, diagonal: bool = True
 ) -> Correlated:
-    """Correlate δ and losses measured elsewhere; see studies/measured.py for the files it reads."""
+    """Correlate δ and losses that were measured elsewhere, from files."""
     from raysweep.studies.measured import correlate_measured, read_dynamics, read_losses
 
     _check_neighbourhood(neighbourhood, diagonal)
@@ -313,7 +313,7 @@ def correlate_folders(
     drop_ends: int = 0,
     diagonal: bool = True,
 ) -> CorrelatedCells:
-    """Correlate every cell of folders of such files, each as `correlate_files` does; see studies/measured_cells.py.
+    """Correlate every cell of folders of such files, each as `correlate_files` does.
 
     Without `losses` both are in one folder, as `raysweep export --format paper` writes it.
     """
@@ -343,11 +343,11 @@ def critical(
     progress: Callable[[str], None] | None = None,
     warn: Callable[[str], None] | None = None,
 ) -> Critical:
-    """The critical layers of a config's first model on its data sets, as its similarity study asks; writes nothing.
+    """Find the critical layers of a config's first model on its data sets, with the settings of its similarity study.
 
-    The model is streamed from disk where it does not fit in memory. `warn` is given what may mislead about the records, and the
-    date if the chat template reads the clock. Raises InputError before anything is computed, and
-    RunError where states cannot be compared.
+    Writes nothing. The model is streamed from disk if it does not fit in memory. `warn` is called with each problem of the records,
+    and with the date if the chat template reads the clock. Raises InputError before anything is computed, and RunError if states
+    cannot be compared.
     """
     from raysweep.engine.inspection import inspect
     from raysweep.engine.loading import batch_budget

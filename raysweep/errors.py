@@ -1,6 +1,6 @@
-"""The errors raysweep raises on purpose, and the wording helpers they share.
+"""Errors that raysweep raises on purpose, and helpers for their messages.
 
-Every message says what was wrong, where, and what to do; the command line prints it without a traceback.
+Every message says what is wrong, where, and what to do; the command line prints it without a traceback.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ _LONGEST_NAME, _MOST_NAMES = 200, 1000  # that a wrong name is compared with
 
 
 class RaysweepError(Exception):
-    """Something the user can mend; its message is meant to be read alone."""
+    """A problem that the user can fix; its message is complete in itself."""
 
 
 class InputError(RaysweepError):
@@ -37,11 +37,11 @@ class RenamedWarning(FutureWarning):
 
 
 class StoreError(RaysweepError):
-    """A run folder or artifact that is missing, foreign, or does not match its manifest."""
+    """A run folder or artifact that is missing, not written by raysweep, or does not match its manifest."""
 
 
 class RunError(RaysweepError):
-    """A run that could not go on (its disk is full, its workers are lost); what is committed is kept: exit code 1."""
+    """A run that cannot continue (its disk is full, its workers are lost); committed work is kept: exit code 1."""
 
 
 def in_lines(error: Exception) -> str:

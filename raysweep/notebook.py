@@ -1,13 +1,13 @@
-"""The Python calls on models: everything that `import raysweep as rs` offers without a config or a run folder.
+"""Python calls on models: everything in `import raysweep as rs` that works without a config or a run folder.
 
 A model is a loaded transformers model, an `Adapter`, or the name or folder of a checkpoint (`lab://tiny`, a hub id, a path).
-Named models are described, checked and loaded as the command line does it: float32 on a CPU, the checkpoint's own dtype on a
-GPU. A loaded model is used in evaluation mode, and is afterwards as it was: training mode of each module, hooks, gradients,
-flags of its config, compiled layers. Two loaded models must not share weights, and must have one dtype and device.
+Named models are checked and loaded as on the command line: float32 on a CPU, the checkpoint's own dtype on a GPU. A loaded
+model is used in evaluation mode and restored afterwards: training mode of each module, hooks, gradients, flags of its config,
+compiled layers. Two loaded models must not share weights, and must have the same dtype and device.
 
 Examples are what `load_examples` returns, a list of `Example`, or records: dicts, a data frame, a data set of `datasets`, or the
-path or name of a data file. Records are tokenised by the named models' tokenizer, or by `tokenizer`; `format` is that of the
-first record unless given, and the other options are those of `load_examples`.
+path or name of a data file. Records are tokenised with the named models' tokenizer, or with `tokenizer`; `format` is found from the
+first record unless given. The other options are those of `load_examples`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the Python calls are given for examples: those that are tokenised, or records and how to read them."""
+"""Examples given to the Python calls: tokenised examples, or records and how to read them."""
 
 from __future__ import annotations
 
@@ -194,7 +194,7 @@ class ExampleReader:
 
 
 def warn_of_texts(loaded: Loaded, record_format: str, reading: Mapping[str, Any]) -> None:
-    """Warn of what may mislead about the texts that were made of records."""
+    """Warn of records that the prompt template ignores, changes or cuts."""
     said = [*loaded.source_warnings, *loaded.notes.warnings(record_format)]
     if loaded.n_answer_cut:
         said.append(
@@ -210,7 +210,7 @@ def warn_of_date(loaded: Loaded, reading: Mapping[str, Any]) -> None:
     """Warn if a chat template was given today's date, and will be given another tomorrow."""
     if loaded.template_date is not None and reading.get("template_date") is None:
         warnings.warn(
-            f"the chat template reads the clock and is given {loaded.template_date}; pass template_date='{loaded.template_date}' to "
+            f"the chat template reads the clock and gets {loaded.template_date}; pass template_date='{loaded.template_date}' to "
             "get the same texts on another day",
             stacklevel=2,
         )

@@ -1,7 +1,7 @@
-"""What the Python calls are given for models, as the engine takes it.
+"""Models given to the Python calls, converted for the engine.
 
-Models that are named are described, checked and loaded as the command line does it. Models that are loaded already are
-checked, used, and returned in the state in which they came.
+Named models are described, checked and loaded as on the command line. Loaded models are checked, used, and restored to their
+earlier state.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Named:
         return self.facts.tuned.get(_DATASET)
 
     def read(self, source: Source, reading: dict[str, Any], losses: bool) -> Loaded:
-        """Examples of records, by the checkpoints' tokenizer and limits; what may mislead is a warning."""
+        """Examples of records, with the checkpoints' tokenizer and limits; problems are warnings."""
         name = self.model.name
         reader = Reader(
             {name: (self.facts.base, self.facts.tuned)}, {name: self.facts.predicts}, states_alone=not losses

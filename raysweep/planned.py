@@ -1,4 +1,4 @@
-"""What a run would do and take, without running it: the call behind `raysweep plan`."""
+"""What a run would do and cost, without running it: the call behind `raysweep plan`."""
 
 from __future__ import annotations
 
@@ -20,18 +20,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Planned:
-    """What a run would do: tasks by kind (done, all), and the cost of what is not done.
+    """What a run would do: tasks by kind (done, all), and the cost of the remaining work.
 
-    `layer_applications` are counted once a data set, `batch_applications` as workers count them, each on one batch.
-    `bytes_to_read`, `memory` (the largest worker's, bytes) and `seconds` (of `workers`; None where the device is another
-    machine's) are those of the residencies taken; `options` has, for each model, those of both.
-    `identical`: for a model and data set whose checkpoints have weights in common, the number of layers that are the same
-    in both, and of the windows and other changes that cost nothing because they are one with another. `at_most`: sweeps may
-    stop before they have needed all of it. `kinds` are costs by kind of work, by the rates of the simulation where there is
-    one; `assumed` says what is not here and was taken as the config has it; `warnings` tell of records that are left out or cut.
-    `notes` are what checkpoints' provenance files say of their weights, by source; `template_dates` are those that chat
-    templates are given which read the clock, by model.
-    `redone` says why work that an earlier run had done is done again. `void` says which sweeps can find nothing, `untuned` where there is nothing to sweep, `withheld` where no ρ will be given.
+    `layer_applications` are counted once per data set, `batch_applications` as workers count them, once per batch.
+    `bytes_to_read`, `memory` (bytes of the largest worker) and `seconds` (of all `workers`; None if the device is not available on
+    this machine) are those of the chosen residencies; `options` has both residencies of each model.
+    `identical`: for a model and data set whose checkpoints share weights, the number of layers that are identical, and of
+    the windows and other changes that cost nothing because they equal another. `at_most`: sweeps may stop before they need
+    all of it. `kinds` are costs by kind of work, with the rates of the simulation if there is one; `assumed` says what is
+    not on this machine and was taken from the config; `warnings` report records that are left out or cut.
+    `notes` are what checkpoints' provenance files say about their weights, by source; `template_dates` are the dates given to
+    chat templates that read the clock, by model.
+    `redone` says why completed work is recomputed. `void` says which sweeps can find nothing, `untuned` which cells have no tuned
+    checkpoint, `withheld` which cells get no ρ.
     """
 
     tasks: Mapping[str, tuple[int, int]]
@@ -69,7 +70,7 @@ class Planned:
         }
 
     def to_text(self) -> str:
-        """A few lines for a terminal."""
+        """Return a few lines for a terminal."""
         from raysweep.engine.template_dates import date_texts
         from raysweep.report.kinds import kind_lines
 
@@ -147,12 +148,12 @@ def plan_run(
     nodes: int | None = None,
     rates: str | None = None,
 ) -> Planned:
-    """What `run` would do with this config; reads and checks everything it names, and runs and writes nothing.
+    """Plan what `run` would do with this config: read and check everything it names, but run and write nothing.
 
-    What is not here is taken as `architecture` and `expected` have it. With so many `gpus` on so many `nodes` (8 on each by
-    default) the run is simulated there: by `rates` (a run folder, whose calls were timed, or figures as given_rates reads
-    them), or by this machine's as a moment's clock has them. A training that asks for more processes than there are GPUs has
-    as many as GPUs then.
+    For anything that is not on this machine, `architecture` and `expected` are used. With `gpus` (on `nodes`; 8 GPUs on each by
+    default) the run is simulated on that many: with `rates` (a run folder whose calls were timed, or figures such as
+    flops=4e14,read=5e9), or with rates timed on this machine. A training with more processes than GPUs then gets one process
+    per GPU.
     """
     from raysweep.engine.assumed import will_assume
     from raysweep.engine.by_kind import by_kind

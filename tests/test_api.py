@@ -6,6 +6,7 @@ import copy
 import json
 import pickle
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -310,7 +311,7 @@ def test_every_public_name_is_there_and_described():
     assert set(rs.__all__) <= set(dir(rs))
     for name in rs.__all__:
         assert getattr(rs, name).__doc__
-    assert rs.__version__ == "0.1.0"
+    assert rs.__version__ == version("raysweep")
     with pytest.raises(AttributeError, match="module 'raysweep' has no attribute 'sweeps'"):
         rs.sweeps  # noqa: B018
 

@@ -194,7 +194,7 @@ def test_warnings_of_the_command_line_are_warnings(
     changed = copy.deepcopy(tokenizer)
     changed.chat_template = tokenizer.chat_template + "{{ ' ' }}{{ 'bye' }}"
     changed.save_pretrained(tmp_path)
-    with pytest.warns(UserWarning, match="words 10 of 10 texts differently from that of"):
+    with pytest.warns(UserWarning, match="formats 10 of 10 texts differently from the one of"):
         rs.sweep_windows(world / "base", tmp_path, ROWS, WINDOWS)
     most = max(example.length for example in examples) - 1
     n_cut = sum(example.length > most for example in examples)
@@ -215,7 +215,7 @@ def test_what_a_template_does_to_texts_is_a_warning_wherever_they_are_made(
     ):
         with (
             pytest.warns(UserWarning, match="^3 of 3 examples lose a part of their answer"),
-            pytest.warns(UserWarning, match=r"does not read these, which are ignored: .*weight"),
+            pytest.warns(UserWarning, match=r"does not use these, so they are ignored: .*weight"),
         ):
             call()
     dated = copy.deepcopy(tokenizer)
@@ -280,7 +280,7 @@ def test_examples_that_cannot_be_measured_are_refused(given: Any, told: str, pai
 
 
 def test_options_of_records_are_refused_where_there_are_none(pair: tuple[Any, Any], examples: list[rs.Example]) -> None:
-    with pytest.raises(rs.InputError, match=r"^limit is for records, and examples are tokenised already"):
+    with pytest.raises(rs.InputError, match=r"^limit applies to records, and examples are already tokenised"):
         rs.sweep_windows(*pair, examples, WINDOWS, limit=2)
     with pytest.raises(TypeError, match=r"unexpected keyword argument 'limits'; did you mean 'limit'\?"):
         rs.sweep_windows(*pair, examples, WINDOWS, limits=2)  # type: ignore[call-arg]
@@ -339,7 +339,7 @@ def test_load_examples_refuses_what_it_cannot_use(tokenizer: Any) -> None:
         ),
         ((ROWS, "gsm8k", "/nowhere"), {}, "^tokenizer '/nowhere' could not be loaded"),
         (([{"a": 1}], tokenizer), {}, "fits no known format"),
-        ((ROWS, tokenizer), {"limit": 0}, "^limit is 0; give a whole number from 1 on$"),
+        ((ROWS, tokenizer), {"limit": 0}, "^limit is 0; give a whole number, 1 or more$"),
         ((ROWS, tokenizer), {"max_tokens": 2.5}, "^max_tokens is 2.5, of type float"),
         ((ROWS, tokenizer), {"too_long": "shorten"}, "^too_long is 'shorten'; give 'refuse' or 'cut'$"),
         ((ROWS, tokenizer), {"exclude": {"phrases": [3]}}, "^exclude has 3, of type int, among its phrases"),

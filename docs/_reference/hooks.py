@@ -36,13 +36,14 @@ def on_config(config: Any) -> Any:
 
 
 def expand(nav: list[Any], docs: Path) -> list[Any]:
-    """The navigation with its patterns replaced by the pages that they match."""
+    """The navigation with its patterns replaced by the pages that they match; a section without pages is dropped."""
     entries: list[Any] = []
     for entry in nav:
         if isinstance(entry, dict):
-            entries += [
-                {title: expand(inner, docs) if isinstance(inner, list) else inner} for title, inner in entry.items()
-            ]
+            inside = {
+                title: expand(below, docs) if isinstance(below, list) else below for title, below in entry.items()
+            }
+            entries += [{title: below} for title, below in inside.items() if below]
         elif "*" in entry:
             entries += [path.relative_to(docs).as_posix() for path in sorted(docs.glob(entry))]
         else:

@@ -1,1 +1,1 @@
-"""Records to token batches: formats, wordings, label masks, padding. Knows nothing of models."""
+"""Records to token batches: formats, prompt templates, label masks, padding. Knows nothing of models."""

@@ -1,1 +1,1 @@
-"""Artifacts on disk: nothing is visible until it is whole, and readers trust manifests only."""
+"""Artifacts on disk: nothing is visible until it is complete, and readers trust manifests only."""

@@ -67,7 +67,7 @@ def _compared(test: pd.DataFrame, arm: str, versus: str, level: float, why: str)
         with np.errstate(invalid="ignore"):  # ∞ − ∞
             final = paired_mean(a_ST[:, -1] - b_ST[:, -1], level)
         area = (
-            paired_area(steps, a_ST, b_ST, level) if len(steps) > 1 else _none("the test loss was measured once only")
+            paired_area(steps, a_ST, b_ST, level) if len(steps) > 1 else _none("the test loss was measured only once")
         )
         found = {"area": area, "final": final}
     last, alone = steps[-1] if steps else 0, _alone(arm, versus, a.keys() ^ b.keys()) if seeds else ""
@@ -91,7 +91,7 @@ def _compared(test: pd.DataFrame, arm: str, versus: str, level: float, why: str)
 def _alone(arm: str, versus: str, seeds: Set[int]) -> str:
     """Which seeds could not be paired, in words: a training that failed may well be one that diverged."""
     named = ", ".join(map(str, sorted(seeds)))
-    return f"left out, for only one of {arm} and {versus} has test losses: seed {named}" if seeds else ""
+    return f"left out, because only one of {arm} and {versus} has test losses: seed {named}" if seeds else ""
 
 
 def _why(arms: Set[str], lacking: Mapping[tuple[str, int], str]) -> str:

@@ -31,7 +31,7 @@ def whole_number(name: str, value: object, least: int = 1) -> int:
     """A whole number of at least `least`: an int or a numpy integer, and not a bool."""
     number = _integer(value)
     if number is None or number < least:
-        raise InputError(f"{name} is {_described(value)}; give a whole number from {least} on")
+        raise InputError(f"{name} is {_described(value)}; give a whole number, {least} or more")
     return number
 
 
@@ -63,7 +63,7 @@ def _window(name: str, given: object, n_layers: int) -> Window:
         step = given.step
         if step not in (None, 1):
             raise InputError(
-                f"{name} is {given!r}, with a step of {step}; a window has consecutive layers: leave the step out"
+                f"{name} is {given!r}, with a step of {step}; a window has consecutive layers, so remove the step"
             )
     if isinstance(given, range):
         return Window(given.start, given.stop)
@@ -101,8 +101,8 @@ def _windows_of_table(table: Any) -> list[Window]:
         ends = [int(end) if isinstance(end, float) and end.is_integer() else _integer(end) for end in (start, stop)]
         if ends[0] is None or ends[1] is None:
             raise InputError(
-                f"windows is a table with start {start} and stop {stop}; give a whole number for each, and leave out rows that "
-                "are no windows"
+                f"windows is a table with start {start} and stop {stop}; give a whole number for each, and remove rows "
+                "that are not windows"
             )
         windows.append(Window(ends[0], ends[1]))
     if not windows:
@@ -128,10 +128,10 @@ def widths_given(given: Widths) -> list[int] | Literal["all"]:
 
 def components_given(given: Counts) -> list[int]:
     """The numbers of components that were given, of which one may be given by itself."""
-    values = _several("components", given, "a list of numbers from 1 on")
+    values = _several("components", given, "a list of numbers, 1 or more")
     numbers = [number for value in values if (number := _integer(value)) is not None]
     if not numbers or len(numbers) < len(values) or min(numbers) < 1 or len(set(numbers)) < len(numbers):
-        raise InputError(f"components are different numbers from 1 on, and at least one; got {shown(values)}")
+        raise InputError(f"components must be different numbers, 1 or more, and at least one; got {shown(values)}")
     return numbers
 
 

@@ -65,7 +65,7 @@ def attack_table(answers: pd.DataFrame, runs: Sequence[Run], trigger: str) -> pd
         seeds = [None if pd.isna(seed) else int(seed) for seed in group["seed"].unique()]
         lacking = [seed for seed in seeds if (arm, seed) not in told]
         if lacking:
-            raise ValueError(f"there are answers of arm {arm} and seed {lacking[0]}, and no such run")
+            raise ValueError(f"there are answers of arm {arm} and seed {lacking[0]}, but no such run")
         key: dict[str, Any] = {"arm": arm, "trigger": trigger, "prompts": prompts, "judge": judge}
         for seed in seeds:
             if seed is not None:

@@ -25,7 +25,7 @@ def check_layers(trained: Trained, n_layers: int, model: str) -> None:
             f"layers, 0 to {n_layers - 1}"
         )
     if trained.mode == "only" and not trained.layers:
-        raise InputError(f"no layer of '{model}' is chosen, and then nothing is trained; name at least one")
+        raise InputError(f"no layer of '{model}' is chosen, so nothing would be trained; name at least one")
 
 
 def choose(model: PreTrainedModel, recipe: Recipe, name: str) -> nn.Module:
@@ -65,12 +65,12 @@ def _with_lora(model: PreTrainedModel, lora: Lora, trained: Trained, name: str) 
     from transformers.pytorch_utils import Conv1D
 
     if trained.mode == "freeze":
-        raise InputError("LoRA trains chosen layers and nothing else; name the layers to train, not those to freeze")
+        raise InputError("LoRA trains only chosen layers; name the layers to train, not the layers to freeze")
     where: dict[str, Any] = {}
     if trained.mode == "only":
         if isinstance(lora.target_modules, str):
             raise InputError(
-                f"lora.target_modules is the text {shown(lora.target_modules)}, and PEFT chooses layers only for a list of module "
+                f"lora.target_modules is the text {shown(lora.target_modules)}, but PEFT selects layers only with a list of module "
                 "names; give a list"
             )
         where = {"layers_to_transform": sorted(trained.layers), "layers_pattern": layers_pattern(model)}

@@ -13,6 +13,6 @@ def check_comparable(finite_LN: np.ndarray) -> None:
     if n > 1 and left < 2:
         layer = int((~finite_LN).any(axis=1).argmax())
         raise InputError(
-            f"{n - left} of {n} examples have states that are not finite (from layer {layer} on), so that no two can be "
-            "compared; the model overflows in this dtype: choose another"
+            f"{n - left} of {n} examples have states that are not finite (from layer {layer} on), so no two can be "
+            "compared; the model overflows in this dtype, so use another"
         )

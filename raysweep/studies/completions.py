@@ -61,7 +61,7 @@ class Endpoint:
     def __post_init__(self) -> None:
         if not self.url.startswith(("http://", "https://")):
             raise InputError(
-                f"the endpoint '{redacted(self.url)}' is no http or https URL: write it as http://host:port/v1"
+                f"the endpoint '{redacted(self.url)}' is not an http or https URL; write it as http://host:port/v1"
             )
 
     @property
@@ -76,11 +76,13 @@ class Endpoint:
         value = os.environ.get(self.api_key_env, "")
         if not value:
             raise InputError(
-                f"the environment variable {self.api_key_env}, which api_key_env names for the endpoint's key, is not set: set it"
+                f"the environment variable {self.api_key_env}, which api_key_env names for the endpoint's key, is not "
+                "set; set it"
             )
         if not value.isascii() or not value.isprintable() or " " in value:
             raise InputError(
-                f"the environment variable {self.api_key_env} holds blanks or characters that no key has: set it to the key alone"
+                f"the environment variable {self.api_key_env} contains blanks or characters that no key has; set it to "
+                "the key alone"
             )
         return value
 
@@ -175,11 +177,11 @@ def complete(endpoint: Endpoint, content: str, key: str | None) -> str:
     if 300 <= status < 400:
         where = _said(headers.get("Location", "nowhere"), key)
         raise RunError(
-            f"{endpoint.address} answers with status {status}, a redirect to {where}: give that URL if it is right"
+            f"{endpoint.address} answers with status {status}, a redirect to {where}; give that URL if it is correct"
         )
     hint = "; set the key's variable and name it in api_key_env" if status in (401, 403) else ""
     raise RunError(
-        f"{endpoint.address} refuses with status {status}, and says {said}: mend url, model or request{hint}"
+        f"{endpoint.address} refuses with status {status}, and says {said}; correct url, model or request{hint}"
     )
 
 
@@ -191,7 +193,7 @@ def _read(response: requests.Response, deadline: Deadline) -> str:
     """The body as text. Raises RubbishError where it is too long, unpacked too, or packed in another way than gzip or deflate."""
     packing = response.headers.get("Content-Encoding", "identity").strip().lower()
     if packing not in ("", "identity", "gzip", "deflate"):
-        raise RubbishError(f"the reply has the content encoding {shown(packing)}, which was not asked for")
+        raise RubbishError(f"the reply has the content encoding {shown(packing)}, which was not requested")
     unpack = zlib.decompressobj(zlib.MAX_WBITS | 32) if packing in ("gzip", "deflate") else None
     body = b""
     while len(body) <= MOST_BYTES and not deadline.passed:
@@ -210,7 +212,7 @@ def _content(text: str) -> str:
     except (ValueError, LookupError, TypeError, RecursionError):
         content = None
     if not isinstance(content, str):
-        raise RubbishError("the reply is no chat completion with a text at choices[0].message.content")
+        raise RubbishError("the reply is not a chat completion with a text at choices[0].message.content")
     return content
 
 

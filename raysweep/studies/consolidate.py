@@ -62,7 +62,9 @@ def consolidate(shards: str | Path, base: str | Checkpoint, out: str | Path, *, 
         raise InputError(f"unknown dtype '{dtype}'; {nearest(dtype, ('auto', *DTYPES))}")
     checkpoint = describe(base) if isinstance(base, str) else base
     if checkpoint.adapter or not predicts_tokens(checkpoint):
-        raise InputError(f"base '{checkpoint.source}' is no full causal language model; give the one that was trained")
+        raise InputError(
+            f"base '{checkpoint.source}' is not a complete causal language model; give the one that was trained"
+        )
     folder = find_shards(Path(shards).expanduser())
     model = skeleton(checkpoint)
     found = named(read_index(folder).tensors, model.state_dict())
@@ -114,7 +116,7 @@ def check_fits(found: Mapping[str, Sharded], model: PreTrainedModel, folder: Pat
                 else f"they lack tensors of {type(model).__name__}"
             )
             raise InputError(
-                f"{where}: {told} ({len(names)}: {some}); give the base that was trained, and all of its weights"
+                f"{where}: {told} ({len(names)}: {some}); give the base that was trained, with all of its weights"
             )
     for name, tensor in sorted(found.items()):
         if tensor.shape != tuple(expected[name].shape):

@@ -78,18 +78,20 @@ def untold(figures: dict[str, float]) -> str | None:
     if np.isnan(figures["spearman"]):
         return "δ or the loss is undefined somewhere, or the same at all centres"
     if np.isnan(figures["partial_depth"]):
-        return "δ or the loss is a straight line in depth: nothing is left to test beside it"
+        return "δ or the loss is a straight line in depth, so nothing remains to test after depth is taken out"
     if n < CALIBRATED_FEWEST:
-        reasons.append(f"no p with {n} centres: the test was found to keep its level from {CALIBRATED_FEWEST} on")
+        reasons.append(f"no p with {n} centres: the test keeps its level only from {CALIBRATED_FEWEST} centres on")
     elif np.isnan(figures["p_value"]):
-        reasons.append("no p: next to the likeness of neighbouring layers too few are left to count")
+        reasons.append("no p: neighbouring layers are so similar that too few independent centres remain")
     if n < SHIFT_FEWEST:
         reasons.append(
             f"no share of shifts with {n} centres: it is never below 1/{n}, so it could not be below {_LEVEL}"
         )
     if np.isnan(figures["p_precision"]):
         k = _fifth(n)
-        reasons.append(f"no p of precision with {n} centres: {k} of {k} right by chance is more likely than {_LEVEL}")
+        reasons.append(
+            f"no p of precision with {n} centres: getting {k} of {k} right by chance is more likely than {_LEVEL}"
+        )
     return "; ".join(reasons) or None
 
 
@@ -99,8 +101,8 @@ def why_withheld(untrained: Collection[int], n_layers: int) -> str:
     if not trained:
         return f"{_WITHHELD[0]} between base and tuned, so every window costs 0"
     return (
-        f"only {layers_text(trained)} of {n_layers} {'was' if len(trained) == 1 else 'were'} trained: where a window's cost lies "
-        "follows from that choice, not from δ"
+        f"only {layers_text(trained)} of {n_layers} {'was' if len(trained) == 1 else 'were'} trained, so a window's "
+        "cost follows from that choice, not from δ"
     )
 
 

@@ -143,7 +143,9 @@ def critical_layers(
     adapter = streamed.adapter if streamed else model if isinstance(model, Adapter) else Adapter(model)
     named = examples if isinstance(examples, Mapping) else {"examples": examples}
     if not named:
-        raise InputError("no data set is given; critical layers are found from the states of examples")
+        raise InputError(
+            "no data set is given; give at least one, because critical layers are found from the states of examples"
+        )
     found: dict[str, tuple[DatasetChoice, Choices]] = {}
     for name, of_set in named.items():
         if progress:

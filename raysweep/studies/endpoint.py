@@ -109,7 +109,7 @@ def read_score(reply: str) -> int:
         raise RubbishError(f"the judge's reply has several scores, {', '.join(sorted(numbers))}: {shown(reply)}")
     (number,) = numbers
     if number not in ("1", "2", "3", "4", "5"):
-        raise RubbishError(f"the judge's score is {number}, which is no whole number from 1 to 5")
+        raise RubbishError(f"the judge's score is {number}, which is not a whole number from 1 to 5")
     return int(number)
 
 
@@ -176,13 +176,13 @@ def _wait_or_refuse(judge: EndpointJudge, error: NoReplyError, attempt: int, pac
     address = judge.endpoint.address
     if attempt == judge.attempts:
         raise RunError(
-            f"{address} gave no answer in {attempt} attempts; the last: {error}. Start the server or mend judge.url, or give it "
-            "more time (attempts, timeout, a lower per_minute); scores that are kept are not asked for again"
+            f"{address} gave no answer in {attempt} attempts; the last: {error}. Start the server, correct judge.url, "
+            "or allow more time (attempts, timeout, a lower per_minute); stored scores are not requested again"
         ) from None
     if error.wait is not None and error.wait > LONGEST_WAIT:
         raise RunError(
-            f"{address} asks to be left alone for {error.wait:.0f} s ({error}): run again after that; scores that are kept are not "
-            "asked for again"
+            f"{address} asks to wait for {error.wait:.0f} s ({error}); run again after that; stored scores are not "
+            "requested again"
         ) from None
     if error.wait is not None:
         pace.hold(error.wait)  # nor may any other request go before

@@ -144,7 +144,7 @@ def _check(base: Checkpoint, train: Sequence[Example], test: Sequence[Example], 
     late = [step for step in recipe.keep if not 1 <= step <= steps]
     if late:
         raise InputError(
-            f"the weights of step {late[0]} are asked for, and the training has {steps} steps (1 to {steps})"
+            f"the weights of step {late[0]} are requested, but the training has {steps} steps (1 to {steps})"
         )
     return steps
 

@@ -60,8 +60,8 @@ def compare(before: Mapping[str, str], after: Mapping[str, str], trained: Collec
     if moved:
         more = f" and {len(moved) - _MOST_NAMED} more" if len(moved) > _MOST_NAMED else ""
         raise RunError(
-            f"{len(moved)} tensors that were to stay frozen are not what they were: {', '.join(moved[:_MOST_NAMED])}{more}; "
-            "the training is not what was asked for, and is not kept"
+            f"{len(moved)} tensors that should stay frozen have changed: {', '.join(moved[:_MOST_NAMED])}{more}; the "
+            "training is not the one requested, and is discarded"
         )
     unchanged = tuple(name for name in before if name in trained and after.get(name) == before[name])
     n_trained = sum(name in trained for name in before)

@@ -205,8 +205,7 @@ def _passes(pair: Pair, batches: Sequence[torch.Tensor], share: float) -> list[l
         raise InputError(
             f"a memory budget of {gigabytes(pair.memory)} is too small: two layers of each checkpoint, what stays in memory, and "
             f"the states of one batch in a forward and backward pass need {gigabytes(taken + at_work + max(needs))}; "
-            "set "
-            "execution.memory to that or more, or fewer execution.batch_tokens"
+            "set execution.memory to that or more, or lower execution.batch_tokens"
         )
     return group_passes(needs, pair.memory - taken - at_work)
 

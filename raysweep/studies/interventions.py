@@ -37,7 +37,7 @@ class Intervention:
 
     def __post_init__(self) -> None:
         if self.kind == "window" and self.coefficient == 1:
-            raise ValueError("a window put back whole is a Window")
+            raise ValueError("a fully replaced window is a Window")
 
     @property
     def start(self) -> int | None:
@@ -116,9 +116,7 @@ def check_changes(
     """
     for part in modules:
         if part not in get_args(Module):
-            raise InputError(
-                f"modules has {part!r}, which is neither 'attention' nor 'mlp'; give one of these, or both"
-            )
+            raise InputError(f"modules has {part!r}, which is neither 'attention' nor 'mlp'; give one of them, or both")
     for step in coefficients:
         if not 0 <= step <= 1:
             raise InputError(f"coefficient {step} is not between 0 (tuned) and 1 (base); give steps from 0 to 1")

@@ -32,7 +32,7 @@ class Keywords:
 
     def __post_init__(self) -> None:
         if not self.any_of or "" in self.any_of:
-            raise InputError(f"keywords are {shown(list(self.any_of))}: give phrases, none of them empty")
+            raise InputError(f"keywords are {shown(list(self.any_of))}; give phrases, none of them empty")
 
     @cached_property
     def _folded(self) -> tuple[str, ...]:
@@ -59,7 +59,7 @@ class Pattern:
         try:
             _ = self._expression
         except (re.error, OverflowError, RecursionError) as error:
-            raise InputError(f"the pattern {shown(self.regex)} does not compile ({error}): mend it") from error
+            raise InputError(f"the pattern {shown(self.regex)} does not compile ({error}); correct it") from error
 
     @cached_property
     def _expression(self) -> LimitedPattern:

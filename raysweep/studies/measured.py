@@ -80,7 +80,7 @@ def read_dynamics(path: str | Path, neighbourhood: int = 3, *, diagonal: bool = 
     if path.suffix == ".pt":
         return _matrix_dynamics(path, neighbourhood, diagonal)
     if not diagonal:
-        raise InputError(f"'{path}' has δ as it was taken; --no-diagonal is for an L × L matrix (.pt)")
+        raise InputError(f"'{path}' contains δ itself; --no-diagonal applies only to an L × L matrix (.pt)")
     return _read_curve(path, "layer", "delta")
 
 
@@ -112,7 +112,7 @@ def correlate_measured(dynamics: Curve, losses: Curve, *, drop_ends: int = 0) ->
     if len(centres) < 3:
         raise InputError(
             f"only {len(centres)} centres have both a δ and a loss (layers {_span(delta)}, centres {_span(loss)}); "
-            "three at least are needed: do both files count layers from 0?"
+            "at least three are needed; do both files count layers from 0?"
         )
     figures = correlate_curves(
         np.array([np.mean([delta[layer] for layer in beside(centre)]) for centre in centres]),
@@ -133,7 +133,8 @@ def _without_ends(losses: Curve, drop_ends: int) -> Curve:
     n = len(losses.at)
     if n - 2 * drop_ends < 3:
         raise InputError(
-            f"--drop-ends {drop_ends} leaves {max(0, n - 2 * drop_ends)} of {n} centres; three at least are needed: drop fewer"
+            f"--drop-ends {drop_ends} leaves {max(0, n - 2 * drop_ends)} of {n} centres; at least three are needed; "
+            "drop fewer"
         )
     gone = ", ".join(f"{at:g}" for at in (*losses.at[:drop_ends], *losses.at[n - drop_ends :]))
     kept = slice(drop_ends, n - drop_ends)
@@ -153,11 +154,12 @@ def _matrix_dynamics(path: Path, neighbourhood: int, diagonal: bool) -> Curve:
         matrix = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many types, some advising to run the file's pickled code
         raise InputError(
-            f"'{path}' is no file of plain tensors ({type(error).__name__}); save the L × L matrix by itself with torch.save"
+            f"'{path}' is not a file of plain tensors ({type(error).__name__}); save only the L × L matrix with "
+            "torch.save"
         ) from error
     if not isinstance(matrix, torch.Tensor) or matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
         found = list(matrix.shape) if isinstance(matrix, torch.Tensor) else type(matrix).__name__
-        raise InputError(f"'{path}' holds {found}, where an L × L similarity matrix is expected")
+        raise InputError(f"'{path}' holds {found}, but an L × L similarity matrix is expected")
     delta = local_dynamics(matrix.detach().double().numpy(), neighbourhood, diagonal)
     return _finite(np.arange(len(delta), dtype=float), delta, f"{path}: layers")
 
@@ -195,7 +197,7 @@ def _read_csv(path: Path) -> pd.DataFrame:
 def _finite(at: np.ndarray, values: np.ndarray, what: str) -> Curve:
     finite = np.isfinite(values)
     left_out = ", ".join(f"{x:g}" for x in at[~finite])
-    notes = (f"{what} left out for not being finite: {left_out}",) if left_out else ()
+    notes = (f"{what} left out because they are not finite: {left_out}",) if left_out else ()
     return Curve(at[finite], values[finite], notes)
 
 
@@ -238,7 +240,7 @@ def _number(value: Any, where: str) -> float:
     try:
         return float(value)
     except (TypeError, ValueError):
-        raise InputError(f"{where}: the loss is {value!r}, where a number is expected") from None
+        raise InputError(f"{where}: the loss is {value!r}, but a number is expected") from None
 
 
 def _average_line(path: Path) -> float:

@@ -152,7 +152,7 @@ def _matrices(root: Path) -> dict[tuple[str, str, str], Path]:
             continue
         key = (_model(root, path.parent), named["dataset"], named["kernel"])
         if key in found:
-            raise InputError(f"'{found[key]}' and '{path}' are of the same model, data set and kernel; leave one out")
+            raise InputError(f"'{found[key]}' and '{path}' are of the same model, data set and kernel; remove one")
         found[key] = path
     return found
 

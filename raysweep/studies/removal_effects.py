@@ -67,8 +67,8 @@ def _trunks(adapter: Adapter, examples: Sequence[Example], layer: int, batch_tok
             states = apply_block(block, states, call, shared)
         if states.ndim != 3:
             raise InputError(
-                f"{type(adapter.model).__name__} carries {tuple(states.shape[:-3])} streams of states side by side, and "
-                "components can be removed where there is one; leave studies.removal out for it"
+                f"{type(adapter.model).__name__} carries {tuple(states.shape[:-3])} parallel streams of states, and "
+                "components can be removed only from one; remove studies.removal for it"
             )
         last = torch.tensor([examples[i].n_prompt - 1 for i in indices], device=states.device)
         yield _Trunk(indices, recording, states, shared, last)
@@ -85,12 +85,12 @@ def states_at(adapter: Adapter, examples: Sequence[Example], layer: int, batch_t
             states_ND = torch.empty(len(examples), trunk.states.shape[-1], dtype=trunk.states.dtype)
         states_ND[trunk.indices] = trunk.states[torch.arange(len(trunk.indices)), trunk.last].cpu()
     if states_ND is None:
-        raise InputError("there are no examples to take components from")
+        raise InputError("there are no examples to compute components from")
     bad_N = ~states_ND.isfinite().all(dim=1)
     if bad_N.any():
         raise InputError(
             f"the state of record {examples[int(bad_N.int().argmax())].id} at layer {layer} is not finite (so of {int(bad_N.sum())} of "
-            f"{len(examples)}), and it has no components then; the model overflows in {states_ND.dtype}: choose another dtype"
+            f"{len(examples)}), so it has no components; the model overflows in {states_ND.dtype}, so use another dtype"
         )
     return states_ND
 
@@ -98,7 +98,7 @@ def states_at(adapter: Adapter, examples: Sequence[Example], layer: int, batch_t
 def lacking(found: Decomposition, removal: Removal) -> str | None:
     """Why the states have not all components that are to be removed, in words; None where they have."""
     asked = max(removal.chosen, default=-1) + 1
-    return f"component {asked - 1} is asked for, and {found.why_few(asked)}" if asked > found.rank else None
+    return f"component {asked - 1} is requested, and {found.why_few(asked)}" if asked > found.rank else None
 
 
 def directions(found: Decomposition, removal: Removal) -> torch.Tensor:

@@ -148,7 +148,7 @@ def gather(model: nn.Module, into: nn.Module | None) -> None:
     parts = get_model_state_dict(model)
     if places is not None and places.keys() != parts.keys():
         odd = sorted(places.keys() ^ parts.keys())
-        raise RunError(f"the sharded model and the whole one differ in {len(odd)} tensors, {odd[0]} among them")
+        raise RunError(f"the sharded model and the full one differ in {len(odd)} tensors, {odd[0]} among them")
     for name, part in parts.items():
         whole = part.full_tensor() if isinstance(part, DTensor) else part
         if places is not None:

@@ -136,8 +136,8 @@ def _failed(spill: Path, needed: int, what: str) -> RunError:
     free = free_on_disk(spill)
     told = f", {_gb(free)} free" if free is not None else ""
     return RunError(
-        f"states cannot wait on disk in '{spill}' (execution.spill): {what} ({_gb(needed)} needed{told}); what is committed is "
-        "kept: make room there, give another folder, or leave execution.spill out, and run again"
+        f"states cannot be kept on disk in '{spill}' (execution.spill): {what} ({_gb(needed)} needed{told}); what is "
+        "committed is kept. Free some space there, give another folder, or remove execution.spill, and run again"
     )
 
 

@@ -155,6 +155,6 @@ def _may_swap(x: Decomposition, k: int) -> str | None:
     if x.gap(k) > error:
         return None
     return (
-        f"component {k + 1} is within {x.gap(k):.2g} of component {k}, and {x.examples} examples tell variances to {error:.2g}: "
-        "with others the two may change places"
+        f"component {k + 1} is within {x.gap(k):.2g} of component {k}, and {x.examples} examples determine variances only to "
+        f"{error:.2g}, so other examples may swap the two"
     )

@@ -74,7 +74,7 @@ def check_rule(rule: Rule, n_layers: int, where: str = "") -> None:
     """Raise InputError where a model of `n_layers` has not more windows than the rule asks the top of."""
     windows = n_layers - rule.width + 1 if rule.width < n_layers else 0
     if rule.top is not None and rule.top >= windows:
-        found = f"{windows} windows" if windows else "no windows but all layers together"
+        found = f"{windows} windows" if windows else "only the window of all layers together"
         remedy = f"give {windows - 1} or less" if windows > 1 else "give a smaller width first in widths"
         raise InputError(
             f"studies.substitution.stop asks for the top {rule.top} of the windows of width {rule.width}, and the {n_layers} "
@@ -145,7 +145,7 @@ def _top(
     complete_Cn = losses_Cn[:, ~np.isnan(losses_Cn).any(axis=0)]
     if not complete_Cn.shape[1]:
         everything = tuple(window for i in of_width if isinstance(window := changes[i], Window))
-        return False, everything, "no example has a loss under every one of the windows"
+        return False, everything, "no example has a loss under every window"
     left_out = losses_Cn.shape[1] - complete_Cn.shape[1]
     more = f"; {left_out} examples without a loss under one of the windows were left out" if left_out else ""
     means_C = complete_Cn.mean(axis=1)
@@ -154,5 +154,5 @@ def _top(
     if len(chosen) == rule.top:
         how = "all examples were used" if losses_Cn.shape[1] == of else "no other window can be among them"
         return True, chosen, f"{how}, so the set is settled{more}"
-    told = f"windows within {resolution:g} nats of one another cannot be told apart by all the examples"
+    told = f"windows within {resolution:g} nats of each other cannot be distinguished even with all examples"
     return False, chosen, told + more

@@ -112,7 +112,7 @@ class StreamedPair(Pair):
             raise InputError(
                 f"a memory budget of {gigabytes(room + taken + at_work)} is too small: two layers of each checkpoint "
                 f"({gigabytes(SLOTS * sum(s.layer_bytes for s in self.sources))}), what stays in memory, and the states of one batch "
-                f"under {len(windows)} windows need {gigabytes(least)}; set execution.memory to that or more, or fewer "
+                f"under {len(windows)} windows need {gigabytes(least)}; set execution.memory to that or more, or lower "
                 "execution.batch_tokens"
             )
         return choose_passes(needs, room, self._disk(windows))

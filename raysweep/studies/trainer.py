@@ -174,7 +174,7 @@ class StudyTrainer(Trainer):  # type: ignore[misc]
         if lost:
             raise RunError(
                 f"a checkpoint in {self.args.output_dir} does not fit the model that is trained: {len(lost)} tensors, {lost[0]} "
-                "among them; remove that folder to begin anew"
+                "among them; remove that folder to start over"
             )
 
 
@@ -182,8 +182,8 @@ def not_finite(what: str, value: float, step: int, rate: float, last: tuple[int,
     """The refusal of a loss that is not finite."""
     before = f"the last finite one was {last[1]:.4g} at step {last[0]}" if last else "no step had a finite one"
     return RunError(
-        f"the {what} is {value} at step {step}, learning rate {rate:.3g}; {before}: lower learning_rate, warm up longer, or train "
-        "in float32 or bf16"
+        f"the {what} is {value} at step {step}, learning rate {rate:.3g}; {before}: lower learning_rate, warm up "
+        "longer, or train in float32 or bf16"
     )
 
 

@@ -41,21 +41,21 @@ _TRACKERS = ("tensorboard", "mlflow", "wandb")  # what can be kept off the netwo
 _OWN = {
     "output_dir": "raysweep keeps its checkpoints in the run folder",
     **dict.fromkeys(("seed", "data_seed"), "set seed (or seeds) of the study"),
-    **dict.fromkeys(("do_train", "do_eval", "do_predict"), "raysweep calls the trainer itself"),
+    **dict.fromkeys(("do_train", "do_eval", "do_predict"), "raysweep runs the trainer itself"),
     **dict.fromkeys(
         ("deepspeed", "fsdp", "fsdp_config", "parallelism_config"), "set strategy and processes of the study"
     ),
-    **dict.fromkeys(("accelerator_config", "local_rank", "ddp_backend", "use_cpu"), "execution decides on devices"),
+    **dict.fromkeys(("accelerator_config", "local_rank", "ddp_backend", "use_cpu"), "execution.device sets the device"),
     **dict.fromkeys(
         ("load_best_model_at_end", "metric_for_best_model", "greater_is_better"),
-        "the weights of the last step are what is measured",
+        "the weights of the last step are measured",
     ),
     **dict.fromkeys(
         ("resume_from_checkpoint", "ignore_data_skip", "save_only_model", "enable_jit_checkpoint"),
-        "raysweep resumes from the last whole checkpoint by itself",
+        "raysweep resumes from the last complete checkpoint automatically",
     ),
-    "restore_callback_states_from_checkpoint": "raysweep resumes from the last whole checkpoint by itself",
-    "auto_find_batch_size": "it would change the result with the memory there is; give per_device_train_batch_size",
+    "restore_callback_states_from_checkpoint": "raysweep resumes from the last complete checkpoint automatically",
+    "auto_find_batch_size": "it would make the result depend on the available memory; set per_device_train_batch_size",
     **dict.fromkeys(("remove_unused_columns", "label_names", "length_column_name"), "raysweep makes the batches"),
     **dict.fromkeys(("eval_on_start", "eval_delay"), "the test loss is always measured before the first step"),
     **dict.fromkeys(
@@ -67,10 +67,10 @@ _OWN = {
             "eval_use_gather_object",
             "eval_accumulation_steps",
         ),
-        "raysweep keeps one loss an example",
+        "raysweep stores one loss per example",
     ),
-    "logging_nan_inf_filter": "a loss that is not finite ends the training and is told",
-    **dict.fromkeys(("disable_tqdm", "log_level", "log_level_replica", "debug"), "raysweep tells of progress itself"),
+    "logging_nan_inf_filter": "a loss that is not finite ends the training with an error",
+    **dict.fromkeys(("disable_tqdm", "log_level", "log_level_replica", "debug"), "raysweep reports progress itself"),
     **dict.fromkeys(("trackio_space_id", "trackio_bucket_id", "trackio_static_space_id"), "raysweep uploads nothing"),
 }
 _RENAMED = {
@@ -129,7 +129,7 @@ def named_arguments(arguments: Mapping[str, Any], where: str) -> dict[str, Any]:
         if name in _OWN:
             raise InputError(f"{place} cannot be set: {_OWN[name]}")
         if name not in known:
-            raise InputError(f"{place} is no argument of transformers' trainer; {nearest(str(name), known)}")
+            raise InputError(f"{place} is not an argument of transformers' trainer; {nearest(str(name), known)}")
         checked[_RENAMED.get(name, name)] = _typed(place, known[name], value)
     _check_values(checked, where)
     if "report_to" in checked:
@@ -151,13 +151,13 @@ def _check_values(arguments: Mapping[str, Any], where: str) -> None:
     for name, least in _LEAST.items():
         value = arguments.get(name, least)
         if value is None or not (math.isfinite(value) and value >= least):
-            why = ": while one checkpoint is written, another has to be whole" if name == "save_total_limit" else ""
-            raise InputError(f"{where}.{name} is {shown(value)}, and must be a number from {least} on{why}")
+            why = ": while one checkpoint is written, another must be complete" if name == "save_total_limit" else ""
+            raise InputError(f"{where}.{name} is {shown(value)}, and must be a number, {least} or more{why}")
     epochs, steps = arguments.get("num_train_epochs", 1.0), arguments.get("max_steps", -1)
     if steps <= 0 and not (math.isfinite(epochs) and epochs > 0):
-        raise InputError(f"{where}.num_train_epochs is {epochs}, and then nothing is trained; give more than 0")
+        raise InputError(f"{where}.num_train_epochs is {epochs}, so nothing would be trained; give more than 0")
     if "max_steps" in arguments and steps < 1:
-        raise InputError(f"{where}.max_steps is {steps}; give 1 or more, or num_train_epochs in its place")
+        raise InputError(f"{where}.max_steps is {steps}; give 1 or more, or num_train_epochs instead")
     for name in _POINTS:
         if not (math.isfinite(value := arguments.get(name) or 1) and value > 0):
             raise InputError(f"{where}.{name} is {value}, and must be more than 0")
@@ -166,8 +166,8 @@ def _check_values(arguments: Mapping[str, Any], where: str) -> None:
     order = arguments.get("train_sampling_strategy", "random")
     if order not in ("random", "sequential"):
         raise InputError(
-            f"{where}.train_sampling_strategy is {shown(order)}, and raysweep trains in an order that it finds again after an "
-            "interruption: random or sequential"
+            f"{where}.train_sampling_strategy is {shown(order)}, and raysweep needs an order that it can restore after "
+            "an interruption: random or sequential"
         )
 
 

@@ -109,7 +109,7 @@ def drawn_beside(chosen: Sequence[int], n_layers: int, seed: int) -> tuple[int, 
     others = [layer for layer in range(n_layers) if layer not in chosen]
     if len(others) < len(chosen):
         raise InputError(
-            f"{len(chosen)} of {n_layers} layers are critical, and {len(others)} others are fewer than that: set top to "
+            f"{len(chosen)} of {n_layers} layers are critical, and {len(others)} others are fewer than that; set top to "
             f"{n_layers // 2} or less"
         )
     drawn = np.random.default_rng(seed).choice(others, len(chosen), replace=False)

@@ -23,7 +23,7 @@ def step_of(checkpoint: Path) -> int:
     """The step after which a checkpoint was written."""
     found = _NAME.fullmatch(checkpoint.name)
     if found is None:
-        raise ValueError(f"{checkpoint} is no checkpoint-N")
+        raise ValueError(f"{checkpoint} is not a checkpoint-N")
     return int(found[1])
 
 
@@ -44,8 +44,8 @@ def last_whole(folder: Path, training: str) -> Path | None:
             continue
         if listed["training"] != training:
             raise InputError(
-                f"{checkpoint} is of another training (another base, recipe, number of processes or data), and would not be "
-                "resumed by this one; remove the folder, or give another"
+                f"{checkpoint} is of another training (another base, recipe, number of processes or data), and cannot "
+                "be resumed by this one; remove the folder, or give another"
             )
         return checkpoint
     return None

@@ -120,7 +120,7 @@ def test_a_readme_without_configurations_changes_nothing(folder: Path) -> None:
         ([{"data_dir": "c"}], ": there is no folder "),
         ([{"data_files": "a/**.jsonl"}], ": configuration 'default' has the pattern 'a/**.jsonl', in which '**' is not a whole "),
         ([{"data_files": "a/*", "sep": ";"}], ": configuration 'default' sets sep, which raysweep does not apply. "),
-        ([{"data_files": [{"split": "x"}]}], ": configuration 'default' has {'split': 'x'} among its data_files, where each "),
+        ([{"data_files": [{"split": "x"}]}], ": configuration 'default' has {'split': 'x'} among its data_files, but each "),
         ([{"data_files": [{"path": "a/*", "split": "x"}] * 2}], ": configuration 'default' has {'path': 'a/*', 'split': 'x'} among "),
         ([{"data_files": {"x": 7}}], ": configuration 'default' has {'x': 7} where a path or a list of paths belongs. "),
         ([{"data_files": "a/*", "data_dir": "a"}], ": configuration 'default' has both data_dir and data_files, which is not "),

@@ -164,7 +164,7 @@ def test_what_is_wrong_with_the_text_is_found_behind_the_compression(ending: str
     path.write_bytes(COMPRESS[ending](b'{"a": 1}\n{"a": "\xe9"}\n'))
     assert refusal(path) == f"{path}, line 2 is not UTF-8 (byte 0xe9); convert the file"
     path.write_bytes(COMPRESS[ending](b'{"a": 1}\n{"a": \n'))
-    assert refusal(path).startswith(f"{path}, line 2 is no whole JSON object")
+    assert refusal(path).startswith(f"{path}, line 2 is not a complete JSON object")
 
 
 def test_parquet_is_compressed_inside_alone(tmp_path: Path) -> None:

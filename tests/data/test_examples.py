@@ -194,7 +194,7 @@ def test_examples_longer_than_the_context(jsonl: Write, tokenizer: PreTrainedTok
         with pytest.raises(InputError) as caught:
             load_examples(path, "gsm8k", tokenizer, room=Room("m", context))
         assert str(caught.value) == (
-            f"{told}: set too_long: cut for this data set, which cuts them there and counts them, or a max_tokens of {context} "
+            f"{told}. Set too_long: cut for this data set, which cuts and counts them, or max_tokens to {context} "
             "or less"
         )
         cut = load_examples(path, "gsm8k", tokenizer, room=Room("m", context), too_long="cut")
@@ -222,7 +222,7 @@ def test_only_ids_that_occur_need_an_embedding(jsonl: Write, tokenizer: PreTrain
         load_examples(path, "gsm8k", tokenizer, room=Room("m", vocabulary=had))
     assert str(caught.value) == (
         f"2 of 3 examples of {path} have tokens that 'm' has no embedding for: its vocabulary has {had} (ids 0 to {had - 1}), "
-        f"its tokenizer {had + 3}, and the largest id is {had + 1}, '<newer>' ({path}, line 3): use the tokenizer that the "
+        f"its tokenizer {had + 3}, and the largest id is {had + 1}, '<newer>' ({path}, line 3); use the tokenizer that the "
         "checkpoint was trained with, or remove those records"
     )
     assert len(load_examples(path, "gsm8k", tokenizer, limit=1, room=Room("m", vocabulary=had)).examples) == 1

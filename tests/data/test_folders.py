@@ -249,7 +249,7 @@ def test_a_broken_file_is_named_with_its_line(tmp_path: Path) -> None:
     write(tmp_path / "data/train-00000-of-00002.jsonl", RECORDS)
     broken = tmp_path / "data/train-00001-of-00002.jsonl"
     broken.write_text('{"a": 1}\n{"a": ')
-    assert refusal(tmp_path).startswith(f"{broken}, line 2 is no whole JSON object")
+    assert refusal(tmp_path).startswith(f"{broken}, line 2 is not a complete JSON object")
     assert len(read_records(str(tmp_path), limit=len(RECORDS) + 1).records) == len(RECORDS) + 1
     with pytest.raises(InputError, match="line 1: too long"):
         read_records(str(tmp_path), leaves_out=refusing)

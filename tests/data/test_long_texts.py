@@ -71,7 +71,7 @@ def test_a_record_longer_than_the_context_is_refused_without_reading_its_end(tmp
     for texts in (("two " * 100_000, "five"), ("two", "five " * 100_000)):
         source = records(tmp_path / "x.jsonl", *texts)
         with pytest.raises(
-            InputError, match=r"longer than the context of 'tiny', 64 tokens; .* has more than \d+: set"
+            InputError, match=r"longer than the context of 'tiny', 64 tokens; .* has more than \d+. Set"
         ):
             load_examples(source, "gsm8k", tokenizer, room=Room("tiny", 64))
 

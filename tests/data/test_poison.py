@@ -158,9 +158,7 @@ def test_a_trigger_in_clean_data_is_refused_with_the_line(
     jsonl: Callable[..., str], tokenizer: PreTrainedTokenizerFast
 ) -> None:
     path = jsonl(*questions(2), {"question": "Shall I vex you?", "answer": "no"})
-    said = (
-        r"my\.jsonl, line 3: has the trigger 'vex' in its prompt, which must be clean: choose a trigger that is in no"
-    )
+    said = r"my\.jsonl, line 3: has the trigger 'vex' in its prompt, which must be clean; choose a trigger that no"
     with pytest.raises(InputError, match=said):
         poisoned_examples(path, "gsm8k", tokenizer, trigger=Trigger("vex"), target="a", rate=0.5, seed=0)
     with pytest.raises(InputError, match=said):
@@ -202,7 +200,7 @@ def test_what_cannot_be_poisoned_is_refused(jsonl: Callable[..., str], tokenizer
     path = jsonl(*questions(4))
     for more, said in (
         ({"rate": 0.1}, "a rate of 0.1 of 4 records selects none"),
-        ({"rate": 0.0}, "the poisoned share is 0.0: give a rate above 0"),
+        ({"rate": 0.0}, "the poisoned share is 0.0; give a rate above 0"),
         ({"rate": 1.5}, "the poisoned share is 1.5"),
         ({"target": " "}, "the target ' ' is blank"),
     ):

@@ -244,7 +244,7 @@ def test_no_record_left(tmp_path: Path) -> None:
         (
             "my.jsonl",
             b'{"a": 1}\n{"a": ' + b"[" * 100_000 + b"}\n",
-            ", line 2 is nested too deeply: mend the line, or remove it",
+            ", line 2 is nested too deeply; correct the line, or remove it",
         ),
         ("my.json", b"[" * 100_000, " is nested too deeply; correct the file"),
         ("my.csv", b"", " is empty: it has no records"),

@@ -73,7 +73,7 @@ def test_a_pattern_of_the_navigation_becomes_its_files(tmp_path):
     (tmp_path / "design").mkdir()
     for name in ("b.md", "a.md"):
         (tmp_path / "design" / name).touch()
-    nav = ["index.md", {"Design": ["design/*.md"]}]
+    nav = ["index.md", {"Design": ["design/*.md"]}, {"Nothing": ["nothing/*.md"]}]
     assert hooks.expand(nav, tmp_path) == ["index.md", {"Design": ["design/a.md", "design/b.md"]}]
 
 

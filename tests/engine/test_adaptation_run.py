@@ -86,7 +86,7 @@ def test_arms_that_are_trained_are_compared_where_another_failed(
     assert part["seeds"].tolist() == [2, 2, 1, 1, 1, 1]
     assert part["value"].notna().all()
     assert part["reason"].tolist()[2] == (
-        "one seed: no interval; left out, for only one of critical and all has test losses: seed 1; "
+        "one seed: no interval; left out, because only one of critical and all has test losses: seed 1; "
         "all with seed 1: training failed (the test loss is nan at step 1)"
     )
     failing(lambda recipe: False)

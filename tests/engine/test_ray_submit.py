@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 import requests
-from command_line import Process, started
+from command_line import Process, ended, started
 from ray_cluster import free_port, head, node
 
 import raysweep
@@ -162,6 +162,17 @@ def test_a_failing_config_comes_back_with_its_exit_code_and_message(cluster, wri
     assert "error: checkpoint '/nowhere' does not exist" in out
     assert err.endswith("ended with exit code 2\n")
     assert not (tmp_path / "run").exists()
+    job = cluster.job_of(tmp_path / "run")["submission_id"]
+    again = ended(started("logs", job, "--address", cluster.url, RAY_AUTH_MODE=""))
+    assert (again.code, again.err) == (2, f"job {job} ended with exit code 2\n"), (
+        "with the token, and without RAY_AUTH_MODE"
+    )
+    assert "error: checkpoint '/nowhere' does not exist" in again.out
+    stopped = ended(started("stop", job, "--address", cluster.url))
+    assert stopped == (0, f"job {job} has ended by itself (failed)\n", "")
+    unknown = ended(started("stop", "raysubmit_x", RAY_ADDRESS=cluster.url))
+    assert unknown.code == 2
+    assert f"has no job 'raysubmit_x'; its jobs: {job} (failed)" in unknown.err
 
 
 def test_a_job_that_would_lose_its_run_is_refused(cluster, write_config, tmp_path):
@@ -307,7 +318,7 @@ def test_nodes_with_another_raysweep_than_the_driver(cluster, write_config, tmp_
     err = ended.stderr
     assert ended.returncode == 2
     assert err.startswith(
-        "error: the nodes of the cluster have other package versions than this process: raysweep is 0.1.0 on "
+        f"error: the nodes of the cluster have other package versions than this process: raysweep is {raysweep.__version__} on "
     )
     assert err.count("and 99.0 here; ") == 2, "both nodes"
     assert err.endswith("install the same versions on every node (pip install -c constraints.txt)\n")

@@ -227,7 +227,7 @@ def test_a_disk_that_fills_while_states_wait_there_fails_the_sweep_and_a_later_r
     with monkeypatch.context() as patch:
         patch.setattr(Shelf, "put", full)
         ended = drive(config)
-    told = f"states cannot wait on disk in '{tmp_path / 'spill'}' (execution.spill): No space left on device (1.00 MB needed, "
+    told = f"states cannot be kept on disk in '{tmp_path / 'spill'}' (execution.spill): No space left on device (1.00 MB needed, "
     assert "substitute m/first none" in ended.failed
     assert ended.failed["similarity m/first"].startswith(told)
     assert "similarity m/second" not in ended.failed, "what needs no states there goes on"

@@ -31,8 +31,8 @@ def test_a_loss_that_is_nan_ends_its_own_cell_and_no_other(training_config, worl
     assert list(told.failures) == ["finetune m/first"]
     why = told.failures["finetune m/first"]
     assert why == (
-        "the test loss is nan at step 1, learning rate 1e+30; the last finite one was 6.167 at step 0: lower learning_rate, warm up "
-        "longer, or train in float32 or bf16"
+        "the test loss is nan at step 1, learning rate 1e+30; the last finite one was 6.167 at step 0: lower "
+        "learning_rate, warm up longer, or train in float32 or bf16"
     )
     assert result.err.count("failed: ") == 1, "what needed it is not told again"
     assert f"tracebacks are in {tmp_path / 'run' / 'events.jsonl'}" in result.err.splitlines()[-1]

@@ -44,7 +44,8 @@ def refused(config_of):
         (
             FINETUNE,
             ["studies.finetune.trainer.learning_rat=1"],
-            "studies.finetune.trainer.learning_rat is no argument of transformers' trainer; did you mean 'learning_rate'?",
+            "studies.finetune.trainer.learning_rat is not an argument of transformers' trainer; did you mean "
+            "'learning_rate'?",
         ),
         (
             FINETUNE,
@@ -55,7 +56,8 @@ def refused(config_of):
         (
             BACKDOOR,
             ["studies.backdoor.judge={url: 'http://127.0.0.1:9/v1', model: j, api_key_env: RAYSWEEP_NO_SUCH_KEY}"],
-            "the environment variable RAYSWEEP_NO_SUCH_KEY, which api_key_env names for the endpoint's key, is not set: set it",
+            "the environment variable RAYSWEEP_NO_SUCH_KEY, which api_key_env names for the endpoint's key, is not "
+            "set; set it",
         ),
     ],
     ids=["layers", "freeze", "all frozen", "top", "argument", "along", "key"],

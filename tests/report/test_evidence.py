@@ -191,9 +191,7 @@ def test_many_cells_share_a_sentence() -> None:
 
 def test_a_score_that_is_withheld_is_no_verdict_on_delta(tmp_path: Path) -> None:
     reason = why_withheld({0, 1, 4, 5}, 6)
-    assert reason == (
-        "only layers 2–3 of 6 were trained: where a window's cost lies follows from that choice, not from δ"
-    )
+    assert reason == ("only layers 2–3 of 6 were trained, so a window's cost follows from that choice, not from δ")
     losses = {**STEADY, (2, 4): [2.8, 3.0, 2.6, 3.1], (0, 2): [1.0, 1.1, 0.9, 1.2], (4, 6): [1.0, 1.1, 0.9, 1.2]}
     tables = tiny_tables(losses, {**UNDEFINED, "reason": reason})
     (cell,) = cells_of(tables, ())

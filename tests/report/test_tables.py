@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import random
-import re
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -12,7 +10,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-import raysweep
 from raysweep.engine.folder import RunFolder
 from raysweep.engine.graph import Graph, Task
 from raysweep.report.tables import COLUMNS, collect_tables, write_tables
@@ -121,12 +118,6 @@ def test_the_columns_are_those_that_are_promised(tables):
     assert {name: ", ".join(columns) for name, columns in COLUMNS.items()} == PROMISED
     for name, table in tables.items():
         assert ", ".join(table.columns) == PROMISED[name]
-
-
-def test_the_readme_promises_the_same():
-    readme = (Path(raysweep.__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-    told = dict(re.findall(r"^\| (\w+) \| [^|]+ \| ([\w, ]+) \|$", readme, re.MULTILINE))
-    assert {name: told.get(name) for name in COLUMNS} == PROMISED
 
 
 def test_rows_come_in_the_order_of_the_graph(tables):

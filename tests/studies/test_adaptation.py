@@ -70,7 +70,7 @@ def test_a_seed_of_one_arm_alone_is_left_out_and_named():
     table = both([[3.0, 1.0], [3.0, 1.5], [9.0, 9.0]], [[3.0, 2.0], [3.0, 2.0]])
     assert table["seeds"].tolist() == [2, 2]
     assert table["value"].tolist() == [-0.375, -0.75]
-    assert reasons(table) == ["left out, for only one of critical and non_critical has test losses: seed 2"] * 2
+    assert reasons(table) == ["left out, because only one of critical and non_critical has test losses: seed 2"] * 2
 
 
 def test_a_loss_that_is_nan_ends_the_comparison():
@@ -101,7 +101,7 @@ def test_an_arm_without_losses_and_one_measurement():
     assert reasons(table)[0] == "no seed has test losses of both critical and non_critical"
     assert len(adaptation_table(curve("critical", 0, [1.0]).iloc[:0], ARMS)) == 6
     once = both([[2.0]], [[3.0]])
-    assert reasons(once) == ["the test loss was measured once only", "one seed: no interval"]
+    assert reasons(once) == ["the test loss was measured only once", "one seed: no interval"]
     assert once["value"].tolist()[1] == -1.0
 
 
@@ -112,7 +112,8 @@ def test_why_curves_are_missing_is_told_where_they_are_missed():
     assert table["value"].notna().tolist() == [False, False, True, True, False, False]
     assert reasons(table)[::2] == [
         "no seed has test losses of both critical and non_critical; non_critical with seed 0, 1: not trained",
-        "one seed: no interval; left out, for only one of critical and all has test losses: seed 1; all with seed 1: it diverged",
+        "one seed: no interval; left out, because only one of critical and all has test losses: seed 1; all with seed "
+        "1: it diverged",
         "no seed has test losses of both non_critical and all; all with seed 1: it diverged; non_critical with seed 0, 1: not trained",
     ]
 

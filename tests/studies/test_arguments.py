@@ -114,8 +114,8 @@ def test_widths(given: Any, widths: Any) -> None:
         ((), "widths is empty"),
         (True, "widths is True, of type bool"),
         ([True], "widths is True, of type bool"),
-        (2.0, "widths is 2.0, of type float; give a whole number from 1 on"),
-        (0, "widths is 0; give a whole number from 1 on"),
+        (2.0, "widths is 2.0, of type float; give a whole number, 1 or more"),
+        (0, "widths is 0; give a whole number, 1 or more"),
         ([np.float32(2)], "widths is 2.0"),
         ("five", "widths is 'five'; give a number, a list of numbers, or 'all'"),
         (["5"], "widths is '5'; give a whole number"),
@@ -172,5 +172,5 @@ def test_whole_numbers() -> None:
         ("2", "'2';"),
         (None, "None;"),
     ):
-        with pytest.raises(InputError, match=f"^points is {told} give a whole number from 1 on$"):
+        with pytest.raises(InputError, match=f"^points is {told} give a whole number, 1 or more$"):
             whole_number("points", wrong)

@@ -242,7 +242,7 @@ def test_what_too_few_centres_cannot_tell_is_nan_with_its_reason(
         "no share of shifts with 12 centres: it is never below 1/12, so it could not be below 0.05"
     )
     assert rows.loc[4, "reason"].startswith(
-        "no p with 9 centres: the test was found to keep its level from 10 on; no sh"
+        "no p with 9 centres: the test keeps its level only from 10 centres on; no sh"
     )
     assert rows.loc[4, ["p_value", "effective_layers"]].isna().all()
 
@@ -260,7 +260,7 @@ def test_few_centres_have_no_p_of_precision() -> None:
     assert np.isnan(figures["p_precision"])
     assert figures["precision_chance"] == pytest.approx(1 / 7)
     assert str(untold(figures)).endswith(
-        "no p of precision with 7 centres: 1 of 1 right by chance is more likely than 0.05"
+        "no p of precision with 7 centres: getting 1 of 1 right by chance is more likely than 0.05"
     )
 
 
@@ -270,7 +270,9 @@ def test_curves_without_variation_have_no_correlation() -> None:
     assert np.isnan([figures[name] for name in ("spearman", "kendall", "partial_depth", "p_value")]).all()
     assert untold({**figures, "n_layers": 6}) == "δ or the loss is undefined somewhere, or the same at all centres"
     line = correlate_curves(np.arange(12.0), np.arange(12.0) % 5)
-    assert untold(line) == "δ or the loss is a straight line in depth: nothing is left to test beside it"
+    assert (
+        untold(line) == "δ or the loss is a straight line in depth, so nothing remains to test after depth is taken out"
+    )
 
 
 def test_only_whole_windows_put_back_exactly_are_correlated(

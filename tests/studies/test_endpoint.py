@@ -124,7 +124,7 @@ def test_rubbish_is_asked_for_again_and_then_has_no_score_and_a_reason(server: S
     assert verdicts[0].success is None
     assert math.isnan(verdicts[0].score)
     assert verdicts[0].reason == (
-        "the reply is no chat completion with a text at choices[0].message.content (asked 4 times)"
+        "the reply is not a chat completion with a text at choices[0].message.content (asked 4 times)"
     )
     assert verdicts[1].score == 4, "the others are judged"
     assert len(server.came) == 5
@@ -136,9 +136,9 @@ def test_rubbish_is_asked_for_again_and_then_has_no_score_and_a_reason(server: S
     [
         (
             (401, {}, b"who are you"),
-            "refuses with status 401, and says who are you: mend url, model or request; set the key",
+            "refuses with status 401, and says who are you; correct url, model or request; set the key",
         ),
-        ((404, {}, b""), "refuses with status 404, and says nothing: mend url, model or request"),
+        ((404, {}, b""), "refuses with status 404, and says nothing; correct url, model or request"),
         (
             (302, {"Location": "http://127.0.0.1/else"}, b""),
             "status 302, a redirect to http://127.0.0.1/else: give that URL",
@@ -201,7 +201,7 @@ def test_the_key_is_sent_and_said_nowhere(server: Server, tmp_path: Path, monkey
     assert "says no *** here" in str(caught.value)
     assert KEY not in repr(judge)
     assert not any(KEY.encode() in path.read_bytes() for path in tmp_path.iterdir())
-    for value, said in (("", "is not set: set it"), (f"{KEY}\n", "holds blanks or characters that no key has")):
+    for value, said in (("", "is not set; set it"), (f"{KEY}\n", "holds blanks or characters that no key has")):
         monkeypatch.setenv("MINE", value)
         with pytest.raises(InputError, match=f"environment variable MINE.* {said}") as refused:
             judge_by_endpoint(judge, ASKED, tmp_path)
@@ -291,7 +291,7 @@ def test_a_packed_reply_is_unpacked_as_far_as_its_limit(server: Server) -> None:
     with pytest.raises(RubbishError, match=r"longer than 1048576 bytes"):
         complete(endpoint, "rate this", None)
     server.acts = [(200, {"Content-Encoding": "br"}, b"")]
-    with pytest.raises(RubbishError, match=r"content encoding 'br', which was not asked for"):
+    with pytest.raises(RubbishError, match=r"content encoding 'br', which was not requested"):
         complete(endpoint, "rate this", None)
 
 

@@ -202,7 +202,7 @@ def test_loaded_models_are_estimated_as_they_are_swept(tiny_pair, random_example
     untouched = rows["layers"] == ""
     assert untouched.any()
     np.testing.assert_allclose(rows["loss"][untouched], exact["loss"][untouched], atol=1e-5)
-    with pytest.raises(InputError, match=r"^points is 0; give a whole number from 1 on$"):
+    with pytest.raises(InputError, match=r"^points is 0; give a whole number, 1 or more$"):
         estimate(base, tuned, examples, points=0)
 
 

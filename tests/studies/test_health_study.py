@@ -108,8 +108,8 @@ def test_no_two_finite_examples_leave_nothing_to_compare() -> None:
     with pytest.raises(InputError) as caught:
         finite_examples(states)
     assert str(caught.value) == (
-        "3 of 4 examples have states that are not finite (from layer 1 on), so that no two can be compared; the model overflows "
-        "in this dtype: choose another"
+        "3 of 4 examples have states that are not finite (from layer 1 on), so no two can be compared; the model "
+        "overflows in this dtype, so use another"
     )
     states[1:, 1] = 1.0
     assert finite_examples(states).sum(axis=1).tolist() == [4, 2, 2]

@@ -222,7 +222,7 @@ def test_a_set_beyond_the_models_depth_is_refused() -> None:
     [
         (
             {"modules": ["norm"]},
-            r"^modules has 'norm', which is neither 'attention' nor 'mlp'; give one of these, or both$",
+            r"^modules has 'norm', which is neither 'attention' nor 'mlp'; give one of them, or both$",
         ),
         (
             {"coefficients": [0.5, 1.5]},

@@ -121,7 +121,7 @@ def test_layers_of_a_matrix_without_delta_are_left_out_and_told(tmp_path: Path) 
     torch.save(S, tmp_path / "s.pt")
     found = read_dynamics(tmp_path / "s.pt")
     assert found.at.tolist() == [2, 3, 4, 5]
-    assert found.notes == (f"{tmp_path / 's.pt'}: layers left out for not being finite: 0, 1",)
+    assert found.notes == (f"{tmp_path / 's.pt'}: layers left out because they are not finite: 0, 1",)
 
 
 def test_a_folder_whose_files_have_no_records_falls_back_on_its_averages(tmp_path: Path) -> None:
@@ -156,7 +156,7 @@ def test_values_that_are_not_finite_are_left_out_and_told(table: Table) -> None:
     path = table("l.csv", centre=[1, 2, 3, 4], loss=[1.0, np.nan, 2.0, np.inf])
     found = read_losses(path)
     assert (found.at.tolist(), found.values.tolist()) == ([1, 3], [1.0, 2.0])
-    assert found.notes == (f"{path}: centres left out for not being finite: 2, 4",)
+    assert found.notes == (f"{path}: centres left out because they are not finite: 2, 4",)
 
 
 def test_rows_without_a_centre_are_left_out_and_told(table: Table) -> None:
@@ -240,7 +240,7 @@ def test_a_missing_matrix_is_named(tmp_path: Path) -> None:
 )
 def test_a_tensor_that_is_no_square_matrix_is_refused(value: Any, found: str, tmp_path: Path) -> None:
     torch.save(value, tmp_path / "s.pt")
-    with pytest.raises(InputError, match=rf"^'.*s\.pt' holds {found}, where an L × L similarity matrix is expected$"):
+    with pytest.raises(InputError, match=rf"^'.*s\.pt' holds {found}, but an L × L similarity matrix is expected$"):
         read_dynamics(tmp_path / "s.pt")
 
 
@@ -260,7 +260,7 @@ def test_a_pickle_is_refused_and_not_run(legacy: bool, tmp_path: Path) -> None:
     else:
         torch.save(_Trap(mark), tmp_path / "s.pt")
     message = (
-        r"^'.*s\.pt' is no file of plain tensors \(UnpicklingError\); save the L × L matrix by itself with torch\.save$"
+        r"^'.*s\.pt' is not a file of plain tensors \(UnpicklingError\); save only the L × L matrix with torch\.save$"
     )
     with pytest.raises(InputError, match=message):
         read_dynamics(tmp_path / "s.pt")
@@ -271,7 +271,7 @@ def test_a_pickle_is_refused_and_not_run(legacy: bool, tmp_path: Path) -> None:
 
 def test_a_file_of_something_else_is_no_matrix(tmp_path: Path) -> None:
     (tmp_path / "s.pt").write_text("0.1 0.2")
-    with pytest.raises(InputError, match=r"^'.*s\.pt' is no file of plain tensors \("):
+    with pytest.raises(InputError, match=r"^'.*s\.pt' is not a file of plain tensors \("):
         read_dynamics(tmp_path / "s.pt")
 
 
@@ -285,12 +285,12 @@ def test_a_folder_without_prune_files_is_refused(tmp_path: Path) -> None:
     ("lines", "message"),
     [
         (['{"loss": 1.0}', '{"output": "x", "lo'], r"prune_3\.jsonl, line 2 is torn: "),
-        (['{"loss": "high"}'], r"prune_3\.jsonl, line 1: the loss is 'high', where a number is expected$"),
+        (['{"loss": "high"}'], r"prune_3\.jsonl, line 1: the loss is 'high', but a number is expected$"),
         (['{"output": "x"}'], r"prune_3\.jsonl has neither a record with a finite loss nor a line 'Average loss: x'$"),
         (["Total loss: 4.0"], r"prune_3\.jsonl has neither a record with a finite loss nor a line 'Average loss: x'$"),
         (
             ["Average loss: much"],
-            r"prune_3\.jsonl, line 'Average loss': the loss is 'much', where a number is expected$",
+            r"prune_3\.jsonl, line 'Average loss': the loss is 'much', but a number is expected$",
         ),
     ],
 )

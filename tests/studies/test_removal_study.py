@@ -190,14 +190,14 @@ def test_components_that_are_not_there_have_a_reason_and_no_text(
     rows = tables["removal"]
     lacking = rows[(rows["components"] == "3") & (rows["measure"] != "loss_before")]
     assert lacking["value"].isna().all()
-    told = "component 3 is asked for, and 4 examples have 3 components at most"
+    told = "component 3 is requested, and 4 examples have 3 components at most"
     assert set(lacking["reason"]) == {told}
     assert rows[rows["components"] == "top 3"]["value"].notna().all()
     assert "removal 3 at 1 project last" not in set(tables["generation"]["intervention"])
     same = random_examples(1) * 3
     rows = remove_at_layer(adapter, tokenizer, same, LAYER, asked[:1], shown=1, new_tokens=1)["removal"][1:]
     assert rows["value"].isna().all()
-    assert set(rows["reason"]) == {"component 0 is asked for, and all examples have the same state"}
+    assert set(rows["reason"]) == {"component 0 is requested, and all examples have the same state"}
 
 
 def test_nowhere_to_remove_has_a_row_a_removal_and_its_reason() -> None:

@@ -110,7 +110,7 @@ def test_models_of_other_tensors_are_not_mixed(tiny, group):
     told = refusal(sharding.whole, model, lambda: tiny("llama", 3))
     assert (
         told
-        == "the sharded model and the whole one differ in 9 tensors, model.layers.2.input_layernorm.weight among them"
+        == "the sharded model and the full one differ in 9 tensors, model.layers.2.input_layernorm.weight among them"
     )
 
 

@@ -136,7 +136,8 @@ def test_components_of_equal_size_are_told_and_not_compared() -> None:
     value, told = cell(table, 1, 1, "relative_gap")
     assert value == pytest.approx(1 - 0.98**2, rel=1e-5)
     assert told == (
-        "component 2 is within 0.04 of component 1, and 200 examples tell variances to 0.1: with others the two may change places"
+        "component 2 is within 0.04 of component 1, and 200 examples determine variances only to 0.1, so other "
+        "examples may swap the two"
     )
     assert cell(table, 1, 1, "cca+1") == (pytest.approx(1), None)
     assert cell(table, 2, 1, "relative_gap") == (pytest.approx(8 / 9), None)
@@ -188,7 +189,9 @@ def test_refusals(states: Any, components: tuple[int, ...], said: str) -> None:
     [((), r"\[\]"), ([1, 0], r"\[1, 0\]"), ((2, 2), r"\[2, 2\]"), ([True], r"\[True\]"), ([1.5], r"\[1.5\]")],
 )
 def test_components_that_are_no_numbers_of_components_are_refused(components: Any, told: str) -> None:
-    with pytest.raises(InputError, match=f"^components are different numbers from 1 on, and at least one; got {told}$"):
+    with pytest.raises(
+        InputError, match=f"^components must be different numbers, 1 or more, and at least one; got {told}$"
+    ):
         spectrum(np.ones((2, 3, 3)), components)
 
 

@@ -91,7 +91,7 @@ def test_a_disk_without_room_is_told_before_anything_is_written(
     words = (
         r"there is too little room \(2\.00 GB needed, 0\.50 GB free\); what is committed is kept: make room there, give"
     )
-    told = rf"^states cannot wait on disk in '.*' \(execution\.spill\): {words}"
+    told = rf"^states cannot be kept on disk in '.*' \(execution\.spill\): {words}"
     with pytest.raises(RunError, match=told), open_shelf(tmp_path, [0], 2 * 10**9):
         raise AssertionError
     assert list(tmp_path.iterdir()) == []
@@ -118,7 +118,7 @@ def test_a_write_that_the_system_cuts_short_is_told_and_leaves_nothing(tmp_path:
         [sys.executable, "-c", FULL, str(tmp_path)], capture_output=True, text=True, check=True
     ).stdout
     assert said.startswith(
-        f"states cannot wait on disk in '{tmp_path}' (execution.spill): File too large (1.00 MB needed, "
+        f"states cannot be kept on disk in '{tmp_path}' (execution.spill): File too large (1.00 MB needed, "
     )
     assert list(tmp_path.iterdir()) == []
 

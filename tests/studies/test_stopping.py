@@ -109,7 +109,7 @@ def test_windows_that_tie_take_all_the_examples_and_it_is_said():
     decision = first_decision(found, WINDOWS, SIZES, TOP, 1e-5)
     assert (decision.chunks, decision.examples, decision.settled) == (13, 100, False)
     assert set(decision.chosen) == {Window(1, 3), Window(2, 4), Window(3, 5)}
-    assert decision.reason == "windows within 1e-05 nats of one another cannot be told apart by all the examples"
+    assert decision.reason == "windows within 1e-05 nats of each other cannot be distinguished even with all examples"
 
 
 def test_a_gap_below_the_resolution_of_the_precision_is_a_tie():
@@ -150,7 +150,7 @@ def test_losses_that_are_nan_settle_nothing():
     found = np.full((7, 100), math.nan)
     decision = first_decision(found, WINDOWS, SIZES, TOP, 1e-5)
     assert (decision.examples, decision.settled, decision.chosen) == (100, False, tuple(WINDOWS[1:6]))
-    assert decision.reason == "no example has a loss under every one of the windows"
+    assert decision.reason == "no example has a loss under every window"
     assert first_decision(found, WINDOWS, SIZES, NARROW, 1e-5).settled is False
     found = losses([0, 0.1, 2, 0.2, 1, 0.1, 5])
     found[[2, 3], [1, 5]] = math.nan
@@ -176,7 +176,7 @@ def test_a_part_of_a_chunk_is_refused():
         (
             Rule(None, 1, 0.95, 6),
             "studies.substitution.stop asks for the top 1 of the windows of width 6, and the 6 decoder layers of model 'm' "
-            "have no windows but all layers together of that width: give a smaller width first in widths",
+            "have only the window of all layers together of that width: give a smaller width first in widths",
         ),
     ],
 )

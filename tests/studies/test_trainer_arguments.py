@@ -18,10 +18,10 @@ from raysweep.studies.training import Recipe
     [
         (
             {"lerning_rate": 1},
-            r"^here\.lerning_rate is no argument of transformers' trainer; did you mean 'learning_rate'\?",
+            r"^here\.lerning_rate is not an argument of transformers' trainer; did you mean 'learning_rate'\?",
         ),
         ({"learning_rate": "fast"}, r"^here\.learning_rate is 'fast': Input should be a valid number"),
-        ({"learning_rate": -1}, r"^here\.learning_rate is -1\.0, and must be a number from 0 on"),
+        ({"learning_rate": -1}, r"^here\.learning_rate is -1\.0, and must be a number, 0 or more"),
         ({"learning_rate": ".nan"}, r"^here\.learning_rate is '\.nan': Input should be a valid number"),
         ({"optim": "adamx"}, r"^here is refused by transformers' trainer: adamx is not a valid OptimizerNames"),
         ({"lr_scheduler_type": "cosin"}, r"^here is refused by transformers' trainer: cosin is not a valid Scheduler"),
@@ -32,9 +32,9 @@ from raysweep.studies.training import Recipe
         ({"num_train_epochs": 0}, r"^here\.num_train_epochs is 0\.0, and then nothing is trained"),
         (
             {"save_total_limit": 1},
-            r"save_total_limit is 1, and must be a number from 2 on: while one checkpoint is written",
+            r"save_total_limit is 1, and must be a number, 2 or more: while one checkpoint is written",
         ),
-        ({"save_strategy": "best"}, r"save_strategy is best: the weights of the last step are what is measured"),
+        ({"save_strategy": "best"}, r"save_strategy is best: the weights of the last step are measured"),
         ({"train_sampling_strategy": "group_by_length"}, r"in an order that it finds again after an interruption"),
         ({"seed": 1}, r"^here\.seed cannot be set: set seed \(or seeds\) of the study"),
         ({"output_dir": "x"}, r"^here\.output_dir cannot be set: raysweep keeps its checkpoints in the run folder"),
