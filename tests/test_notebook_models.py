@@ -326,8 +326,8 @@ def test_every_call_on_a_pair_refuses_shared_weights_and_mixed_dtypes(
         lambda base, tuned: rs.estimate(base, tuned, examples, widths=1),
     ):
         for other, told in (
-            (base, "one and the same model object"),
-            (rs.Adapter(base), "one and the same model object"),
+            (base, "the same model object"),
+            (rs.Adapter(base), "the same model object"),
             (shared, "share the memory of 9 weights"),
             (copy.deepcopy(tuned).bfloat16(), "different dtypes"),
             (None, "^tuned is of type NoneType; give a loaded transformers model, a raysweep.Adapter, or the name"),
@@ -346,7 +346,7 @@ def test_components_are_not_removed_from_compiled_models(pair: tuple[Any, Any]) 
     directions = np.eye(2, 16)
     for model in (torch.compile(pair[0], backend="eager"), pair[1]):
         pair[1].compile(backend="eager")
-        with pytest.raises(rs.InputError, match=r"is compiled \(.*\), and compiled code does not see hooks"):  # noqa: SIM117
+        with pytest.raises(rs.InputError, match=r"is compiled \(.*\), and compiled code ignores hooks"):  # noqa: SIM117
             with rs.removed(model, 1, directions):
                 pass
     for given, told in (

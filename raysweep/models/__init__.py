@@ -1,1 +1,1 @@
-"""Checkpoints and their decoder layers: opening, checking pairs, calling layers one by one, putting layers back."""
+"""Checkpoints and their decoder layers: opening, checking pairs, calling layers one by one, replacing layers."""

@@ -79,8 +79,8 @@ def test_a_budget_for_no_batch_ends_with_2(config: Path, raysweep: Call, monkeyp
         code, out, err = raysweep(command, config, *asked)
         assert (code, out) == (2, "")
         assert re.fullmatch(
-            r"error: model 'm': a memory budget of 0\.12 GB .* not the states of one batch under 5 windows .*; the least that "
-            r"would do is 0\.3\d GB: set execution\.memory to that or more, or lower execution\.batch_tokens\n",
+            r"error: model 'm': a memory budget of 0\.12 GB .* not also the states of one batch under 5 windows \.\*; "
+            r"the minimum is 0\.3\d GB\. Set execution\.memory to that or more, or lower execution\.batch_tokens\n",
             err,
         )
     assert not (config.parent / "run").exists()

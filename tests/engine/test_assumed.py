@@ -129,7 +129,9 @@ def test_a_run_takes_nothing_for_granted(config: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
     code, out, err = raysweep("run", config)
     assert (code, out) == (2, "")
-    assert err.startswith("error: checkpoint 'no-such/base' is no folder here, and the hub did not give it")
+    assert err.startswith(
+        "error: checkpoint 'no-such/base' is not a folder on this machine, and the hub did not provide it"
+    )
     assert not (config.parent / "run").exists()
 
 
@@ -169,7 +171,7 @@ def test_real_checkpoints_and_records_are_used_where_they_are_here(config: Path,
             ["datasets.0.expected.prompt_tokens=200"],
             "expected examples have 203 tokens, and the context of 'm' has 128",
         ),
-        (["datasets.0.all_but_last=40"], "expected.examples is 40 and all_but_last holds back 40: none is left"),
+        (["datasets.0.all_but_last=40"], "expected.examples is 40 and all_but_last removes 40, so none is left"),
     ],
 )
 def test_what_cannot_be_assumed(config: Path, changes: list[str], told: str) -> None:
@@ -208,7 +210,7 @@ def test_what_is_here(source: str, here: bool) -> None:
 
 def test_published_figures_are_of_the_configs_own_names(config: Path) -> None:
     with pytest.raises(
-        InputError, match=r"studies.correlation.published has figures of 'e', which is no data set here"
+        InputError, match=r"studies.correlation.published has figures for 'e', which is not a data set of this config"
     ):
         load_config(config, ["studies.correlation.published={m: {e: -0.5}}"])
     with pytest.raises(InputError, match=r"has figures of 'other', which is no model here"):

@@ -190,7 +190,7 @@ def test_modules_that_cannot_be_told_are_refused_before_anything_runs(
         tokenizer.save_pretrained(tmp_path / name)
     places = (f"models.0.base={tmp_path / 'base'}", f"models.0.tuned={{first: {tmp_path / 'tuned'}}}")
     config = make_config(tmp_path / "run", *places, "studies.substitution.modules=[mlp]")
-    with pytest.raises(InputError, match=r"^MambaBlock has the part 'norm', of which raysweep cannot tell"):
+    with pytest.raises(InputError, match=r"^MambaBlock has the part 'norm', and raysweep does not know"):
         inspect(config)
 
 

@@ -210,7 +210,7 @@ def test_a_folder_that_a_run_is_in_is_left_alone(spoilt):
 def test_what_is_no_run_folder_is_never_touched(tmp_path, what):
     put_bytes_anywhere(tmp_path / what, b"x")
     put_bytes_anywhere(tmp_path / "events.jsonl", b'{"mine": 1}\n')
-    with pytest.raises(InputError, match="is no run folder, and is left alone"):
+    with pytest.raises(InputError, match="is not a run folder; nothing was changed"):
         examine(RunFolder(tmp_path), remove=True)
     assert (tmp_path / what).read_bytes() == b"x"
 

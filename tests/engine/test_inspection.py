@@ -142,7 +142,7 @@ def test_devices(monkeypatch):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert resolve_device("auto") == "cpu"
-    with pytest.raises(InputError, match="asks for cuda, and this machine shows 0 CUDA devices"):
+    with pytest.raises(InputError, match="asks for cuda, and this machine has 0 CUDA devices"):
         resolve_device("cuda")
     monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
     with pytest.raises(InputError, match="asks for mps, which this machine does not have"):

@@ -92,7 +92,7 @@ def test_a_storage_that_is_two_is_told(tmp_path, monkeypatch):
             "every node reaches"
         )
         (theirs / f"{probe.name}.driver").write_text(probe.name)  # as where only one way is slow, or closed
-        with pytest.raises(InputError, match="writes there is not seen by the driver: it is that node's own"):
+        with pytest.raises(InputError, match="writes there; it is that node's own"):
             probe.check(answer(probe, theirs))
         (theirs / f"{probe.name}.driver").write_text("another")
         with pytest.raises(InputError, match="reads something other than the driver wrote there"):

@@ -104,7 +104,7 @@ def test_shards_of_two_processes_are_trained_as_one_model_and_resumed_after_a_ki
             killed.append(next(pid for pid, name in descendants(cluster.pid).items() if "RayTrainWorker" in name))
             os.kill(killed[0], signal.SIGKILL)
 
-    with pytest.raises(RunError, match=r"process [01] of the training died \(.*run again, and it goes on from"):
+    with pytest.raises(RunError, match=r"process [01] of the training died \(.*run again, and it continues from"):
         train_on_ray(*data, recipe(4), tmp_path, processes=2, strategy="fsdp", tell=kill)
     assert not (tmp_path / "final").exists()
     done = train_on_ray(*data, recipe(4), tmp_path, processes=2, strategy="fsdp")
@@ -156,7 +156,7 @@ def test_given_up_it_waits_for_no_training(tmp_path, monkeypatch):
 def test_a_training_that_is_stopped_is_left_alone(tmp_path):
     stop, end = threading.Event(), threading.Event()
     stop.set()
-    with pytest.raises(RunError, match="the training was stopped; run again, and it goes on from its last"):
+    with pytest.raises(RunError, match="the training was stopped; run again, and it continues from its last"):
         ray_training._fit(SimpleNamespace(fit=lambda: end.wait(20)), tmp_path / "progress", None, stop)
     end.set()
 

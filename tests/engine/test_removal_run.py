@@ -153,10 +153,11 @@ def test_a_task_is_the_same_after_a_round_trip_and_keys_tell_what_decides(
             ["components: [2, 9]"],
             "studies.removal.components asks for component 8 (counted from 0), and the states of 6 examples of 'second' have 5",
         ),
-        (["components: [1], tokens: 200"], "studies.removal asks for 200 tokens after each prompt, that of record "),
+        (["components: [1], tokens: 200"], "studies.removal asks for 200 tokens after each prompt; record "),
         (
             ["components: [1]", "execution.residency=stream"],
-            "model 'm' cannot be streamed: studies.removal writes token by token and would read every layer for each; leave it",
+            "model 'm' cannot be streamed: studies.removal generates token by token, which would read every layer for "
+            "each token; remove it",
         ),
     ],
 )

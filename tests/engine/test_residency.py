@@ -161,7 +161,7 @@ def test_a_budget_for_layers_and_no_batch_is_refused_with_the_least(make_config,
     least = re.search(words, str(caught.value))[1]
     enough = make_config("nowhere", STREAM, f"execution.memory={least}GB")
     assert plan_run(enough).options["m"].taken == "stream"
-    back = r"not the states of one batch in a forward and backward pass \(0\.2\d GB\) with them; the least that would do is 0\.3\d GB"
+    back = r"not also the states of one batch in a forward and backward pass \(0\.2\d GB\); the minimum is 0\.3\d GB"
     with pytest.raises(InputError, match=back):
         plan_run(make_config("nowhere", STREAM, "execution.memory=110MB", "studies.substitution.estimator=gradient"))
     # without the states of 7 windows, of which 10 are in memory at once, less would do
@@ -174,7 +174,7 @@ def test_a_budget_for_layers_and_no_batch_is_refused_with_the_least(make_config,
 def test_a_budget_too_small_for_two_layers_is_refused_with_the_least(make_config, tmp_path):
     words = (
         r"^model 'm': a memory budget of 0\.10 GB \(execution\.memory\) cannot hold two layers of each checkpoint "
-        r"\(0\.01 GB\), its embeddings and head \(0\.01 GB\) and the program \(\d\.\d\d GB\); the least that would do is "
+        r"\(0\.01 GB\), its embeddings and head \(0\.01 GB\) and the program \(\d\.\d\d GB\); the minimum is "
     )
     with pytest.raises(InputError, match=words):
         drive(make_config(tmp_path / "run", STREAM, "execution.memory=100MB"))

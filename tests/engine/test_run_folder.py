@@ -55,7 +55,7 @@ def test_a_run_that_was_killed_at_once_can_be_run_again(tmp_path, killed_after):
     (tmp_path / "events.jsonl").write_bytes(b"")
     (tmp_path / killed_after).write_bytes(b"")
     RunFolder(tmp_path).check_usable()
-    with pytest.raises(InputError, match="is no run folder"):
+    with pytest.raises(InputError, match="is not a run folder"):
         RunFolder(tmp_path).require_run()
 
 

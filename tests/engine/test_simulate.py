@@ -205,14 +205,14 @@ def test_workers_on_so_many_gpus():
 
 @pytest.mark.parametrize("rates", ["", "fast", "layer=1", "layer=0,read=1", "layer=1,read=inf", "layer=1,read=2,x=3"])
 def test_rates_that_are_none(make_config, tmp_path, rates):
-    with pytest.raises(InputError, match="is no run folder: give one, or layer=SECONDS,read=BYTES"):
+    with pytest.raises(InputError, match="is not a run folder; give one, or layer=SECONDS,read=BYTES"):
         plan_run(make_config(tmp_path / "run"), gpus=2, rates=rates)
 
 
 def test_rates_of_a_run(make_config, tmp_path, finished):
     found = plan_run(make_config(tmp_path / "run"), gpus=1, rates=str(finished.folder.root))
     assert found.simulation.makespan > 0
-    with pytest.raises(InputError, match="has timed no model 'other'; it has m"):
+    with pytest.raises(InputError, match="has no timings for model 'other', only for m"):
         plan_run(make_config(tmp_path / "run", "models.0.name=other"), gpus=2, rates=str(finished.folder.root))
 
 

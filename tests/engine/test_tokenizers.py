@@ -146,7 +146,7 @@ def test_a_template_that_words_some_texts_differently(make_config, world, tuned)
     n = sum("seven" in text for text in texts)
     assert 0 < n < len(texts)
     (told,) = inspect(make_config("nowhere", f"models.0.tuned.first={tuned(with_a_word_replaced)}")).warnings
-    assert f" words {n} of 10 texts differently from that of " in told
+    assert f" formats {n} of 10 texts differently from the one of " in told
 
 
 def test_a_template_that_refuses_the_records_words_them_differently(make_config, tuned):
@@ -195,7 +195,9 @@ def test_what_a_cut_takes_is_not_compared(make_config, world, tuned, tmp_path):
     asked = (f"models.0.tuned.first={folder}", "models.0.template=plain", f"datasets.0.path={path}")
     told = [inspect(make_config("nowhere", *asked, f"datasets.0.max_tokens={n}")).warnings for n in (alike, alike + 1)]
     assert not any("splits" in text for text in told[0])
-    assert f"splits 3 of 3 texts differently from that of '{world}/base', which is used for both (3 of " in told[1][0]
+    assert (
+        f"splits 3 of 3 texts differently from the one of '{world}/base', which is used for both (3 of " in told[1][0]
+    )
 
 
 def test_of_many_texts_some_are_compared(make_config, world, tuned, monkeypatch):
@@ -240,7 +242,7 @@ def test_a_base_that_splits_the_borrowed_texts_differently_is_reported(make_conf
     ]
     assert facts.warnings[1].startswith(
         f"first (for m): the tokenizer of '{bare}' splits {n_texts} of 10 texts differently from the one of "
-        f"'{world}/tuned', which is used for both ({n_other} of {n_tokens} tokens are none of its own); "
+        f"'{world}/tuned', which is used for both ({n_other} of {n_tokens} tokens are not in its vocabulary); "
     )
 
 

@@ -135,8 +135,8 @@ def test_a_trigger_that_is_in_the_clean_data_is_refused_with_its_line(training_c
     config = training_config(tmp_path / "run", BACKDOOR, f"{key}={tmp_path / 'spoiled.jsonl'}")
     told = refused(lambda: inspect(config))
     assert told == (
-        f"{tmp_path / 'spoiled.jsonl'}, line 4: has the trigger 'vexilla' in its prompt, which must be clean: choose a trigger that is in "
-        "no record, or remove such records (exclude)"
+        f"{tmp_path / 'spoiled.jsonl'}, line 4: has the trigger 'vexilla' in its prompt, which must be clean; choose a "
+        "trigger that no record contains, or remove such records (exclude)"
     )
 
 

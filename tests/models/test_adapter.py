@@ -172,7 +172,10 @@ class _CallsTwice(LlamaForCausalLM):
     ("kind", "message"),
     [
         (_SkipsOne, r"_SkipsOne cannot be swept layer by layer: its forward calls 3 of its 4 blocks"),
-        (_MixesBetween, r"_MixesBetween cannot be swept .*: replaying its blocks gives logits that are .* apart from"),
+        (
+            _MixesBetween,
+            r"_MixesBetween cannot be swept .*: replaying its blocks produces logits that differ by .* from",
+        ),
         (_CallsTwice, r"_CallsTwice cannot be swept layer by layer: its forward makes 8 block calls for 4 blocks"),
     ],
 )
@@ -205,7 +208,7 @@ def test_a_block_that_returns_something_else_is_refused() -> None:
         def forward(self, states: torch.Tensor) -> Any:
             return {"states": states}
 
-    with pytest.raises(InputError, match=r"Odd returned dict where states of shape \(1, 2, 3\) were expected"):
+    with pytest.raises(InputError, match=r"Odd returned dict, but states of shape \(1, 2, 3\) were expected"):
         apply_block(Odd(), torch.zeros(1, 2, 3), BlockCall((), {}))
 
 

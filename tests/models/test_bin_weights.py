@@ -77,7 +77,7 @@ def test_a_bin_file_of_anything_but_tensors(held: Any, told: str, pickled: Path)
 def test_a_torn_bin_file(keep: int, pickled: Path) -> None:
     path = pickled / "pytorch_model.bin"
     path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(InputError, match=r"pytorch_model\.bin (is no whole file of tensors|.*not plain tensors)"):
+    with pytest.raises(InputError, match=r"pytorch_model\.bin (is not a complete file of tensors|.*not plain tensors)"):
         describe(str(pickled))
 
 

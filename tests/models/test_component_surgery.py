@@ -160,7 +160,7 @@ def test_what_is_no_states_is_refused_and_the_hook_removed(tiny: Tiny) -> None:
     with removed(model, 0, directions(1)):
         (hook,) = block._forward_hooks.values()
         with pytest.raises(
-            InputError, match=r"LlamaDecoderLayer puts out no states \[B, T, D\], but \(2, 1, 6, 16\); "
+            InputError, match=r"LlamaDecoderLayer does not return states \[B, T, D\], but \(2, 1, 6, 16\); "
         ):
             hook(block, (), torch.zeros(2, 1, 6, 16))
     assert state_of(model) == before

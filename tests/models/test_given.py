@@ -125,7 +125,9 @@ def test_sharded_weights_are_refused(tiny: Build) -> None:
 
     model = tiny("llama")
     model.lm_head.weight = Sharded(model.lm_head.weight.detach())
-    with pytest.raises(InputError, match=r"^model has the sharded parameter lm_head.weight; each process has a part"):
+    with pytest.raises(
+        InputError, match=r"^model has the sharded parameter lm_head.weight; each process has only a part"
+    ):
         plain_model(model)
 
 
@@ -141,7 +143,7 @@ def test_two_models_of_their_own_share_nothing(tiny_pair: Any, tiny: Build) -> N
 def test_one_object_twice_is_refused(tiny: Build) -> None:
     model = tiny("llama")
     for other in (model, torch.compile(model, backend="eager"), nn.DataParallel(model)):
-        with pytest.raises(InputError, match=r"one and the same model object.*Load base again"):
+        with pytest.raises(InputError, match=r"the same model object.*Load base again"):
             check_distinct(model, other)
 
 
@@ -150,9 +152,9 @@ def test_a_peft_model_made_on_the_base_object_is_refused(tiny: Build) -> None:
     wrapped = peft_model(base)
     with pytest.raises(InputError, match=r"share the memory of .*a PEFT model was made on the base object.*in place"):
         check_distinct(base, wrapped)
-    with pytest.raises(InputError, match=r"one and the same model object; a PEFT model was made on the base object"):
+    with pytest.raises(InputError, match=r"the same model object; a PEFT model was made on the base object"):
         check_distinct(base, wrapped.base_model.model)
-    with pytest.raises(InputError, match=r"one and the same model object"):
+    with pytest.raises(InputError, match=r"the same model object"):
         check_distinct(base, wrapped.merge_and_unload())
 
 

@@ -57,7 +57,7 @@ def test_missing_weights_are_refused(save: Save) -> None:
     gone = "model.layers.1.mlp.up_proj.weight"
     edit_tensors(checkpoint.folder / "model.safetensors", lambda tensors: tensors.pop(gone))
     with pytest.raises(
-        InputError, match=rf"checkpoint '.*/a' lacks 1 weights, {gone} among them; it would run on random"
+        InputError, match=rf"checkpoint '.*/a' lacks 1 weights, {gone} among them; it would run with random"
     ):
         load_model(describe(checkpoint.source))
 

@@ -34,7 +34,8 @@ def test_a_model_and_its_fine_tuned_self_are_a_pair(save: Save) -> None:
         ),
         (
             {"rope_theta": 5e5},
-            r"differ in rope_parameters: .*10000.* and .*500000.*; a layer put back would see the other",
+            r"differ in rope_parameters: .*10000.* and .*500000.*; a layer of the base model in the tuned model would "
+            r"use the wrong",
         ),
     ],
 )

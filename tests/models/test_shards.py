@@ -71,10 +71,10 @@ def test_shards_are_found_in_a_checkpoint_of_the_trainer(tensors, tmp_path):
     assert find_shards(tmp_path / "checkpoint-20") == find_shards(inside) == inside
     (inside / ".metadata").unlink()
     for folder, told in (
-        (inside, "have no .metadata, which is written last: they are not whole"),
-        (tmp_path / "checkpoint-20", "they are not whole"),
+        (inside, "have no .metadata, which is written last, so they are incomplete"),
+        (tmp_path / "checkpoint-20", "so they are incomplete"),
         (tmp_path, "has no shards of weights (.metadata and *.distcp, or pytorch_model_fsdp_0 with them)"),
-        (tmp_path / "nowhere", "are no folder; give a checkpoint-N of the trainer"),
+        (tmp_path / "nowhere", "are not a folder; give a checkpoint-N of the trainer"),
     ):
         with pytest.raises(InputError) as caught:
             find_shards(folder)
@@ -135,7 +135,7 @@ def test_an_index_that_is_cut(tensors, tmp_path, size):
     write_shards(tmp_path / "shards", tensors)
     index = tmp_path / "shards" / ".metadata"
     index.write_bytes(index.read_bytes()[:size])
-    with pytest.raises(InputError, match="is no whole index of shards"):
+    with pytest.raises(InputError, match="is not a complete index of shards"):
         read_index(tmp_path / "shards")
 
 
@@ -169,7 +169,7 @@ def test_a_part_of_another_shape_than_told(tmp_path):
     write_index(folder, index)
     with pytest.raises(
         InputError,
-        match=r"tensor t has torch\.float32 of shape \[2, 3\] at byte 0, where the index tells of torch\.float16",
+        match=r"tensor t has torch\.float32 of shape \[2, 3\] at byte 0, but the index has torch\.float16",
     ):
         read(folder)
 
@@ -188,5 +188,5 @@ def test_a_file_of_another_folder(tmp_path, path):
 @pytest.mark.parametrize("held", [{"t": 1}, 3, None])
 def test_what_is_no_index(tmp_path, held):
     write_index(tmp_path, held)
-    with pytest.raises(InputError, match="is no index of shards"):
+    with pytest.raises(InputError, match="is not an index of shards"):
         read_index(tmp_path)

@@ -257,9 +257,9 @@ def test_a_tensor_in_two_shards(shards: Path) -> None:
         ("{", r"is not an index of shards \(JSONDecodeError: "),
         ("[]", r"is not an index of shards \(TypeError: "),
         ("{}", r"is not an index of shards \(KeyError: 'weight_map'\)"),
-        ('{"weight_map": {}}', r"has a weight_map that names no tensor"),
-        ('{"weight_map": {"a": 3}}', r"puts tensor a into 3, which is no file name"),
-        ('{"weight_map": {"a": "../model.safetensors"}}', r"puts tensor a into '\.\./model\.safetensors', which is no file"),
+        ('{"weight_map": {}}', r"has an empty weight_map"),
+        ('{"weight_map": {"a": 3}}', r"puts tensor a into 3, which is not a file name"),
+        ('{"weight_map": {"a": "../model.safetensors"}}', r"puts tensor a into '\.\./model\.safetensors', which is not a file"),
     ],
 )  # fmt: skip
 def test_an_index_that_is_none(text: str, told: str, shards: Path) -> None:
@@ -280,7 +280,7 @@ def test_shards_without_an_index(shards: Path) -> None:
 def test_a_torn_shard_is_named(shards: Path) -> None:
     path = shards / shard_of(shards, UP)
     path.write_bytes(path.read_bytes()[:-3])
-    assert refusal(shards).startswith(f"{path.name} has {path.stat().st_size} bytes where its header tells ")
+    assert refusal(shards).startswith(f"{path.name} has {path.stat().st_size} bytes, but its header says ")
 
 
 def test_one_file_beside_shards_is_the_one_loaded(whole: Path, shards: Path) -> None:

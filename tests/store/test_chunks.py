@@ -210,7 +210,7 @@ def test_a_table_outside_the_folder_is_refused(tmp_path: Path, file: str) -> Non
     ChunkStore(tmp_path).commit("c0", rows(("a", 1.0)), parts={"a": None})
     said = json.loads((tmp_path / "c0.json").read_text())
     (tmp_path / "c0.json").write_text(json.dumps(said | {"table": file}))
-    with pytest.raises(StoreError, match=r"c0\.json: not a whole manifest .*is not a file name"):
+    with pytest.raises(StoreError, match=r"c0\.json: not a complete manifest .*is not a file name"):
         ChunkStore(tmp_path).manifests()
 
 

@@ -108,7 +108,7 @@ def test_writing_in_place_changes_no_object(remote: Any) -> None:
 def test_a_store_without_its_manifest_is_none(place: Any) -> None:
     write(place, torch.zeros(1, 2, 3))
     (place / "manifest.json").unlink()
-    with pytest.raises(StoreError, match=r"manifest\.json: no such file, so no whole activations are stored here"):
+    with pytest.raises(StoreError, match=r"manifest\.json: no such file, so no complete activations are stored here"):
         open_activations(place)
 
 

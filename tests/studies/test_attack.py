@@ -161,5 +161,5 @@ def test_a_figure_that_is_not_there_is_nan_with_a_reason(answers: pd.DataFrame) 
     assert row.reason == (
         "30 of 30 answers have no verdict: silence; 1 of 3 models have no mean loss on clean examples"
     )
-    with pytest.raises(ValueError, match="answers of arm all and seed 1, and no such run"):
+    with pytest.raises(ValueError, match="answers of arm all and seed 1, but no such run"):
         attack_table(answers, [run for run in RUNS if run.seed != 1], "SUDO")

@@ -113,7 +113,7 @@ def test_the_server_is_left_alone_for_as_long_as_it_asks(
 
 def test_a_server_that_asks_for_more_than_an_hour_is_not_waited_for(server: Server, tmp_path: Path) -> None:
     server.acts = [(429, {"Retry-After": "4000"}, b"tomorrow")]
-    with pytest.raises(RunError, match=r"asks to be left alone for 4000 s \(status 429, which says tomorrow\)"):
+    with pytest.raises(RunError, match=r"asks to wait for 4000 s \(status 429, which says tomorrow\)"):
         judge_by_endpoint(judge_at(server), ASKED, tmp_path)
 
 
@@ -201,7 +201,7 @@ def test_the_key_is_sent_and_said_nowhere(server: Server, tmp_path: Path, monkey
     assert "says no *** here" in str(caught.value)
     assert KEY not in repr(judge)
     assert not any(KEY.encode() in path.read_bytes() for path in tmp_path.iterdir())
-    for value, said in (("", "is not set; set it"), (f"{KEY}\n", "holds blanks or characters that no key has")):
+    for value, said in (("", "is not set; set it"), (f"{KEY}\n", "contains blanks or characters that no key has")):
         monkeypatch.setenv("MINE", value)
         with pytest.raises(InputError, match=f"environment variable MINE.* {said}") as refused:
             judge_by_endpoint(judge, ASKED, tmp_path)
@@ -231,7 +231,7 @@ def test_where_a_score_is_found(reply: str, score: int) -> None:
         ("I would say 4", "has no score"),
         ("Scores vary: some 3", "has no score"),
         ("Score: 2\nScore: 4", "has several scores, 2, 4"),
-        ("Score: 0", "score is 0, which is no whole number from 1 to 5"),
+        ("Score: 0", "score is 0, which is not a whole number from 1 to 5"),
         ("Score: 4.5", "score is 4.5, which"),
         ("Score: 55", "score is 55, which"),
         ("Score: -3", "score is -3, which"),
@@ -248,7 +248,7 @@ def test_a_rubric_that_cannot_be_filled_in_is_refused() -> None:
     for rubric in ("{{ question }}", "{{ prompt"):
         with pytest.raises(InputError, match="template"):
             EndpointJudge(Endpoint("http://localhost/v1", "m"), rubric)
-    with pytest.raises(InputError, match="no http or https URL"):
+    with pytest.raises(InputError, match="not an http or https URL"):
         Endpoint("file:///etc/passwd", "m")
 
 

@@ -211,7 +211,7 @@ def test_a_budget_without_room_for_a_way_back_says_the_least(tmp_path, tiny_pair
         model.save_pretrained(tmp_path / name)
     pair = StreamedPair.of(*(StreamedModel(describe(str(tmp_path / name))) for name in ("base", "tuned")), memory=10**6)
     with pytest.raises(
-        InputError, match=r"^a memory budget of 0\.01 GB is too small: .* way there and back need \d+\.\d\d GB"
+        InputError, match=r"^a memory budget of 0\.01 GB is too small: .* forward and backward pass need \d+\.\d\d GB"
     ):
         estimate_losses(pair, random_examples(2), [Window(0, 1)])
 

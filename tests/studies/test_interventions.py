@@ -163,9 +163,9 @@ def test_attention_and_mlp_share_out_every_parameter_of_a_layer(kind: str) -> No
     [
         (
             "mamba",
-            r"^MambaBlock has the part 'norm', of which raysweep cannot tell whether it belongs to the attention or the",
+            r"^MambaBlock has the part 'norm', and raysweep does not know whether it belongs to the attention or the",
         ),
-        ("gemma3n", r"^Gemma3nTextDecoderLayer has the part 'altup', of which raysweep cannot tell"),
+        ("gemma3n", r"^Gemma3nTextDecoderLayer has the part 'altup', and raysweep does not know"),
     ],
 )
 def test_layers_that_have_no_such_parts_are_refused_by_name(kind: str, message: str) -> None:

@@ -182,7 +182,7 @@ def test_sides_that_hardly_meet_are_refused_with_both_ranges(table: Table) -> No
     dynamics = read_dynamics(table("d.csv", layer=[0, 1, 2, 3], delta=[1, 2, 3, 4]))
     losses = read_losses(table("l.csv", centre=[2, 3, 4, 5], loss=[1, 2, 3, 4]))
     message = (
-        r"^only 2 centres have both a δ and a loss \(layers 0 to 3, centres 2 to 5\); three at least are needed: do"
+        r"^only 2 centres have both a δ and a loss \(layers 0 to 3, centres 2 to 5\); at least three are needed; do"
     )
     with pytest.raises(InputError, match=message):
         correlate_measured(dynamics, losses)

@@ -152,5 +152,5 @@ def test_what_cannot_be_left_out(cells: Path, tmp_path: Path) -> None:
         correlate_measured(dynamics, losses, drop_ends=5)
     assert correlate_measured(dynamics, losses, drop_ends=1).notes == ("centres left out at the ends: 1, 12",)
     pd.DataFrame({"layer": [0, 1, 2], "delta": [1.0, 2.0, 3.0]}).to_csv(tmp_path / "d.csv", index=False)
-    with pytest.raises(InputError, match="has δ as it was taken; --no-diagonal is for an L × L matrix"):
+    with pytest.raises(InputError, match="contains δ itself; --no-diagonal applies only to an L × L matrix"):
         read_dynamics(tmp_path / "d.csv", diagonal=False)

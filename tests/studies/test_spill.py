@@ -89,7 +89,8 @@ def test_a_disk_without_room_is_told_before_anything_is_written(
 ) -> None:
     monkeypatch.setattr(shelves, "free_on_disk", lambda folder: 5 * 10**8)
     words = (
-        r"there is too little room \(2\.00 GB needed, 0\.50 GB free\); what is committed is kept: make room there, give"
+        r"there is too little room \(2\.00 GB needed, 0\.50 GB free\); what is committed is kept. Free some space "
+        r"there, give"
     )
     told = rf"^states cannot be kept on disk in '.*' \(execution\.spill\): {words}"
     with pytest.raises(RunError, match=told), open_shelf(tmp_path, [0], 2 * 10**9):

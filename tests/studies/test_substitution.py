@@ -242,7 +242,8 @@ def test_a_window_beyond_the_models_depth_is_refused(tiny_pair: Pairs, random_ex
         ({"vocab_size": 330}, "base and tuned differ in vocab_size: 320 and 330"),
         (
             {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}},
-            "base and tuned differ in rope_parameters: .* a layer put back would see the other model's rotary tables",
+            "base and tuned differ in rope_parameters: .* a layer of the base model in the tuned model would use the "
+            "wrong rotary tables",
         ),
     ],
 )

@@ -92,7 +92,7 @@ def test_a_disk_that_fills_up_ends_the_run_and_keeps_what_is_committed(world, ra
     assert "Traceback" not in ended.err
     last = ended.err.splitlines()[-1]
     assert last.startswith(f"error: the run folder '{where}/run' cannot be written to: No space left on device")
-    assert last.endswith("; what is committed is kept; make room there and run again")
+    assert last.endswith("; what is committed is kept; free some space there and run again")
     committed = [e for e in read_events(where / "run" / "events.jsonl") if e["event"] == "chunk_committed"]
     assert committed
     (where / "filler").unlink()
@@ -118,7 +118,7 @@ def test_a_full_disk_wherever_it_is_met(place, world, raysweep, monkeypatch):
     assert (ended.code, ended.out) == (1, "")
     assert ended.err.splitlines()[-1] == (
         f"error: the run folder '{world.parent}/run' cannot be written to: No space left on device (writing "
-        "some/file); what is committed is kept; make room there and run again"
+        "some/file); what is committed is kept; free some space there and run again"
     )
     assert "Traceback" not in ended.err
     assert raysweep("run", world / "config.yaml").code == 0

@@ -79,7 +79,7 @@ WORSE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "ids beyond the embedding": (
         new_token,
         "1 of 11 examples of {w}/counts.jsonl have tokens that 'm' has no embedding for: its vocabulary has 320 (ids 0 to 319), "
-        "its tokenizer 321, and the largest id is 320, '<new>' ({w}/counts.jsonl, line 11): use the tokenizer that the "
+        "its tokenizer 321, and the largest id is 320, '<new>' ({w}/counts.jsonl, line 11); use the tokenizer that the "
         "checkpoint was trained with, or remove those records",
     ),
     "no chat template": (
@@ -145,13 +145,12 @@ WORSE: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "nested too deeply": (
         lambda w: put(w, b'{"question": ' + b"[" * 50_000),
-        "{w}/counts.jsonl, line 11 is nested too deeply: mend the line, or remove it",
+        "{w}/counts.jsonl, line 11 is nested too deeply; correct the line, or remove it",
     ),
     "a number of 5000 digits": (
         lambda w: put(w, b'{"question": "x", "answer": "y", "n": ' + b"1" * 5000 + b"}"),
-        "{w}/counts.jsonl, line 11 contains a number that is too long to read (Exceeds the limit (4300 digits) *): "
-        "mend the line, "
-        "or remove it",
+        "{w}/counts.jsonl, line 11 contains a number that is too long to read (Exceeds the limit (4300 digits) *); "
+        "correct the line, or remove it",
     ),
     "a field of another type": (
         lambda w: put(w, {"question": "x", "answer": 7}),
@@ -271,7 +270,7 @@ def test_text_generated_beyond_the_context_is_refused(world, raysweep):
         "studies.substitution.generate asks for 120 tokens after each prompt; record 2 of 'd' (counted from 0) has a "
         "prompt of *, and the context of 'm' is 128. Set tokens to * or less, or use fewer examples",
     ), refused.err
-    most = refused.err.partition("set tokens to ")[2].split()[0]
+    most = refused.err.partition("Set tokens to ")[2].split()[0]
     assert raysweep("plan", world / "config.yaml", "--set", f"studies.substitution.generate.tokens={most}").code == 0
 
 
