@@ -168,7 +168,7 @@ def test_all_widths_and_a_set_that_does_not_fit(make_config: Callable[..., Confi
         ("widths=every", "key 'studies.substitution.widths': expected a list, not 'every'"),
         (
             "sets={a: [1, 2], b: [2, 1]}",
-            "studies.substitution.sets: the sets 'a' and 'b' have the same layers; leave one",
+            "studies.substitution.sets: the sets 'a' and 'b' have the same layers; remove one",
         ),
         ("sets={a: []}", r"key 'studies.substitution.sets.a': give at least one item"),
         ("coefficients=[1.5]", r"key 'studies.substitution.coefficients\[0\]': give 1.0 or less, not 1.5"),

@@ -184,7 +184,7 @@ def test_a_budget_too_small_for_two_layers_is_refused_with_the_least(make_config
 def test_text_cannot_be_written_from_streamed_layers(make_config):
     asked = "studies.substitution.generate={examples: 1, tokens: 2}"
     with pytest.raises(
-        InputError, match=r"^model 'm' cannot be streamed: studies.substitution.generate writes token by"
+        InputError, match=r"^model 'm' cannot be streamed: studies.substitution.generate generates token by"
     ):
         inspect(make_config("nowhere", STREAM, asked))
     found = inspect(make_config("nowhere", "execution.memory=1MB", asked)).models["m"].residency

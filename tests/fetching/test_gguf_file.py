@@ -100,9 +100,9 @@ def test_the_types_of_tensors_are_counted(file: GgufFile) -> None:
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"architecture": "qwen2"}, r"general\.architecture 'qwen2', where only 'llama' can be converted"),
-        ({"tokenizer": "llama"}, r"tokenizer\.ggml\.model 'llama', where only 'gpt2' can"),
-        ({"pre": "llama-bpe"}, r"tokenizer\.ggml\.pre 'llama-bpe', where only 'smollm' can"),
+        ({"architecture": "qwen2"}, r"general\.architecture 'qwen2', but only 'llama' can be converted"),
+        ({"tokenizer": "llama"}, r"tokenizer\.ggml\.model 'llama', but only 'gpt2' can"),
+        ({"pre": "llama-bpe"}, r"tokenizer\.ggml\.pre 'llama-bpe', but only 'smollm' can"),
     ],
 )
 def test_another_kind_of_model_is_refused(tmp_path: Path, changed: dict[str, str], message: str) -> None:

@@ -53,7 +53,7 @@ def test_names_of_other_bases(recorded: str, source: str, folder: str, tmp_path:
     found = warning(recorded, source, tmp_path / folder)
     assert found is not None
     assert f"was trained on '{recorded}'" in found
-    assert f"is merged onto '{source}'" in found
+    assert f"is merged into '{source}'" in found
 
 
 def test_a_folder_is_the_same_under_any_name(tmp_path: Path) -> None:

@@ -141,7 +141,7 @@ def test_rubbish_is_asked_for_again_and_then_has_no_score_and_a_reason(server: S
         ((404, {}, b""), "refuses with status 404, and says nothing; correct url, model or request"),
         (
             (302, {"Location": "http://127.0.0.1/else"}, b""),
-            "status 302, a redirect to http://127.0.0.1/else: give that URL",
+            "status 302, a redirect to http://127.0.0.1/else; give that URL",
         ),
         (
             (500, {}, b"out of\nmemory"),

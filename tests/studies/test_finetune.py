@@ -342,7 +342,7 @@ def test_nothing_changed_is_told(bases: Any, tokenizer: PreTrainedTokenizerBase,
             r"'all-linear', but PEFT selects layers only",
         ),
         (Recipe(lora=Lora(target_modules=("nothing",))), r"LoRA does not fit '.*' \(model\.layers\): Target modules"),
-        (Recipe(arguments={"lerning_rate": 1}), r"lerning_rate is no argument .* did you mean 'learning_rate'\?"),
+        (Recipe(arguments={"lerning_rate": 1}), r"lerning_rate is not an argument .* did you mean 'learning_rate'\?"),
         (
             Recipe(arguments={"lr_scheduler_type": "cosin"}),
             r"trainer is refused by transformers' trainer: cosin is not a valid",

@@ -148,7 +148,7 @@ def test_folders_that_hold_no_cell(cells: Path, tmp_path: Path) -> None:
 def test_what_cannot_be_left_out(cells: Path, tmp_path: Path) -> None:
     losses = read_losses(cells / "big" / "x")
     dynamics = read_dynamics(cells / "big" / "x_linear_cka.pt")
-    with pytest.raises(InputError, match="--drop-ends 5 leaves 2 of 12 centres; three at least"):
+    with pytest.raises(InputError, match="--drop-ends 5 leaves 2 of 12 centres; at least three"):
         correlate_measured(dynamics, losses, drop_ends=5)
     assert correlate_measured(dynamics, losses, drop_ends=1).notes == ("centres left out at the ends: 1, 12",)
     pd.DataFrame({"layer": [0, 1, 2], "delta": [1.0, 2.0, 3.0]}).to_csv(tmp_path / "d.csv", index=False)
