@@ -77,8 +77,8 @@ class Run:
     def summary(self) -> list[str]:
         """Return the answer in a few lines.
 
-        First comes what makes a sweep void, such as a tuned model that is the same as its base or no better. Then ρ of every model and data
-        set, or the costliest windows if nothing was correlated.
+        First comes what makes a sweep void, such as a tuned model that is the same as its base or no better. Then the costliest layers
+        of every model and data set, their cost, how sure that is, and whether δ predicts them.
         """
         from raysweep.report.summary import summary_lines
 

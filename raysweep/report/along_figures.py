@@ -73,7 +73,7 @@ def along_training(
         _step_axis(axes, steps, last=name == panels[-1])
         top -= tall[name] + 0.28
     if hatched:
-        figure.text(0.98, 0.08 / height, "hatched: n/a", color=MUTED, fontsize=8.5, ha="right")
+        figure.text(0.98, 0.015 / height, "hatched: n/a", color=MUTED, fontsize=8.5, ha="right", va="bottom")
     return figure
 
 

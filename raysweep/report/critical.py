@@ -81,7 +81,7 @@ def _view(
     sentence = ""
     if len(found) > 1:
         told: Agreement = agreement_between([choices for _, choices in found])
-        sentence = f"{model}, {setting}: {agreement_text(told, len(found))}."
+        sentence = f"{model}, {setting}: {agreement_text(told, len(found))}"
     picture = None
     if drawings is not None and any(len(choices.shares) for _, choices in found):
         shares = {cell.dataset: choices.layer_shares for cell, choices in found}

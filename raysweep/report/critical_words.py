@@ -64,7 +64,7 @@ def _verdict(found: Critical) -> str:
 def _lists(found: Critical) -> list[str]:
     """What to pass on, and to what."""
     if not found.layers:
-        return ["There is nothing to train or to freeze by."]
+        return ["No critical layers were found, so there is no list to train or to freeze."]
     peft = found.peft_config()
     lines = ["To train these layers only, pass to PEFT's LoraConfig:"]
     settings = [f"{name}={json.dumps(value)}" for name, value in peft.items()]

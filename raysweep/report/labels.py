@@ -179,10 +179,10 @@ def _width(text: Text) -> float:
 def _shorten(text: Text, right: float | Text, smaller: bool) -> None:
     """Set a text smaller, then cut its middle out, until it fits: a heading ends in the data set's name."""
     figure: Any = text.figure
-    end = right * figure.bbox.width if isinstance(right, int | float) else box_of(right)[0] - 6
+    end: float = right * figure.bbox.width if isinstance(right, int | float) else box_of(right)[0] - 6
     room = end - box_of(text)[0]
-    while smaller and _width(text) > room and text.get_fontsize() > _SMALLEST:
-        text.set_fontsize(max(_SMALLEST, text.get_fontsize() - 0.5))
+    while smaller and _width(text) > room and float(text.get_fontsize()) > _SMALLEST:
+        text.set_fontsize(max(_SMALLEST, float(text.get_fontsize()) - 0.5))
     whole = text.get_text()
     kept = len(whole)
     while _width(text) > room and kept > 3:

@@ -82,7 +82,7 @@ def overview(cells: Sequence[Cell], drawings: Drawings) -> Picture | None:
         figures.overview(curves, drawn[0].settings[0].metric),
         ("overview",),
         f"Small line charts for {len(drawn)} models and data sets: loss after substitution above δ, by layer.",
-        f"Blue: the test loss with {consecutive(drawn[0].widths[0])} around each centre replaced by the base model's. Black line: "
+        f"Blue: the test loss with {consecutive(drawn[0].widths[0])} around each centre replaced by the base model's. Horizontal line: "
         "the tuned model. Green: δ of the base model, low where its representations change fast. Shaded: the "
         "change-point layers, chosen by δ alone. If δ predicts the critical layers, the shaded layers lie where the loss is high.",
     )
@@ -105,7 +105,7 @@ def _loss_picture(cell: Cell, width: int, drawings: Drawings) -> Picture:
         f"Line chart of mean test loss by the centre of the window of width {width} that the base model's layers replace{highest}.",
         f"Mean test loss over {swept['examples'].max()} examples with {consecutive(width)} replaced by the base "
         "model's. Bars are 95 % intervals of the difference to the tuned model on the same examples, drawn around the "
-        "mean. If a bar does not touch the black line, the cost is significantly different from 0."
+        "mean. If a bar does not touch the tuned model's line, the cost is significantly different from 0."
         + (f" Up to {left_out} examples per window have no loss and are skipped." if left_out else ""),
     )
 

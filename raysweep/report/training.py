@@ -117,7 +117,7 @@ def adapted_headline(cells: Sequence[Cell]) -> list[Markup]:
         return [Markup(text).format(found[0][0], "")]
     of = f"; undecided in {undecided}" if undecided else ""
     counted = ", ".join(f"{word} in {n}" for word, n in found)
-    return [Markup("In {} cases: " + text[0].lower() + text[1:]).format(len(told), counted, of)]
+    return [Markup("Of {} cases, " + text[0].lower() + text[1:]).format(len(told), counted, of)]
 
 
 def arm_name(arm: str) -> str:

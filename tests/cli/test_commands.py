@@ -269,7 +269,8 @@ def test_a_prompt_alone_asks_for_columns():
 
 def test_records_that_are_cut_or_left_out_are_told_where_they_are_counted(world, config, raysweep):
     told = [
-        "d (for m): 4 of 12 records left out: they have no response token, or a cut to max_tokens or the model's context leaves none",
+        "d (for m): 4 of 12 records were skipped. They have no response token, or cutting them to max_tokens or to the model's context "
+        "leaves none",
         "d (for m): 6 of 8 examples cut to max_tokens or the model's context",
     ]
     cut = ["--set", "datasets.0.max_tokens=22"]

@@ -235,4 +235,4 @@ def test_a_sweep_with_too_few_windows_to_correlate_is_no_failure(make_config, tm
     assert done.failed == {}
     assert len(tables_of(done)["correlation"]) == 0
     (line,) = api.Run(tmp_path, tables_of(done), tmp_path).summary()
-    assert line.startswith("m on first: layers ")
+    assert line.startswith("m on first: ")

@@ -109,7 +109,7 @@ def test_the_status_tells_how_far_a_training_has_come(training_config, tmp_path,
     told = standing.to_json()["trainings"]["finetune m/first"]
     assert (told["step"], told["of"], told["split"]) == (2, 3, "test")
     assert math.isfinite(told["loss"])
-    assert f"  finetune m/first: step 2 of 3, test loss {told['loss']:.4g}\n" in text
+    assert f"\nfinetune m/first: step 2 of 3, test loss {told['loss']:.4g}\n" in text
     assert json.dumps(standing.to_json())
     after = api.status(tmp_path / "run")
     assert after.trainings == {}

@@ -48,7 +48,7 @@ def test_killed_while_it_trains_a_run_goes_on_from_the_last_checkpoint(
     killed, training_config, tmp_path, tables_of, same_tables, events_of
 ):
     standing = api.status(killed)
-    assert standing.state == "running, or killed"
+    assert standing.state == "killed"
     assert standing.trainings["finetune m/first"]["of"] == STEPS
     resumed = drive(training_config(killed, STUDIES))
     assert resumed.failed == {}

@@ -7,6 +7,8 @@ import itertools
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 
+from raysweep.report.plotting import shipped_font
+
 
 def drawn(figure):
     """Every text that is drawn with its box in pixels (left, bottom, right, top)."""
@@ -20,7 +22,8 @@ def drawn(figure):
 
     Text.draw = draw
     try:
-        FigureCanvasAgg(figure).draw()
+        with shipped_font():
+            FigureCanvasAgg(figure).draw()
     finally:
         Text.draw = original
     return found

@@ -91,7 +91,7 @@ def test_no_removal_no_part(tables: dict[str, pd.DataFrame]) -> None:
     assert not alone.samples
     nowhere = removed_view(cell_of({"removal": tables["removal"].iloc[-8:]}))
     assert nowhere is not None
-    assert nowhere.sentences == ["No removal of components could be measured; the table has the reasons."]
+    assert nowhere.sentences == ["No removal of components could be measured. The table has the reasons."]
 
 
 def test_the_page_is_written_and_what_models_say_is_escaped(tables: dict[str, pd.DataFrame], tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ def test_captions_tell_what_is_missing_and_what_is_not_settled(spectrum, tmp_pat
     assert cell.n_layers == LAYERS
     shared, spread = spectrum_pictures(cell, Drawings(tmp_path))
     assert (
-        "Not settled by so few examples, for the next component has nearly the same variance: k = 3 at layers 0–1, 4."
+        "Uncertain with so few examples, because the next component has nearly the same variance: k = 3 at layers 0–1, 4."
         in (shared.caption)
     )
     assert "Missing values are n/a (all examples have the same state at layer 5)." in shared.caption
@@ -131,7 +131,7 @@ def test_the_page_has_them_with_and_without_the_other_tables(tmp_path, without_f
     assert "Shaded: the change-point layers, chosen by δ alone." in whole.text
     assert "Spectrum of the base model's states by layer" in whole.text
     alone = written({"spectrum": make_spectrum(model="<script>alert(1)</script>")}, tmp_path / "alone")
-    assert "The directions along which a layer's states differ most between examples" in alone.text
+    assert "The directions in which a layer's states differ most between examples" in alone.text
     assert not [tag for tag, _ in alone.elements if tag == "script"]
     assert "results/spectrum.parquet" in alone.text
     none = written(tables, tmp_path / "none")

@@ -20,31 +20,29 @@ NARROW = {"rule": "half_width 0.02", "set": None, "reason": "the widest interval
     [
         (
             TOP,
-            "The sweep stopped after 96 of 256 examples, drawn at random: with 95 % confidence, the 2 costliest windows of "
-            "width 5 over all 256 are 0–4; 18–22.",
+            "The sweep stopped after 96 of 256 examples, drawn at random. With 95 % confidence, the 2 costliest windows of "
+            "width 5 over all 256 examples are 0–4; 18–22.",
         ),
         (
             {**TOP, "examples": 256},
-            "All 256 examples were used before the set was settled: the 2 costliest windows of width 5 are 0–4; 18–22.",
+            "The sweep used all 256 examples before the set was settled: the 2 costliest windows of width 5 are 0–4; 18–22.",
         ),
         (
             {**TOP, "examples": 256, "settled": False, "set": "0-4; 18-22; 3", "confidence": 0.9},
-            "All 256 examples were used, and the 2 costliest windows of width 5 are among 0–4; 18–22; 3: why.",
+            "The sweep used all 256 examples, and the 2 costliest windows of width 5 are among 0–4; 18–22; 3: why.",
         ),
         (
             NARROW,
             "The sweep stopped after 96 of 256 examples, drawn at random: the widest interval, of 0-5, has half-width 0.019 "
-            "nats, and 0.02 was asked for.",
+            "nats; the target is 0.02.",
         ),
         (
             {**NARROW, "examples": 256},
-            "All 256 examples were used: the widest interval, of 0-5, has half-width 0.019 nats; 0.02 was asked for, so that "
-            "is met.",
+            "The sweep used all 256 examples: the widest interval, of 0-5, has half-width 0.019 nats; the target of 0.02 is met.",
         ),
         (
             {**NARROW, "examples": 256, "settled": False},
-            "All 256 examples were used: the widest interval, of 0-5, has half-width 0.019 nats; 0.02 was asked for, so that "
-            "is not met.",
+            "The sweep used all 256 examples: the widest interval, of 0-5, has half-width 0.019 nats; the target of 0.02 is not met.",
         ),
     ],
 )

@@ -68,10 +68,10 @@ def test_the_verdict_is_the_intervals(drawings):
     tables = adapted()
     first, against_all, others = texts(adapted_sentences(cell_of(tables)))
     assert first.startswith(
-        "With critical layers trained, the test loss falls faster than with as many others: it is on "
+        "When training critical layers, the test loss falls faster than when training as many others: it is on "
     )
     assert against_all.startswith(
-        "With critical layers trained, the test loss falls more slowly than with all layers: it"
+        "When training critical layers, the test loss falls more slowly than when training all layers: it"
     )
     assert "higher (area +" in others
     area = tables["adaptation"].iloc[0]
@@ -85,13 +85,13 @@ def test_the_verdict_is_the_intervals(drawings):
 def test_what_seeds_do_not_decide_is_undecided():
     noisy = texts(adapted_sentences(cell_of(adapted(noise=2.0))))[0]
     assert noisy.startswith(
-        "Whether the test loss falls faster with critical layers trained than with as many others is u"
+        "It is undecided whether the test loss falls faster when training critical layers than when training as many others: "
     )
     assert "and the interval includes 0. At the last step" in noisy
-    assert noisy.endswith("not told from 0.")
+    assert noisy.endswith("not significantly different from 0.")
     alone = texts(adapted_sentences(cell_of(adapted(seeds=1))))[0]
-    assert "is undecided: it is on average over 50 steps" in alone
-    assert "one seed tells nothing of others." in alone
+    assert "as many others: it is on average over 50 steps" in alone
+    assert "one seed is not enough." in alone
     same = texts(adapted_sentences(cell_of(adapted(noise=0.0))))[0]
     assert "there is no interval (the seeds all give the same: no interval)" in same
 
@@ -101,10 +101,10 @@ def test_no_difference_is_told_that_is_below_the_precision():
     areas = tables["adaptation"]["measure"] == "area"
     tables["adaptation"].loc[areas, ["value", "ci_low", "ci_high"]] = [-5e-4, -6e-4, -4e-4]
     assert texts(adapted_sentences(cell_of(tables)))[0].startswith(
-        "With critical layers trained, the test loss falls faster"
+        "When training critical layers, the test loss falls faster"
     )
     half = texts(adapted_sentences(cell_of(tables, dtype="bfloat16")))[0]
-    assert half.startswith("Whether the test loss falls faster")
+    assert half.startswith("It is undecided whether the test loss falls faster")
 
 
 def test_what_cannot_be_compared_says_why(drawings):
@@ -147,7 +147,7 @@ def test_one_seed_has_no_band(drawings):
     adapted_view(cell_of(adapted(seeds=1)), drawings)
     figure, _, caption = drawings.figures["adaptation"]
     assert not figure.axes[0].collections
-    assert "There is one seed, and so no interval." in caption
+    assert "With one seed there is no interval." in caption
     assert [line.get_label() for line in drawings.figures["area"][0].axes[0].lines].count("areas") == 3
 
 
@@ -176,7 +176,7 @@ def test_a_fine_tuning_has_both_its_losses(drawings):
     rows = [losses("finetune", "critical", 42, test, "3,5"), losses("finetune", "critical", 42, train, "3,5", "train")]
     view = tuned_view(cell_of({"training": pd.concat(rows)}), drawings)
     assert texts(view.sentences) == [
-        "Fine-tuned (layers critical: 3,5, seed 42) in 30 steps. The test loss goes from 2.000 to 0.750 nats; it was lowest, "
+        "Fine-tuned (layers critical: 3,5, seed 42) in 30 steps. The test loss goes from 2.000 to 0.750 nats. It was lowest, "
         "0.500, at step 20."
     ]
     lines = {line.get_label(): line.get_ydata().tolist() for line in drawings.figures["finetune"][0].axes[0].lines}
@@ -196,7 +196,7 @@ def test_the_page_has_the_parts_and_what_names_say_is_text(tmp_path, without_fil
     page = written(tables, tmp_path)
     assert "script" not in {tag for tag, _ in page.elements}
     assert all(attrs["src"].startswith("data:") for tag, attrs in page.elements if tag == "img")
-    assert "Some layers trained alone" in page.text
+    assert "Training some layers only" in page.text
     assert "Fine-tuning" in page.text
     assert "area between losses" in page.text
     assert all(attrs.get("alt") for tag, attrs in page.elements if tag == "img")
@@ -207,12 +207,12 @@ def test_the_headline_counts_the_cases():
         return texts(adapted_headline([cell_of(tables) for tables in cells]))
 
     slower = dict(zip(ARMS, (1.2, 2.0, 4.0), strict=True))
-    words = "With the critical layers alone trained, the test loss falls {} than with as many others."
+    words = "Training only the critical layers lowers the test loss {} than training as many others."
     assert of(adapted()) == [words.format("faster")]
     assert of(adapted(speed=slower)) == [words.format("more slowly")]
-    assert of(adapted(seeds=1))[0].endswith("than with as many others is undecided.")
+    assert of(adapted(seeds=1))[0].startswith("It is undecided whether training only the critical layers lowers")
     assert of(adapted(), adapted(), adapted(speed=slower), adapted(seeds=1)) == [
-        "Of 4 cases, with the critical layers alone trained, the test loss falls faster in 2, more slowly in 1 than with as "
+        "Of 4 cases, training only the critical layers lowers the test loss faster in 2, more slowly in 1 than training as "
         "many others; undecided in 1."
     ]
     assert of({"training": adapted()["training"]}) == []

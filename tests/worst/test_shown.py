@@ -134,9 +134,9 @@ def test_the_correlation_leaves_out_the_same_losses(value, world, raysweep, tmp_
     said = "NaN and left out" if np.isnan(value) else "infinite"
     assert ran.out.splitlines()[1].endswith(f"over 4 windows of width 1 ({n} {said})")
     shown = (
-        "NaN and left out of every mean"
+        "NaN and are skipped in every mean"
         if np.isnan(value)
-        else "infinite; they count as the largest, without intervals"
+        else "infinite. They count as the largest, and their windows have no intervals"
     )
     assert f"d on m: {n} {shown}" in page_of(tmp_path).text
     delta = pd.read_parquet(tmp_path / "run" / "results" / "dynamics.parquet")["delta"]
