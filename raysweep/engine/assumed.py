@@ -87,7 +87,7 @@ def assumptions(models: Mapping[str, list[Checkpoint]], expected: Mapping[str, E
         if lacking:
             first, more = lacking[0], f" and {len(lacking) - 1} tuned from it" if len(lacking) > 1 else ""
             said.append(
-                f"checkpoint '{first.source}'{more} of {name} is not on this machine: assuming {first.n_layers} layers "
+                f"checkpoint '{first.source}'{more} of {name} {'are' if more else 'is'} not on this machine: assuming {first.n_layers} layers "
                 f"and {first.n_parameters / 1e9:.2f} "
                 f"billion parameters each, stored in {first.dtype} (from {first.folder})"
             )

@@ -81,10 +81,10 @@ def test_a_plan_says_what_it_assumes(config: Path) -> None:
     planned = plan_run(config)
     first, second = planned.assumed
     assert first.startswith(
-        "checkpoint 'no-such/base' and 1 tuned from it of m is not on this machine: assuming 4 layers and "
+        "checkpoint 'no-such/base' and 1 tuned from it of m are not on this machine: assuming 4 layers and "
     )
-    assert first.endswith("sizes/tiny.json has it")
-    assert second.startswith("records of d not read: 40 of 6 and 3 tokens")
+    assert first.endswith("sizes/tiny.json)")
+    assert second.startswith("records of d are not read: assuming 40 of 6 prompt and 3 response tokens")
     assert json.loads(json.dumps(planned.to_json()))["assumed"] == [first, second]
     assert planned.seconds is None
     assert planned.tasks["substitute"] == (0, 5), "three windows, none, and all four"
@@ -162,10 +162,10 @@ def test_real_checkpoints_and_records_are_used_where_they_are_here(config: Path,
             ["datasets.0.expected=null"],
             "data set 'd' cannot be tokenised: checkpoint 'no-such/base' of model 'm' is not on this machine",
         ),
-        (["models.0.architecture=gone.json"], "architecture 'gone.json' of checkpoint 'no-such/base' is no file"),
+        (["models.0.architecture=gone.json"], "architecture 'gone.json' of checkpoint 'no-such/base' is not a file"),
         (
             ["datasets.0.max_tokens=6"],
-            "expected.prompt_tokens is 6 and examples are cut to 6: no response token is left",
+            "expected.prompt_tokens is 6 and examples are cut to 6, so no response token is left",
         ),
         (
             ["datasets.0.expected.prompt_tokens=200"],
@@ -183,9 +183,9 @@ def test_what_cannot_be_assumed(config: Path, changes: list[str], told: str) -> 
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"hidden_size": 30}, "makes no model|no config that transformers knows"),
+        ({"hidden_size": 30}, "does not describe a model|not a config that transformers knows"),
         ({"dtype": "float8_e4m3fn"}, "has dtype 'float8_e4m3fn', but a plan needs one of float32"),
-        ({"num_hidden_layers": 0}, "tells of 0 decoder layers"),
+        ({"num_hidden_layers": 0}, "has num_hidden_layers 0"),
     ],
 )
 def test_an_architecture_that_is_none(saved: Path, tmp_path: Path, change: dict[str, Any], told: str) -> None:
@@ -213,7 +213,7 @@ def test_published_figures_are_of_the_configs_own_names(config: Path) -> None:
         InputError, match=r"studies.correlation.published has figures for 'e', which is not a data set of this config"
     ):
         load_config(config, ["studies.correlation.published={m: {e: -0.5}}"])
-    with pytest.raises(InputError, match=r"has figures of 'other', which is no model here"):
+    with pytest.raises(InputError, match=r"has figures for 'other', which is not a model of this config"):
         load_config(config, ["studies.correlation.published={other: {d: -0.5}}"])
     plain, published = load_config(config), load_config(config, ["studies.correlation.published={m: {d: -0.5}}"])
     facts = inspect(plain, may_assume=True)
