@@ -24,6 +24,6 @@ def records_warnings(datasets: Sequence[Mapping[str, str]], others: Sequence[str
         if (answers := row.get("answers_cut", "0")) != "0":
             lines.append(
                 f"{where}: {answers} of {n} examples lose a part of their answer, because the chat template drops or rewrites it. The "
-                "loss is that of the rest"
+                "loss covers only the rest"
             )
     return lines

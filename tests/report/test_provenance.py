@@ -109,7 +109,7 @@ def test_what_was_left_out_is_a_warning(folder):
         "leaves none",
         "d (for m): 12 of 40 examples were cut to max_tokens or to the model's context",
         "d (for m): 2 of 40 examples have a blank response. Their loss comes only from tokens of the prompt template",
-        "d (for m): 5 of 40 examples lose a part of their answer, because the chat template drops or rewrites it. The loss is that of "
-        "the rest",
+        "d (for m): 5 of 40 examples lose a part of their answer, because the chat template drops or rewrites it. The loss covers "
+        "only the rest",
         "d on m: 2 of 2 losses are NaN and are skipped in every mean",
     ]
