@@ -279,7 +279,7 @@ def test_what_is_made_of_weights_is_refused_on_layers_with_hooks(
         (lambda: rs.sweep(*pair, examples, widths=1, coefficients=0.5), "coefficients"),
     ):
         with pytest.raises(
-            rs.InputError, match=rf"^base has .* in layer 1, and {what} is made of weights.*remove them first"
+            rs.InputError, match=rf"^base has .* in layer 1, and {what} is computed from the weights.*remove them first"
         ):
             call()
     assert len(rs.sweep(*pair, examples, widths=1, modules=["mlp", "attention"])) > 0

@@ -198,7 +198,9 @@ def test_warnings_of_the_command_line_are_warnings(
         rs.sweep_windows(world / "base", tmp_path, ROWS, WINDOWS)
     most = max(example.length for example in examples) - 1
     n_cut = sum(example.length > most for example in examples)
-    with pytest.warns(UserWarning, match=rf"^examples \(for this call\): {n_cut} of 10 examples cut to max_tokens"):
+    with pytest.warns(
+        UserWarning, match=rf"^examples \(for this call\): {n_cut} of 10 examples were cut to max_tokens"
+    ):
         rs.sweep_windows(world / "base", world / "tuned", ROWS, WINDOWS, max_tokens=most)
 
 

@@ -148,7 +148,7 @@ def test_plan_tells_and_writes_nothing(config, raysweep):
     words = [*kinds, "to", "to", "memory", "time", "weights", "resident", "stream"]
     assert [line.split()[0] for line in lines[3:]] == words
     assert re.fullmatch(
-        r"  resident   \S+ kB to read, \d+ layer calls, \S+ [MG]B of memory, \S+ s \(taken\)", lines[13]
+        r"  resident   \S+ kB to read, \d+ layer calls, \S+ [MG]B of memory, \S+ s \(chosen\)", lines[13]
     )
     assert re.fullmatch(r"  stream     \S+ kB to read, \d+ layer calls, \S+ [MG]B of memory, \S+ s", lines[14])
     # trunk 5; branches 5 + 3 × 2; tails 3 + 2 + 1; the base model's own layers 5
@@ -271,7 +271,7 @@ def test_records_that_are_cut_or_left_out_are_told_where_they_are_counted(world,
     told = [
         "d (for m): 4 of 12 records were skipped. They have no response token, or cutting them to max_tokens or to the model's context "
         "leaves none",
-        "d (for m): 6 of 8 examples cut to max_tokens or the model's context",
+        "d (for m): 6 of 8 examples were cut to max_tokens or to the model's context",
     ]
     cut = ["--set", "datasets.0.max_tokens=22"]
     planned = raysweep("plan", config, *cut).out.splitlines()

@@ -280,7 +280,7 @@ def test_the_line_of_a_json_error_counts_blank_lines(content: str, tmp_path: Pat
     with pytest.raises(json.JSONDecodeError) as error:
         json.loads(content)
     assert refusal(path).startswith(f"{path}, line {error.value.lineno} is not valid JSON (")
-    assert f"column {error.value.colno}):" in refusal(path)
+    assert f"column {error.value.colno});" in refusal(path)
 
 
 def test_a_torn_parquet_file(tmp_path: Path) -> None:

@@ -79,7 +79,7 @@ def test_arms_that_are_trained_are_compared_where_another_failed(
     done = drive(training_config(tmp_path / "run", ADAPTATION))
     assert done.failed == {
         "adapt m/first all seed 1": "the test loss is nan at step 1",
-        "adaptation m/first": "compared in part only, because 'adapt m/first all seed 1' failed",
+        "adaptation m/first": "compared only in part, because 'adapt m/first all seed 1' failed",
     }
     whole, part = tables_of(adapted)["adaptation"], tables_of(done)["adaptation"]
     same_tables({"adaptation": part[:2]}, {"adaptation": whole[:2]})

@@ -112,7 +112,7 @@ def test_another_base_is_a_warning_of_the_run(write: Write, adapted: Callable[..
     path.write_text(json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": "acme/llama-chat"}))
     [warning] = inspect(adapted(adapter, False)).warnings
     assert warning.startswith(
-        f"first (for m): adapter '{adapter}' was trained on 'acme/llama-chat' by its adapter_config.json"
+        f"first (for m): adapter '{adapter}' was trained on 'acme/llama-chat' according to its adapter_config.json"
     )
 
 

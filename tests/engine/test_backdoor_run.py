@@ -121,7 +121,7 @@ def test_arms_that_are_there_are_judged_where_another_failed(
         folder.chunks.forget(manifest.name)
     failing(lambda recipe: True)
     down = drive(training_config(root, studies()))
-    because = "judged in part only, because 'backdoor m/first freeze_critical seed 0' failed"
+    because = "judged only in part, because 'backdoor m/first freeze_critical seed 0' failed"
     assert {name: told for name, told in down.failed.items() if name.startswith("judge")} == {
         "judge m/first keywords": because,
         "judge m/first pattern": because,

@@ -115,7 +115,7 @@ def test_identical_layers_are_found_by_digest_and_their_windows_cost_nothing(
     assert needed.layer_applications == 1 + 1 + 2 + 4 + 4 + 6 + 2 * 6
     assert needed.identical == {"m/first": (3, 13 - 6)}
     assert (
-        "identical    3 decoder layers in base and tuned of m/first; 7 changes are another's"
+        "identical    3 decoder layers of base and tuned of m/first, so 7 changes equal others and cost nothing"
         in plan_run(config).to_text()
     )
     done = drive(config)

@@ -56,10 +56,10 @@ def test_keys_and_answers_are_counted_per_model_and_data_set(make_config, world,
     longer = sum(len(record["answer"]) > 12 for record in second)
     assert records_warnings(dataset_records(config, facts), facts.warnings) == [
         UNREAD,
-        "first (for m): 2 of 4 examples lose a part of their answer: the chat template leaves it out or rewrites it, "
-        "and the loss covers only the rest",
-        f"second (for m): {longer} of 6 examples lose a part of their answer: the chat template leaves it out or "
-        "rewrites it, and the loss covers only the rest",
+        "first (for m): 2 of 4 examples lose a part of their answer, because the chat template drops or rewrites it. "
+        "The loss covers only the rest",
+        f"second (for m): {longer} of 6 examples lose a part of their answer, because the chat template drops or "
+        "rewrites it. The loss covers only the rest",
     ]
 
 

@@ -191,7 +191,9 @@ def test_both_residencies_are_told(make_config: Callable[..., Config]) -> None:
 def test_what_cannot_be_streamed_says_why(make_config: Callable[..., Config]) -> None:
     planned = plan_run(make_config("nowhere", "studies.substitution.generate={examples: 1, tokens: 2}"))
     assert isinstance(planned.options["m"].stream, str)
-    assert planned.options["m"].stream.startswith("model 'm' cannot be streamed: studies.substitution.generate writes")
+    assert planned.options["m"].stream.startswith(
+        "model 'm' cannot be streamed: studies.substitution.generate generates token by token"
+    )
     assert "  stream     not possible: model 'm' cannot be streamed: " in planned.to_text()
     assert planned.to_json()["options"]["m"]["stream"] == {"reason": planned.options["m"].stream}
 
@@ -248,7 +250,7 @@ def test_without_rates_there_is_no_time(make_config: Callable[..., Config], monk
     planned = plan_run(make_config("nowhere"))
     assert planned.seconds is None
     assert planned.bytes_to_read > 0
-    assert "time         not known: cpu is another machine's" in planned.to_text()
+    assert "time         not known, because cpu is not available on this machine" in planned.to_text()
     assert planned.to_json()["seconds"] is None
 
 

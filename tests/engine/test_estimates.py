@@ -129,8 +129,8 @@ def test_one_call_a_chunk_for_all_windows(make_config):
 @pytest.mark.parametrize(
     ("override", "told"),
     [
-        ("studies.substitution={points: 4}", "points is for estimator: gradient, and estimator is exact"),
-        ("studies.substitution={sample: 4}", "sample is for estimator: gradient, and estimator is exact"),
+        ("studies.substitution={points: 4}", "points applies only to estimator: gradient, and estimator is exact"),
+        ("studies.substitution={sample: 4}", "sample applies only to estimator: gradient, and estimator is exact"),
         ("studies.substitution={estimator: gradient, points: 0}", "points"),
         ("studies.substitution={estimator: gradiant}", "gradient"),
     ],

@@ -118,7 +118,7 @@ def test_a_kept_fine_tune_with_a_flipped_bit_is_refused_until_it_is_made_again(
     asked = asked_of(kind)
     config = training_config(run, asked, *overrides)
     before = set(substitutions(run))
-    refused = {error for error in drive(config).failed.values() if not error.startswith("not made, for")}
+    refused = {error for error in drive(config).failed.values() if not error.startswith("not made, because")}
     (manifest,) = run.glob("chunks/finetune-*.json")
     (error,) = refused
     assert error.startswith(f"checkpoint '{weights.parent}' is not the planned one: {weights}: planned SHA-256")

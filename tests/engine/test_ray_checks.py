@@ -168,10 +168,10 @@ def test_a_dashboard_for_others_needs_a_token(monkeypatch):
 
 def test_a_dashboard_is_opened_by_nobody_who_starts_none(make_config, tmp_path):
     with pytest.raises(
-        InputError, match="dashboard_host is for a Ray cluster that is started here, and executor is local"
+        InputError, match="dashboard_host applies only to a Ray cluster that raysweep starts, and executor is local"
     ):
         make_config(tmp_path, "execution.dashboard_host=0.0.0.0")
-    with pytest.raises(InputError, match="and address 'auto' is a running cluster; leave it out"):
+    with pytest.raises(InputError, match="and address 'auto' is a running cluster; remove it"):
         make_config(tmp_path, "execution={executor: ray, address: auto, dashboard_host: 0.0.0.0}")
     assert parse_config(make_config(tmp_path).model_dump()).execution.dashboard_host == "127.0.0.1"
 

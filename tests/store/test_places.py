@@ -59,12 +59,12 @@ def test_urls_are_paths_in_a_store() -> None:
         ),
         (
             "ftp://host/run",
-            "storage: 'ftp://host/run' is no place for a run: a file must appear there whole or not at all",
+            "storage: 'ftp://host/run' cannot store a run: files must appear there complete or not at all",
         ),
         ("s4://bucket/run", "did you mean 's3'?"),
         ("s3://", "storage: 's3://' names no bucket; give a bucket and a folder in it"),
-        ("s3://bucket/run?versionId=1", "holds '?'"),
-        ("s3://bucket/*", "holds '*'"),
+        ("s3://bucket/run?versionId=1", "contains '?'"),
+        ("s3://bucket/*", "contains '*'"),
     ],
 )
 def test_other_urls_are_refused(storage: str, message: str) -> None:

@@ -77,7 +77,7 @@ def test_a_damaged_commit_is_named(place: Any, damage: str) -> None:
         "cut": "bytes, found",
         "changed": "expected sha256",
         "gone": "found no file",
-        "half a manifest": "not a whole",
+        "half a manifest": "not a complete",
     }
     with pytest.raises(StoreError, match=expected[damage]) as caught:
         ChunkStore(place).read_parts(["a"])

@@ -44,5 +44,5 @@ def test_a_rule_that_can_judge_nothing_is_refused() -> None:
     for phrases in ((), ("a", "")):
         with pytest.raises(InputError, match="give phrases, none of them empty"):
             Keywords(phrases)
-    with pytest.raises(InputError, match=r"'\[a' does not compile .*: mend it"):
+    with pytest.raises(InputError, match=r"'\[a' does not compile .*; correct it"):
         Pattern("[a")

@@ -53,9 +53,9 @@ def test_a_model_that_is_whole_in_every_process_is_refused(tiny, group):
 def test_a_sharded_model_is_taken_on_its_own_device_over_all_processes(tiny, group, monkeypatch):
     model = sharded(tiny("llama", 2), group)
     sharding.check_sharded(model, "cpu")
-    assert "is sharded over 1 processes on cpu, where 1 train on cuda" in refusal(sharding.check_sharded, model, "cuda")
+    assert "is sharded over 1 processes on cpu, but 1 train on cuda" in refusal(sharding.check_sharded, model, "cuda")
     monkeypatch.setattr(sharding, "processes", lambda: 2)
-    assert "is sharded over 1 processes on cpu, where 2 train on cpu" in refusal(sharding.check_sharded, model, "cpu")
+    assert "is sharded over 1 processes on cpu, but 2 train on cpu" in refusal(sharding.check_sharded, model, "cpu")
 
 
 def trainer(kind, sharded=False):
