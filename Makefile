@@ -42,7 +42,7 @@ lint: $(VENV)/.test
 types: $(VENV)/.test
 	$(BIN)/mypy
 
-bench: $(VENV)/.test  ## every figure in docs/benchmarks.md
+bench: $(VENV)/.test  ## most figures in docs/benchmarks.md, which names the rest
 	$(PIP) --editable '.[test,bench]'
 	cd benchmarks && for file in exact_cka resamples measures layer_time all_windows gradient_estimate early_stopping against_reloading generation weights_check digested_loading storage driver_cost ray_workers simulation plan_accuracy paper_plans laboratory demo; do ../$(BIN)/python $$file.py || exit 1; done
 

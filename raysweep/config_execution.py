@@ -50,7 +50,8 @@ class ExecutionConfig(Section):
     address: str | None = Field(
         default=None,
         description=(
-            "The Ray cluster to join, as `host:port`, or `auto`. Without an address, Ray is started on this machine."
+            "The Ray cluster to join, as `host:port`, or `auto`. By default the one that the variable RAY_ADDRESS names; "
+            "without it, Ray is started on this machine."
         ),
     )
     dashboard_host: Annotated[str, Field(min_length=1)] = Field(
