@@ -171,13 +171,13 @@ datasets:
   # - {name: mine, path: my.jsonl, format: columns, prompt: question, response: "{{ answer }}"}
 
 studies:
-  substitution:                      # replace layers of the tuned model by the base model's, and measure the test loss
+  substitution:                      # replace layers of the tuned model with the base model's, and measure the test loss
     widths: [5]                      # layers in a window; every window of each width is replaced. all: every width
     # sets: {mine: [3, 5, 9]}        # sets of layers to replace together
     # modules: [attention, mlp]      # replace only this part of each window's layers
     # coefficients: [0.25, 0.5]      # windows and sets at steps between the tuned (0) and the base weights (1, always included)
     # reverse: true                  # also put each window of the tuned model into the base model
-    # verify: 5                      # recompute 5 windows, chosen at random, with the modules really replaced
+    # verify: 5                      # recompute 5 windows, chosen at random, by actually swapping the modules
     # stop: {top: 3}                 # measure until the 3 costliest windows are settled; or {half_width: 0.02}, in nats
     # estimator: gradient            # estimate to first order in the weights: cheap; a random sample is measured to show the error
     # generate: {examples: 3, tokens: 32}   # text generated with each window replaced; changes: all for every other change, too

@@ -44,10 +44,10 @@ def _widths(cell: Cell, *kinds: str) -> list[int]:
 
 def _triangle(cell: Cell, kind: str, drawings: Drawings) -> Picture:
     if kind == "window":
-        rows, what = cell.windows[cell.windows["role"] != "tuned"], "replaced by the base model's layers"
+        rows, what = cell.windows[cell.windows["role"] != "tuned"], "replaced with the base model's layers"
         heads = "every window"
     else:
-        rows, what = _spans(cell.changes[cell.changes["kind"] == kind]), f"{_PARTS[kind]} replaced by the base model's"
+        rows, what = _spans(cell.changes[cell.changes["kind"] == kind]), f"{_PARTS[kind]} replaced with the base model's"
         heads = f"every window, {_PARTS[kind]}"
     costs = rows["cost"].dropna()
     scale = (
@@ -82,7 +82,7 @@ def _set_pictures(cell: Cell, drawings: Drawings) -> list[Picture]:
             ("sets", cell.model, cell.dataset),
             f"Bar chart of the cost of {len(shown)} sets of layers"
             f"{f'; highest for {shown[0][0]}, {number(shown[0][1].cost, signed=True)} nats' if shown else ''}.",
-            "Blue: how much the loss rises when a set of layers is replaced by the base model's. Grey: the "
+            "Blue: how much the loss rises when a set of layers is replaced with the base model's. Grey: the "
             f"costliest window of as many layers, if that width was swept. Lines are {_PAIRED}.{more}",
         )
     ]
@@ -106,7 +106,7 @@ def _module_picture(cell: Cell, width: int, drawings: Drawings) -> Picture:
         change_figures.module_curves(swept(cell.windows, width), rows, width, cell.n_layers, heading(cell)),
         ("modules", cell.model, cell.dataset, f"w{width}"),
         f"Line chart of cost by the centre of the window of width {width}, complete and by parts; {'; '.join(highest) or 'no cost'}.",
-        f"How much the loss rises with {consecutive(width)} replaced by the base model's, completely or only their attention or "
+        f"How much the loss rises with {consecutive(width)} replaced with the base model's, completely or only their attention or "
         f"MLP (a norm belongs to the module that follows it). Bars are {_PAIRED}. The costs of the parts need not add "
         "up to the cost of the complete layers.",
     )

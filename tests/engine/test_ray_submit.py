@@ -124,7 +124,7 @@ def test_a_script_submitted_by_ray_makes_the_tables(cluster, write_config, tmp_p
     environment = {**os.environ, "RAY_AUTH_MODE": "token"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "cluster checked: 2 nodes with the releases of this process" in done.stdout
+    assert "cluster checked: 2 nodes with the same package versions as this process" in done.stdout
     assert f"report: {tmp_path / 'run'}/report/index.html" in done.stdout
     same_tables(tables(tmp_path / "run"), tables_of(finished))
 
@@ -169,7 +169,7 @@ def test_a_failing_config_comes_back_with_its_exit_code_and_message(cluster, wri
     )
     assert "error: checkpoint '/nowhere' does not exist" in again.out
     stopped = ended(started("stop", job, "--address", cluster.url))
-    assert stopped == (0, f"job {job} has ended by itself (failed)\n", "")
+    assert stopped == (0, f"job {job} had already ended (failed)\n", "")
     unknown = ended(started("stop", "raysubmit_x", RAY_ADDRESS=cluster.url))
     assert unknown.code == 2
     assert f"has no job 'raysubmit_x'; its jobs: {job} (failed)" in unknown.err

@@ -48,7 +48,7 @@ def test_all_changes_taken_again_are_the_sweeps(
     n = len(swept[key[:3]].drop_duplicates())
     line = summary_lines(tables)[-1]
     assert line.startswith(
-        f"m on first: {n} windows or other changes recomputed by really replacing the modules, on 4 examples; losses"
+        f"m on first: {n} windows or other changes recomputed by actually swapping the modules, on 4 examples; losses"
     )
     assert drive(make_config(tmp_path / "run", *ASKED, "studies.substitution.verify=100")).n_calls == 0
 
