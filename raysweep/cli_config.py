@@ -34,7 +34,7 @@ def init(
         if path.exists():
             raise InputError(f"'{path}' already exists; give another name or delete it")
         if not path.parent.is_dir():
-            raise InputError(f"folder '{path.parent}' does not exist; make it first")
+            raise InputError(f"folder '{path.parent}' does not exist; create it first")
     except OSError as error:  # a name too long
         raise _not_written(path, error) from error
     written = str(path)
@@ -105,4 +105,4 @@ def _write(path: Path, text: str) -> None:
 def _not_written(path: Path, error: OSError) -> Exception:
     from raysweep.errors import InputError
 
-    return InputError(f"'{path}' cannot be written: {error.strerror or error}; give another place")
+    return InputError(f"'{path}' cannot be written: {error.strerror or error}; give another path")

@@ -207,7 +207,7 @@ def test_init_writes_a_config_to_start_from(tmp_path, raysweep, monkeypatch):
     assert refused == Result(2, "", "error: 'raysweep.yaml' already exists; give another name or delete it\n")
     assert (tmp_path / "raysweep.yaml").read_text() == before
     refused = raysweep("init", "gone/my.yaml")
-    assert refused == Result(2, "", "error: folder 'gone' does not exist; make it first\n")
+    assert refused == Result(2, "", "error: folder 'gone' does not exist; create it first\n")
 
 
 def test_long_and_foreign_names_make_a_config():

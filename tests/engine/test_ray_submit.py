@@ -178,7 +178,7 @@ def test_a_failing_config_comes_back_with_its_exit_code_and_message(cluster, wri
 def test_a_job_that_would_lose_its_run_is_refused(cluster, write_config, tmp_path):
     code, log = cluster.run("sweep.py", write_config(tmp_path), "--set", "storage=runs/x")
     assert code == 2
-    assert "error: storage 'runs/x' is relative, and a job runs in a folder of its own" in log
+    assert "error: storage 'runs/x' is relative, and a job runs in its own folder" in log
 
 
 @pytest.mark.soak
@@ -186,7 +186,7 @@ def test_an_entry_point_that_holds_a_gpu_is_refused(cluster, write_config, tmp_p
     code, log = cluster.run("sweep.py", write_config(tmp_path), entrypoint_num_gpus=1)
     assert code == 2
     assert (
-        "error: the entry point of this job holds 1 GPU, which it does not use and no worker can have; submit it without "
+        "error: the entry point of this job holds 1 GPU, which it does not use and no worker can then use; submit it without "
         "--entrypoint-num-gpus"
     ) in log
     assert not (tmp_path / "run").exists()
@@ -318,7 +318,7 @@ def test_nodes_with_another_raysweep_than_the_driver(cluster, write_config, tmp_
     err = ended.stderr
     assert ended.returncode == 2
     assert err.startswith(
-        f"error: the nodes of the cluster have other package versions than this process: raysweep is {raysweep.__version__} on "
+        f"error: the nodes of the cluster have different package versions than this process: raysweep is {raysweep.__version__} on "
     )
     assert err.count("and 99.0 here; ") == 2, "both nodes"
     assert err.endswith("install the same versions on every node (pip install -c constraints.txt)\n")

@@ -76,7 +76,7 @@ def test_a_difference_fails_the_task_and_nothing_else(
     done = drive(make_config(tmp_path / "run", "studies.substitution.verify=2"))
     assert list(done.failed) == ["verify m/first"]
     message = done.failed["verify m/first"]
-    assert "recomputed by substituting the modules has another loss for record 2: " in message
+    assert "recomputed by swapping the modules has a different loss for record 2: " in message
     assert "which rounding in float32 does not explain. Do not trust this run's losses" in message
     monkeypatch.undo()
     assert not drive(make_config(tmp_path / "run", "studies.substitution.verify=2")).failed
