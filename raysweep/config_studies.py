@@ -44,7 +44,7 @@ class StudiesConfig(Section):
 
     substitution: SubstitutionConfig | None = Field(
         default=None,
-        description="Replace windows of the tuned model's layers by the base model's, and measure the test loss.",
+        description="Replace windows of the tuned model's layers with the base model's, and measure the test loss.",
     )
     similarity: SimilarityConfig | None = Field(
         default=None, description="Compare the base model's layers, and find the critical ones."

@@ -69,7 +69,7 @@ def conclusion(together: pd.DataFrame, answers: pd.DataFrame | None, model: str,
     said += _less_of_everything(found)
     if seeds < 3:
         counted = "one seed" if seeds == 1 else f"{seeds} seeds"
-        said.append(Markup("With {}, other trainings may well turn out differently.").format(counted))
+        said.append(Markup("With {}, other training runs may well turn out differently.").format(counted))
     return Markup(" ").join(said)
 
 

@@ -118,7 +118,7 @@ def test_what_is_concluded_where_intervals_lie_apart_and_where_they_overlap() ->
         "attack’s rate more than freezing as many other layers did."
     ) in found
     assert "Loss on clean examples (nats): not at all 1.250, all layers 1.250" in found
-    assert "other trainings" not in found
+    assert "other training runs" not in found
     worse = said(attack(RATES | {"freeze_critical": 0.85}))
     assert "85.0 % [75.0, 95.0]: not significantly different (the intervals overlap)." in worse
     assert "lowered the attack’s rate less than freezing as many other layers did" in worse
@@ -161,7 +161,7 @@ def test_an_arm_that_failed_is_there_with_its_reason(tmp_path: Path) -> None:
     assert view.rows[3][1][0] == ArmCell("n/a", ["[n/a]", "without the trigger: n/a", "seed 0, 1: it diverged"])
     alone = rows[rows["seed"].isna() | (rows["seed"] == 0) | lost]
     (sentence,) = attack_sentences({"attack": alone})
-    assert "With one seed, other trainings may well turn out differently." in sentence, "a seed without a rate is none"
+    assert "With one seed, other training runs may well turn out differently." in sentence, "a seed without a rate is none"
     rows.loc[rows["arm"] == "all", ["rate", "reason"]] = [math.nan, "it diverged"]
     assert "a model with all layers trained (it diverged), so there is no conclusion." in said(rows)
 
@@ -182,8 +182,8 @@ def test_a_lower_rate_of_a_model_that_learnt_less_of_everything_shows_no_defence
 
 
 def test_few_seeds_are_said_to_be_few(tmp_path: Path) -> None:
-    assert "With one seed, other trainings may well turn out differently." in said(attack(), seeds=1)
-    assert "With 2 seeds, other trainings may" in said(attack(), seeds=2)
+    assert "With one seed, other training runs may well turn out differently." in said(attack(), seeds=1)
+    assert "With 2 seeds, other training runs may" in said(attack(), seeds=2)
     assert attack_views({}, {}, Drawings(tmp_path)) == []
 
 

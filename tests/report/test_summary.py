@@ -32,7 +32,7 @@ def test_what_is_not_known_is_said_in_words():
     correlation = correlation.assign(spearman=math.nan)
     dynamics = tables["dynamics"].assign(delta=math.nan)
     assert summary_lines({**tables, "correlation": correlation, "dynamics": dynamics})[-1] == (
-        "  Whether δ predicts the critical layers is not known: δ is undefined at layers 0–7: a similarity it is the mean of is "
+        "  Whether δ predicts the critical layers is not known: δ is undefined at layers 0–7: a similarity that it averages is "
         "undefined."
     )
 
