@@ -40,7 +40,11 @@ def critical(
     ] = None,
     metric: Annotated[str, typer.Option(metavar="NAME", help="Similarity measure behind δ.")] = "cka_linear",
     pooling: Annotated[
-        str, typer.Option(metavar="NAME", help="State that represents an example: last or first (prompt token), or mean (over the prompt).")
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="State that represents an example: last or first (prompt token), or mean (over the prompt).",
+        ),
     ] = "last",
     neighbourhood: Annotated[int, typer.Option(metavar="N", help="Layers that δ averages over; an odd number.")] = 3,
     diagonal: Annotated[bool, typer.Option(help="Include each layer's similarity to itself in its δ.")] = True,

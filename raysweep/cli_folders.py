@@ -33,7 +33,9 @@ def doctor(
     remove: Annotated[bool, typer.Option("--remove", help="Remove what it finds.")] = False,
     checksums: Annotated[
         bool,
-        typer.Option("--checksums", help="Also compare the checksums of all files and checkpoints, which reads them all."),
+        typer.Option(
+            "--checksums", help="Also compare the checksums of all files and checkpoints, which reads them all."
+        ),
     ] = False,
     options: Options = None,
     as_json: AsJson = False,

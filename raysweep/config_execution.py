@@ -89,10 +89,7 @@ class ExecutionConfig(Section):
     )
     resident: Annotated[int, Field(ge=2, le=1000, strict=True)] = Field(
         default=2,
-        description=(
-            "How many checkpoints a worker keeps loaded. The least recently used one is "
-            "unloaded first."
-        ),
+        description=("How many checkpoints a worker keeps loaded. The least recently used one is unloaded first."),
     )
     device: Annotated[str, WithJsonSchema(DEVICE)] = Field(
         default="auto",

@@ -62,7 +62,8 @@ class StudiesConfig(Section):
         default=None, description="Fine-tune the checkpoints that `models[].tuned` does not name."
     )
     adaptation: AdaptationConfig | None = Field(
-        default=None, description="Compare training the critical layers with training as many other layers, and with training all."
+        default=None,
+        description="Compare training the critical layers with training as many other layers, and with training all.",
     )
     backdoor: BackdoorConfig | None = Field(
         default=None, description="Measure whether freezing layers keeps a fine-tune from learning a backdoor."

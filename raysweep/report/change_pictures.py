@@ -47,7 +47,10 @@ def _triangle(cell: Cell, kind: str, drawings: Drawings) -> Picture:
         rows, what = cell.windows[cell.windows["role"] != "tuned"], "replaced with the base model's layers"
         heads = "every window"
     else:
-        rows, what = _spans(cell.changes[cell.changes["kind"] == kind]), f"{_PARTS[kind]} replaced with the base model's"
+        rows, what = (
+            _spans(cell.changes[cell.changes["kind"] == kind]),
+            f"{_PARTS[kind]} replaced with the base model's",
+        )
         heads = f"every window, {_PARTS[kind]}"
     costs = rows["cost"].dropna()
     scale = (

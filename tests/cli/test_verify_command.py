@@ -18,7 +18,9 @@ def test_losses_taken_again_are_a_table_of_their_own(
 ) -> None:
     code, out, err = raysweep("run", config, *asked)
     assert code == 0, err
-    assert "m on d: 2 windows or other changes recomputed by actually swapping the modules, on 4 examples; losses" in out
+    assert (
+        "m on d: 2 windows or other changes recomputed by actually swapping the modules, on 4 examples; losses" in out
+    )
     rows = pd.read_parquet(tmp_path / "run" / "results" / "verification.parquet")
     assert len(rows) == 2 * 4
     assert rows["layers"].nunique() == 2

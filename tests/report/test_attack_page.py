@@ -161,7 +161,9 @@ def test_an_arm_that_failed_is_there_with_its_reason(tmp_path: Path) -> None:
     assert view.rows[3][1][0] == ArmCell("n/a", ["[n/a]", "without the trigger: n/a", "seed 0, 1: it diverged"])
     alone = rows[rows["seed"].isna() | (rows["seed"] == 0) | lost]
     (sentence,) = attack_sentences({"attack": alone})
-    assert "With one seed, other training runs may well turn out differently." in sentence, "a seed without a rate is none"
+    assert "With one seed, other training runs may well turn out differently." in sentence, (
+        "a seed without a rate is none"
+    )
     rows.loc[rows["arm"] == "all", ["rate", "reason"]] = [math.nan, "it diverged"]
     assert "a model with all layers trained (it diverged), so there is no conclusion." in said(rows)
 

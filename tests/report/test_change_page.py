@@ -64,7 +64,9 @@ def test_sentences_give_paired_differences() -> None:
     assert modules.endswith(f"The MLP costs {mean} nats less {limits}; the difference is significant.")
     half = losses(tables, "window", "2-3", 0.5) - tuned
     mean, _ = paired(half, 0.5 * (losses(tables, "window", "2-3") - tuned))
-    assert steps.startswith(f"Moving layers 2–3 only part of the way to the base model (coefficient 0.5) costs +{half.mean():.2f} nats [")
+    assert steps.startswith(
+        f"Moving layers 2–3 only part of the way to the base model (coefficient 0.5) costs +{half.mean():.2f} nats ["
+    )
     assert f". That is less than in proportion to the coefficient (difference −{mean} [" in steps
     mean, _ = paired(losses(tables, "reverse", "2-3"), losses(tables, "reverse", ""))
     assert reverse.startswith(f"In the base model, the tuned model's layers 2–3 help most: −{mean} nats [")
