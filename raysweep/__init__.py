@@ -2,7 +2,7 @@
 
     import raysweep as rs
     rs.run("configs/demo.yaml")                        # a whole run from a config
-    rs.sweep_windows(base, tuned, examples, windows)   # losses with windows of layers replaced by the base model's
+    rs.sweep_windows(base, tuned, examples, windows)   # losses with windows of layers replaced with the base model's
     rs.sweep(base, tuned, examples, widths="all")      # every window; also sets, modules, coefficients, reverse
     rs.estimate(base, tuned, examples, widths="all")   # the same by first order in the weights, three forwards' cost
     rs.capture(model, examples)                        # states [L, N, D] of every layer

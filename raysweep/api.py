@@ -99,8 +99,8 @@ def run(
         config: A config file, plain values as in YAML (paths, tuples and numpy's numbers are fine), or a `Config`.
         overrides: Keys to change, such as `"execution.chunk=16"`; one or several.
         fresh: Forget what the run folder has and compute everything again.
-        wait: If another raysweep uses the run folder, wait until it ends: True for as long as that takes, a number for at most
-            so many seconds.
+        wait: If another raysweep uses the run folder, wait until it ends: True for as long as that takes, a number to wait at
+            most that many seconds.
         listener: Called with each event of the run, a mapping.
 
     Returns:

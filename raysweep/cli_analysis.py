@@ -40,7 +40,11 @@ def critical(
     ] = None,
     metric: Annotated[str, typer.Option(metavar="NAME", help="Similarity measure behind δ.")] = "cka_linear",
     pooling: Annotated[
-        str, typer.Option(metavar="NAME", help="State that represents an example: last, first or mean (of its prompt).")
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="State that represents an example: last or first (prompt token), or mean (over the prompt).",
+        ),
     ] = "last",
     neighbourhood: Annotated[int, typer.Option(metavar="N", help="Layers that δ averages over; an odd number.")] = 3,
     diagonal: Annotated[bool, typer.Option(help="Include each layer's similarity to itself in its δ.")] = True,
@@ -56,7 +60,7 @@ def critical(
         typer.Option(metavar="YYYY-MM-DD", help="Date for a chat template that reads the clock; by default today."),
     ] = None,
     resamples: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Half-samples (random halves of the examples) behind each share.")
+        int, typer.Option(metavar="N", min=1, help="Number of half-samples (random halves of the examples) to draw.")
     ] = 1000,
     seed: Annotated[int, typer.Option(metavar="N", min=0, help="Seed of the half-samples.")] = 0,
     device: Device = "auto",
@@ -118,8 +122,8 @@ def correlate(
         Path | None,
         typer.Option(
             metavar="PATH",
-            help="Loss of each window's centre: CSV or Parquet (centre, loss), a folder of prune_*.jsonl, or a folder of such "
-            "folders for many cells.",
+            help="Loss of each window's centre: CSV or Parquet (centre, loss), a folder of prune_*.jsonl, or for many cells a "
+            "folder of these folders.",
         ),
     ] = None,
     cells: Annotated[
@@ -139,15 +143,15 @@ def correlate(
 ) -> None:
     """Correlate δ and losses that were measured elsewhere.
 
-    For one cell, or a table of many; then the exit code is 1 if one of them failed.
+    Prints the result of one cell, or a table of many. With many cells, the exit code is 1 if any of them failed.
     """
     from raysweep.api import correlate_files, correlate_folders
     from raysweep.errors import InputError
 
     if cells is not None and (dynamics is not None or losses is not None):
-        raise InputError("--cells has both sides; leave --dynamics and --losses out")
+        raise InputError("--cells already names both; remove --dynamics and --losses")
     if cells is None and (dynamics is None or losses is None):
-        raise InputError("give --dynamics and --losses, or --cells for a folder with both of many cells")
+        raise InputError("give --dynamics and --losses, or --cells with a folder that has both for many cells")
     if cells is not None or (dynamics is not None and dynamics.expanduser().is_dir()):
         many = correlate_folders(cells or dynamics or "", losses, neighbourhood, drop_ends=drop_ends, diagonal=diagonal)
         echo(json.dumps(many.to_json(), indent=1) if as_json else many.to_text())
@@ -164,7 +168,7 @@ def export(
     folder: Folder,
     format: Annotated[
         str,
-        typer.Option(metavar="NAME", help="paper: prune_*.jsonl and *_cka.pt, which `raysweep correlate` reads, too."),
+        typer.Option(metavar="NAME", help="paper: prune_*.jsonl and *_cka.pt, which `raysweep correlate` can read."),
     ] = "paper",
     out: Annotated[
         str | None,

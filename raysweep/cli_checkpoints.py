@@ -13,7 +13,7 @@ from raysweep.terminal import echo
 
 def fetch(
     name: Annotated[str, typer.Argument(metavar="MODEL", help="The model: smollm2 (SmolLM2-135M-Instruct).")],
-    force: Annotated[bool, typer.Option("--force", help="Download it again, and replace what is there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Download it again and replace the existing copy.")] = False,
 ) -> None:
     """Download a published model, for use as lab://MODEL."""
     from raysweep.fetching import fetch as fetch_model

@@ -18,7 +18,7 @@ def init(
         bool, typer.Option("--minimal", help="Write the shortest config that runs: models, records and storage.")
     ] = False,
     schema: Annotated[
-        bool, typer.Option(help="Write the JSON schema, too, with which editors complete and check keys.")
+        bool, typer.Option(help="Also write the JSON schema, which editors use to complete and check keys.")
     ] = True,
 ) -> None:
     """Write a commented config to start from.
@@ -32,9 +32,9 @@ def init(
     text = MINIMAL if minimal else TEMPLATE
     try:
         if path.exists():
-            raise InputError(f"'{path}' exists already; give another name or delete it")
+            raise InputError(f"'{path}' already exists; give another name or delete it")
         if not path.parent.is_dir():
-            raise InputError(f"folder '{path.parent}' does not exist; make it first")
+            raise InputError(f"folder '{path.parent}' does not exist; create it first")
     except OSError as error:  # a name too long
         raise _not_written(path, error) from error
     written = str(path)
@@ -69,19 +69,19 @@ def plan(
     gpus: Annotated[int | None, typer.Option(metavar="N", min=1, help="Simulate the run on N GPUs.")] = None,
     nodes: Annotated[
         int | None,
-        typer.Option(metavar="N", min=1, help="Nodes that these GPUs are in; by default one for every 8 GPUs."),
+        typer.Option(metavar="N", min=1, help="Number of nodes that hold these GPUs; by default one per 8 GPUs."),
     ] = None,
     rates: Annotated[
         str | None,
         typer.Option(
             metavar="RATES",
-            help="Speeds to estimate with: a run folder (as measured there); layer=SECONDS,read=BYTES (seconds for one layer on "
-            "one token, bytes read per second); or flops=N,read=BYTES (of a device, per second).",
+            help="Speeds to use in the estimate: a run folder (those measured in that run); layer=SECONDS,read=BYTES (seconds for "
+            "one layer on one token, bytes read per second); or flops=N,read=BYTES (a device's, per second).",
         ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Estimate what a run would do and cost; run nothing."""
+    """Estimate what a run would do and cost, without running it."""
     from raysweep.planned import plan_run
 
     planned = plan_run(config, overrides or [], gpus=gpus, nodes=nodes, rates=rates)
@@ -105,4 +105,4 @@ def _write(path: Path, text: str) -> None:
 def _not_written(path: Path, error: OSError) -> Exception:
     from raysweep.errors import InputError
 
-    return InputError(f"'{path}' cannot be written: {error.strerror or error}; give another place")
+    return InputError(f"'{path}' cannot be written: {error.strerror or error}; give another path")

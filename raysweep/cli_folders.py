@@ -12,7 +12,7 @@ from raysweep.terminal import echo
 
 
 def status(folder: Folder, options: Options = None, as_json: AsJson = False) -> None:
-    """Show how far a run is."""
+    """Show the progress of a run."""
     from raysweep.api import status as standing_of
     from raysweep.config_overrides import parse_options
 
@@ -21,7 +21,7 @@ def status(folder: Folder, options: Options = None, as_json: AsJson = False) -> 
 
 
 def report(folder: Folder, options: Options = None) -> None:
-    """Draw a run's tables, figures and page again."""
+    """Rebuild a run's tables, figures and report page."""
     from raysweep.api import open_run
     from raysweep.config_overrides import parse_options
 
@@ -30,17 +30,19 @@ def report(folder: Folder, options: Options = None) -> None:
 
 def doctor(
     folder: Folder,
-    remove: Annotated[bool, typer.Option("--remove", help="Remove what is found.")] = False,
+    remove: Annotated[bool, typer.Option("--remove", help="Remove what it finds.")] = False,
     checksums: Annotated[
         bool,
-        typer.Option("--checksums", help="Compare the checksums of all files and checkpoints, too; reads them all."),
+        typer.Option(
+            "--checksums", help="Also compare the checksums of all files and checkpoints, which reads them all."
+        ),
     ] = False,
     options: Options = None,
     as_json: AsJson = False,
 ) -> None:
     """Find damage and leftovers of crashes in a run folder.
 
-    The exit code is 1 if something is left.
+    The exit code is 1 if any of it remains.
     """
     from raysweep.api import examine
     from raysweep.config_overrides import parse_options
@@ -54,7 +56,7 @@ def doctor(
 def clean(
     folder: Folder,
     superseded: Annotated[
-        bool, typer.Option("--superseded", help="Remove results that the folder's config does not use any more.")
+        bool, typer.Option("--superseded", help="Remove results that the folder's config no longer uses.")
     ] = False,
     activations: Annotated[
         bool, typer.Option("--activations", help="Remove captured states; the next run captures them again.")
@@ -62,13 +64,13 @@ def clean(
     trackers: Annotated[
         bool, typer.Option("--trackers", help="Remove logs of TensorBoard, MLflow and Weights & Biases.")
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be removed.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be removed, and remove nothing.")] = False,
     options: Options = None,
     as_json: AsJson = False,
 ) -> None:
-    """Free disk space in a run folder, by choice.
+    """Free disk space in a run folder.
 
-    Without a choice nothing is removed: it shows what each would free, in bytes and files.
+    Without an option it removes nothing, and shows how many bytes and files each option would free.
     """
     from raysweep.config_overrides import parse_options
     from raysweep.engine.cleaning import CHOICES, clean_folder

@@ -34,7 +34,7 @@ def submit(
     overrides: Overrides = None,
     working_dir: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="A folder to send with the config, such as one with records."),
+        typer.Option(metavar="FOLDER", help="A folder to send with the config, for example one with records."),
     ] = None,
     python: Annotated[
         str, typer.Option(metavar="PATH", help="The Python interpreter on the cluster that has raysweep.")
@@ -107,7 +107,7 @@ def stop(
     elif status == "STOPPED":
         echo(f"job {found.id} is stopped; committed work is kept, and submitting again resumes it")
     else:
-        echo(f"job {found.id} has ended by itself ({status.lower()})")
+        echo(f"job {found.id} had already ended ({status.lower()})")
 
 
 def _job(name: str, address: str | None) -> Job:

@@ -120,7 +120,7 @@ Wait = Annotated[
 WaitAtMost = Annotated[
     float | None,
     typer.Option(
-        metavar="SECONDS", min=0.001, help="Like --wait, but for so many seconds; then exit code 3.", show_default=False
+        metavar="SECONDS", min=0.001, help="Like --wait, but at most this long; then exit code 3.", show_default=False
     ),
 ]
 Options = Annotated[

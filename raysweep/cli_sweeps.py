@@ -77,7 +77,7 @@ def sweep(
 ) -> None:
     """Run all studies on one base and tuned model.
 
-    The config is written to the run folder, from where `raysweep run` can repeat it.
+    The config is written to the run folder, where `raysweep run` can use it again.
     """
     widths = widths_of(width)
     prompt_template = template_of(template, wording)
@@ -114,7 +114,7 @@ def run(
     verify: Annotated[
         int | None,
         typer.Option(
-            metavar="N", help="Recompute the losses of N windows, chosen at random, with the layers really replaced."
+            metavar="N", help="Recompute the losses of N windows, chosen at random, by actually swapping the layers."
         ),
     ] = None,
     fresh: Fresh = False,

@@ -89,7 +89,7 @@ class Config(Section):
     storage: Place = Field(
         description=(
             "The run folder: a path on this machine or on a shared file system, or a URL such as "
-            "`s3://bucket/runs/one`. Relative paths start from the current folder."
+            "`s3://bucket/runs/one`. Relative paths are relative to the current folder."
         )
     )
     storage_options: dict[str, Any] = Field(
@@ -102,7 +102,7 @@ class Config(Section):
     storage_mode: Mode | None = Field(
         default=None,
         description=(
-            'Permissions of the run folder, as chmod takes them, in quotes: `"700"` makes it yours alone. By '
+            'Permissions of the run folder, as chmod writes them, in quotes: `"700"` makes it yours alone. By '
             "default the umask decides. Folders only."
         ),
     )

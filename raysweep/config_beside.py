@@ -26,8 +26,8 @@ def beside_told(path: object, config: Config) -> Iterator[None]:
         if found is None:
             raise
         raise InputError(
-            f"{error}; it is next to the config: give {folder / found}, because paths of records and checkpoints start "
-            "from the current folder"
+            f"{error}; it is next to the config: give {folder / found}, because paths of records and checkpoints are "
+            "relative to the current folder"
         ) from error
 
 

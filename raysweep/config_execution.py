@@ -57,7 +57,7 @@ class ExecutionConfig(Section):
     dashboard_host: Annotated[str, Field(min_length=1)] = Field(
         default="127.0.0.1",
         description=(
-            "The address where the dashboard of a Ray started here listens. An address other than loopback needs "
+            "The address on which the dashboard listens if raysweep starts Ray. An address other than loopback needs "
             "a Ray token."
         ),
     )
@@ -90,10 +90,7 @@ class ExecutionConfig(Section):
     )
     resident: Annotated[int, Field(ge=2, le=1000, strict=True)] = Field(
         default=2,
-        description=(
-            "How many checkpoints a worker keeps loaded. The one that was not used for the longest time is "
-            "unloaded first."
-        ),
+        description=("How many checkpoints a worker keeps loaded. The least recently used one is unloaded first."),
     )
     device: Annotated[str, WithJsonSchema(DEVICE)] = Field(
         default="auto",
@@ -119,7 +116,7 @@ class ExecutionConfig(Section):
     chunk: Positive = Field(
         default=32,
         description=(
-            "Examples that are computed and committed together. A stopped run repeats at most the chunks that "
+            "The number of examples that are computed and committed together. A stopped run repeats at most the chunks that "
             "were being computed."
         ),
     )

@@ -50,7 +50,7 @@ def checked_storage(storage: str) -> str:
         raise ValueError(f"the URL has a name or password in it; {_INSTEAD}")
     if scheme not in STORES:
         raise ValueError(
-            f"{shown(storage)} cannot store a run: files must appear there complete or not at all, as in a folder or "
+            f"{shown(storage)} cannot store a run: files there must never appear half-written, as in a folder or "
             f"an object store; {nearest(scheme, STORES)}"
         )
     if found := next((c for c in "?#*[]\\" if c in storage), None):

@@ -44,7 +44,7 @@ class StudiesConfig(Section):
 
     substitution: SubstitutionConfig | None = Field(
         default=None,
-        description="Replace windows of the tuned model's layers by the base model's, and measure the test loss.",
+        description="Replace windows of the tuned model's layers with the base model's, and measure the test loss.",
     )
     similarity: SimilarityConfig | None = Field(
         default=None, description="Compare the base model's layers, and find the critical ones."
@@ -62,7 +62,8 @@ class StudiesConfig(Section):
         default=None, description="Fine-tune the checkpoints that `models[].tuned` does not name."
     )
     adaptation: AdaptationConfig | None = Field(
-        default=None, description="Compare training the critical layers with training as many others, and all."
+        default=None,
+        description="Compare training the critical layers with training as many other layers, and with training all.",
     )
     backdoor: BackdoorConfig | None = Field(
         default=None, description="Measure whether freezing layers keeps a fine-tune from learning a backdoor."

@@ -1,4 +1,4 @@
-"""The part of a config that asks for windows of layers to be replaced by the base model's; config.py has the rest."""
+"""The part of a config that asks for windows of layers to be replaced with the base model's; config.py has the rest."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class _OrAll:
 
 
 class SubstitutionConfig(Section):
-    """The test loss with each window of layers replaced by the base model's layers.
+    """The test loss with each window of layers replaced with the base model's layers.
 
     Width 0 (the untouched tuned model) and the window of all layers are always measured.
     """
@@ -76,7 +76,7 @@ class SubstitutionConfig(Section):
     verify: Annotated[int, Field(ge=0, le=10**6, strict=True)] = Field(
         default=0,
         description=(
-            "How many changes, drawn at random, to recompute with the modules really exchanged. A difference "
+            "How many changes, drawn at random, to recompute by actually swapping the modules. A difference "
             "beyond rounding fails the run."
         ),
     )

@@ -62,7 +62,7 @@ def sweep_windows(
     batch_tokens: int = 8192,
     **reading: Unpack[Reading],
 ) -> pd.DataFrame:
-    """Measure per-example losses with each window of the tuned model's layers replaced by the base model's.
+    """Measure per-example losses with each window of the tuned model's layers replaced with the base model's.
 
     The untouched tuned model and the window of all layers are always measured too. A layer brings its hooks along.
 

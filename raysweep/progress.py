@@ -80,7 +80,7 @@ class Progress:
     def _show(self, name: str, event: Mapping[str, Any]) -> None:
         if name == events.CLUSTER_CHECKED:
             self._line(
-                f"cluster checked: {_counted(event['nodes'], 'node')} with the releases of this process, all of which see the storage"
+                f"cluster checked: {_counted(event['nodes'], 'node')} with the same package versions as this process and access to the storage"
             )
         elif name == events.FOLDER_AWAITED:
             self._line(
@@ -97,7 +97,7 @@ class Progress:
         elif name == events.CALL_FAILED:
             self._failed(event)
         elif name == events.WORKER_GIVEN_UP:
-            self._line(f"gave up a worker: {event['call']}: {event['error']}")
+            self._line(f"replacing a worker: {event['call']}: {event['error']}")
         elif name == events.CALL_GOES_ON:
             self._goes_on(event)
         elif name == events.CALL_DONE and not self._live:
@@ -124,14 +124,14 @@ class Progress:
     def _show_step(self, name: str, event: Mapping[str, Any]) -> None:
         """Each step as it begins and ends, and the traceback of a failure."""
         if name == events.CALL_STARTED:
-            self._line(f"began: {event['call']}")
+            self._line(f"started: {event['call']}")
         elif name == events.CALL_DONE:
             seconds = event["measured"].get("seconds")
             self._line(f"done: {event['call']}" + ("" if seconds is None else f" in {seconds:.1f} s"))
         elif name == events.CALL_CUT:
-            self._line(f"cut into {len(event['calls'])} pieces: {event['call']}")
+            self._line(f"split into {len(event['calls'])} pieces: {event['call']}")
         elif name == events.CALL_RETURNED:
-            self._line(f"not begun, waits for another worker: {event['call']}")
+            self._line(f"not started, waiting for another worker: {event['call']}")
         elif name == events.CALL_RETRIED:
             self._line(
                 f"attempt {event['attempt']} of {event['attempts']} failed: {event['call']}: {_first(event['error'])}"
@@ -197,8 +197,8 @@ def _beginning(event: Mapping[str, Any]) -> str:
     """What is to run, and what is there already."""
     n, done, calls = event["tasks"], event["done"], sum(event["calls"].values())
     if done == n:
-        return f"all {_counted(n, 'task')} done already"
-    there = f"; {done} of {n} tasks done already" if done else ""
+        return f"all {_counted(n, 'task')} already done"
+    there = f"; {done} of {n} tasks already done" if done else ""
     return f"{_counted(calls, 'call')} to run for {_counted(n - done, 'task')}{there}"
 
 

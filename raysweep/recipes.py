@@ -144,8 +144,8 @@ storage: runs/tiny                   # the run folder
 """
 
 TEMPLATE = """\
-# A raysweep run. `raysweep plan FILE` shows what it would do and cost. `raysweep run FILE` does it, and resumes after a stop.
-# Paths of checkpoints, records and storage start at the current folder. Only `architecture` starts at this file's folder.
+# A raysweep run. `raysweep plan FILE` shows what it would do and cost. `raysweep run FILE` runs it, or resumes it.
+# Paths of checkpoints, records and storage are relative to the current folder. Only `architecture` is relative to this file's folder.
 name: tiny
 
 models:
@@ -171,13 +171,13 @@ datasets:
   # - {name: mine, path: my.jsonl, format: columns, prompt: question, response: "{{ answer }}"}
 
 studies:
-  substitution:                      # replace layers of the tuned model by the base model's, and measure the test loss
+  substitution:                      # replace layers of the tuned model with the base model's, and measure the test loss
     widths: [5]                      # layers in a window; every window of each width is replaced. all: every width
     # sets: {mine: [3, 5, 9]}        # sets of layers to replace together
     # modules: [attention, mlp]      # replace only this part of each window's layers
     # coefficients: [0.25, 0.5]      # windows and sets at steps between the tuned (0) and the base weights (1, always included)
     # reverse: true                  # also put each window of the tuned model into the base model
-    # verify: 5                      # recompute 5 windows, chosen at random, with the modules really replaced
+    # verify: 5                      # recompute 5 windows, chosen at random, by actually swapping the modules
     # stop: {top: 3}                 # measure until the 3 costliest windows are settled; or {half_width: 0.02}, in nats
     # estimator: gradient            # estimate to first order in the weights: cheap; a random sample is measured to show the error
     # generate: {examples: 3, tokens: 32}   # text generated with each window replaced; changes: all for every other change, too
@@ -214,11 +214,11 @@ studies:
 execution:
   executor: local                    # local: this process; ray: workers of a cluster, or of this machine
   # address: 10.0.0.1:6379           # ray: the cluster to join; without it, Ray is started on this machine
-  # dashboard_host: 127.0.0.1        # Ray started here: the address of its dashboard; any other needs a token
-  # workers: auto                    # ray: as many as there is room for, or a number
+  # dashboard_host: 127.0.0.1        # if raysweep starts Ray: the address of its dashboard; any other needs a token
+  # workers: auto                    # ray: as many as fit, or a number
   # gpus_per_worker: auto            # ray: 1 if there are GPUs; or a share of one, or several
   resident: 2                        # checkpoints that a worker keeps loaded
-  attempts: 3                        # a chunk that fails, or loses its worker, 3 times is marked failed; the rest goes on
+  attempts: 3                        # a chunk that fails, or loses its worker, 3 times is marked failed; the rest continues
   # call_deadline: 1800              # ray: seconds that a call may always run, or 20 times the expected time; never: no limit
   device: auto                       # auto: cuda if there is a GPU, else cpu
   batch_tokens: auto                 # padded tokens in one call of a layer: 8192 on a GPU, 1024 on a CPU, or a number

@@ -141,7 +141,7 @@ def test_a_misspelt_key_names_the_nearest(override, told):
         ("execution.device_map=3", "key 'execution.device_map': give auto, or a mapping of modules to devices, not 3"),
         (
             "storage=ftp://host/run",
-            "key 'storage': 'ftp://host/run' cannot store a run: files must appear there complete or not at all, as in "
+            "key 'storage': 'ftp://host/run' cannot store a run: files there must never appear half-written, as in "
             "a folder or an object store; known: abfs, abfss, az, gcs, gs, memory, s3, s3a",
         ),
         ("storage=''", "key 'storage': give a folder, or the URL of a place in an object store"),

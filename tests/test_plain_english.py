@@ -28,7 +28,7 @@ WORDS = {
     r"\bis no (?!longer\b)\w+ folder\b|\bno run folder\b": "is not a run folder",
     r"\bmakeable\b|\bmade from others\b": "ready, derived",
     r"\bway there and back\b": "forward and backward pass",
-    r"\b(?:put|puts|putting) back\b|\bput(?:s|ting)? (?:\w+ ){1,4}back\b": "replaced by the base model's",
+    r"\b(?:put|puts|putting) back\b|\bput(?:s|ting)? (?:\w+ ){1,4}back\b": "replaced with the base model's",
     r"\bstretch(?:es)? of\b": "segments of similar layers",
     r"\bwordings?\b": "prompt template",
     r"\bis let go\b|\blet go of\b": "released",

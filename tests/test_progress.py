@@ -107,11 +107,11 @@ def test_plain_lines_come_now_and_then(capsys):
     out, err = capsys.readouterr()
     assert out == ""
     assert err.splitlines() == [
-        "[   0.0 s] 4 calls to run for 7 tasks; 2 of 9 tasks done already",
+        "[   0.0 s] 4 calls to run for 7 tasks; 2 of 9 tasks already done",
         "[   0.0 s] 2 workers of 1 CPU on ray, dashboard http://h:1",
         "[   5.0 s] capture 4/4, 0 s left",
         "[  10.0 s] capture 4/4, 0 s left",
-        "[  12.0 s] gave up a worker: capture m/d: the worker (process 1 on h) ran this for 9 min",
+        "[  12.0 s] replacing a worker: capture m/d: the worker (process 1 on h) ran this for 9 min",
         "[  12.0 s] 1 worker left",
         "[  12.0 s] failed: capture m/d: gone",
         "[  12.0 s] failed: capture m/e: lost",

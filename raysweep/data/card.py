@@ -45,11 +45,11 @@ def read_configuration(folder: Path, name: str | None) -> Configuration:
     configs = _configs(card)
     if not configs:
         if name is not None:
-            raise InputError(f"{folder} has no configuration '{name}': its README.md lists none. Leave ':{name}' out")
+            raise InputError(f"{folder} has no configuration '{name}': its README.md lists none. Remove ':{name}'")
         return Configuration(card)
     named = {str(config.get("config_name", "default")): config for config in configs}
     if len(named) < len(configs):
-        raise InputError(f"{card}: two of its configurations have one name. Correct its header")
+        raise InputError(f"{card}: two of its configurations have the same name. Correct its header")
     chosen = named[_choose(folder, named, name)]
     where = f"{card}: configuration '{chosen.get('config_name', 'default')}'"
     if unknown := sorted(str(key) for key in chosen if key not in _HARMLESS):
@@ -127,14 +127,14 @@ def _patterns(data_files: Any, where: str) -> dict[str, tuple[str, ...]]:
 def _texts(paths: Any, where: str) -> tuple[str, ...]:
     listed = paths if isinstance(paths, list) else [paths]
     if not listed or not all(isinstance(path, str) and path for path in listed):
-        raise InputError(f"{where} has {shown(paths)} where a path or a list of paths belongs. Correct its data_files")
+        raise InputError(f"{where} has {shown(paths)} where it needs a path or a list of paths. Correct its data_files")
     return tuple(listed)
 
 
 def _check_inside(path: Any, where: str) -> None:
     if not isinstance(path, str) or "://" in path or path.startswith("/") or ".." in PurePosixPath(path).parts:
         raise InputError(
-            f"{where} names {shown(path)}, which is not inside the folder. Fetch the file and give it itself"
+            f"{where} names {shown(path)}, which is not inside the folder. Fetch the file and give its path"
         )
     if any("**" in part and part != "**" for part in PurePosixPath(path).parts):
         raise InputError(f"{where} has the pattern {shown(path)}, in which '**' is not a whole folder name. Correct it")

@@ -49,7 +49,7 @@ class Exclude:
         for name in ("phrases", "values"):
             object.__setattr__(self, name, _texts(name, getattr(self, name)))
         if not (self.phrases or self.pattern or self.values):
-            raise InputError("exclude names nothing; give phrases, a pattern, or a column and its values")
+            raise InputError("exclude is empty; give phrases, a pattern, or a column and its values")
         if "" in self.phrases:
             raise InputError("exclude has an empty phrase, which every text contains; remove it")
         if self.values and self.column is None:

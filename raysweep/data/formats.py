@@ -261,7 +261,9 @@ def find_format(
     if name not in FORMATS:
         raise InputError(f"unknown format '{name}'; {nearest(name, [*FORMATS, 'columns'])}")
     if prompt is not None or response is not None:
-        raise InputError(f"format '{name}' makes its own texts; remove prompt and response, or use format 'columns'")
+        raise InputError(
+            f"format '{name}' sets its own prompt and response; remove these keys, or use format 'columns'"
+        )
     return FORMATS[name]
 
 

@@ -89,7 +89,7 @@ def read_records(
     if not rows:
         held = "" if all_but_last is None else f", and all_but_last removes {all_but_last}"
         raise InputError(
-            f"{where} has no record left: of its {kept.n_read}, exclude removes {kept.n_excluded}{held}; remove fewer"
+            f"{where} has no records left: of its {kept.n_read}, exclude removes {kept.n_excluded}{held}; remove fewer"
         )
     numbers, places, records = (list(column) for column in zip(*rows, strict=True))
     return Records(where, records, places, numbers, kept.n_excluded, warned)

@@ -69,7 +69,7 @@ def read_source(
     if not n_read:
         raise InputError(f"{name} is empty: it has no records")
     if not rows:
-        raise InputError(f"{name} has no record left: of its {n_read}, exclude removes {n_excluded}; remove fewer")
+        raise InputError(f"{name} has no records left: of its {n_read}, exclude removes {n_excluded}; remove fewer")
     numbers = [number for number, _ in rows]
     return Records(name, [record for _, record in rows], [Place(name, n) for n in numbers], numbers, n_excluded)
 

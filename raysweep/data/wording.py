@@ -228,7 +228,7 @@ def _check_turns(name: str, record_format: Format, record: Record, notes: Notes 
     conversation = record_format.conversation(record)
     if [turn["role"] for turn in conversation.messages] != ["user", "assistant"]:
         raise InputError(
-            f"prompt template '{name}' takes one user turn and one assistant turn, and the record has "
+            f"prompt template '{name}' supports only one user turn and one assistant turn, and the record has "
             f"{roles(conversation.messages)}; use template 'chat'"
         )
     if beyond := conversation.beyond_text():

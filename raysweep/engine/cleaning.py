@@ -197,7 +197,7 @@ def _planned_keys(folder: RunFolder) -> set[str]:
         tasks = [Task.from_json(task) for task in json.loads(read_bytes(folder.plan))["tasks"]]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
-            f"'{folder.plan}' is damaged, or another release's ({type(error).__name__}); run the folder's config.yaml first"
+            f"'{folder.plan}' is damaged, or from another version ({type(error).__name__}); run the folder's config.yaml first"
         ) from error
     return {key for task in tasks for key in task.keys}
 

@@ -56,7 +56,7 @@ def check_writable(root: Location, what: str = "storage") -> None:
         while not there.exists():
             there = there.parent
         if not there.is_dir():
-            raise InputError(f"{what} '{root}' lies under '{there}', which is a file; give another folder")
+            raise InputError(f"{what} '{root}' is inside '{there}', which is a file; give another folder")
         if not os.access(there, os.W_OK | os.X_OK):
             read_only = bool(os.statvfs(there).f_flag & os.ST_RDONLY)
             why = "its file system is read-only" if read_only else "you may not write there"

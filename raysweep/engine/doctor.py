@@ -222,7 +222,7 @@ class _Look:
         torn = [line for line in log_lines(self._folder.events) if line.strip() and parsed(line) is None]
         if torn:
             size = sum(len(line.encode("utf-8", "replace")) for line in torn)
-            yield Finding("events", self._folder.events.name, size, f"{len(torn)} torn lines, which readers skip")
+            yield Finding("events", self._folder.events.name, size, f"{len(torn)} incomplete lines, which readers skip")
 
 
 def _without(folder: RunFolder, finding: Finding) -> Finding:

@@ -24,7 +24,7 @@ def as_committed(checkpoint: Checkpoint, folder: RunFolder) -> Checkpoint:
     if manifest is None:
         raise InputError(
             f"checkpoint '{checkpoint.source}', which this run made, is not complete "
-            f"({folder.why_lost(checkpoint.fingerprint)}). Run again to create it again."
+            f"({folder.why_lost(checkpoint.fingerprint)}). Run again to recreate it."
         )
     name = f"{checkpoint.folder.name}/"
     files = {entry.path.removeprefix(name): entry.sha256 for entry in manifest.files if entry.path.startswith(name)}

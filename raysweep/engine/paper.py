@@ -36,8 +36,7 @@ def workers_on(gpus: int, nodes: int, each: float) -> int:
     """
     if nodes > gpus:
         raise InputError(
-            f"--nodes {nodes}: {gpus} GPU{'s' * (gpus != 1)} cannot be spread over that many nodes; give at most that "
-            "many nodes"
+            f"--nodes {nodes}: {gpus} GPU{'s' * (gpus != 1)} cannot be spread over {nodes} nodes; give at most {gpus}"
         )
     sizes = [gpus // nodes + (node < gpus % nodes) for node in range(nodes)]
     room = room_for([Node(sys.maxsize, size) for size in sizes], 1, each)

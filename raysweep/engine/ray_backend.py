@@ -174,7 +174,7 @@ class RayBackend:
                     f"{ray.__version__} and Python {platform.python_version()}; use the same on both"
                 ) from error
             raise InputError(
-                f"the Ray cluster at '{address}' cannot be joined ({_words(error)}); is it up, of the same Ray "
+                f"the Ray cluster at '{address}' cannot be joined ({_words(error)}); is it up, does it have the same Ray "
                 f"({ray.__version__}) and Python ({platform.python_version()}), and does this process have its token "
                 "(RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or ~/.ray/auth_token)?"
             ) from error

@@ -76,7 +76,7 @@ def compare_versions(own: Mapping[str, str], reports: Sequence[NodeReport]) -> N
     ]
     if different:
         raise InputError(
-            "the nodes of the cluster have other package versions than this process: "
+            "the nodes of the cluster have different package versions than this process: "
             + "; ".join(different[:10])
             + (f"; and {len(different) - 10} more" if len(different) > 10 else "")
             + "; install the same versions on every node (pip install -c constraints.txt)"

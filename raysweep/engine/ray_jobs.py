@@ -28,12 +28,12 @@ def enter_job(storage: str, spill: str | None = None) -> None:
     hide_gpus()
     if "://" not in storage and not Path(storage).expanduser().is_absolute():
         raise InputError(
-            f"storage '{storage}' is relative, and a job runs in a folder of its own that is thrown away with it; give an "
+            f"storage '{storage}' is relative, and a job runs in its own folder, which is deleted with it; give an "
             "absolute folder that every node sees (--set storage=/shared/run), or a URL"
         )
     if spill is not None and not Path(spill).expanduser().is_absolute():
         raise InputError(
-            f"execution.spill '{spill}' is relative, and a job runs in a folder of its own, which may be on a disk without room; "
+            f"execution.spill '{spill}' is relative, and a job runs in its own folder, which may be on a disk without room; "
             "give an absolute folder, which each worker has on its own disk (--set execution.spill=/scratch)"
         )
 
@@ -45,6 +45,6 @@ def refuse_held_gpus() -> None:
     gpus = json.loads(found).get("entrypoint_num_gpus") if found else None
     if gpus:
         raise InputError(
-            f"the entry point of this job holds {gpus:g} GPU{'s' * (gpus != 1)}, which it does not use and no worker can have; "
+            f"the entry point of this job holds {gpus:g} GPU{'s' * (gpus != 1)}, which it does not use and no worker can then use; "
             "submit it without --entrypoint-num-gpus"
         )

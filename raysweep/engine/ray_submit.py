@@ -127,7 +127,7 @@ def submit(
     """
     url = dashboard_url(address)
     if working_dir is not None and not working_dir.is_dir():
-        raise InputError(f"--working-dir '{working_dir}' is not a folder; give a folder, or leave it out")
+        raise InputError(f"--working-dir '{working_dir}' is not a folder; give a folder, or remove the option")
     config = travelling(config, working_dir)
     headers = check_dashboard_answers(url)
     RayBackend(config.execution.model_copy(update={"address": url})).settle(
@@ -217,8 +217,8 @@ def _folder_with(name: str, text: str, folder: Path | None) -> Iterator[Path]:
             path.write_text(text, encoding="utf-8")
         except OSError as error:
             raise InputError(
-                f"the config cannot be written into --working-dir '{folder}' ({error.strerror or error}), with which it is sent; "
-                "make the folder writable, or leave --working-dir out"
+                f"the config cannot be written into --working-dir '{folder}' ({error.strerror or error}), where it is needed to send it; "
+                "make the folder writable, or remove --working-dir"
             ) from error
         stack.callback(path.unlink, missing_ok=True)
         yield folder
@@ -270,7 +270,7 @@ def _asked(job: Job, ask: Callable[[str], T], *, patience: float | None = None) 
         except (RuntimeError, ConnectionError, requests.exceptions.RequestException) as error:
             if time.monotonic() > until:
                 raise RunError(
-                    f"the dashboard at {redacted(job.address)} does not answer any more ({type(error).__name__}); job "
+                    f"the dashboard at {redacted(job.address)} no longer answers ({type(error).__name__}); job "
                     f"{job.id} may still be running: try again with {job.command('logs')}"
                 ) from error
             time.sleep(_POLL_SECONDS)

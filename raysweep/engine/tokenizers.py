@@ -54,8 +54,8 @@ def check_one_vocabulary(
     for token, number in ids.items():
         if others.get(token, number) != number:
             raise InputError(
-                f"base '{base.source}' and tuned '{tuned.source}' have tokenizers that do not agree: the token {token!r} is {number} "
-                f"and {others[token]}; a pair must have one vocabulary; if a tokenizer was saved there by mistake, "
+                f"base '{base.source}' and tuned '{tuned.source}' have tokenizers that do not agree: the token {token!r} has the ids {number} "
+                f"and {others[token]}; a pair must share one vocabulary; if a tokenizer was saved there by mistake, "
                 "replace it with the other's files"
             )
 

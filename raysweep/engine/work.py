@@ -173,7 +173,7 @@ class Worker:
             if not close.all():
                 at = int(close.argmin())
                 raise RaysweepError(
-                    f"'{change.text}' recomputed by substituting the modules has another loss for record {ids[at]}: "
+                    f"'{change.text}' recomputed by swapping the modules has a different loss for record {ids[at]}: "
                     f"{recomputed[at]:.6f}, but the sweep has {losses[at]:.6f}, which rounding in {call.loading.dtype} does "
                     "not explain. Do not trust this run's losses, and report the architecture"
                 )

@@ -70,7 +70,7 @@ def check_tensors(checkpoint: Checkpoint) -> tuple[str, ...]:
     if wrong:
         raise InputError(
             f"checkpoint '{checkpoint.source}' has {len(wrong)} tensors that its config does not include, {wrong[0]} among "
-            f"them; transformers would ignore them, and load another model than was trained. Correct the settings in "
+            f"them; transformers would ignore them, and load a different model than the one that was trained. Correct the settings in "
             f"{checkpoint.folder / 'config.json'} (biases, number of layers, tied head), or remove the tensors"
         )
     return tuple(unexpected)

@@ -70,7 +70,7 @@ def _refuse_foreign_code(adapter: Checkpoint, path: Path) -> None:
         if (value := adapter.config.get(name)) and value not in harmless:
             raise InputError(
                 f"{path} has {name} {shown(value)}, for which PEFT would import or load what the adapter names, and raysweep "
-                f"runs nothing that a checkpoint names; {INSTEAD}"
+                f"never runs code that a checkpoint names; {INSTEAD}"
             )
 
 

@@ -23,7 +23,7 @@ def accuracy_line(found: Accuracy) -> str:
         f"layer applications {_times(found, 'layer_applications')}",
         f"peak memory {_times(found, 'memory')}",
     )
-    return "\n".join(wrapped(f"the plan's estimate ÷ what the run took: {', '.join(shown)}{_reservation(found)}"))
+    return "\n".join(wrapped(f"plan's estimate ÷ measured: {', '.join(shown)}{_reservation(found)}"))
 
 
 def accuracy_records(found: Accuracy | None) -> list[dict[str, str]]:

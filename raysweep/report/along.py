@@ -113,11 +113,11 @@ def _view(model: str, dataset: str, steps: _Steps, drawings: Drawings) -> Along:
         ("along", model, dataset),
         f"Heat maps over {len(shown)} steps of fine-tuning, from {shown[0]} to {shown[-1]}: cost of windows by their centre, and δ by "
         f"layer. Below them, ρ with its interval{_ends_of(rho_P)}.",
-        "From left to right: the checkpoints kept during fine-tuning, evenly spaced whatever the number of steps "
-        "between them. Cost: how much the loss of a checkpoint rises when layers are replaced by the base model’s. δ: low (dark) "
+        "From left to right: the checkpoints kept during fine-tuning, evenly spaced regardless of the number of steps "
+        "between them. Cost: how much the loss of a checkpoint rises when layers are replaced with the base model’s. δ: low (dark) "
         "where representations change fast; at step 0, that of the base model. ρ: rank correlation of δ and loss, with its 95 % "
-        "interval over examples. The checkpoints of one training are not independent, and the intervals do not cover other "
-        "trainings. A step’s costliest window was picked from many and may change places with its neighbours by chance.",
+        "interval over examples. The checkpoints of one training run are not independent, and the intervals do not cover other "
+        "runs. A step’s costliest window was picked from many and may change places with its neighbours by chance.",
     )
     table = _table(steps, width, setting, rho_P)
     return Along(_sentences(cost_PC, rho_P), picture, table)

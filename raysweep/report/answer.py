@@ -95,7 +95,7 @@ def _cost_sentences(cell: Cell, width: int, brief: bool) -> list[Markup]:
         return [Markup("The loss with {} replaced is n/a (no example has a loss).").format(span)]
     if math.isnan(top.cost):
         text = (
-            "The loss is highest, {} nats, with <strong>{}</strong> replaced by the base model's; the cost is n/a "
+            "The loss is highest, {} nats, with <strong>{}</strong> replaced; the cost is n/a "
             "(the tuned model's own loss was not measured)."
         )
         return [Markup(text).format(number(top.loss), top.name)]
@@ -112,7 +112,7 @@ def _cost_sentences(cell: Cell, width: int, brief: bool) -> list[Markup]:
         return [Markup("Among windows of {}, {} costs most: {}.").format(span, top.name, cost)]
     whole = cell.windows.loc[cell.windows["role"] == "all", "loss"].dropna()
     first = Markup(
-        "Replacing <strong>{}</strong> by the base model's costs most: {} per response token (loss {} → {}{})."
+        "Replacing <strong>{}</strong> with the base model's costs most: {} per response token (loss {} → {}{})."
     ).format(
         top.name,
         cost,
@@ -157,7 +157,7 @@ def _change_sentence(cell: Cell, setting: Setting) -> Markup:
     changes = cell.change_points(setting)
     if not changes:
         reason = cell.delta_reason(setting, int(cell.dynamics(setting)["layer"].iloc[0]))
-        return Markup("Which layers change the base model's representations most is n/a ({}).").format(reason)
+        return Markup("Where the base model's representations change fastest is not known ({}).").format(reason)
     text = "The base model's representations change fastest at <strong>{}</strong> (smallest δ, {}){}."
     inside = ""
     found = cell.first_correlation
@@ -210,7 +210,7 @@ def _dependence(swept: Sequence[Cell]) -> list[Markup]:
         ((cell, top, where),) = found
         unsure = "" if where == top.name else " (no significant difference)"
         text = (
-            "Fine-tuning on <bdi>{}</bdi> depends most on <strong>{}</strong>{}: replacing {} by the base model's raises the loss by {} "
+            "Fine-tuning on <bdi>{}</bdi> depends most on <strong>{}</strong>{}: replacing {} with the base model's raises the loss by {} "
             "nats {}."
         )
         what = top.name if unsure else "it" if top.width == 1 else "them"

@@ -54,8 +54,8 @@ def conclusion(together: pd.DataFrame, answers: pd.DataFrame | None, model: str,
     if "none" in found and not opened.ci_low > found["none"].ci_high:
         said.append(
             Markup(
-                "That does not differ significantly from the model before training. The backdoor was not learnt, so there is nothing for "
-                "frozen layers to keep out."
+                "That does not differ significantly from the model before training. The model did not learn the backdoor, so there is "
+                "nothing for frozen layers to keep out."
             )
         )
         return Markup(" ").join(said)
@@ -69,7 +69,7 @@ def conclusion(together: pd.DataFrame, answers: pd.DataFrame | None, model: str,
     said += _less_of_everything(found)
     if seeds < 3:
         counted = "one seed" if seeds == 1 else f"{seeds} seeds"
-        said.append(Markup("With {}, other trainings may well turn out differently.").format(counted))
+        said.append(Markup("With {}, other training runs may well turn out differently.").format(counted))
     return Markup(" ").join(said)
 
 
@@ -124,11 +124,11 @@ def _against_each_other(found: dict[str, Any], answers: pd.DataFrame | None, jud
     other = found["freeze_non_critical"]
     way, how = _compared(found["freeze_critical"], other, answers, judge)
     verdicts = {
-        -1: "Freezing the critical layers lowered the attack’s rate more than freezing as many others did",
-        1: "Freezing the critical layers lowered the attack’s rate less than freezing as many others did",
+        -1: "Freezing the critical layers lowered the attack’s rate more than freezing as many other layers did",
+        1: "Freezing the critical layers lowered the attack’s rate less than freezing as many other layers did",
         0: "It is undecided whether it matters which layers are frozen",
     }
-    text = "With as many others frozen, it is <strong>{}</strong> {}. {}{}."
+    text = "With as many other layers frozen, it is <strong>{}</strong> {}. {}{}."
     return [Markup(text).format(rate(other.rate), _percent(other), verdicts[way], how)]
 
 

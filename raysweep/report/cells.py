@@ -274,7 +274,7 @@ class Cell:
             near = (rows["layer_i"] == layer) & ((rows["layer_j"] - layer).abs() <= setting.neighbourhood // 2)
             for reason in rows.loc[near, "reason"].dropna():
                 return str(reason)
-        return "a similarity it is the mean of is undefined"
+        return "a similarity that it averages is undefined"
 
     # Correlation
 

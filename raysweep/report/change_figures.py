@@ -55,7 +55,7 @@ def set_bars(sets: Sequence[tuple[str, Changed, Window | None]], title: str) -> 
 
     height = 0.95 + 0.56 * len(sets)
     figure = Figure(figsize=(SIZE[0], height))
-    header(figure, title, "cost (nats) of a set of layers replaced by the base model's")
+    header(figure, title, "cost (nats) of a set of layers replaced with the base model's")
     axes = figure.add_axes((0.04, 0.34 / height, 0.92, 1 - 0.95 / height))
     for place, (name, chosen, window) in enumerate(sets):
         style: dict[str, Any] = {"fontsize": 8.5, "va": "center", "transform": axes.get_yaxis_transform(), "zorder": 4}

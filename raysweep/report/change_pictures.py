@@ -44,10 +44,13 @@ def _widths(cell: Cell, *kinds: str) -> list[int]:
 
 def _triangle(cell: Cell, kind: str, drawings: Drawings) -> Picture:
     if kind == "window":
-        rows, what = cell.windows[cell.windows["role"] != "tuned"], "replaced by the base model's layers"
+        rows, what = cell.windows[cell.windows["role"] != "tuned"], "replaced with the base model's layers"
         heads = "every window"
     else:
-        rows, what = _spans(cell.changes[cell.changes["kind"] == kind]), f"{_PARTS[kind]} replaced by the base model's"
+        rows, what = (
+            _spans(cell.changes[cell.changes["kind"] == kind]),
+            f"{_PARTS[kind]} replaced with the base model's",
+        )
         heads = f"every window, {_PARTS[kind]}"
     costs = rows["cost"].dropna()
     scale = (
@@ -82,8 +85,8 @@ def _set_pictures(cell: Cell, drawings: Drawings) -> list[Picture]:
             ("sets", cell.model, cell.dataset),
             f"Bar chart of the cost of {len(shown)} sets of layers"
             f"{f'; highest for {shown[0][0]}, {number(shown[0][1].cost, signed=True)} nats' if shown else ''}.",
-            "Blue: how much the loss rises when a set of layers is replaced by the base model's. Grey: the "
-            f"costliest window of as many layers, if that width was swept. Lines are {_PAIRED}.{more}",
+            "Blue: how much the loss rises when a set of layers is replaced with the base model's. Grey: the "
+            f"costliest window with the same number of layers, if that width was swept. Lines are {_PAIRED}.{more}",
         )
     ]
     if (rows["coefficient"] != 1).any():
@@ -106,7 +109,7 @@ def _module_picture(cell: Cell, width: int, drawings: Drawings) -> Picture:
         change_figures.module_curves(swept(cell.windows, width), rows, width, cell.n_layers, heading(cell)),
         ("modules", cell.model, cell.dataset, f"w{width}"),
         f"Line chart of cost by the centre of the window of width {width}, complete and by parts; {'; '.join(highest) or 'no cost'}.",
-        f"How much the loss rises with {consecutive(width)} replaced by the base model's, completely or only their attention or "
+        f"How much the loss rises with {consecutive(width)} replaced with the base model's, completely or only their attention or "
         f"MLP (a norm belongs to the module that follows it). Bars are {_PAIRED}. The costs of the parts need not add "
         "up to the cost of the complete layers.",
     )
@@ -132,7 +135,7 @@ def _steps(
     return drawings.add(
         change_figures.coefficient_lines(rows, names, heading(cell), subtitle),
         ("steps", cell.model, cell.dataset, stem),
-        f"Line chart of cost over the coefficient ({coefficients}), one line a {what}, {rows['layers'].nunique()} in all.",
+        f"Line chart of cost over the coefficient ({coefficients}), one line per {what}, {rows['layers'].nunique()} in all.",
         f"How much the loss rises when a {what}'s weights are (1 − c) · tuned + c · base. Blue: the {what} "
         f"that costs most at c = 1, with {_PAIRED} as bars; dashed: a cost in proportion to c. Grey: the others. Measured at "
         f"c = {coefficients}; at c = 0 nothing changes.",
@@ -155,7 +158,7 @@ def _reverse_picture(cell: Cell, width: int, drawings: Drawings) -> Picture:
     return drawings.add(
         change_figures.reverse_curve(cell.gains, width, own, cell.n_layers, heading(cell)),
         ("reverse", cell.model, cell.dataset, f"w{width}"),
-        f"Line chart of mean test loss of the base model by the centre of the window of width {width} of the tuned one in it{lowest}.",
+        f"Line chart of the base model's mean test loss with a window of {width} of the tuned model's layers in it, by the window's centre{lowest}.",
         f"The other direction: mean test loss of the base model (with its own embedding, norm and head) with {consecutive(width)} of "
         "the tuned model in it. Bars are 95 % intervals of the difference to the base model on the same examples, drawn "
         "around the mean. If a bar does not touch the grey line, these layers alone change the base model's loss."

@@ -60,7 +60,7 @@ def _sets(cell: Cell) -> list[Markup]:
     rows = _rows(cell, "set")
     lines = []
     for chosen in changes_of(rows.head(SETS)):
-        line = Markup("Replacing the set {} by the base model's layers costs {}").format(
+        line = Markup("Replacing the set {} with the base model's layers costs {}").format(
             cell.set_name(chosen.layers), _cost(chosen)
         )
         window = cell.top(chosen.width)
@@ -131,7 +131,7 @@ def _steps(cell: Cell) -> list[Markup]:
         if low > cell.resolution
         else "not significantly different from a cost"
     )
-    text = "Replacing {1} to a coefficient of {0:g} costs {3}. That is {4} in proportion to the coefficient (difference {5} {6})."
+    text = "Moving {1} only part of the way to the base model (coefficient {0:g}) costs {3}. That is {4} in proportion to the coefficient (difference {5} {6})."
     shown = number(mean, decimals, signed=True), interval(low, high, decimals)
     return [Markup(text).format(step, top.name, _verb(top.width, "cost"), _cost(chosen), how, *shown)]
 
@@ -164,9 +164,9 @@ def _verification(cell: Cell) -> list[Markup]:
     n = len(rows[["kind", "layers", "coefficient"]].drop_duplicates())
     examples = rows["example_id"].nunique()
     largest = float(rows["difference"].abs().max())
-    apart = f"differ by at most {largest:.1e} nats" if largest else "are the same to the last bit"
+    apart = f"differ by at most {largest:.1e} nats" if largest else "are identical to the last bit"
     return [
-        Markup("{} recomputed by really replacing the modules, on {}: the losses <strong>{}</strong>.").format(
+        Markup("{} recomputed by actually swapping the modules, on {}: the losses <strong>{}</strong>.").format(
             "One window or other change was" if n == 1 else f"{n} windows or other changes were",
             "one example" if examples == 1 else f"{examples} examples",
             apart,

@@ -49,7 +49,7 @@ def changes_table(cell: Cell) -> Table | None:
 
 
 def verification_table(cell: Cell) -> Table | None:
-    """Differences between the sweep's losses and those of really replaced modules; None if none were recomputed."""
+    """Differences between the sweep's losses and those of modules that were actually swapped; None if none were recomputed."""
     if "verification" not in cell.tables:
         return None
     rows = []
@@ -67,7 +67,7 @@ def verification_table(cell: Cell) -> Table | None:
             f"{abs(float(worst['difference'])):.1e}",
         )
         rows.append((abs(float(worst["difference"])), row))
-    caption = "Losses recomputed by really replacing the modules, one example at a time"
+    caption = "Losses recomputed by actually swapping the modules, one example at a time"
     if len(rows) > MOST:
         caption += f". These are the {MOST} largest differences of {len(rows)}; results/verification.parquet has all"
         rows = sorted(rows, key=lambda item: -item[0])[:MOST]
@@ -108,7 +108,7 @@ def verification_lines(tables: Mapping[str, pd.DataFrame]) -> list[str]:
     for (model, dataset), rows in tables["verification"].groupby(["model", "dataset"], sort=False):
         n = len(rows[["kind", "layers", "coefficient"]].drop_duplicates())
         lines.append(
-            f"{model} on {dataset}: {n} windows or other changes recomputed by really replacing the modules, on "
+            f"{model} on {dataset}: {n} windows or other changes recomputed by actually swapping the modules, on "
             f"{rows['example_id'].nunique()} examples; losses differ by at most {rows['difference'].abs().max():.1e}"
         )
     return lines

@@ -147,7 +147,7 @@ TABLES: dict[str, Table] = {
             "coefficient": COEFFICIENT,
             "example_id": EXAMPLE,
             "loss": _number("The sweep's loss.", "nats a token"),
-            "recomputed": _number("The loss with the modules really exchanged.", "nats a token"),
+            "recomputed": _number("The loss with the modules actually swapped.", "nats a token"),
             "difference": _number("`recomputed` − `loss`; 0 if both are the same NaN or infinity.", "nats a token"),
         },
     ),

@@ -48,7 +48,7 @@ def _verdict(found: Critical) -> str:
     shares = {layer: float(found.stability[layer]) for layer in found.layers}
     if any(math.isnan(share) for share in shares.values()):
         few = min(choice.n_examples for choice in found.datasets.values())
-        return f"How stable the choice is cannot be measured with {few} examples: that takes 8 or more."
+        return f"The stability of the choice cannot be measured with {few} examples; it takes at least 8."
     half = f"in ≥ {percent(STABLE)} of half-samples of the examples"
     n, shaky = len(shares), {layer: share for layer, share in shares.items() if share < STABLE}
     if not shaky:
@@ -66,7 +66,7 @@ def _lists(found: Critical) -> list[str]:
     if not found.layers:
         return ["No critical layers were found, so there is no list to train or to freeze."]
     peft = found.peft_config()
-    lines = ["To train these layers only, pass to PEFT's LoraConfig:"]
+    lines = ["To train only these layers, pass this to PEFT's LoraConfig:"]
     settings = [f"{name}={json.dumps(value)}" for name, value in peft.items()]
     lines += wrapped(", ".join(settings), first="  ")
     lines.append("To freeze them, freeze the parameters whose names begin with:")
@@ -115,7 +115,7 @@ def agreement_text(found: Agreement, datasets: int) -> str:
     )
     if math.isnan(found.repeated):
         return f"{text} There are too few examples for an interval."
-    return f"{text} Two samples of one data set would agree {number(found.repeated)}."
+    return f"{text} Two samples of the same data set would have an agreement of {number(found.repeated)}."
 
 
 def critical_json(found: Critical, title: str) -> dict[str, Any]:

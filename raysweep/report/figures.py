@@ -50,7 +50,7 @@ TWO_COLUMNS = 8  # the most cells that the overview sets in two columns, which a
 
 @styled
 def loss_curve(windows: pd.DataFrame, width: int, title: str) -> Figure:
-    """Mean test loss with each window of `width` replaced by the base model's layers, by the window's centre.
+    """Mean test loss with each window of `width` replaced with the base model's layers, by the window's centre.
 
     `windows` is from `summaries.window_losses`. Bars are the 95 % interval of the paired cost, drawn around the mean; horizontal lines
     are the tuned model and the model with all decoder layers of the base.

@@ -82,7 +82,7 @@ def overview(cells: Sequence[Cell], drawings: Drawings) -> Picture | None:
         figures.overview(curves, drawn[0].settings[0].metric),
         ("overview",),
         f"Small line charts for {len(drawn)} models and data sets: loss after substitution above δ, by layer.",
-        f"Blue: the test loss with {consecutive(drawn[0].widths[0])} around each centre replaced by the base model's. Horizontal line: "
+        f"Blue: the test loss with {consecutive(drawn[0].widths[0])} around each centre replaced with the base model's. Horizontal line: "
         "the tuned model. Green: δ of the base model, low where its representations change fast. Shaded: the "
         "change-point layers, chosen by δ alone. If δ predicts the critical layers, the shaded layers lie where the loss is high.",
     )
@@ -102,7 +102,7 @@ def _loss_picture(cell: Cell, width: int, drawings: Drawings) -> Picture:
     return drawings.add(
         figures.loss_curve(cell.windows, width, heading(cell)),
         ("loss", cell.model, cell.dataset, f"w{width}"),
-        f"Line chart of mean test loss by the centre of the window of width {width} that the base model's layers replace{highest}.",
+        f"Line chart of mean test loss by the centre of the window of width {width} replaced with the base model's layers{highest}.",
         f"Mean test loss over {swept['examples'].max()} examples with {consecutive(width)} replaced by the base "
         "model's. Bars are 95 % intervals of the difference to the tuned model on the same examples, drawn around the "
         "mean. If a bar does not touch the tuned model's line, the cost is significantly different from 0."
@@ -134,7 +134,7 @@ def _agreement_picture(cell: Cell, setting: Setting, width: int, drawings: Drawi
     return drawings.add(
         figures.dynamics_against_loss(cell.dynamics(setting), cell.windows, width, rho, heading(cell), setting.metric),
         ("agreement", cell.model, cell.dataset, setting.metric, f"n{setting.neighbourhood}", f"w{width}"),
-        f"Scatter plot of mean test loss against δ, one numbered point a window of width {width}{said}.",
+        f"Scatter plot of mean test loss against δ, one numbered point per window of width {width}{said}.",
         f"Each point is a window of width {width}, numbered by its centre if there is room. Change-point layers are "
         f"orange ({setting}). If δ predicts the critical layers, the points fall from upper left to lower right.",
     )
@@ -146,8 +146,8 @@ def _similarity_picture(cell: Cell, metric: str, drawings: Drawings) -> Picture:
     setting = next((setting for setting in cell.settings if setting.metric == metric), None)
     changes = cell.change_points(setting) if setting else []
     caption = (
-        f"{name[0].upper()}{name[1:]} of every two layers of the base model; {alike} means that they are alike. Figures differ in "
-        "their colour scales."
+        f"{name[0].upper()}{name[1:]} of every pair of layers of the base model; {alike} means that they are alike. Figures have "
+        "different colour scales."
     )
     if rows["value"].isna().any():
         reasons = rows.loc[rows["value"].isna(), "reason"].dropna().value_counts()
@@ -157,6 +157,6 @@ def _similarity_picture(cell: Cell, metric: str, drawings: Drawings) -> Picture:
     return drawings.add(
         figures.similarity_map(rows, changes, heading(cell), metric),
         ("similarity", cell.model, cell.dataset, metric),
-        f"Heat map of {name} between the representations of every two of {cell.n_layers} layers, from {low} to {high}.",
+        f"Heat map of {name} between the representations of every pair of {cell.n_layers} layers, from {low} to {high}.",
         caption,
     )

@@ -29,14 +29,14 @@ MOST_ROWS = 40  # cells of a table; the page has all of them
 _SPELLED_OUT = 1  # cells that have sentences of their own; more are rows of a table
 _GAP = "the gap between base and tuned"
 _TIED = "tied"
-_WIDTHS = 3  # widths beside the main one that are named
+_WIDTHS = 3  # widths besides the main one that are named
 
 _VERDICTS: Mapping[Verdict, str] = {
     "predicts": "δ predicts the critical layers",
     "maybe": "δ points to the critical layers, but chance is not ruled out",
     "unclear": "These examples cannot show whether δ predicts the critical layers",
     "wrong": "δ points to the wrong layers",
-    "idle": "No cost is distinguishable from 0, so there is nothing for δ to predict",
+    "idle": "No cost is significantly different from 0, so there is nothing for δ to predict",
     "withheld": "δ is not compared with the costs",
 }
 _SHORT: Mapping[Verdict, str] = {
@@ -97,25 +97,24 @@ def _cost_text(cell: Cell) -> str:
     span = "one layer" if width == 1 else f"{width} layers"
     if math.isnan(top.cost):
         return (
-            f"{top.name} give the highest loss when the base model's replace them: {number(top.loss, 4)} nats. There is no "
-            "loss of the tuned model to compare with."
+            f"the loss is highest with {top.name} replaced: {number(top.loss, 4)} nats. The cost is not known, because "
+            "the tuned model's own loss was not measured."
         )
     decimals = decimals_for(top.cost_low, top.cost_high)
-    cost = f"{number(top.cost, decimals, signed=True)} nats {top.limits(decimals)}"
     if top.cost <= 0:
-        return f"no window of {span} raises the loss when the base model's layers replace it."
+        return f"replacing a window of {span} with the base model's layers never raises the loss."
+    cost = f"{number(top.cost, decimals)} nats {top.limits(decimals)}"
     if not cell.leans(top.width):
         return (
-            f"no window of {span} has a cost that differs significantly from 0 ({_examples(top)}). The largest is that of "
-            f"{top.name}: {cost}."
+            f"no window of {span} has a cost that differs significantly from 0 ({_examples(top)}). The largest cost is "
+            f"{cost}, for {top.name}."
         )
-    losses = f"loss {number(top.loss - top.cost, decimals)} → {number(top.loss, decimals)}"
-    verb = "costs" if top.width == 1 else "cost"
-    them = "it" if top.width == 1 else "them"
+    losses = f"from {number(top.loss - top.cost, decimals)} to {number(top.loss, decimals)}"
+    them, theirs = ("it", "layer") if top.width == 1 else ("them", "layers")
     gap = _of_gap(cell, top)
     return (
-        f"{top.name} {verb} most when the base model's replace {them}: {cost} ({losses}{', ' + gap if gap else ''}). "
-        f"{_rival_text(cell, top)}"
+        f"the costliest window is {top.name}. Replacing {them} with the base model's {theirs} raises the loss by {cost} "
+        f"({losses}{'; ' + gap if gap else ''}). {_rival_text(cell, top)}"
     )
 
 
@@ -125,21 +124,21 @@ def _brief_text(cell: Cell, width: int) -> str:
     if top is None or math.isnan(top.cost):
         return ""
     decimals = decimals_for(top.cost_low, top.cost_high)
-    sure = "" if cell.leans(width) else ", not distinguishable from 0"
+    sure = "" if cell.leans(width) else ", not significantly different from 0"
     cost = f"{number(top.cost, decimals, signed=True)} nats {top.limits(decimals)}"
     return f"Windows of width {width}: {top.name} cost{'s' * (width == 1)} most, {cost}{sure}."
 
 
 def _rival_text(cell: Cell, top: Window) -> str:
-    """Whether the examples distinguish the costliest window from the next one."""
+    """How much less the next costliest window costs, and whether that is significant."""
     rival = cell.rival(top)
     if rival is None:
         return "No other window has a cost."
     decimals = decimals_for(rival.low, rival.high)
+    apart = " that shares no layer with it" if rival.separate else ""
     less = f"{number(rival.mean, decimals)} {interval(rival.low, rival.high, decimals)} less"
-    if rival.told_apart:
-        return f"The next window, {rival.window.name}, costs {less}: distinguishable."
-    return f"The next window, {rival.window.name}, costs {less}: not distinguishable ({_examples(top)})."
+    verdict = "a significant difference" if rival.told_apart else f"not a significant difference ({_examples(top)})"
+    return f"The next costliest window{apart}, {rival.window.name}, costs {less}, {verdict}."
 
 
 def _examples(window: Window) -> str:
@@ -200,12 +199,12 @@ def _table(cells: Sequence[Cell]) -> list[str]:
     for cell in cells[:MOST_ROWS]:
         rows.append([cell.dataset if one_model else _name(cell), *_row(cell), *(_short(cell) if predicted else [])])
     of = f" of {cells[0].model}" if one_model else ""
-    lines = [f"The layers{of} that cost most when the base model's replace them:"]
+    lines = [f"The costliest windows{of}, replaced with the base model's layers:"]
     lines += [f"  {line}".rstrip() for line in aligned(rows, width=WIDTH - 2)]
     if len(cells) > MOST_ROWS:
-        lines.append(f"… and {len(cells) - MOST_ROWS} more cells, which the page has")
+        lines.append(f"… and {len(cells) - MOST_ROWS} more cells; the page has them all")
     if any(f"({_TIED})" in row[4] for row in rows):
-        lines.append(f"({_TIED}: the examples do not distinguish its cost from the costliest window's)")
+        lines.append(f"({_TIED}: its cost is not significantly different from the costliest window's)")
     return [*lines, *_together(cells)]
 
 
@@ -244,7 +243,7 @@ def _together(cells: Sequence[Cell]) -> list[str]:
         ("predicts", "predicts the critical layers in {}"),
         ("maybe", "points to the critical layers in {}, but chance is not ruled out"),
         ("wrong", "points to the wrong layers in {}"),
-        ("unclear", "is undecided in {}"),
+        ("unclear", "is inconclusive in {}"),
         ("idle", "has nothing to predict in {}"),
     ]
     texts = [(counted[verdict], text) for verdict, text in said if counted[verdict]]

@@ -103,14 +103,14 @@ def adapted_headline(cells: Sequence[Cell]) -> list[Markup]:
             told += [_faster(row.ci_low, row.ci_high, cell.resolution) for row in rows_of(asked)]
     if not told:
         return []
-    text = "Training only the critical layers lowers the test loss <strong>{}</strong> than training as many others{}."
+    text = "Training only the critical layers lowers the test loss <strong>{}</strong> than training as many other layers{}."
     words: list[tuple[bool | None, str]] = [(True, "faster"), (False, "more slowly")]
     found = [(word, told.count(verdict)) for verdict, word in words if verdict in told]
     undecided = told.count(None)
     if not found:
         text = (
             "It is <strong>undecided</strong> whether training only the critical layers lowers the test loss faster than training as "
-            "many others."
+            "many other layers."
         )
         return [Markup(text)]
     if len(told) == 1:

@@ -1,4 +1,4 @@
-"""Generation: the text that a changed model produces, by really swapping modules and greedy decoding (greedy.py).
+"""Generation: the text that a changed model produces, by actually swapping modules and greedy decoding (greedy.py).
 
 Changes go through the model together, a row each: in decoding, reading a layer's weights is what takes the time, and two
 versions of it serve all of them.

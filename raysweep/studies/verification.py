@@ -1,4 +1,4 @@
-"""Verification: losses of a sweep taken again the plain way, by really swapping modules and running the model's own forward.
+"""Verification: losses of a sweep taken again the plain way, by actually swapping modules and running the model's own forward.
 
 One example at a time, unpadded, the whole model: nothing of the one pass is used but the modules. Which changes are drawn is
 decided by a seed alone.

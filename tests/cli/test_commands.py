@@ -37,7 +37,7 @@ def test_sweep_answers_on_standard_output(swept):
 def test_sweep_tells_its_progress_in_plain_lines_on_standard_error(swept):
     *lines, first, second = swept[0].err.splitlines()
     assert re.fullmatch(r"\[ *\d+\.\d s\] 8 calls to run for 13 tasks", lines[0])
-    assert first.startswith("the plan's estimate ÷ what the run took: time ")
+    assert first.startswith("plan's estimate ÷ measured: time ")
     assert second.startswith("  ")
     assert max(len(first), len(second)) <= 80
     assert all(re.match(r"\[ *\d+\.\d s\] ", line) for line in lines)
@@ -51,7 +51,7 @@ def test_quiet_prints_the_answer_alone_and_verbose_each_call(swept, raysweep, tm
     verbose = raysweep("run", folder / "config.yaml", "-v", "--set", f"storage={tmp_path / 'run'}", "--fresh")
     assert verbose.out == quiet.out
     said = [line.partition("] ")[2] for line in verbose.err.splitlines()]
-    assert sum(line.startswith("began: ") for line in said) == sum(line.startswith("done: ") for line in said) == 8
+    assert sum(line.startswith("started: ") for line in said) == sum(line.startswith("done: ") for line in said) == 8
     assert sum(line.startswith("task done: ") for line in said) == 13
     refused = raysweep("run", folder / "config.yaml", "-q", "-v")
     assert refused == Result(2, "", "error: --quiet and --verbose are opposites; give one of them\n")
@@ -85,7 +85,7 @@ def test_sweep_keeps_the_config_it_made(swept, raysweep):
     assert kept["datasets"][0]["format"] == "gsm8k", "found from the first record"
     again = raysweep("run", folder / "config.yaml")
     assert again.code == 0
-    assert "all 13 tasks done already" in again.err
+    assert "all 13 tasks already done" in again.err
 
 
 def test_status(swept, raysweep):
@@ -172,7 +172,7 @@ def test_plan_as_json_before_and_after_a_run(config, raysweep):
 
 def test_fresh_forgets(config, raysweep):
     assert raysweep("run", config).code == 0
-    assert "all 8 tasks done already" in raysweep("run", config).err
+    assert "all 8 tasks already done" in raysweep("run", config).err
     assert "8 calls to run for 8 tasks\n" in raysweep("run", config, "--fresh").err
 
 
@@ -204,10 +204,10 @@ def test_init_writes_a_config_to_start_from(tmp_path, raysweep, monkeypatch):
     told = raysweep("plan", "raysweep.yaml", "--set", "datasets.0.limit=4", "--json")
     assert json.loads(told.out)["tasks"]["substitute"]["all"] == 22
     refused = raysweep("init")
-    assert refused == Result(2, "", "error: 'raysweep.yaml' exists already; give another name or delete it\n")
+    assert refused == Result(2, "", "error: 'raysweep.yaml' already exists; give another name or delete it\n")
     assert (tmp_path / "raysweep.yaml").read_text() == before
     refused = raysweep("init", "gone/my.yaml")
-    assert refused == Result(2, "", "error: folder 'gone' does not exist; make it first\n")
+    assert refused == Result(2, "", "error: folder 'gone' does not exist; create it first\n")
 
 
 def test_long_and_foreign_names_make_a_config():

@@ -87,10 +87,10 @@ def test_many_cells_have_the_numbers_of_each_alone(cells, raysweep, options):
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["--cells", "a", "--losses", "b"], "error: --cells has both sides; leave --dynamics and --losses out"),
+        (["--cells", "a", "--losses", "b"], "error: --cells already names both; remove --dynamics and --losses"),
         (
             ["--dynamics", "a.csv"],
-            "error: give --dynamics and --losses, or --cells for a folder with both of many cells",
+            "error: give --dynamics and --losses, or --cells with a folder that has both for many cells",
         ),
         (["--cells", "gone"], "error: folder 'gone' does not exist"),
         (

@@ -60,9 +60,12 @@ def test_critical_in_words_over_several_data_sets(world, raysweep):
     assert "The two data sets share 1.0 critical layers on average (0.2 by chance): agreement 1.00 [" in said, (
         "they are the same data set"
     )
-    assert " where 1 is the same layers and 0 is chance. Two samples of one data set would agree " in said
+    assert (
+        " where 1 is the same layers and 0 is chance. Two samples of the same data set would have an agreement of "
+        in said
+    )
     assert re.search(
-        r"pass to PEFT's LoraConfig: layers_to_transform=\[\d\], layers_pattern=\"layers\" To freeze", said
+        r"pass this to PEFT's LoraConfig: layers_to_transform=\[\d\], layers_pattern=\"layers\" To freeze", said
     )
     assert re.search(r"whose names begin with: model\.layers\.\d\. layer +mean δ chosen in", said)
     assert sum(line.startswith("  segments of similar layers: 0") for line in lines) == 2

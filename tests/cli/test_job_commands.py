@@ -114,7 +114,7 @@ def test_stop_without_waiting(dashboard, raysweep):
 
 def test_a_job_that_has_ended_is_not_stopped(dashboard, raysweep):
     client = dashboard(Client())
-    said = "job raysubmit_1 has ended by itself (succeeded)\n"
+    said = "job raysubmit_1 had already ended (succeeded)\n"
     assert raysweep("stop", "raysubmit_1", *AT) == Result(0, said, "")
     assert not client.stopped
 

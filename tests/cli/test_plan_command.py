@@ -92,7 +92,7 @@ def test_a_run_says_how_far_the_estimate_was_off(config: Path, raysweep: Call) -
     line = " ".join(map(str.strip, err.splitlines()[-2:]))
     number = r"\d+\.\d\d"
     assert re.fullmatch(
-        rf"the plan's estimate ÷ what the run took: time {number}, bytes read 1\.00, layer applications 1\.00, peak memory {number}",
+        rf"plan's estimate ÷ measured: time {number}, bytes read 1\.00, layer applications 1\.00, peak memory {number}",
         line,
     )
     page = (config.parent / "run" / "report" / "index.html").read_text(encoding="utf-8")

@@ -89,7 +89,7 @@ REFUSALS = {
     ),
     "storage that is no store's URL": (
         ["storage=ftp://host/run"],
-        "{config}: key 'storage': 'ftp://host/run' cannot store a run: files must appear there complete or not at all, "
+        "{config}: key 'storage': 'ftp://host/run' cannot store a run: files there must never appear half-written, "
         "as in a folder or an object store; known: abfs, abfss, az, gcs, gs, memory, s3, s3a",
     ),
     "storage with a password in it": (
@@ -145,7 +145,7 @@ def test_what_lies_beside_the_config_is_told_to(world, config, raysweep, tmp_pat
     path = there / place
     path.parent.mkdir(exist_ok=True)
     path.touch()
-    where = f"; it is next to the config: give ../there/{place.removeprefix('./')}, because paths of records and checkpoints start from the current folder\n"
+    where = f"; it is next to the config: give ../there/{place.removeprefix('./')}, because paths of records and checkpoints are relative to the current folder\n"
     for command in ("run", "plan"):
         assert raysweep(command, "../there/config.yaml", "--set", override) == Result(2, "", plain.rstrip("\n") + where)
     assert raysweep("plan", moved, "--set", "models.0.base=./gone").err.endswith("or a hub id (owner/name)\n"), (
@@ -196,7 +196,7 @@ def test_files_and_folders_that_are_missing(tmp_path, raysweep, monkeypatch):
 
 def test_a_place_that_no_config_can_be_written_to(raysweep):
     for place, why in (("/proc/my.yaml", "No such file or directory"), ("x" * 300, "File name too long")):
-        told = f"error: '{place}' cannot be written: {why}; give another place\n"
+        told = f"error: '{place}' cannot be written: {why}; give another path\n"
         assert raysweep("init", place) == Result(2, "", told)
 
 

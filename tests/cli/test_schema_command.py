@@ -87,7 +87,7 @@ def test_schema_prints_it_or_writes_a_file(tmp_path, raysweep):
     assert raysweep("schema", "--out", tmp_path / "s.json") == Result(0, f"wrote {tmp_path / 's.json'}\n", "")
     assert (tmp_path / "s.json").read_text(encoding="utf-8") == printed.out
     refused = raysweep("schema", "--out", tmp_path)
-    assert refused == Result(2, "", f"error: '{tmp_path}' cannot be written: Is a directory; give another place\n")
+    assert refused == Result(2, "", f"error: '{tmp_path}' cannot be written: Is a directory; give another path\n")
 
 
 @pytest.mark.parametrize(("options", "text"), [([], TEMPLATE), (["--minimal"], MINIMAL)])

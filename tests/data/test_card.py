@@ -103,7 +103,7 @@ def test_a_readme_without_configurations_changes_nothing(folder: Path) -> None:
         (folder / "README.md").write_text(text)
         assert len(found(folder)) == len(FILES)
     assert refusal(f"{folder}:main") == (
-        f"{folder} has no configuration 'main': its README.md lists none. Leave ':main' out"
+        f"{folder} has no configuration 'main': its README.md lists none. Remove ':main'"
     )
 
 
@@ -122,9 +122,9 @@ def test_a_readme_without_configurations_changes_nothing(folder: Path) -> None:
         ([{"data_files": "a/*", "sep": ";"}], ": configuration 'default' sets sep, which raysweep does not apply. "),
         ([{"data_files": [{"split": "x"}]}], ": configuration 'default' has {'split': 'x'} among its data_files, but each "),
         ([{"data_files": [{"path": "a/*", "split": "x"}] * 2}], ": configuration 'default' has {'path': 'a/*', 'split': 'x'} among "),
-        ([{"data_files": {"x": 7}}], ": configuration 'default' has {'x': 7} where a path or a list of paths belongs. "),
+        ([{"data_files": {"x": 7}}], ": configuration 'default' has {'x': 7} where it needs a path or a list of paths. "),
         ([{"data_files": "a/*", "data_dir": "a"}], ": configuration 'default' has both data_dir and data_files, which is not "),
-        ([{"data_files": "a/*"}, {"data_files": "b/*"}], ": two of its configurations have one name. "),
+        ([{"data_files": "a/*"}, {"data_files": "b/*"}], ": two of its configurations have the same name. "),
     ],
 )  # fmt: skip
 def test_what_is_not_supported_is_refused(configs: Any, told: str, folder: Path) -> None:

@@ -119,7 +119,7 @@ def test_a_record_that_does_not_fit_is_named_by_its_line(jsonl: Write, tokenizer
     )
     turns = [{"role": role, "content": "x"} for role in ("system", "user", "assistant")]
     assert refusal(jsonl({"messages": turns}), "messages", tokenizer, template="llama2") == (
-        f"{path}, line 1: prompt template 'llama2' takes one user turn and one assistant turn, and the record has "
+        f"{path}, line 1: prompt template 'llama2' supports only one user turn and one assistant turn, and the record has "
         "system, user, assistant; use template 'chat'"
     )
 

@@ -60,8 +60,8 @@ def test_columns_are_read_as_their_templates_make_them() -> None:
 @pytest.mark.parametrize(
     ("exclude", "told"),
     [
-        ({}, "exclude names nothing; give phrases, a pattern, or a column and its values"),
-        ({"column": "a"}, "exclude names nothing; give phrases, a pattern, or a column and its values"),
+        ({}, "exclude is empty; give phrases, a pattern, or a column and its values"),
+        ({"column": "a"}, "exclude is empty; give phrases, a pattern, or a column and its values"),
         ({"phrases": ("a", "")}, "exclude has an empty phrase, which every text contains; remove it"),
         ({"values": ("a",)}, "exclude has values but no column; name the column that they belong to"),
         (

@@ -203,7 +203,7 @@ def test_template_keeps_trailing_newlines_and_marks() -> None:
         ),
         (
             ("dolly", "q", None),
-            "format 'dolly' makes its own texts; remove prompt and response, or use format 'columns'",
+            "format 'dolly' sets its own prompt and response; remove these keys, or use format 'columns'",
         ),
     ],
 )

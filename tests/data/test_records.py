@@ -175,10 +175,10 @@ def test_no_record_left(tmp_path: Path) -> None:
     path = tmp_path / "my.jsonl"
     write_jsonl(path, [{"a": a} for a in range(3)])
     assert refusal(path, leaves_out=lambda r: r["a"] >= 0) == (
-        f"{path} has no record left: of its 3, exclude removes 3; remove fewer"
+        f"{path} has no records left: of its 3, exclude removes 3; remove fewer"
     )
     assert refusal(path, all_but_last=3) == (
-        f"{path} has no record left: of its 3, exclude removes 0, and all_but_last removes 3; remove fewer"
+        f"{path} has no records left: of its 3, exclude removes 0, and all_but_last removes 3; remove fewer"
     )
     assert refusal(path, last=2, all_but_last=1) == "last is 2 and all_but_last is 1; give only one of them"
     path.write_text("")

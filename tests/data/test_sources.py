@@ -97,7 +97,7 @@ def test_text_stays_as_written_and_missing_values_are_null() -> None:
             "has several splits; name one of a, b",
         ),
         (ROWS, {"last": 1, "all_but_last": 1}, "give only one of them"),
-        (ROWS, {"leaves_out": lambda record: True}, "has no record left: of its 9, exclude removes 9"),
+        (ROWS, {"leaves_out": lambda record: True}, "has no records left: of its 9, exclude removes 9"),
     ],
 )  # fmt: skip
 def test_sources_without_records_are_refused(source: Any, options: dict[str, Any], told: str) -> None:

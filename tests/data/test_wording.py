@@ -142,7 +142,7 @@ def test_llama2_counts_the_prompts_tokens_even_where_the_border_is_merged(tokeni
 def test_llama2_refuses_turns_it_has_no_text_for(roles: list[str], tokenizer: PreTrainedTokenizerFast) -> None:
     record = {"messages": [{"role": role, "content": "x"} for role in roles]}
     assert refusal(LLAMA2.texts, FORMATS["messages"], record, tokenizer) == (
-        f"prompt template 'llama2' takes one user turn and one assistant turn, and the record has {', '.join(roles)}; "
+        f"prompt template 'llama2' supports only one user turn and one assistant turn, and the record has {', '.join(roles)}; "
         "use template 'chat'"
     )
 
@@ -373,6 +373,6 @@ def test_plain_writes_the_special_tokens_that_the_tokenizer_writes() -> None:
 
 def test_plain_refuses_a_longer_conversation(tokenizer: PreTrainedTokenizerFast) -> None:
     assert refusal(PLAIN.texts, FORMATS["messages"], {"messages": [SYSTEM, USER, ASSISTANT]}, tokenizer) == (
-        "prompt template 'plain' takes one user turn and one assistant turn, and the record has system, user, "
+        "prompt template 'plain' supports only one user turn and one assistant turn, and the record has system, user, "
         "assistant; use template 'chat'"
     )

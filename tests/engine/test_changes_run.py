@@ -217,7 +217,7 @@ def test_what_a_set_is_called_is_told_and_shares_results(
     assert {"substitute m/first set mine 1,3", "generate m/first set mine 1,3"} <= told
     pd.testing.assert_frame_equal(tables_of(again)["substitution"], tables_of(done)["substitution"])
     page = open_run(tmp_path / "run").report.read_text(encoding="utf-8")
-    assert "Replacing the set mine (1, 3) by the base model's layers costs" in page
+    assert "Replacing the set mine (1, 3) with the base model's layers costs" in page
     assert "set mine (1,3)" in page
     assert "early" not in page
     assert list(tables_of(again)["generation"]["intervention"]) == [

@@ -180,7 +180,7 @@ def test_what_is_not_a_run_folder_is_refused(tmp_path):
 def test_a_plan_that_is_not_understood_removes_nothing(local, content):
     local.plan.write_bytes(content)
     before = files(local)
-    with pytest.raises(InputError, match="is damaged, or another release's"):
+    with pytest.raises(InputError, match="is damaged, or from another version"):
         clean_folder(local.root, chosen=[SUPERSEDED])
     assert files(local) == before
 

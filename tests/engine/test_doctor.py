@@ -141,7 +141,7 @@ def test_torn_lines_are_taken_out_of_the_log(spoilt):
     log.write_bytes(b"".join(lines[:2]) + b'{"event": "call_st\n' + b"".join(lines[2:]) + b'{"ev\xce')
     found = examine(spoilt)
     assert kinds(found) == [("events", spoilt.events.name)]
-    assert found.findings[0].why == "2 torn lines, which readers skip"
+    assert found.findings[0].why == "2 incomplete lines, which readers skip"
     assert examine(spoilt, remove=True).left == 0
     assert read_bytes(log) == whole
 

@@ -296,7 +296,7 @@ def test_the_comparison_in_words() -> None:
     found = compare(ESTIMATE, log)
     assert found is not None
     assert accuracy_line(found) == (
-        "the plan's estimate ÷ what the run took: time 0.75, bytes read 0.80, layer\n  applications 1.00, peak memory 1.50"
+        "plan's estimate ÷ measured: time 0.75, bytes read 0.80, layer applications 1.00,\n  peak memory 1.50"
     )
     assert accuracy_records(found) == [
         {
@@ -323,7 +323,7 @@ def test_the_comparison_in_words() -> None:
     unlike = compare(ESTIMATE | {"call_seconds": None}, log)
     assert unlike is not None
     assert accuracy_line(unlike).replace("\n ", "") == (
-        "the plan's estimate ÷ what the run took: time not known, bytes read 4.00, layer applications 5.00, peak memory 1.50 "
+        "plan's estimate ÷ measured: time not known, bytes read 4.00, layer applications 5.00, peak memory 1.50 "
         "(1 of 2 planned calls were done, 1 attempt failed or resumed)"
     )
     assert compare(None, log) is None

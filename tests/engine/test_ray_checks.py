@@ -33,7 +33,7 @@ def test_every_difference_is_told_with_its_node_and_both_releases():
     with pytest.raises(InputError) as caught:
         compare_versions(OURS, reports({}, {"python": "3.12.1", "torch": "2.12.0+cpu"}, {"raysweep": None}))
     assert str(caught.value) == (
-        "the nodes of the cluster have other package versions than this process: python is 3.12.1 on host1 (node "
+        "the nodes of the cluster have different package versions than this process: python is 3.12.1 on host1 (node "
         "1abcdef0) and 3.11.7 "
         "here; torch is 2.12.0+cpu on host1 (node 1abcdef0) and 2.13.0+cpu here; raysweep is not installed on host2 (node "
         "2abcdef0) and 0.1.0 here; install the same versions on every node (pip install -c constraints.txt)"
@@ -192,7 +192,7 @@ def test_a_job_sees_no_gpu_and_keeps_nothing_in_its_own_folder(monkeypatch):
     with pytest.raises(InputError) as caught:
         enter_job("runs/x")
     assert str(caught.value) == (
-        "storage 'runs/x' is relative, and a job runs in a folder of its own that is thrown away with it; give an absolute "
+        "storage 'runs/x' is relative, and a job runs in its own folder, which is deleted with it; give an absolute "
         "folder that every node sees (--set storage=/shared/run), or a URL"
     )
 
@@ -214,6 +214,6 @@ def test_states_of_a_job_wait_in_an_absolute_folder(make_config, tmp_path, monke
     with pytest.raises(InputError) as caught:
         RayBackend(asked).check("/shared/run", {})
     assert str(caught.value) == (
-        "execution.spill 'scratch' is relative, and a job runs in a folder of its own, which may be on a disk without room; give an "
+        "execution.spill 'scratch' is relative, and a job runs in its own folder, which may be on a disk without room; give an "
         "absolute folder, which each worker has on its own disk (--set execution.spill=/scratch)"
     )

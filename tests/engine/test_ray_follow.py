@@ -106,7 +106,7 @@ def test_a_dashboard_that_is_away_for_a_moment_is_asked_again(monkeypatch):
     with pytest.raises(RunError) as caught:
         follow(Client("a\n", errors=[away] * 1000))
     assert str(caught.value) == (
-        f"the dashboard at {URL} does not answer any more (ConnectionError); job raysubmit_1 may still be running: try again "
+        f"the dashboard at {URL} no longer answers (ConnectionError); job raysubmit_1 may still be running: try again "
         f"with raysweep logs raysubmit_1 --address {URL}"
     )
 

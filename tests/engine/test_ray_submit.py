@@ -124,7 +124,7 @@ def test_a_script_submitted_by_ray_makes_the_tables(cluster, write_config, tmp_p
     environment = {**os.environ, "RAY_AUTH_MODE": "token"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "cluster checked: 2 nodes with the releases of this process" in done.stdout
+    assert "cluster checked: 2 nodes with the same package versions as this process" in done.stdout
     assert f"report: {tmp_path / 'run'}/report/index.html" in done.stdout
     same_tables(tables(tmp_path / "run"), tables_of(finished))
 
@@ -169,7 +169,7 @@ def test_a_failing_config_comes_back_with_its_exit_code_and_message(cluster, wri
     )
     assert "error: checkpoint '/nowhere' does not exist" in again.out
     stopped = ended(started("stop", job, "--address", cluster.url))
-    assert stopped == (0, f"job {job} has ended by itself (failed)\n", "")
+    assert stopped == (0, f"job {job} had already ended (failed)\n", "")
     unknown = ended(started("stop", "raysubmit_x", RAY_ADDRESS=cluster.url))
     assert unknown.code == 2
     assert f"has no job 'raysubmit_x'; its jobs: {job} (failed)" in unknown.err
@@ -178,7 +178,7 @@ def test_a_failing_config_comes_back_with_its_exit_code_and_message(cluster, wri
 def test_a_job_that_would_lose_its_run_is_refused(cluster, write_config, tmp_path):
     code, log = cluster.run("sweep.py", write_config(tmp_path), "--set", "storage=runs/x")
     assert code == 2
-    assert "error: storage 'runs/x' is relative, and a job runs in a folder of its own" in log
+    assert "error: storage 'runs/x' is relative, and a job runs in its own folder" in log
 
 
 @pytest.mark.soak
@@ -186,7 +186,7 @@ def test_an_entry_point_that_holds_a_gpu_is_refused(cluster, write_config, tmp_p
     code, log = cluster.run("sweep.py", write_config(tmp_path), entrypoint_num_gpus=1)
     assert code == 2
     assert (
-        "error: the entry point of this job holds 1 GPU, which it does not use and no worker can have; submit it without "
+        "error: the entry point of this job holds 1 GPU, which it does not use and no worker can then use; submit it without "
         "--entrypoint-num-gpus"
     ) in log
     assert not (tmp_path / "run").exists()
@@ -318,7 +318,7 @@ def test_nodes_with_another_raysweep_than_the_driver(cluster, write_config, tmp_
     err = ended.stderr
     assert ended.returncode == 2
     assert err.startswith(
-        f"error: the nodes of the cluster have other package versions than this process: raysweep is {raysweep.__version__} on "
+        f"error: the nodes of the cluster have different package versions than this process: raysweep is {raysweep.__version__} on "
     )
     assert err.count("and 99.0 here; ") == 2, "both nodes"
     assert err.endswith("install the same versions on every node (pip install -c constraints.txt)\n")

@@ -266,7 +266,7 @@ def test_the_plan_says_what_waits_on_disk_and_why(make_config, tmp_path, monkeyp
 
 def test_a_spill_folder_that_cannot_be_one_is_refused(make_config, tmp_path):
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(InputError, match=r"^execution\.spill '.*/file/x' lies under '.*/file', which is a file; give"):
+    with pytest.raises(InputError, match=r"^execution\.spill '.*/file/x' is inside '.*/file', which is a file; give"):
         drive(make_config(tmp_path / "run", STREAM, f"execution.spill={tmp_path / 'file' / 'x'}"))
     assert not (tmp_path / "run").exists()
     for text in ("''", "s3://bucket"):

@@ -73,7 +73,7 @@ def test_a_base_given_twice_is_said_first_everywhere_and_the_run_goes_on(
         assert result.code == 0
         assert " ".join(result.out.split()).startswith(IDENTICAL[0].upper() + IDENTICAL[1:])
         assert f"warning: {IDENTICAL}" in result.err
-        assert "cost most" not in result.out
+        assert "costliest window" not in result.out
     run = open_run(str(tmp_path / "copied"))
     page = run.report.read_text(encoding="utf-8")
     headline = page[page.index('<div class="headline">') :]

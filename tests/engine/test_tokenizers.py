@@ -99,7 +99,7 @@ def test_tokens_with_two_ids_are_refused(make_config, world, tuned):
         inspect(make_config("nowhere", f"models.0.tuned.first={folder}"))
     told = str(caught.value)
     assert told.startswith(f"base '{world}/base' and tuned '{folder}' have tokenizers that do not agree: the token '")
-    assert "; a pair must have one vocabulary; " in told
+    assert "; a pair must share one vocabulary; " in told
 
 
 def splitting(world, folder, used=None):

@@ -48,7 +48,7 @@ def test_all_changes_taken_again_are_the_sweeps(
     n = len(swept[key[:3]].drop_duplicates())
     line = summary_lines(tables)[-1]
     assert line.startswith(
-        f"m on first: {n} windows or other changes recomputed by really replacing the modules, on 4 examples; losses"
+        f"m on first: {n} windows or other changes recomputed by actually swapping the modules, on 4 examples; losses"
     )
     assert drive(make_config(tmp_path / "run", *ASKED, "studies.substitution.verify=100")).n_calls == 0
 
@@ -76,7 +76,7 @@ def test_a_difference_fails_the_task_and_nothing_else(
     done = drive(make_config(tmp_path / "run", "studies.substitution.verify=2"))
     assert list(done.failed) == ["verify m/first"]
     message = done.failed["verify m/first"]
-    assert "recomputed by substituting the modules has another loss for record 2: " in message
+    assert "recomputed by swapping the modules has a different loss for record 2: " in message
     assert "which rounding in float32 does not explain. Do not trust this run's losses" in message
     monkeypatch.undo()
     assert not drive(make_config(tmp_path / "run", "studies.substitution.verify=2")).failed

@@ -111,7 +111,7 @@ def test_an_adapter_that_names_code_or_models_is_refused(kind, settings, name, t
 
     config = {"peft_type": kind, "target_modules": ["q_proj"], **settings}
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
-    with pytest.raises(InputError, match=rf"adapter_config.json has {name} .*runs nothing that a checkpoint names"):
+    with pytest.raises(InputError, match=rf"adapter_config.json has {name} .*never runs code that a checkpoint names"):
         read_peft_config(Checkpoint("x", tmp_path, config, {}, 0, True, ""))
 
 

@@ -33,7 +33,7 @@ def test_the_costliest_window_and_its_paired_interval(tables):
     near = stats.t.interval(0.95, len(less) - 1, less.mean(), stats.sem(less))
     text = said(tables)
     assert (
-        f"Replacing layers {start}–{stop - 1} by the base model's costs most: +{costs[best].mean():.2f} nats "
+        f"Replacing layers {start}–{stop - 1} with the base model's costs most: +{costs[best].mean():.2f} nats "
         f"[{low:.2f}, {high:.2f}] per response token (loss {by_span[(0, 0)].mean():.2f} → {by_span[best].mean():.2f}; "
         f"with all 24 layers replaced, {by_span[(0, 24)].mean():.2f})." in text
     )
@@ -62,7 +62,7 @@ def test_two_windows_that_do_not_differ_significantly_are_both_named():
     alike = {(0, 2): [2.0, 2.4, 1.9, 2.5], (2, 4): [1.1, 1.2, 1.0, 1.3], (4, 6): [2.3, 2.0, 2.1, 2.2]}
     text = said(tiny_tables({**STEADY, **alike}))
     assert (
-        "Fine-tuning on m · d depends most on layers 0–1 or 4–5 (no significant difference): replacing layers 0–1 by"
+        "Fine-tuning on m · d depends most on layers 0–1 or 4–5 (no significant difference): replacing layers 0–1 with"
         in text
     )
     assert "on these 4 examples the difference is not significant" in text
@@ -91,7 +91,7 @@ def test_cases_with_a_cost_and_cases_without():
     idle = tiny_tables({**STEADY, (0, 2): STEADY[(0, 0)]})["substitution"].assign(dataset="idle")
     text = said({"substitution": pd.concat([leaning, idle])})
     assert (
-        "Fine-tuning on d depends most on layers 0–1: replacing them by the base model's raises the loss by 1.05 nats ["
+        "Fine-tuning on d depends most on layers 0–1: replacing them with the base model's raises the loss by 1.05 nats ["
         in text
     )
     assert "In 1 of 2 cases no window of layers has a cost" in text
@@ -158,7 +158,7 @@ def test_many_cells_are_named_as_far_as_there_is_room():
 
 def test_without_the_tuned_model_the_cost_is_not_available():
     text = said(tiny_tables({(0, 2): [2.0, 2.2], (2, 4): [1.3, 1.4]}))
-    assert "The loss is highest, 2.10 nats, with layers 0–1 replaced by the base model's" in text
+    assert "The loss is highest, 2.10 nats, with layers 0–1 replaced; the" in text
     assert "the cost is n/a (the tuned model's own loss was not measured)" in text
 
 

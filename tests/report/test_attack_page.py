@@ -114,14 +114,14 @@ def test_what_is_concluded_where_intervals_lie_apart_and_where_they_overlap() ->
     assert (
         "m, d, by keywords: with all layers trained, 90.0 % [80.0, 100.0] of triggered prompts get the answer the attack wants "
         "(1.0 % of clean ones; before training, 2.0 % of triggered ones). With the critical layers frozen, it is 20.0 % "
-        "[10.0, 30.0]: lower. With as many others frozen, it is 60.0 % [50.0, 70.0]. Freezing the critical layers lowered the "
-        "attack’s rate more than freezing as many others did."
+        "[10.0, 30.0]: lower. With as many other layers frozen, it is 60.0 % [50.0, 70.0]. Freezing the critical layers lowered the "
+        "attack’s rate more than freezing as many other layers did."
     ) in found
     assert "Loss on clean examples (nats): not at all 1.250, all layers 1.250" in found
-    assert "other trainings" not in found
+    assert "other training runs" not in found
     worse = said(attack(RATES | {"freeze_critical": 0.85}))
     assert "85.0 % [75.0, 95.0]: not significantly different (the intervals overlap)." in worse
-    assert "lowered the attack’s rate less than freezing as many others did" in worse
+    assert "lowered the attack’s rate less than freezing as many other layers did" in worse
     undecided = said(attack(RATES | {"freeze_critical": 0.5}))
     assert "It is undecided whether it matters which layers are frozen (the intervals overlap)." in undecided
 
@@ -129,7 +129,7 @@ def test_what_is_concluded_where_intervals_lie_apart_and_where_they_overlap() ->
 def test_a_paired_difference_decides_where_the_answers_are_there() -> None:
     close = attack(RATES | {"freeze_critical": 0.5})
     found = said(close, answers([8, 8, 9], [14, 15, 15]))
-    assert "lowered the attack’s rate more than freezing as many others did (by −31.7 points [" in found
+    assert "lowered the attack’s rate more than freezing as many other layers did (by −31.7 points [" in found
     noisy = said(attack(), answers([2, 18, 10], [10, 9, 11]))
     assert "whether it matters which layers are frozen (by +0.0 points [" in noisy
 
@@ -161,7 +161,9 @@ def test_an_arm_that_failed_is_there_with_its_reason(tmp_path: Path) -> None:
     assert view.rows[3][1][0] == ArmCell("n/a", ["[n/a]", "without the trigger: n/a", "seed 0, 1: it diverged"])
     alone = rows[rows["seed"].isna() | (rows["seed"] == 0) | lost]
     (sentence,) = attack_sentences({"attack": alone})
-    assert "With one seed, other trainings may well turn out differently." in sentence, "a seed without a rate is none"
+    assert "With one seed, other training runs may well turn out differently." in sentence, (
+        "a seed without a rate is none"
+    )
     rows.loc[rows["arm"] == "all", ["rate", "reason"]] = [math.nan, "it diverged"]
     assert "a model with all layers trained (it diverged), so there is no conclusion." in said(rows)
 
@@ -182,8 +184,8 @@ def test_a_lower_rate_of_a_model_that_learnt_less_of_everything_shows_no_defence
 
 
 def test_few_seeds_are_said_to_be_few(tmp_path: Path) -> None:
-    assert "With one seed, other trainings may well turn out differently." in said(attack(), seeds=1)
-    assert "With 2 seeds, other trainings may" in said(attack(), seeds=2)
+    assert "With one seed, other training runs may well turn out differently." in said(attack(), seeds=1)
+    assert "With 2 seeds, other training runs may" in said(attack(), seeds=2)
     assert attack_views({}, {}, Drawings(tmp_path)) == []
 
 

@@ -116,7 +116,7 @@ class TestReasons:
         similarity = similarity.assign(model="m", dataset="d", metric="cka_linear", value=math.nan)
         cell, setting = cell_of(STEADY, similarity=similarity), Setting("cka_linear", 3)
         assert cell.delta_reason(setting, 2) == "flat"
-        assert cell.delta_reason(setting, 0) == "a similarity it is the mean of is undefined"
+        assert cell.delta_reason(setting, 0) == "a similarity that it averages is undefined"
 
     def test_an_undefined_rho_has_the_reason_of_what_it_is_made_of(self):
         row = {"spearman": math.nan, "ci_low": math.nan, "ci_high": math.nan, "p_value": math.nan}
@@ -128,6 +128,6 @@ class TestReasons:
         tables = tiny_tables({**STEADY, **LEANING}, correlation=row)
         assert reason(tables) == "δ or the loss is the same at all centres"
         tables["dynamics"].loc[[1, 2], "delta"] = math.nan
-        assert reason(tables) == "δ is undefined at layers 1–2: a similarity it is the mean of is undefined"
+        assert reason(tables) == "δ is undefined at layers 1–2: a similarity that it averages is undefined"
         lost = tiny_tables({**STEADY, (0, 2): [math.nan] * 4, (2, 4): [1.0] * 4}, correlation=row)
         assert reason(lost) == "some window has no loss"

@@ -50,11 +50,11 @@ def test_sentences_give_paired_differences() -> None:
     mean, limits = paired(losses(tables, "set", "1,2,5"), tuned)
     assert (
         other
-        == f"Replacing the set 1–2, 5 by the base model's layers costs +{mean} nats {limits}. No window of 3 layers was swept to compare it with."
+        == f"Replacing the set 1–2, 5 with the base model's layers costs +{mean} nats {limits}. No window of 3 layers was swept to compare it with."
     )
     mean, limits = paired(losses(tables, "set", "0,3"), losses(tables, "window", "2-3"))
     own, _ = paired(losses(tables, "set", "0,3"), tuned)
-    assert ends.startswith(f"Replacing the set ends (0, 3) by the base model's layers costs +{own} nats [")
+    assert ends.startswith(f"Replacing the set ends (0, 3) with the base model's layers costs +{own} nats [")
     assert ends.endswith(
         f"Compared with the costliest window of 2 layers (2–3), that is {mean} nats less {limits}; the difference is significant."
     )
@@ -64,7 +64,9 @@ def test_sentences_give_paired_differences() -> None:
     assert modules.endswith(f"The MLP costs {mean} nats less {limits}; the difference is significant.")
     half = losses(tables, "window", "2-3", 0.5) - tuned
     mean, _ = paired(half, 0.5 * (losses(tables, "window", "2-3") - tuned))
-    assert steps.startswith(f"Replacing layers 2–3 to a coefficient of 0.5 costs +{half.mean():.2f} nats [")
+    assert steps.startswith(
+        f"Moving layers 2–3 only part of the way to the base model (coefficient 0.5) costs +{half.mean():.2f} nats ["
+    )
     assert f". That is less than in proportion to the coefficient (difference −{mean} [" in steps
     mean, _ = paired(losses(tables, "reverse", "2-3"), losses(tables, "reverse", ""))
     assert reverse.startswith(f"In the base model, the tuned model's layers 2–3 help most: −{mean} nats [")
@@ -86,7 +88,7 @@ def test_what_the_examples_do_not_tell_is_said_so() -> None:
 
 
 @pytest.mark.parametrize(
-    ("largest", "words"), [(3e-7, "differ by at most 3.0e-07 nats"), (0.0, "are the same to the last bit")]
+    ("largest", "words"), [(3e-7, "differ by at most 3.0e-07 nats"), (0.0, "are identical to the last bit")]
 )
 def test_the_largest_verified_difference_is_said(largest: float, words: str) -> None:
     told = {"model": "m", "dataset": "d", "kind": "set", "coefficient": 1.0, "layers": "0,3"}
@@ -95,7 +97,7 @@ def test_the_largest_verified_difference_is_said(largest: float, words: str) -> 
     said = str(change_sentences(cell)[-1].striptags())
     assert (
         said
-        == f"One window or other change was recomputed by really replacing the modules, on 2 examples: the losses {words}."
+        == f"One window or other change was recomputed by actually swapping the modules, on 2 examples: the losses {words}."
     )
     table = verification_table(cell)
     assert table is not None

@@ -82,7 +82,7 @@ def test_verified_losses_are_told_and_shown() -> None:
     rows = pd.concat([pd.DataFrame({**told, **losses, "layers": layers}) for layers in ("", "3-7")], ignore_index=True)
     tables = {**make_tables(datasets=["sums"]), "verification": rows}
     assert verification_lines(tables) == [
-        "tiny on sums: 2 windows or other changes recomputed by really replacing the modules, on 2 examples; losses differ by at most 3.0e-07"
+        "tiny on sums: 2 windows or other changes recomputed by actually swapping the modules, on 2 examples; losses differ by at most 3.0e-07"
     ]
     (cell,) = cells_of(tables, ())
     table = verification_table(cell)

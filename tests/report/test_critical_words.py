@@ -58,7 +58,7 @@ def test_it_leads_with_the_layers_and_a_verdict() -> None:
     [
         ([1.0, 0.9, 0.1, 0.8, 0.0, 0.0], "All 3 are stable: chosen in ≥ 80 % of half-samples of the examples."),
         ([0.5, 0.4, 0.3, 0.2, 0.0, 0.0], "None of the 3 is stable (chosen in ≥ 80 % of half-samples of the examples): 0 (50 %), 1 (40 %), 3 (20 %)."),
-        ([math.nan] * 6, "How stable the choice is cannot be measured with 5 examples: that takes 8 or more."),
+        ([math.nan] * 6, "The stability of the choice cannot be measured with 5 examples; it takes at least 8."),
     ],
 )  # fmt: skip
 def test_the_verdict(stability: list[float], verdict: str) -> None:

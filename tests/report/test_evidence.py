@@ -200,7 +200,7 @@ def test_a_score_that_is_withheld_is_no_verdict_on_delta(tmp_path: Path) -> None
     assert cell.verdict(found) == "withheld"
     lines = [line.striptags() for line in headline([cell])]
     assert lines == [
-        "Fine-tuning on m · d depends most on layers 2–3: replacing them by the base model's raises the loss by 1.83 nats [1.67, 1.98].",
+        "Fine-tuning on m · d depends most on layers 2–3: replacing them with the base model's raises the loss by 1.83 nats [1.67, 1.98].",
         "Only some layers were trained, so δ is not compared with the losses.",
     ]
     sentences = [sentence.striptags() for sentence in answer_of(cell).sentences]
@@ -215,5 +215,5 @@ def test_a_score_that_is_withheld_is_no_verdict_on_delta(tmp_path: Path) -> None
 def test_where_nothing_raises_the_loss_no_window_is_the_costliest() -> None:
     losses = {(0, 0): [2.0, 2.1], (0, 6): [2.5, 2.7], (1, 3): [1.5, 1.6], (2, 4): [1.9, 2.1]}
     assert summary_lines({"substitution": tiny_tables(losses)["substitution"]}) == [
-        "m on d: no window of 2 layers raises the loss when the base model's layers replace it."
+        "m on d: replacing a window of 2 layers with the base model's layers never raises the loss."
     ]

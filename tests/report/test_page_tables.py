@@ -41,7 +41,7 @@ def test_dynamics_of_every_setting_side_by_side():
     wide.loc[0, "delta"] = math.nan
     table = page_tables.dynamics_table(only_cell({"dynamics": pd.concat([tables["dynamics"], wide])}))
     assert table.columns[1::3] == ["δ (linear CKA, neighbourhood 3)", "δ (linear CKA, neighbourhood 5)"]
-    assert table.rows[0][4] == "n/a (a similarity it is the mean of is undefined)"
+    assert table.rows[0][4] == "n/a (a similarity that it averages is undefined)"
     assert table.rows[1] == [1, "0.5000", "[n/a]", 1, "0.2500", "[n/a]", 1]
     assert table.rows[5][4:] == ["n/a (not measured)", "n/a", "n/a"]
 

@@ -83,7 +83,7 @@ def test_captions_count_what_is_left_out_and_say_why_delta_is_undefined(folder):
     assert "highest for layers 0–1, 2.07 nats" in loss.alt
     assert "Up to 1 examples per window have no loss and are skipped." in loss.caption
     assert "smallest at layer 1" in dynamics.alt
-    assert "At layers 4–5 δ is n/a (a similarity it is the mean of is undefined)." in dynamics.caption
+    assert "At layers 4–5 δ is n/a (a similarity that it averages is undefined)." in dynamics.caption
     assert "ρ" not in agreement.alt
 
 

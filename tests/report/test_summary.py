@@ -10,15 +10,14 @@ from synthetic import make_tables
 from raysweep.report.summary import summary_lines
 from raysweep.terminal import WIDTH, fitted
 
-REPLACED = "cost most when the base model's replace them"
-
 
 def test_one_cell_is_sentences():
     tables = make_tables(datasets=("x",), n_layers=8, n_examples=8)
     first, last = summary_lines(tables)
     assert re.fullmatch(
-        rf"tiny on x: layers 3–7 {REPLACED}: \+0\.53 nats \[0\.38, 0\.69\] \(loss 0\.39 → 0\.93, 53 % of the gap between base and tuned\)\. "
-        r"The next window, layers 0–4, costs 0\.08 \[−0\.10, 0\.26\] less: not distinguishable \(8 examples\)\.",
+        r"tiny on x: the costliest window is layers 3–7\. Replacing them with the base model's layers raises the loss by 0\.53 nats "
+        r"\[0\.38, 0\.69\] \(from 0\.39 to 0\.93; 53 % of the gap between base and tuned\)\. The next costliest window, layers 0–4, "
+        r"costs 0\.08 \[−0\.10, 0\.26\] less, not a significant difference \(8 examples\)\.",
         first,
     )
     assert re.fullmatch(r"  .*\(ρ = −?\d\.\d\d \[.*\], p = 0\.\d{3}\)\.", last)
@@ -33,7 +32,7 @@ def test_what_is_not_known_is_said_in_words():
     correlation = correlation.assign(spearman=math.nan)
     dynamics = tables["dynamics"].assign(delta=math.nan)
     assert summary_lines({**tables, "correlation": correlation, "dynamics": dynamics})[-1] == (
-        "  Whether δ predicts the critical layers is not known: δ is undefined at layers 0–7: a similarity it is the mean of is "
+        "  Whether δ predicts the critical layers is not known: δ is undefined at layers 0–7: a similarity that it averages is "
         "undefined."
     )
 
@@ -42,8 +41,8 @@ def test_without_the_tuned_models_loss_there_is_no_cost():
     rows = make_tables(datasets=("x",), n_layers=8, n_examples=8)["substitution"]
     (line,) = summary_lines({"substitution": rows[rows["width"] != 0]})
     assert re.fullmatch(
-        r"tiny on x: layers 3–7 give the highest loss when the base model's replace them: 0\.9\d+ nats\. There is no loss of the "
-        r"tuned model to compare with\.",
+        r"tiny on x: the loss is highest with layers 3–7 replaced: 0\.9\d+ nats\. The cost is not known, because the tuned "
+        r"model's own loss was not measured\.",
         line,
     )
 
@@ -59,11 +58,11 @@ def test_a_base_model_alone_has_its_change_points():
 def test_several_cells_are_rows_and_one_sentence():
     tables = make_tables(datasets=("x", "a-data-set-with-a-long-name"), n_layers=8, n_examples=8)
     head, names, first, second, legend, together = summary_lines(tables)
-    assert head == "The layers of tiny that cost most when the base model's replace them:"
+    assert head == "The costliest windows of tiny, replaced with the base model's layers:"
     assert names.split("  ")[1] == "data set"
     assert first.split()[:3] == ["x", "3–7", "+0.53"]
     assert re.match(r"  a-dat\S*…\S+  1–5 ", second)
-    assert legend == "(tied: the examples do not distinguish its cost from the costliest window's)"
+    assert legend == "(tied: its cost is not significantly different from the costliest window's)"
     assert " of 2 cells" in together
     assert "Their mean ρ is " in together
 
@@ -77,4 +76,4 @@ def test_every_line_fits_a_terminal():
         lines = summary_lines(make_tables(datasets=datasets, n_layers=8, n_examples=8))
         shown = [line for text in lines for line in fitted(text)]
         assert max(map(len, shown)) <= WIDTH
-    assert any(line == "… and 10 more cells, which the page has" for line in shown)
+    assert any(line == "… and 10 more cells; the page has them all" for line in shown)

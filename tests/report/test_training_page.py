@@ -207,12 +207,12 @@ def test_the_headline_counts_the_cases():
         return texts(adapted_headline([cell_of(tables) for tables in cells]))
 
     slower = dict(zip(ARMS, (1.2, 2.0, 4.0), strict=True))
-    words = "Training only the critical layers lowers the test loss {} than training as many others."
+    words = "Training only the critical layers lowers the test loss {} than training as many other layers."
     assert of(adapted()) == [words.format("faster")]
     assert of(adapted(speed=slower)) == [words.format("more slowly")]
     assert of(adapted(seeds=1))[0].startswith("It is undecided whether training only the critical layers lowers")
     assert of(adapted(), adapted(), adapted(speed=slower), adapted(seeds=1)) == [
         "Of 4 cases, training only the critical layers lowers the test loss faster in 2, more slowly in 1 than training as "
-        "many others; undecided in 1."
+        "many other layers; undecided in 1."
     ]
     assert of({"training": adapted()["training"]}) == []

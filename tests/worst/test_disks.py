@@ -128,7 +128,7 @@ def test_a_full_disk_wherever_it_is_met(place, world, raysweep, monkeypatch):
     ("storage", "expected"),
     [
         ("{w}/counts.jsonl", "storage '{w}/counts.jsonl' is a file; give a folder"),
-        ("{w}/counts.jsonl/run", "storage '{w}/counts.jsonl/run' lies under '{w}/counts.jsonl', which is a file; give another folder"),
+        ("{w}/counts.jsonl/run", "storage '{w}/counts.jsonl/run' is inside '{w}/counts.jsonl', which is a file; give another folder"),
         ("{w}/base", "storage '{w}/base' is neither empty nor a run folder (it has '*'); give another folder"),
         ("{w}/" + "n" * 300, "storage '{w}/" + "n" * 300 + "' cannot be used (File name too long); give another folder"),
         ("/proc/raysweep/run", "storage '/proc/raysweep/run' cannot be created (*); give another folder"),
