@@ -20,7 +20,7 @@ def test_losses_taken_again_are_a_table_of_their_own(
     assert code == 0, err
     text = " ".join(out.split())
     assert (
-        "m on d: 2 windows or other changes recomputed by really replacing the modules, on 4 examples; losses" in text
+        "m on d: 2 windows or other changes recomputed by actually swapping the modules, on 4 examples; losses" in text
     )
     rows = pd.read_parquet(tmp_path / "run" / "results" / "verification.parquet")
     assert len(rows) == 2 * 4
