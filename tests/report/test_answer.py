@@ -185,5 +185,5 @@ def test_the_answer_is_about_the_first_width_with_a_significant_cost():
     text = said(tables)
     assert "Fine-tuning on m · d depends most on layers 2–3: " in text
     assert "No window of layers has a cost" not in text
-    assert text.index("Replacing layers 2–3 by") < text.index("No window of one layer has a cost")
+    assert text.index("Replacing layers 2–3 with") < text.index("No window of one layer has a cost")
     assert "Replacing all 6 layers" not in text

@@ -136,7 +136,7 @@ def test_a_paired_difference_decides_where_the_answers_are_there() -> None:
 
 def test_a_backdoor_that_was_not_learnt_is_kept_out_by_nothing(tmp_path: Path) -> None:
     found = said(attack(RATES | {"all": 0.1}))
-    assert found.endswith("The backdoor was not learnt, so there is nothing for frozen layers to keep out.")
+    assert found.endswith("The model did not learn the backdoor, so there is nothing for frozen layers to keep out.")
     nothing = attack().query("arm != 'all'")
     assert said(nothing).endswith("so there is no conclusion.")
     unjudged = attack(RATES | {"all": math.nan}, reason="rubbish")
