@@ -59,7 +59,7 @@ def test_urls_are_paths_in_a_store() -> None:
         ),
         (
             "ftp://host/run",
-            "storage: 'ftp://host/run' cannot store a run: files must appear there complete or not at all",
+            "storage: 'ftp://host/run' cannot store a run: files there must never appear half-written",
         ),
         ("s4://bucket/run", "did you mean 's3'?"),
         ("s3://", "storage: 's3://' names no bucket; give a bucket and a folder in it"),
