@@ -234,7 +234,7 @@ def test_a_report_is_drawn_by_a_job(cluster, finished, tmp_path):
 @pytest.mark.soak
 @pytest.mark.parametrize("stop", [False, True])
 def test_after_ctrl_c_the_job_goes_on_unless_it_is_to_stop(cluster, write_config, tmp_path, stop):
-    config = write_config(tmp_path, "studies.substitution.generate={examples: 10, tokens: 100, changes: all}")
+    config = write_config(tmp_path, "studies.substitution.generate={examples: 10, tokens: 90, changes: all}")
     arguments = ["submit", config, "--address", cluster.url, "--python", sys.executable]
     process = started(*arguments, *(["--stop"] if stop else []))
     try:
