@@ -203,9 +203,15 @@ def _table(cells: Sequence[Cell]) -> list[str]:
     lines += [f"  {line}".rstrip() for line in aligned(rows, width=WIDTH - 2)]
     if len(cells) > MOST_ROWS:
         lines.append(f"… and {len(cells) - MOST_ROWS} more cells; the page has them all")
-    if any(f"({_TIED})" in row[4] for row in rows):
-        lines.append(f"({_TIED}: its cost is not significantly different from the costliest window's)")
-    return [*lines, *_together(cells)]
+    return [*lines, *_legend(rows[1:]), *_together(cells)]
+
+
+def _legend(rows: Sequence[Sequence[str]]) -> list[str]:
+    """What the short entries of the table mean, of those that it has."""
+    notes = ["of gap: share of the loss difference between base and tuned"] if any(row[3] for row in rows) else []
+    notes += ["less: costs significantly less"] if any("(less)" in row[4] for row in rows) else []
+    notes += [f"{_TIED}: the difference is not significant"] if any(f"({_TIED})" in row[4] for row in rows) else []
+    return [f"({'; '.join(notes)})"] if notes else []
 
 
 def _row(cell: Cell) -> list[str]:

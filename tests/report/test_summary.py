@@ -62,7 +62,10 @@ def test_several_cells_are_rows_and_one_sentence():
     assert names.split("  ")[1] == "data set"
     assert first.split()[:3] == ["x", "3–7", "+0.53"]
     assert re.match(r"  a-dat\S*…\S+  1–5 ", second)
-    assert legend == "(tied: its cost is not significantly different from the costliest window's)"
+    assert (
+        legend
+        == "(of gap: share of the loss difference between base and tuned; tied: the difference is not significant)"
+    )
     assert " of 2 cells" in together
     assert "Their mean ρ is " in together
 
