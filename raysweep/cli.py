@@ -68,9 +68,6 @@ for _group, _functions in _GROUPS.items():
         app.command(cls=PlainCommand, rich_help_panel=_group, epilog=_EPILOGS.get(_function))(_function)
 
 
-cli_verbosity.add_options(app)
-
-
 def main() -> None:
     """Run the command line; raysweep's own errors are printed as one line, without a traceback."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

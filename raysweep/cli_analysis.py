@@ -25,7 +25,7 @@ from raysweep.cli_options import (
     template_of,
 )
 from raysweep.cli_run import warn
-from raysweep.cli_verbosity import is_quiet
+from raysweep.cli_verbosity import Quiet, Verbose, is_quiet
 from raysweep.terminal import echo
 
 
@@ -71,6 +71,8 @@ def critical(
         ),
     ] = "auto",
     as_json: AsJson = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """Find the critical layers of a base model alone.
 

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from raysweep.cli_options import AsJson, ConfigFile, Overrides
+from raysweep.cli_verbosity import Quiet, Verbose
 from raysweep.terminal import echo
 
 
@@ -80,6 +81,8 @@ def plan(
         ),
     ] = None,
     as_json: AsJson = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """Estimate what a run would do and cost, without running it."""
     from raysweep.planned import plan_run

@@ -11,7 +11,7 @@ import typer
 from raysweep import signals
 from raysweep.cli_ends import stopped
 from raysweep.cli_options import ConfigFile, Fresh, Overrides
-from raysweep.cli_verbosity import LogFilter
+from raysweep.cli_verbosity import LogFilter, Quiet, Verbose
 from raysweep.terminal import echo
 
 if TYPE_CHECKING:
@@ -50,6 +50,8 @@ def submit(
             "--wait-for-folder", help="If another raysweep is in the run folder, the job waits until it ends."
         ),
     ] = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """Run a config as a job of a Ray cluster.
 

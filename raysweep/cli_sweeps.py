@@ -30,6 +30,7 @@ from raysweep.cli_options import (
     widths_of,
 )
 from raysweep.cli_run import run_and_report
+from raysweep.cli_verbosity import Quiet, Verbose
 
 
 def demo(
@@ -40,6 +41,8 @@ def demo(
     wait: Wait = False,
     wait_at_most: WaitAtMost = None,
     as_json: AsJson = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """Run all studies on a built-in model: nothing to download.
 
@@ -74,6 +77,8 @@ def sweep(
     wait: Wait = False,
     wait_at_most: WaitAtMost = None,
     as_json: AsJson = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """Run all studies on one base and tuned model.
 
@@ -121,6 +126,8 @@ def run(
     wait: Wait = False,
     wait_at_most: WaitAtMost = None,
     as_json: AsJson = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """Run a config, or resume it; completed work is kept."""
     chosen = [*(overrides or []), *_execution(device, executor or ("ray" if address is not None else None))]

@@ -1,27 +1,15 @@
-"""How much a command prints: --quiet and --verbose, the same on every command that runs or plans something."""
+"""How much a command prints: the options --quiet and --verbose of every command that runs or plans something."""
 
 from __future__ import annotations
 
-import functools
-import inspect
 import re
 from collections.abc import Callable
 from enum import Enum
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from raysweep.errors import InputError
-
-COMMANDS = ("demo", "sweep", "run", "submit", "critical", "plan")  # those that have the two options
-
-
-Quiet = Annotated[
-    bool, typer.Option("--quiet", "-q", help="Print only the answer, warnings, errors and the report's path.")
-]
-Verbose = Annotated[
-    bool, typer.Option("--verbose", "-v", help="Print each call as it begins and ends, and tracebacks.")
-]
 
 _PROGRESS = re.compile(r"\[ *\d+\.\d s\] (?!failed: |warning: )")  # how progress.py begins a line
 
@@ -73,34 +61,27 @@ class LogFilter:
         self._line = ""
 
 
+def _choose(context: typer.Context, parameter: typer.CallbackParam, given: bool) -> bool:
+    """Keep what an option asks for. Raises InputError if the other one was given, too."""
+    if given:
+        if _Chosen.verbosity is not Verbosity.NORMAL:
+            raise InputError("--quiet and --verbose are opposites; give one of them")
+        _Chosen.verbosity = Verbosity(parameter.name)
+    return given
+
+
+Quiet = Annotated[
+    bool,
+    typer.Option(
+        "--quiet", "-q", callback=_choose, help="Print only the answer, warnings, errors and the report's path."
+    ),
+]
+Verbose = Annotated[
+    bool,
+    typer.Option("--verbose", "-v", callback=_choose, help="Print each call as it begins and ends, and tracebacks."),
+]
+
+
 def reset() -> None:
     """Forget what an earlier command in this process was asked for."""
     _Chosen.verbosity = Verbosity.NORMAL
-
-
-def add_options(app: typer.Typer) -> None:
-    """Give those commands of COMMANDS that the app has by now the options --quiet and --verbose."""
-    for command in app.registered_commands:
-        if command.callback is not None and (command.name or command.callback.__name__) in COMMANDS:
-            command.callback = _with_options(command.callback)
-
-
-def _with_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the command with two more options, which its function never sees."""
-    signature = inspect.signature(function, eval_str=True)
-    more = [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=annotation)
-        for name, annotation in (("quiet", Quiet), ("verbose", Verbose))
-    ]
-
-    @functools.wraps(function)
-    def command(*args: Any, quiet: bool, verbose: bool, **kwargs: Any) -> Any:
-        if quiet and verbose:
-            raise InputError("--quiet and --verbose are opposites; give one of them")
-        _Chosen.verbosity = Verbosity.QUIET if quiet else Verbosity.VERBOSE if verbose else Verbosity.NORMAL
-        return function(*args, **kwargs)
-
-    given = {name: parameter.annotation for name, parameter in signature.parameters.items()}
-    command.__annotations__ = {**given, "quiet": Quiet, "verbose": Verbose}
-    vars(command)["__signature__"] = signature.replace(parameters=[*signature.parameters.values(), *more])
-    return command
