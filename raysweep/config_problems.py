@@ -46,21 +46,21 @@ def _problem(problem: Mapping[str, Any], config: type[BaseModel]) -> str:
 def _wanted(problem: Mapping[str, Any]) -> str:
     """What belongs where pydantic found another value."""
     kind, found, context = problem["type"], problem["input"], problem.get("ctx", {})
-    told = "nothing" if found is None else shown(found)
+    value = "nothing" if found is None else shown(found)
     if kind == "literal_error":
-        return f"{told} is not {context['expected']}"
+        return f"{value} is not {context['expected']}"
     if kind == "string_pattern_mismatch":
-        return f"{told} is not a valid name; use letters, digits and . _ -, starting with a letter or digit"
+        return f"{value} is not a valid name; use letters, digits and . _ -, starting with a letter or digit"
     if kind == "too_short":
         return "give at least one item"
     if kind == "greater_than_equal":
-        return f"give {context['ge']} or more, not {told}"
+        return f"give {context['ge']} or more, not {value}"
     if kind == "less_than_equal":
-        return f"give {context['le']} or less, not {told}"
+        return f"give {context['le']} or less, not {value}"
     if kind in _BELONGS:
-        return f"expected {_BELONGS[kind]}, not {told}"
+        return f"expected {_BELONGS[kind]}, not {value}"
     message = str(problem["msg"])
-    return f"{message[0].lower()}{message[1:]}, not {told}"
+    return f"{message[0].lower()}{message[1:]}, not {value}"
 
 
 def _fields_at(location: tuple[str | int, ...], config: type[BaseModel]) -> list[str]:

@@ -37,6 +37,7 @@ class Place(NamedTuple):
 
 
 class _Note(NamedTuple):
+    axes: Axes
     text: Annotation
     places: Sequence[Place]
     hides: Sequence[tuple[float, float]]  # points of the data that the note should not cover
@@ -61,7 +62,7 @@ def place_note(
     note = axes.annotate(
         text, first.at, xytext=first.offset, textcoords="offset points", ha=first.ha, va=first.va, zorder=6, **style
     )
-    _listed(axes.figure, _NOTES).append(_Note(note, places, hides, most))
+    _listed(axes.figure, _NOTES).append(_Note(axes, note, places, hides, most))
 
 
 def fit(text: Text, right: float | Text, *, smaller: bool = True) -> None:
@@ -239,7 +240,7 @@ def _free_place(figure: Figure, note: _Note, taken: Sequence[Box]) -> Place | No
     """The place that covers least of what it should not, of those that touch no text and lie within the figure."""
     left, low, right, high = box_of(note.text)
     width, height, points = right - left, high - low, figure.dpi / 72
-    data: Any = note.text.axes.transData  # type: ignore[union-attr]
+    data = note.axes.transData
     radius = _POINT * points
     marks = [(x - radius, y - radius, x + radius, y + radius) for x, y in map(data.transform, note.hides)]
     best: tuple[float, Place] | None = None
