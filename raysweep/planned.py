@@ -71,6 +71,7 @@ class Planned:
 
     def to_text(self) -> str:
         """Return a few lines for a terminal."""
+        from raysweep.engine.standing import kind_name
         from raysweep.engine.template_dates import date_texts
         from raysweep.report.kinds import kind_lines
 
@@ -82,7 +83,9 @@ class Planned:
         lines += [f"not tuned    {text}" for text in self.untuned]
         lines += [f"withheld     {text}" for text in self.withheld]
         lines += [f"recompute    {self.redone}"] if self.redone else []
-        lines += [f"{kind:<12} {n} tasks, {done} done" for kind, (done, n) in self.tasks.items()]
+        lines += [
+            f"{kind_name(kind):<12} {n} task{'s' * (n != 1)}, {done} done" for kind, (done, n) in self.tasks.items()
+        ]
         lines += kind_lines(self.kinds)
         lines += [
             f"to read      {_size(self.bytes_to_read)} of checkpoints",

@@ -139,6 +139,6 @@ def test_in_a_terminal_every_kind_has_its_row(monkeypatch):
     text = said.getvalue().decode()
     assert "failed: capture m/d: gone" in text
     last = text[text.rindex("capture ") :]
-    for part in ("1/4", "0.5/s", "4 s left", "[m]/d chunk 1", "sweep", "0/2"):
+    for part in ("1/4", "0.5/s", "4 s left", "[m]/d chunk 1", "substitution", "0/2"):
         assert part in last
     os.close(ours)

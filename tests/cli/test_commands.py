@@ -96,7 +96,7 @@ def test_status(swept, raysweep):
     assert re.fullmatch(r"finished: 100 % done \(41 of 41 parts\), last activity \d+ (s|min) ago", first)
     assert [line.split() for line in rest] == [
         [],
-        ["model", "on", "data", "set", "capture", "sweep", "similarity", "correlation"],
+        ["model", "on", "data", "set", "capture", "substitution", "similarity", "correlation"],
         ["base", "on", "counts", *(["100", "%"] * 4)],
     ]
 
@@ -143,8 +143,8 @@ def test_plan_tells_and_writes_nothing(config, raysweep):
     assert (told.code, told.err) == (0, "")
     assert content(config.parent) == before
     lines = told.out.splitlines()
-    assert lines[:3] == ["substitute   6 tasks, 0 done", "similarity   1 tasks, 0 done", "correlate    1 tasks, 0 done"]
-    kinds = ["by", "capture", "substitute", "similarity", "correlate"]
+    assert lines[:3] == ["substitution 6 tasks, 0 done", "similarity   1 task, 0 done", "correlation  1 task, 0 done"]
+    kinds = ["by", "capture", "substitution", "similarity", "correlation"]
     words = [*kinds, "to", "to", "memory", "time", "weights", "resident", "stream"]
     assert [line.split()[0] for line in lines[3:]] == words
     assert re.fullmatch(

@@ -102,7 +102,7 @@ def test_by_kind_adds_up_to_the_whole(config: Path) -> None:
     assert kinds["capture"].seconds == pytest.approx(
         10 * 6 * LAYERS * 2 * layer / 1e6 + kinds["capture"].bytes_read / 1e5
     )
-    assert "  capture         —      3 " in planned.to_text()
+    assert "  capture           —      3 " in planned.to_text()
     assert planned.simulation is not None
     reckoned = kinds["capture"].seconds + kinds["substitute"].seconds
     assert planned.simulation.makespan == pytest.approx(reckoned, rel=1e-9)
