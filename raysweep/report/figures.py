@@ -83,8 +83,16 @@ def loss_curve(windows: pd.DataFrame, width: int, title: str) -> Figure:
         line_note(axes, tuned, f"tuned model: {number(tuned, decimals)}", INK, above=tuned > middle)
     if not math.isnan(everything):
         text = f"all layers replaced: {number(everything, decimals)}{' (above this scale ↑)' if beyond else ''}"
-        line_note(axes, min(everything, high), text, MUTED, above=everything > middle and not beyond)
+        upwards = everything > middle and not beyond
+        line_note(axes, min(everything, high), text, MUTED, above=upwards, hides=_along_bars(rows))
     return figure
+
+
+def _along_bars(rows: pd.DataFrame) -> list[tuple[float, float]]:
+    """Points (centre, loss) on the bars of the windows."""
+    tuned = rows["loss"] - rows["cost"]
+    bars = zip(rows["centre"], tuned + rows["cost_low"], tuned + rows["cost_high"], strict=True)
+    return [(x, y) for x, low, high in bars if np.isfinite(high - low) for y in np.linspace(low, high, 9).tolist()]
 
 
 @styled
@@ -179,10 +187,10 @@ def dynamics_against_loss(
 ) -> Figure:
     """Mean test loss after substitution against δ at the window's centre, one point a window, numbered where there is room.
 
-    `rho` is the rank correlation with its interval (value, low, high), for the heading.
+    `rho` is the rank correlation with its interval (value, low, high), for the heading; NaN counts as none.
     """
     heading = "no rank correlation was computed"
-    if rho is not None:
+    if rho is not None and not math.isnan(rho[0]):
         heading = f"rank correlation ρ = {number(rho[0])} {interval(*rho[1:])} (95 % interval)"
     figure, axes = frame(title, heading)
     rows = swept(windows, width)

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import pandas as pd
 from markupsafe import Markup
 
+from raysweep.config_renamed import OLD_NAMES
 from raysweep.numerics.combined import mean_correlation
 from raysweep.report.answer import answer_of
 from raysweep.report.cells import Cell, Setting, Verdict
@@ -194,10 +195,15 @@ def health_table(cell: Cell) -> Table:
 
 
 def records_table(caption: str, records: Sequence[Mapping[str, str]]) -> Table:
-    """Records of text, one a row; a column for every key that some record has."""
+    """Records of text, one a row; a column for every key that some record has, under its present name."""
     columns = list(dict.fromkeys(key for record in records for key in record))
     rows = [[record.get(key, "—") for key in columns] for record in records]
-    return Table(caption, [column.replace("_", " ") for column in columns], rows, words=range(len(columns)))
+    return Table(
+        caption,
+        [OLD_NAMES.get(column, column).replace("_", " ") for column in columns],
+        rows,
+        words=range(len(columns)),
+    )
 
 
 class Rho(NamedTuple):

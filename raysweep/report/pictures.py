@@ -103,7 +103,7 @@ def _loss_picture(cell: Cell, width: int, drawings: Drawings) -> Picture:
         figures.loss_curve(cell.windows, width, heading(cell)),
         ("loss", cell.model, cell.dataset, f"w{width}"),
         f"Line chart of mean test loss by the centre of the window of width {width} replaced with the base model's layers{highest}.",
-        f"Mean test loss over {swept['examples'].max()} examples with {consecutive(width)} replaced by the base "
+        f"Mean test loss over {swept['examples'].max()} examples with {consecutive(width)} replaced with the base "
         "model's. Bars are 95 % intervals of the difference to the tuned model on the same examples, drawn around the "
         "mean. If a bar does not touch the tuned model's line, the cost is significantly different from 0."
         + (f" Up to {left_out} examples per window have no loss and are skipped." if left_out else ""),

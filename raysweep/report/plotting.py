@@ -135,25 +135,40 @@ def note(
     """A direct label at the data point (x, y), above or below it: `above` says which is better. See labels.py."""
     sides = [above, not above]
     aligned = dict.fromkeys((ha, "center", "left", "right"))
-    _noted(axes, text, [_at(x, y, up, side) for up in sides for side in aligned], colour, bold)
+    _noted(axes, text, [_at(x, y, up, side) for up in sides for side in aligned], colour, bold=bold)
 
 
-def line_note(axes: Axes, y: float, text: str, colour: str, *, above: bool) -> None:
-    """The name of a horizontal line at `y`, above or below it, at the right end if there is room, else further left."""
+def line_note(
+    axes: Axes, y: float, text: str, colour: str, *, above: bool, hides: Sequence[tuple[float, float]] = ()
+) -> None:
+    """The name of a horizontal line at `y`, above or below it, at the right end if there is room, else further left.
+
+    Of several free places, it takes the one that covers fewest of the data points `hides`.
+    """
     left, right = axes.get_xlim()
     ends = ((right, "right"), (left, "left"), ((left + right) / 2, "center"))
-    _noted(axes, text, [_at(x, y, up, ha) for up in (above, not above) for x, ha in ends], colour, bold=False)
+    _noted(
+        axes, text, [_at(x, y, up, ha) for up in (above, not above) for x, ha in ends], colour, bold=False, hides=hides
+    )
 
 
 def _at(x: float, y: float, above: bool, ha: str) -> Place:
     return Place((x, y), (0, 3 if above else -3), ha, "bottom" if above else "top")
 
 
-def _noted(axes: Axes, text: str, places: Sequence[Place], colour: str, bold: bool) -> None:
+def _noted(
+    axes: Axes,
+    text: str,
+    places: Sequence[Place],
+    colour: str,
+    *,
+    bold: bool,
+    hides: Sequence[tuple[float, float]] = (),
+) -> None:
     """A note on a patch of the paper's colour, so that lines do not cross it."""
     patch: dict[str, Any] = {"facecolor": PAPER, "alpha": 0.75, "linewidth": 0, "pad": 0.6}
     weight = "bold" if bold else "normal"
-    place_note(axes, text, places, color=colour, fontsize=8.5, fontweight=weight, bbox=patch)
+    place_note(axes, text, places, hides=hides, color=colour, fontsize=8.5, fontweight=weight, bbox=patch)
 
 
 def number_points(axes: Axes, points: pd.DataFrame) -> None:

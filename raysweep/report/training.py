@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -284,7 +285,8 @@ def _parts(rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
 def _tuned_sentence(rows: pd.DataFrame) -> Markup:
     _, test = _parts(rows)
     arm, layers, seed = str(rows["arm"].iloc[0]), str(rows["layers"].iloc[0]), int(rows["seed"].iloc[0])
-    what = arm if arm in ("all", layers) else f"{arm}: {layers}"
+    shown = re.sub(r"(?<=\d)-(?=\d)", "–", layers)
+    what = shown if arm == layers else arm if arm == "all" else f"{arm}: {shown}"
     start = Markup("Fine-tuned (layers {}, seed {}) in {} steps.").format(what, seed, int(rows["step"].max()))
     if len(test) < 2:
         last = Markup(" Its test loss is <strong>{}</strong> nats.")

@@ -158,6 +158,9 @@ class TestAgreement:
         assert "8" not in numbers
         assert {"5", "6", "7", "9"} <= numbers  # the change-point layers are always numbered
         assert "no rank correlation was computed" in texts(figure)
+        undefined = (math.nan, math.nan, math.nan)
+        figure = figures.dynamics_against_loss(dynamics, windows, WIDTH, undefined, "t", "cka_linear")
+        assert "no rank correlation was computed" in texts(figure)
 
 
 def test_the_overview_has_every_cells_curves(tables):

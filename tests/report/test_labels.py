@@ -126,3 +126,12 @@ def test_the_check_finds_what_overlaps_and_what_is_cut():
         figure.text(0.5, 0.5, text)
     figure.text(0.95, 0.1, "far too long")
     assert len(problems(figure)) == 2
+
+
+@pytest.mark.parametrize(("hides", "side"), [([], "right"), ([(x, y) for x in (8, 9) for y in (4, 5, 6)], "left")])
+def test_the_name_of_a_line_covers_no_bars(hides, side):
+    figure, axes = plotting.frame("t", "s")
+    axes.set(xlim=(0, 10), ylim=(0, 10))
+    plotting.line_note(axes, 5, "all layers replaced: 1.90", "black", above=True, hides=hides)
+    labels.settle(figure)
+    assert [text.get_horizontalalignment() for text in axes.texts] == [side]

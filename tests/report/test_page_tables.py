@@ -74,8 +74,11 @@ def test_health_by_layer_and_measure():
 
 
 def test_records_have_a_column_for_every_key():
-    table = page_tables.records_table("Data sets", [{"path": "a"}, {"left_out": "2", "path": "b"}])
-    assert (table.columns, table.rows) == (["path", "left out"], [["a", "—"], ["b", "2"]])
+    table = page_tables.records_table("Data sets", [{"path": "a", "wording": "chat"}, {"left_out": "2", "path": "b"}])
+    assert (table.columns, table.rows) == (
+        ["path", "template", "left out"],
+        [["a", "chat", "—"], ["b", "—", "2"]],
+    )
 
 
 def test_the_summary_has_a_row_for_every_cell():
