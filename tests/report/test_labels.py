@@ -128,7 +128,9 @@ def test_the_check_finds_what_overlaps_and_what_is_cut():
     assert len(problems(figure)) == 2
 
 
-@pytest.mark.parametrize(("hides", "side"), [([], "right"), ([(x, y) for x in (8, 9) for y in (4, 5, 6)], "left")])
+@pytest.mark.parametrize(
+    ("hides", "side"), [([], "right"), ([(x, y) for x in (8, 9) for y in np.linspace(4, 7, 13)], "left")]
+)
 def test_the_name_of_a_line_covers_no_bars(hides, side):
     figure, axes = plotting.frame("t", "s")
     axes.set(xlim=(0, 10), ylim=(0, 10))
