@@ -181,6 +181,8 @@ class OnGpu(torch.Tensor):
             return run(aten.copy_.default, args, kwargs)
         if func is scaled_dot_product_attention:
             return _attend(args, kwargs)
+        if func is torch.Tensor.tolist:
+            return args[0].cpu().tolist()
         try:
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args, **kwargs)
