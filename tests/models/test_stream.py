@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,8 @@ def test_starting_draws_and_writes_no_more_for_a_model_four_times_as_deep(start,
     model, work, _ = start(kind, dtype)
     deep, same_work, _ = start(kind, dtype, times=4)
     assert deep.n_layers == 4 * model.n_layers
-    assert work and same_work == work
+    assert work
+    assert same_work == work
     assert deep.layer_bytes == model.layer_bytes
 
 
@@ -93,5 +95,5 @@ def test_layers_have_their_values_of_a_dtype_in_the_same_part_of_a_slot(start) -
     assert list(regions) == [torch.bfloat16, torch.float32]
     for places in model._places:
         at = sorted((p.start, p.start + p.empty.numel() * p.dtype.itemsize, p.dtype) for p in places.values())
-        assert all(stop <= start for (_, stop, _), (start, _, _) in zip(at, at[1:], strict=False))
+        assert all(stop <= start for (_, stop, _), (start, _, _) in pairwise(at))
         assert all(start in regions[dtype] and stop <= regions[dtype].stop for start, stop, dtype in at)
