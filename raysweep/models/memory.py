@@ -69,6 +69,22 @@ def _anonymous_bytes() -> int:
     return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon:"))
 
 
+def room_left(device: str, budget: int | None) -> int:
+    """What may still be taken on the device: of a budget what this process does not hold yet, without one what is free.
+
+    On a GPU the process holds its tensors there, and a budget beyond its share counts as the share. Less than 0 if more is
+    held already.
+    """
+    if budget is None:
+        return free_bytes(device)
+    if device.startswith("cuda"):
+        index = _index(device)
+        if index in _shares:
+            budget = min(budget, int(_shares[index] * torch.cuda.mem_get_info(index)[1]))
+        return budget - int(torch.cuda.memory_allocated(index))
+    return budget - (private_bytes() if device == "cpu" else 0)
+
+
 def hold_to_share(device: str, share: float) -> None:
     """Limit this process to a share of the GPU's memory, 0 to 1, for as long as it lives. Does nothing on a CPU.
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from raysweep.models.checkpoint import Checkpoint, text_config
 from raysweep.models.same import layer_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 SIZES = {"float32": 4, "bfloat16": 2, "float16": 2}  # bytes of one value
 
@@ -37,7 +40,34 @@ def layer_sizes(checkpoint: Checkpoint, dtype: str) -> tuple[int, int]:
     return max(layers.values(), default=0), rest
 
 
-def widest(checkpoint: Checkpoint) -> int:
-    """The most values that a layer makes of one token in one product."""
-    shapes = [shape for name, shape in checkpoint.shapes.items() if layer_of(name) is not None and len(shape) > 1]
-    return max((max(shape[-2:]) for shape in shapes), default=0)
+def widest(checkpoint: Checkpoint, experts: int = 1) -> int:
+    """The most values that a layer makes of one token in one product; `experts` of a mixture take the same token."""
+    return widest_product(
+        {name: shape for name, shape in checkpoint.shapes.items() if layer_of(name) is not None}, experts
+    )
+
+
+def widest_product(shapes: Mapping[str, Sequence[int]], experts: int = 1) -> int:
+    """The same of layers' tensors by name."""
+    return max(
+        (
+            max(shape[-2:]) * (experts if "experts" in name and "shared_expert" not in name else 1)
+            for name, shape in shapes.items()
+            if len(shape) > 1
+        ),
+        default=0,
+    )
+
+
+def experts_per_token(config: PreTrainedConfig) -> int:
+    """How many experts of a mixture take a token; 1 of any other model. `config` is the language model's."""
+    names = ("num_experts_per_tok", "top_k_experts", "experts_per_token", "moe_topk", "moe_k")
+    return max([1, *(value for name in names if isinstance(value := getattr(config, name, None), int))])
+
+
+def eager_heads(config: PreTrainedConfig) -> int:
+    """The heads of an attention that keeps its scores in memory; 0 if torch's fused attention is used."""
+    if config._attn_implementation != "eager":
+        return 0
+    heads = getattr(config, "num_attention_heads", None)
+    return max(heads) if isinstance(heads, list) else int(heads or 0)

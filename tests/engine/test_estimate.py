@@ -155,7 +155,7 @@ def test_a_pair_reckons_the_same_needs(small: tuple[Config, Facts], monkeypatch:
     needs = Needs.of(model.base, "float32", batches, windows)
     asked: list[tuple[list[Need], int]] = []
     monkeypatch.setattr(streamed, "choose_passes", lambda n, room, disk: asked.append((list(n), room)) or [])
-    monkeypatch.setattr(streamed, "private_bytes", lambda: 123)
+    monkeypatch.setattr("raysweep.models.memory.private_bytes", lambda: 123)
     pair = streamed.StreamedPair.of(*map(StreamedModel, (model.base, model.tuned["first"])), memory=10**9)
     assert len(batches) > 2
     tokens = [pair_tokens(batch.tokens // batch.length, batch.length) for batch in batches]
