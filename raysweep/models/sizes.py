@@ -12,6 +12,7 @@ from raysweep.models.same import layer_of
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
+_ALIGNED = 64
 SIZES = {"float32": 4, "bfloat16": 2, "float16": 2}  # bytes of one value
 
 
@@ -38,6 +39,25 @@ def layer_sizes(checkpoint: Checkpoint, dtype: str) -> tuple[int, int]:
         else:
             layers[layer] = layers.get(layer, 0) + size
     return max(layers.values(), default=0), rest
+
+
+def slot_bytes(checkpoint: Checkpoint, dtype: str) -> int:
+    """What a slot for any layer of a streamed checkpoint takes (stream.py), bytes in the dtype."""
+    layers: dict[int, int] = {}
+    for name, shape in checkpoint.shapes.items():
+        if (layer := layer_of(name)) is not None:
+            layers[layer] = layers.get(layer, 0) + padded(math.prod(shape) * SIZES[dtype])
+    return max(layers.values(), default=0)
+
+
+def padded(size: int) -> int:
+    """Bytes of a tensor in a slot: a multiple of 64, as torch aligns its own memory."""
+    return math.ceil(size / _ALIGNED) * _ALIGNED
+
+
+def pinned_bytes(size: int) -> int:
+    """What a pinned buffer of `size` bytes takes on the host: torch's allocator rounds up to a power of two."""
+    return 1 << (size - 1).bit_length() if size else 0
 
 
 def widest(checkpoint: Checkpoint, experts: int = 1) -> int:

@@ -9,7 +9,6 @@ regions for every layer.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -22,9 +21,9 @@ from raysweep.models.adapter import Adapter
 from raysweep.models.checkpoint import Checkpoint
 from raysweep.models.digest_check import SETTINGS_FILES, unchanged
 from raysweep.models.own_copy import with_tensor_digests
+from raysweep.models.sizes import padded
 from raysweep.models.skeleton import build_skeleton
 
-_ALIGNED = 64  # bytes; as torch aligns its own memory
 _DRAWN = 1_000_003  # random values that stand in for a layer's; prime, so that no row of a matrix repeats another
 SLOTS = 2
 
@@ -63,11 +62,6 @@ class _Slot:
         self.used: Any = events.Event() if cuda else None
 
 
-def _padded(tensor: torch.Tensor, dtype: torch.dtype) -> int:
-    """Bytes that the tensor's values of this dtype take in a slot."""
-    return math.ceil(tensor.numel() * dtype.itemsize / _ALIGNED) * _ALIGNED
-
-
 def _regions(dtypes: Mapping[str, torch.dtype], path: str, blocks: Iterable[nn.Module]) -> dict[torch.dtype, range]:
     """Which bytes of a slot hold values of each dtype: as many as the layer with the most of them needs."""
     most: dict[torch.dtype, int] = {}
@@ -75,7 +69,7 @@ def _regions(dtypes: Mapping[str, torch.dtype], path: str, blocks: Iterable[nn.M
         own: dict[torch.dtype, int] = {}
         for name, tensor in block.state_dict().items():
             dtype = dtypes[f"{path}{layer}.{name}"]
-            own[dtype] = own.get(dtype, 0) + _padded(tensor, dtype)
+            own[dtype] = own.get(dtype, 0) + padded(tensor.numel() * dtype.itemsize)
         most |= {dtype: max(size, most.get(dtype, 0)) for dtype, size in own.items()}
     regions, start = {}, 0
     for dtype, size in most.items():
@@ -140,7 +134,7 @@ class StreamedModel:
             full = f"{path}{layer}.{name}"
             dtype = dtypes[full]
             places[full] = _Place(block.get_submodule(parent), leaf, empty, dtype, starts[dtype])
-            starts[dtype] += _padded(empty, dtype)
+            starts[dtype] += padded(empty.numel() * dtype.itemsize)
         return places
 
     @contextmanager
