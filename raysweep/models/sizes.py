@@ -61,22 +61,28 @@ def pinned_bytes(size: int) -> int:
 
 
 def widest(checkpoint: Checkpoint, experts: int = 1) -> int:
-    """The most values that a layer makes of one token in one product; `experts` of a mixture take the same token."""
-    return widest_product(
-        {name: shape for name, shape in checkpoint.shapes.items() if layer_of(name) is not None}, experts
-    )
+    """The most values that a layer makes of one token in one product; `experts` of a mixture take the same token.
+
+    Experts that are stored one by one are computed together, and so are their two products of the same input.
+    """
+    width, shapes = hidden_size(checkpoint.config), dict[str, Sequence[int]]()
+    for name, shape in checkpoint.shapes.items():
+        if layer_of(name) is not None:
+            one_by_one = _of_experts(name) and len(shape) == 2 and width in shape
+            shapes[name] = (2 * math.prod(shape) // width, width) if one_by_one else shape
+    return widest_product(shapes, experts)
 
 
 def widest_product(shapes: Mapping[str, Sequence[int]], experts: int = 1) -> int:
     """The same of layers' tensors by name."""
     return max(
-        (
-            max(shape[-2:]) * (experts if "experts" in name and "shared_expert" not in name else 1)
-            for name, shape in shapes.items()
-            if len(shape) > 1
-        ),
+        (max(shape[-2:]) * (experts if _of_experts(name) else 1) for name, shape in shapes.items() if len(shape) > 1),
         default=0,
     )
+
+
+def _of_experts(name: str) -> bool:
+    return "experts" in name and "shared_expert" not in name
 
 
 def experts_per_token(config: PreTrainedConfig) -> int:
