@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from raysweep.models import memory
-from raysweep.models.memory import free_bytes, hold_to_share
+from raysweep.models.memory import free_bytes, hold_to_share, room_left
 
 GB = 10**9
 
@@ -60,7 +60,8 @@ def test_nothing_is_free_beyond_the_share(gpu):
 def test_a_cpu_has_no_share(gpu):
     limits = gpu(free=0)
     hold_to_share("cpu", 0.5)
-    assert limits == {} and memory._shares == {}
+    assert limits == {}
+    assert memory._shares == {}
 
 
 @pytest.mark.parametrize("share", [0, -0.5, 1.5])
@@ -68,3 +69,25 @@ def test_a_share_outside_0_to_1_is_refused(gpu, share):
     gpu(free=0)
     with pytest.raises(ValueError, match="must be above 0 and at most 1"):
         hold_to_share("cuda:0", share)
+
+
+def test_a_budget_on_a_gpu_counts_what_this_process_holds_there(gpu):
+    gpu(free=50 * GB, allocated=12 * GB, reserved=20 * GB)
+    assert room_left("cuda", 40 * GB) == 28 * GB
+    assert room_left("cuda:0", 10 * GB) == -2 * GB
+    assert room_left("cuda:0", None) == free_bytes("cuda:0")
+
+
+def test_a_budget_beyond_the_share_is_the_share(gpu):
+    gpu(free=70 * GB, allocated=5 * GB, reserved=5 * GB)
+    hold_to_share("cuda:0", 0.25)
+    assert room_left("cuda:0", 40 * GB) == 15 * GB
+    assert room_left("cuda:0", 12 * GB) == 7 * GB
+    assert room_left("cuda:1", 40 * GB) == 35 * GB
+
+
+def test_a_budget_on_a_cpu_counts_the_programs_own_memory(monkeypatch):
+    monkeypatch.setattr(memory, "private_bytes", lambda: 2 * GB)
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 7 * GB)
+    assert room_left("cpu", 10 * GB) == 8 * GB
+    assert room_left("cpu", None) == 7 * GB
