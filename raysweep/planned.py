@@ -252,7 +252,7 @@ def plan_run(
         untuned(config, facts, graph),
         withheld(facts, graph),
         folder.why_redone(graph, describe_run(config, facts), done) if folder.is_run else "",
-        left.pinned,
+        pinned=left.pinned,
     )
 
 

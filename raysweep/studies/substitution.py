@@ -285,7 +285,7 @@ def sweep_losses(
     for each in pair.passes(padded, windows, beside, batch_tokens):
         batches = [_Batch(pair, padded[i], max(1, batch_tokens // padded[i].numel()), work) for i in each.batches]
         ids = {examples[i].id for index in each.batches for i in groups[index]}
-        flight = collector.flight(ids) if collector and ids & collector.ids else None
+        flight = collector.flight(ids, batch_tokens) if collector and ids & collector.ids else None
         on_disk = [place for place, index in enumerate(each.batches) if index in each.on_disk]
         with (
             open_shelf(pair.spill, on_disk, each.bytes_on_disk) as shelf,
