@@ -334,6 +334,12 @@ class _Functions(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = getattr(func, "__name__", "")
         args, kwargs = tree_map(_numbered, (args, kwargs or {}))
+        if func is torch.device and isinstance(args[0], int):
+            return torch.device("cuda", args[0])
+        if name == "to" and len(args) > 1 and isinstance(args[1], int):
+            args = (args[0], torch.device("cuda", args[1]), *args[2:])
+        if isinstance(kwargs.get("device"), int):
+            kwargs["device"] = torch.device("cuda", kwargs["device"])
         if name == "cuda" and args:
             return args[0].to(torch.device("cuda", machine().current))
         if name in ("is_pinned", "pin_memory") and not isinstance(args[0], OnGpu):
