@@ -23,7 +23,8 @@ class Planned:
     """What a run would do: tasks by kind (done, all), and the cost of the remaining work.
 
     `layer_applications` are counted once per data set, `batch_applications` as workers count them, once per batch.
-    `bytes_to_read`, `memory` (bytes of the largest worker) and `seconds` (of all `workers`; None if the device is not available on
+    `bytes_to_read`, `memory` (bytes of the largest worker), `pinned` (bytes of its host's pinned memory, if layers are streamed
+    to a GPU) and `seconds` (of all `workers`; None if the device is not available on
     this machine) are those of the chosen residencies; `options` has both residencies of each model.
     `identical`: for a model and data set whose checkpoints share weights, the number of layers that are identical, and of
     the windows and other changes that cost nothing because they equal another. `at_most`: sweeps may stop before they need
@@ -58,6 +59,7 @@ class Planned:
     untuned: Sequence[str] = ()
     withheld: Sequence[str] = ()
     redone: str = ""
+    pinned: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -91,7 +93,7 @@ class Planned:
             f"to read      {_size(self.bytes_to_read)} of checkpoints",
             f"to compute   {self.layer_applications:,} layer applications, each on a full data set "
             f"({self.batch_applications:,} layer calls, each on one batch)",
-            f"memory       about {_size(self.memory)} for weights, states and the program, on {self.device}",
+            f"memory       about {_size(self.memory)} for weights, states and the program, on {self.device}{self._pinned()}",
             f"time         {self._time()}",
         ]
         for name, told in self.residency.items():
@@ -111,6 +113,9 @@ class Planned:
 
             lines += simulation_lines(self.simulation)
         return "\n".join(lines)
+
+    def _pinned(self) -> str:
+        return f", and {_size(self.pinned)} of pinned memory on its host" if self.pinned else ""
 
     def _time(self) -> str:
         if self.seconds is None:
@@ -247,6 +252,7 @@ def plan_run(
         untuned(config, facts, graph),
         withheld(facts, graph),
         folder.why_redone(graph, describe_run(config, facts), done) if folder.is_run else "",
+        pinned=left.pinned,
     )
 
 
