@@ -31,6 +31,7 @@ from raysweep.models.borrowed import configs_of, plain_outputs, without_compilat
 from raysweep.models.given import dtypes_in_words, plain_model
 from raysweep.models.kinds import model_predicts
 from raysweep.models.rotary import rotary_table
+from raysweep.models.transfers import to_device
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -149,10 +150,11 @@ class Adapter:
 
     def _run(self, module: nn.Module, tokens: torch.Tensor, lengths: Sequence[int] | None) -> Any:
         """A forward of the model, or of its body. Without a head it may see what follows, so that padding is masked."""
-        inputs: dict[str, Any] = {"input_ids": tokens.to(self.device)}
+        inputs: dict[str, Any] = {"input_ids": to_device(tokens, self.device)}
         if not self.predicts:
             real = torch.tensor(lengths or [tokens.shape[1]] * len(tokens))
-            inputs["attention_mask"] = (torch.arange(tokens.shape[1])[None] < real[:, None]).long().to(self.device)
+            mask = (torch.arange(tokens.shape[1])[None] < real[:, None]).long()
+            inputs["attention_mask"] = to_device(mask, self.device)
         if "use_cache" in signature(module.forward).parameters:  # encoders do not know it
             inputs["use_cache"] = False
         with plain_outputs(self._configs):
@@ -210,7 +212,8 @@ class Adapter:
             InputError: The model does not predict tokens.
         """
         self.require_predictions()
-        return self._finish(states[..., None, :], torch.zeros(states.shape[-2], 1, dtype=torch.long))[:, 0]
+        tokens = torch.zeros(states.shape[-2], 1, dtype=torch.long, device=self.device)
+        return self._finish(states[..., None, :], tokens)[:, 0]
 
     def require_predictions(self) -> None:
         """Check that the model predicts the next token, so that a loss can be measured.
