@@ -143,9 +143,9 @@ def all_check(check: Callable[[], None]) -> None:
     except Exception as error:  # raised below, once all know of it
         mine = error
     torch.distributed.all_gather_object(raised, mine)
-    for error in raised:
-        if error is not None:
-            raise error
+    for failure in raised:
+        if failure is not None:
+            raise failure
 
 
 def whole(model: nn.Module, fresh: Callable[[], nn.Module]) -> nn.Module:
