@@ -31,7 +31,7 @@ def training_device(name: str) -> Iterator[torch.device]:
     device, before, variable = torch.device(name), None, os.environ.get(_VARIABLE)
     if device.type == "cuda":
         before = torch.cuda.current_device()
-        device = torch.device("cuda", before if device.index is None else device.index)
+        device = torch.device(f"cuda:{before if device.index is None else device.index}")
         torch.cuda.set_device(device)
     os.environ[_VARIABLE] = str(device)
     try:

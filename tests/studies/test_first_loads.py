@@ -172,5 +172,7 @@ def test_weights_take_the_first_models_shapes_dtypes_and_ties(tiny, monkeypatch)
     places = [parameter.data_ptr() for parameter in other.parameters()]
     assert len(set(places)) == len(places), "accelerate knows parameters by their addresses"
     monkeypatch.setattr(sharding, "rank", lambda: 1)
-    with pytest.raises(RunError, match=r"differ in 9 tensors, model\.layers\.2\.input_layernorm\.weight among them; the"):
+    with pytest.raises(
+        RunError, match=r"differ in 9 tensors, model\.layers\.2\.input_layernorm\.weight among them; the"
+    ):
         first_loads._reserve(tiny("llama", 3, tie_word_embeddings=True), described)
