@@ -17,6 +17,7 @@ from raysweep.errors import InputError
 from raysweep.fingerprint import fingerprint
 from raysweep.models.checkpoint import predicts_tokens
 from raysweep.models.loading import load_model
+from raysweep.models.machine_errors import is_machine_error
 from raysweep.store.scratch import scratch_folder
 from raysweep.store.whole_folder import publish_folder
 from raysweep.studies import sharding
@@ -201,6 +202,8 @@ def _prepare(
             callbacks=[Watch(training, tell, recipe.keep, keep_step)],
         )
     except (ValueError, ImportError, RuntimeError) as error:
+        if is_machine_error(error):
+            raise
         raise InputError(f"trainer is refused by transformers' trainer: {' '.join(str(error).split())}") from error
     trainer.remove_callback(PrinterCallback)
     trainer.uses_cache = uses_cache
