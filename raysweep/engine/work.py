@@ -308,18 +308,13 @@ class Worker:
             commit, did = evaluated(call, self.folder, tuned)
             return [commit], did
         self._models.clear()  # training wants the memory
-        trained = train(call, self.folder, self._tell)
-        free_memory()  # a trainer and its model are in reference cycles
-        return trained
+        return train(call, self.folder, self._tell)
 
     @_run.register
     def _(self, call: BackdoorCall) -> tuple[list[Commit], dict[str, float]]:
         if call.trains:
             self._models.clear()
-        attacked = attack(call, self.folder, self._tell, lambda: self._models.adapter(call.base, call.loading))
-        if call.trains:
-            free_memory()
-        return attacked
+        return attack(call, self.folder, self._tell, lambda: self._models.adapter(call.base, call.loading))
 
     @_run.register
     def _(self, call: JudgeCall) -> tuple[list[Commit], dict[str, float]]:

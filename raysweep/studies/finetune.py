@@ -94,6 +94,7 @@ def finetune(
         trainer.train(resume_from_checkpoint=None if start is None else str(start))
         tuned = _finished(trainer, lambda: _chosen(base, recipe))
     resumed_from, rows = None if start is None else step_of(start), loss_rows(trainer.state.log_history)
+    _take_apart(trainer)
     if sharding.rank() != 0:
         return Tuned(rows, steps, resumed_from, 0, 0, (), tuned.eval())
     names = _names(tuned)
@@ -226,6 +227,12 @@ def _finished(trainer: StudyTrainer, fresh: Callable[[], nn.Module]) -> Any:
         model.activation_checkpointing_disable()
     model.config.use_cache = trainer.uses_cache
     return model
+
+
+def _take_apart(trainer: StudyTrainer) -> None:
+    """Break the reference cycles of a trainer that is done: else the model stays in memory until a collection."""
+    for each in (trainer.callback_handler, trainer.accelerator, trainer):
+        vars(each).clear()
 
 
 def _unwrapped(trainer: StudyTrainer) -> Any:
