@@ -30,6 +30,7 @@ from raysweep.models.blocks import StandIn, block_path, find_blocks, find_body, 
 from raysweep.models.borrowed import configs_of, plain_outputs, without_compilation
 from raysweep.models.given import dtypes_in_words, plain_model
 from raysweep.models.kinds import model_predicts
+from raysweep.models.machine_errors import is_machine_error
 from raysweep.models.rotary import rotary_table
 from raysweep.models.transfers import to_device
 
@@ -250,9 +251,9 @@ class Adapter:
         hooks = [block.register_forward_hook(learn(index)) for index, block in enumerate(self.blocks)]
         try:
             expected = self._forward(tokens, lengths)
-        except torch.OutOfMemoryError:
-            raise
         except _FAILURES as error:
+            if is_machine_error(error):
+                raise
             raise self._refusal(
                 f"its own forward fails ({_in_a_line(error)}){self._mixed()}; correct the settings in its config.json"
             ) from error
@@ -269,9 +270,9 @@ class Adapter:
         self._items = [found[index] for index in range(self.n_layers)]
         try:
             ours = self._replay_among_others(tokens, lengths).reshape(expected.shape)
-        except torch.OutOfMemoryError:
-            raise
         except _FAILURES as error:
+            if is_machine_error(error):
+                raise
             raise self._refusal(f"replaying its blocks fails ({_in_a_line(error)})") from error
         scale = max(1.0, float(expected.abs().max()))
         apart = float((ours.to(expected.device) - expected).abs().max())

@@ -18,6 +18,7 @@ from raysweep.fingerprint import fingerprint
 from raysweep.models.checkpoint import predicts_tokens
 from raysweep.models.digest_check import SETTINGS_FILES, unchanged
 from raysweep.models.loading import load_model
+from raysweep.models.machine_errors import is_machine_error
 from raysweep.models.quantisation import is_quantised
 from raysweep.store.scratch import scratch_folder
 from raysweep.store.whole_folder import publish_folder
@@ -105,6 +106,7 @@ def finetune(
         trainer.check_losses()
         tuned = _finished(trainer, lambda: _chosen(base, recipe))
     resumed_from, rows = None if start is None else step_of(start), loss_rows(trainer.state.log_history)
+    _take_apart(trainer)
     if sharding.rank() != 0:
         return Tuned(rows, steps, resumed_from, 0, 0, (), tuned.eval())
     names = _names(tuned)
@@ -221,6 +223,8 @@ def _prepare(
             callbacks=[Watch(training, tell, recipe.keep, keep_step)],
         )
     except (ValueError, ImportError, RuntimeError) as error:
+        if is_machine_error(error):
+            raise
         raise InputError(f"trainer is refused by transformers' trainer: {' '.join(str(error).split())}") from error
     trainer.remove_callback(PrinterCallback)
     trainer.uses_cache = uses_cache
@@ -254,6 +258,12 @@ def _finished(trainer: StudyTrainer, fresh: Callable[[], nn.Module]) -> Any:
         model.activation_checkpointing_disable()
     model.config.use_cache = trainer.uses_cache
     return model
+
+
+def _take_apart(trainer: StudyTrainer) -> None:
+    """Break the reference cycles of a trainer that is done: else the model stays in memory until a collection."""
+    for each in (trainer.callback_handler, trainer.accelerator, trainer):
+        vars(each).clear()
 
 
 def _unwrapped(trainer: StudyTrainer) -> Any:

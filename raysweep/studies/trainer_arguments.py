@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from raysweep.errors import InputError, nearest, shortened, shown
+from raysweep.models.machine_errors import is_machine_error
 from raysweep.studies import sharding
 
 if TYPE_CHECKING:
@@ -112,6 +113,8 @@ def check_arguments(arguments: Mapping[str, Any], where: str) -> dict[str, Any]:
             warnings.simplefilter("ignore")
             _try(checked, Path(folder))
     except Exception as error:  # each value raises what the trainer stumbled over
+        if is_machine_error(error):
+            raise
         raise _refused(where, error) from error
     return checked
 
@@ -268,6 +271,8 @@ def make_arguments(
     try:
         return DeviceArguments(**{**DEFAULTS, **cadence(steps), **given, **_distributed(strategy, processes), **ours})
     except (ValueError, TypeError, ImportError, RuntimeError) as error:
+        if is_machine_error(error):
+            raise
         raise _refused("trainer", error) from error
 
 
