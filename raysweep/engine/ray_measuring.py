@@ -46,9 +46,13 @@ def measure_on_nodes(
             values.append(ray.get(ref))
         except RayError as error:
             why = f"measuring failed on a node of the cluster ({last_line(str(error))})"
+    if not values:
+        return Measured((), "the cluster", why)
     n = len(values)
-    where = "a node of the cluster" if n == 1 else f"nodes of the cluster with {n} types of GPU"
-    return Measured(tuple(values), where, "" if values else why)
+    where = (
+        "a node of the cluster" if n == 1 else f"nodes of the cluster with {n} types of GPU, the slowest of each rate"
+    )
+    return Measured(tuple(values), where)
 
 
 def gpu_types(nodes: Sequence[Mapping[str, float]], share: Share) -> list[str | None]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -186,7 +188,7 @@ def test_a_process_of_its_own_sees_a_workers_gpus_and_ends(monkeypatch):
     assert found.why == ""
     ((pid, gpus),) = found.values
     assert (pid != os.getpid(), gpus) == (True, "0,1")
-    assert not os.path.exists(f"/proc/{pid}")  # noqa: PTH110
+    assert not Path(f"/proc/{pid}").exists()
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-5,GPU-7")
     assert measure_apart(1.0, look).values[0][1] == "GPU-5"
 
@@ -219,6 +221,15 @@ def test_a_worker_is_limited_to_its_share(held, monkeypatch, tmp_path, gpus, exp
     ray_worker.RayWorker(tmp_path, 1, gpus, models=False)
     assert held == expected
     assert measuring.run_as_worker(gpus, lambda: len(held)) == 2 * len(expected), "and so is what measures for it"
+
+
+def test_a_share_of_a_gpu_is_what_a_plan_counts_on(monkeypatch):
+    numbers = {"current_device": 0, "mem_get_info": (90, 100), "memory_allocated": 0, "memory_reserved": 0}
+    for name, value in {**numbers, "is_available": True, "set_per_process_memory_fraction": None}.items():
+        monkeypatch.setattr(f"torch.cuda.{name}", lambda *args, value=value: value)
+    monkeypatch.setattr("raysweep.models.memory._shares", {})
+    assert measuring.run_as_worker(1.0, usable_bytes, "cuda") == 72, "most of what is free"
+    assert measuring.run_as_worker(0.5, usable_bytes, "cuda") == 40, "most of half of all"
 
 
 def test_the_executor_passes_each_worker_its_share(monkeypatch):
@@ -262,3 +273,35 @@ def test_one_task_for_each_type_of_gpu_that_holds_a_worker():
     assert gpu_types(nodes, Share(1, 1.0)) == ["A100", None, "L4", "T4"]
     assert gpu_types(nodes, Share(1, 2.0)) == ["A100", None, "L4"]
     assert gpu_types([*nodes, node(3, "V100")], Share(1, 0.5)) == ["A100", None, "V100", "L4"], "four at most"
+
+
+def test_the_cluster_measures_with_a_workers_gpu_in_a_process_that_ends(address):
+    import ray
+
+    from raysweep.config_execution import ExecutionConfig
+    from raysweep.engine.executor import backend_for
+    from raysweep.engine.ray_measuring import measure_on_nodes
+
+    def look_there(what):  # not importable there, so sent whole
+        import os
+
+        return os.getpid(), what, os.environ["CUDA_VISIBLE_DEVICES"].split(",")
+
+    backend = backend_for(ExecutionConfig(executor="ray", address=address, gpus_per_worker=2))
+    try:
+        assert backend.device("auto") == "cuda"
+        found = backend.measure(look_there, "seen")
+        ((pid, what, gpus),) = found.values
+        assert (pid != os.getpid(), what, len(gpus), found.where) == (True, "seen", 2, "a node of the cluster")
+        until = time.monotonic() + 20
+        while Path(f"/proc/{pid}").exists() and time.monotonic() < until:
+            time.sleep(0.1)
+        assert not Path(f"/proc/{pid}").exists()
+
+        taken = ray.util.placement_group([{"GPU": 4}])
+        ray.get(taken.ready())
+        busy = measure_on_nodes(Share(1, 1.0), look_there, "seen", seconds=1.0)
+        assert busy.why == "no worker of 1 CPU and 1 GPU was free on the cluster within 1 s"
+        ray.util.remove_placement_group(taken)
+    finally:
+        backend.close()
