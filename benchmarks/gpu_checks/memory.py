@@ -18,7 +18,6 @@ from raysweep.engine.demands import Demands
 from raysweep.engine.loads import Loads
 from raysweep.engine.room import Needs, sweep_batches
 from raysweep.models.adapter import Adapter
-from raysweep.models.loading import load_model
 from raysweep.models.memory import Peak, held_bytes, private_bytes
 from raysweep.models.same import NOTHING
 from raysweep.models.sizes import layer_sizes
@@ -69,7 +68,7 @@ def check(setup: Setup) -> None:
     loading = call.loading
 
     def load(checkpoint: Checkpoint) -> Adapter:
-        return Adapter(load_model(checkpoint, dtype=loading.dtype, device=loading.device))
+        return models.load(checkpoint, loading.dtype, loading.device)
 
     def sweep() -> None:
         sweep_losses(Pair(load(base), load(tuned)), call.examples, call.windows, batch_tokens=loading.batch_tokens)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from gpu_checks.record import NotRunError, Setup
 from raysweep.data.examples import Example
 from raysweep.models.adapter import Adapter
 from raysweep.models.checkpoint import Checkpoint, describe
+from raysweep.models.loading import load_model
 from raysweep.models.stream import StreamedModel
 from raysweep.studies.streamed import StreamedPair
 from raysweep.studies.substitution import Pair
@@ -120,6 +122,16 @@ def save_pair(models: tuple[PreTrainedModel, PreTrainedModel], folder: Path) -> 
     for model, name in zip(models, ("base", "tuned"), strict=True):
         model.save_pretrained(folder / name, max_shard_size="1GB")
     return describe(str(folder / "base")), describe(str(folder / "tuned"))
+
+
+def load(checkpoint: Checkpoint, dtype: str, device: str) -> Adapter:
+    """A resident model, loaded as raysweep loads it. Without accelerate, which that needs, through the CPU's memory."""
+    if importlib.util.find_spec("accelerate") is not None:
+        return Adapter(load_model(checkpoint, dtype=dtype, device=device))
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(checkpoint.folder, dtype=getattr(torch, dtype))
+    return Adapter(model.eval().requires_grad_(False).to(device))
 
 
 def streamed_pair(checkpoints: tuple[Checkpoint, Checkpoint], dtype: str, device: str) -> StreamedPair:
