@@ -83,15 +83,18 @@ def check_architecture(setup: Setup, name: str) -> None:
     def add(path: str, difference: float, limit: float, unit: str = "") -> None:
         setup.add(f"{name}: {path}", difference, unit, limit=limit)
 
+    widths = [2] if setup.tiny else [1, 2]
+    windows = windows_of_widths(here.n_layers, widths)
     changes = check_changes(
         here.n_layers,
-        [1, 2],
+        widths,
         sets={"ends": [0, here.n_layers - 1]},
         modules=() if name in models.SEVERAL_STREAMS else ("attention", "mlp"),
         coefficients=(0.5,),
         reverse=True,
     )
     losses = sweep_losses(here, examples, changes, batch_tokens=_LARGE)
+    of_windows = losses[: len(windows)]
     swept = sweep_losses(there, examples, changes, batch_tokens=_SMALL)
     for kind in KINDS:
         rows = [row for row, change in enumerate(changes) if _kind(change) == kind]
@@ -104,10 +107,19 @@ def check_architecture(setup: Setup, name: str) -> None:
         captured = capture_states(there.base, examples, pooling=pooling, batch_tokens=_SMALL).states
         add(f"capture {pooling}", _state_apart(captured, states[pooling]), STATE)
 
+    some = [windows[0], windows[1], windows[-2]]
+    texts = [generate_text(pair, models.Digits(), examples[:2], some, new_tokens=_NEW_TOKENS) for pair in (here, there)]
+    add("text", _differing(*texts), 0, "texts")
+
+    estimates = estimate_losses(here, examples, windows, points=2, batch_tokens=_LARGE)
+    estimated = estimate_losses(there, examples, windows, points=2, batch_tokens=_SMALL)
+    scale = max(1.0, float(np.abs(estimates).max()))
+    add("gradient estimate", float(np.abs(estimated - estimates).max()) / scale, GRADIENT, "nats")
+    if name not in models.SEVERAL_STREAMS:
+        _check_removal(setup, name, here.tuned, there.tuned, examples)
+
     checkpoints = models.save_pair(made, setup.folder / name)
     streamed = models.streamed_pair(checkpoints, "float32", setup.device)
-    windows = windows_of_widths(here.n_layers, [1, 2])
-    of_windows = losses[: len(windows)]
     add(
         "streamed sweep",
         _loss_apart(sweep_losses(streamed, examples, windows, batch_tokens=_SMALL), of_windows),
@@ -120,17 +132,6 @@ def check_architecture(setup: Setup, name: str) -> None:
     add("spilled sweep", _loss_apart(_spilled(streamed, examples, windows, setup.folder), of_windows), LOSS, "nats")
     for each in streamed.sources:
         each.close()
-
-    some = [windows[0], windows[1], windows[-2]]
-    texts = [generate_text(pair, models.Digits(), examples[:2], some, new_tokens=_NEW_TOKENS) for pair in (here, there)]
-    add("text", _differing(*texts), 0, "texts")
-
-    estimates = estimate_losses(here, examples, windows, points=2, batch_tokens=_LARGE)
-    estimated = estimate_losses(there, examples, windows, points=2, batch_tokens=_SMALL)
-    scale = max(1.0, float(np.abs(estimates).max()))
-    add("gradient estimate", float(np.abs(estimated - estimates).max()) / scale, GRADIENT, "nats")
-    if name not in models.SEVERAL_STREAMS:
-        _check_removal(setup, name, here.tuned, there.tuned, examples)
 
 
 def _check_removal(setup: Setup, name: str, here: Adapter, there: Adapter, examples: Sequence[Any]) -> None:
