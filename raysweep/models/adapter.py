@@ -30,6 +30,7 @@ from raysweep.models.blocks import StandIn, block_path, find_blocks, find_body, 
 from raysweep.models.borrowed import configs_of, plain_outputs, without_compilation
 from raysweep.models.given import dtypes_in_words, plain_model
 from raysweep.models.kinds import model_predicts
+from raysweep.models.kv_sharing import sharing_class
 from raysweep.models.machine_errors import is_machine_error
 from raysweep.models.rotary import rotary_table
 from raysweep.models.transfers import to_device
@@ -343,15 +344,14 @@ def apply_block(block: nn.Module, states: torch.Tensor, call: BlockCall, shared:
     `shared` are the keys and values that earlier blocks left for later ones in this pass; what the block leaves is added
     to it. Without it they go into the recording itself, which then serves one pass only.
     """
-    from transformers.cache_utils import KVSharingDict
-
+    sharing = sharing_class()
     kwargs = call.kwargs
     if shared is not None:
-        kwargs = {k: KVSharingDict(shared) if isinstance(v, KVSharingDict) else v for k, v in kwargs.items()}
+        kwargs = {k: sharing(shared) if isinstance(v, sharing) else v for k, v in kwargs.items()}
     out = block(states, *call.args, **kwargs)
     if shared is not None:
         for value in kwargs.values():
-            if isinstance(value, KVSharingDict):
+            if isinstance(value, sharing):
                 shared.update(value)
     if isinstance(out, (tuple, list)):
         out = out[0]
