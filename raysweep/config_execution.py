@@ -69,7 +69,7 @@ class ExecutionConfig(Section):
     gpus_per_worker: Annotated[float, Field(ge=0)] | Literal["auto"] = Field(
         default="auto",
         description=(
-            "GPUs that each Ray worker reserves: a share of one (0.5), one or several. `auto` is 1 on nodes with "
+            "GPUs that each Ray worker reserves: a share of one (0.5) and of its memory, one or several. `auto` is 1 on nodes with "
             "GPUs. A worker with several GPUs spreads each model over them."
         ),
     )
@@ -138,8 +138,8 @@ class ExecutionConfig(Section):
         default="auto",
         description=(
             "The memory that the program may use in total, such as `1.5GB` or `800MB`: on a GPU what its tensors use "
-            "there, with everything that is already loaded. `auto` is what is free when the run starts. It decides about "
-            "streaming and how many examples a streamed pass holds."
+            "there, with everything that is already loaded; on Ray, each worker's. `auto` is what is free when the run "
+            "starts. It decides about streaming and how many examples a streamed pass holds."
         ),
     )
     spill: Place | None = Field(
