@@ -5,28 +5,17 @@ The CPU's figures are compared with plain references in tests/studies. A sample 
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from accelerate import dispatch_model
-from architectures import DECODERS, WRAPPERS, build, build_pair
+from architectures import DECODERS, WRAPPERS, build_pair
 from pretend import Machine, to_gpu
-from streams import late
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from raysweep.data.examples import Example
 from raysweep.models.adapter import Adapter
-from raysweep.models.checkpoint import describe
-from raysweep.models.stream import StreamedModel
-from raysweep.studies.capture import capture_states
-from raysweep.studies.generation import generate_text
-from raysweep.studies.streamed import StreamedPair
 from raysweep.studies.substitution import Pair, sweep_losses
-from raysweep.studies.windows import Window, windows_of_widths
+from raysweep.studies.windows import windows_of_widths
 
 PREDICTING = DECODERS | WRAPPERS
 SAMPLE = ("llama", "gemma3n", "mixtral", "falcon", "bamba")
