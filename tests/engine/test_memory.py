@@ -22,6 +22,8 @@ ON_A_CPU = RuntimeError(
     "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried …"
 )
 
+FULL = torch.OutOfMemoryError("CUDA out of memory")
+
 
 @pytest.fixture
 def calls(small):
@@ -106,7 +108,7 @@ def full_device(monkeypatch):
     """full_device(fits, error): loads run out of memory if the worker would have more than `fits` models; what was tried is kept."""
     tried, alive = [], []
 
-    def make(fits, error=torch.OutOfMemoryError("CUDA out of memory"), free=lambda: 100):
+    def make(fits, error=FULL, free=lambda: 100):
         load = residents.load_model
 
         def of_a_full_device(checkpoint, **how):

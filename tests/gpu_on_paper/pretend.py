@@ -294,9 +294,8 @@ def _to(source: torch.Tensor, kwargs: dict[str, Any]) -> torch.Tensor:
     out = aten._to_copy.default(_held(source), **casts)
     if isinstance(source, OnGpu) and device is None:
         at.wait("copied to the host", _size(source))
-    elif device is not None and not isinstance(source, OnGpu):
-        if not (quick and at.is_pinned(source)):
-            at.wait("copied to the device", _size(source))
+    elif device is not None and not isinstance(source, OnGpu) and not (quick and at.is_pinned(source)):
+        at.wait("copied to the device", _size(source))
     return out if device is None else OnGpu(out, device)
 
 
@@ -334,6 +333,12 @@ class _Functions(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = getattr(func, "__name__", "")
         args, kwargs = tree_map(_numbered, (args, kwargs or {}))
+        if func is torch.device and isinstance(args[0], int):
+            return torch.device("cuda", args[0])
+        if name == "to" and len(args) > 1 and isinstance(args[1], int):
+            args = (args[0], torch.device("cuda", args[1]), *args[2:])
+        if isinstance(kwargs.get("device"), int):
+            kwargs["device"] = torch.device("cuda", kwargs["device"])
         if name == "cuda" and args:
             return args[0].to(torch.device("cuda", machine().current))
         if name in ("is_pinned", "pin_memory") and not isinstance(args[0], OnGpu):
@@ -432,7 +437,9 @@ def pretended(gpus: int = 1, memory: int = 2**34) -> Iterator[Machine]:
         "memory_allocated": lambda device=None: at.live[_index(device)],
         "memory_reserved": lambda device=None: at.live[_index(device)],
         "max_memory_allocated": lambda device=None: at.peak[_index(device)],
-        "reset_peak_memory_stats": lambda device=None: at.peak.update({_index(device): at.live[_index(device)] - at.peak[_index(device)]}),
+        "reset_peak_memory_stats": lambda device=None: at.peak.update(
+            {_index(device): at.live[_index(device)] - at.peak[_index(device)]}
+        ),
         "empty_cache": lambda: at.check(),
         "synchronize": lambda device=None: (at.check(), at.wait("synchronize"))[0],
         "manual_seed_all": lambda seed: None,
