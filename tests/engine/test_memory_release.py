@@ -165,8 +165,9 @@ def test_a_load_that_failed_holds_nothing(error, calls, monkeypatch, tmp_path):
     assert alive(held) == 0
 
 
-@pytest.mark.parametrize("arguments", [{}, {"bf16": True}], ids=["plain", "mixed precision"])
-@pytest.mark.parametrize("ends", ["done", "out of memory", "other"])
+@pytest.mark.parametrize(
+    ("ends", "arguments"), [("done", {}), ("done", {"bf16": True}), ("out of memory", {}), ("other", {})], ids=str
+)
 def test_a_trained_model_is_gone_once_it_is_trained(ends, arguments, training_config, monkeypatch, tmp_path):
     config = training_config(tmp_path, {"finetune": {"trainer": {**TRAINER, **arguments}}})
     facts = inspect(config)
