@@ -108,6 +108,7 @@ def run_section(setup: Setup, section: Section) -> dict[str, Any]:
     except Exception:
         outcome, reason = "failed", "failed: " + " | ".join(traceback.format_exc().strip().splitlines()[-3:])
         traceback.print_exc()
+    if outcome == "failed":  # only now does no traceback hold tensors
         setup.free_memory()
     for name in section.figures:
         if name not in setup.figures:
@@ -144,7 +145,7 @@ def table(setup: Setup, sections: dict[str, dict[str, Any]]) -> list[str]:
             lines.append(_line(name, found[worst], f"worst of {len(found)}: {worst}"))
     grouped = {figure for figures in GROUPS.values() for figure in figures}
     for name in FIGURES:
-        if name not in grouped and setup.figures[name].value is not None and name not in limits.FIGURES:
+        if name not in grouped and name not in limits.FIGURES and setup.figures[name].value is not None:
             lines.append(_line(name, setup.figures[name], setup.figures[name].note))
     rates = [f"{name} {setup.figures[name].value:.3g} {setup.figures[name].unit}" for name in _measured(setup)]
     lines += [f"rates: {', '.join(part)}" for part in (rates[:3], rates[3:]) if part]
@@ -155,7 +156,7 @@ def table(setup: Setup, sections: dict[str, dict[str, Any]]) -> list[str]:
 
 
 def _measured(setup: Setup) -> list[str]:
-    return [name for name in limits.FIGURES if setup.figures[name].value is not None]
+    return [name for name in limits.FIGURES if name in setup.figures and setup.figures[name].value is not None]
 
 
 def _line(name: str, figure: Figure, note: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import warnings
@@ -19,6 +20,7 @@ import torch
 from gpu_checks import memory, models
 from gpu_checks.record import Setup
 from raysweep.engine.memory import Budgets, is_out_of_memory, let_go
+from raysweep.models.adapter import Adapter
 from raysweep.models.memory import free_bytes, held_bytes
 from raysweep.studies.capture import capture_states
 from raysweep.studies.generation import generate_text
@@ -73,8 +75,7 @@ def check_out_of_memory(setup: Setup) -> None:
     """
     checkpoints = models.large_checkpoints(setup)
     setup.free_memory()
-    pair = models.pair_on(setup.device, models.large_models(setup))
-    setup.free_memory()
+    pair = Pair(*map(Adapter, models.large_models(setup)))
     call = memory.sweep_call(setup, checkpoints)
     call = replace(call, loading=replace(call.loading, batch_tokens=sum(e.length for e in call.examples)))
 
@@ -148,7 +149,7 @@ def check_synchronisations(setup: Setup) -> None:
         lines = Counter(
             f"{'/'.join(Path(warning.filename).parts[-2:])}:{warning.lineno}"
             for warning in caught
-            if "synchroniz" in str(warning.message)
+            if "called a synchronizing CUDA operation" in str(warning.message)
         )
         note = ", ".join(f"{line} {n} times" for line, n in lines.most_common(8))
         setup.add(name, lines.total() / each, note=note)
@@ -214,7 +215,8 @@ def _child(setup: Setup, task: str) -> dict[str, Any]:
 def child() -> None:
     """The new process: do the task that the command line names, and print what was found as JSON."""
     task, device, folder, tiny = sys.argv[1:]
-    print(json.dumps(_TASKS[task](Setup(device, tiny == "1", Path(folder), 60))))
+    print(json.dumps(_TASKS[task](Setup(device, tiny == "1", Path(folder), 60))), flush=True)
+    os._exit(0)  # what a broken context does to destructors is of no interest
 
 
 def _plan(setup: Setup) -> dict[str, Any]:

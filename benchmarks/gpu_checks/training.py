@@ -74,6 +74,8 @@ def train(
         model = choose(load_model(checkpoint, dtype=recipe.dtype), recipe, checkpoint.source)
         trainer = StudyTrainer(model=model, args=arguments, train=examples, test=test, callbacks=[Clock()])
         trainer.remove_callback(PrinterCallback)
+        if trainer.args.device.type != device.partition(":")[0]:
+            raise RuntimeError(f"the trainer uses {trainer.args.device}, not {device}")
         trainer.train()
     return trainer, ends
 
