@@ -31,7 +31,9 @@ from raysweep.models.borrowed import configs_of, plain_outputs, without_compilat
 from raysweep.models.given import dtypes_in_words, plain_model
 from raysweep.models.kinds import model_predicts
 from raysweep.models.kv_sharing import sharing_class
+from raysweep.models.machine_errors import is_machine_error
 from raysweep.models.rotary import rotary_table
+from raysweep.models.transfers import to_device
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -150,10 +152,11 @@ class Adapter:
 
     def _run(self, module: nn.Module, tokens: torch.Tensor, lengths: Sequence[int] | None) -> Any:
         """A forward of the model, or of its body. Without a head it may see what follows, so that padding is masked."""
-        inputs: dict[str, Any] = {"input_ids": tokens.to(self.device)}
+        inputs: dict[str, Any] = {"input_ids": to_device(tokens, self.device)}
         if not self.predicts:
             real = torch.tensor(lengths or [tokens.shape[1]] * len(tokens))
-            inputs["attention_mask"] = (torch.arange(tokens.shape[1])[None] < real[:, None]).long().to(self.device)
+            mask = (torch.arange(tokens.shape[1])[None] < real[:, None]).long()
+            inputs["attention_mask"] = to_device(mask, self.device)
         if "use_cache" in signature(module.forward).parameters:  # encoders do not know it
             inputs["use_cache"] = False
         with plain_outputs(self._configs):
@@ -211,7 +214,8 @@ class Adapter:
             InputError: The model does not predict tokens.
         """
         self.require_predictions()
-        return self._finish(states[..., None, :], torch.zeros(states.shape[-2], 1, dtype=torch.long))[:, 0]
+        tokens = torch.zeros(states.shape[-2], 1, dtype=torch.long, device=self.device)
+        return self._finish(states[..., None, :], tokens)[:, 0]
 
     def require_predictions(self) -> None:
         """Check that the model predicts the next token, so that a loss can be measured.
@@ -248,9 +252,9 @@ class Adapter:
         hooks = [block.register_forward_hook(learn(index)) for index, block in enumerate(self.blocks)]
         try:
             expected = self._forward(tokens, lengths)
-        except torch.OutOfMemoryError:
-            raise
         except _FAILURES as error:
+            if is_machine_error(error):
+                raise
             raise self._refusal(
                 f"its own forward fails ({_in_a_line(error)}){self._mixed()}; correct the settings in its config.json"
             ) from error
@@ -267,9 +271,9 @@ class Adapter:
         self._items = [found[index] for index in range(self.n_layers)]
         try:
             ours = self._replay_among_others(tokens, lengths).reshape(expected.shape)
-        except torch.OutOfMemoryError:
-            raise
         except _FAILURES as error:
+            if is_machine_error(error):
+                raise
             raise self._refusal(f"replaying its blocks fails ({_in_a_line(error)})") from error
         scale = max(1.0, float(expected.abs().max()))
         apart = float((ours.to(expected.device) - expected).abs().max())

@@ -21,6 +21,7 @@ from torch import nn
 
 from raysweep.models.blocks import StandIn
 from raysweep.models.kv_sharing import sharing_class
+from raysweep.models.transfers import to_device
 
 if TYPE_CHECKING:
     from transformers import Cache
@@ -42,6 +43,7 @@ class ForkedBlock(StandIn):
     def __init__(self, block: nn.Module, layer: int, modules: Sequence[Opened], chosen: torch.Tensor) -> None:
         super().__init__(block)
         self._layer, self._opened, self._chosen = layer, modules, chosen
+        self._rows: dict[torch.device, list[torch.Tensor]] = {}  # which rows [B] are each module's
         self._caches: WeakKeyDictionary[Cache, list[Cache]] = WeakKeyDictionary()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -70,10 +72,16 @@ class ForkedBlock(StandIn):
         """Each row (along `dim`) from its own module's tensor."""
         merged = tensors[0]
         behind = [1] * (merged.ndim - 1 - dim % merged.ndim)
-        chosen = self._chosen.to(merged.device).view(-1, *behind)
-        for number, other in enumerate(tensors[1:], 1):
-            merged = torch.where(chosen == number, other.to(merged.device), merged)
+        for own, other in zip(self._rows_on(merged.device)[1:], tensors[1:], strict=True):
+            merged = torch.where(own.view(-1, *behind), other.to(merged.device), merged)
         return merged
+
+    def _rows_on(self, device: torch.device) -> list[torch.Tensor]:
+        """Which rows [B] are each module's, copied to the device once and not for every token."""
+        if device not in self._rows:
+            chosen = to_device(self._chosen, device)
+            self._rows[device] = [chosen == number for number in range(len(self._opened))]
+        return self._rows[device]
 
     def _own(self, number: int, kept: Any, value: Any) -> Any:
         """What module `number` is called with in place of `value`."""
