@@ -136,8 +136,13 @@ def machine(device: str) -> dict[str, Any]:
 
 
 def table(setup: Setup, sections: dict[str, dict[str, Any]]) -> list[str]:
-    """The figures in at most 40 lines: the worst of each group, the others one by one, and the sections that did not pass."""
-    lines = [f"{' ' * 55} measured    limit"]
+    """The sections that did not pass, the worst figure of each group, and the others one by one: at most 39 lines."""
+    lines = [
+        f"{section['outcome']}: {name} {section['reason'].partition(': ')[2][-90:]}".rstrip()
+        for name, section in sections.items()
+        if section["outcome"] != "passed"
+    ]
+    lines.append(f"{' ' * 55} measured    limit")
     for name, figures in GROUPS.items():
         found = {each: setup.figures[each] for each in figures if setup.figures[each].value is not None}
         if found:
@@ -149,9 +154,6 @@ def table(setup: Setup, sections: dict[str, dict[str, Any]]) -> list[str]:
             lines.append(_line(name, setup.figures[name], setup.figures[name].note))
     rates = [f"{name} {setup.figures[name].value:.3g} {setup.figures[name].unit}" for name in _measured(setup)]
     lines += [f"rates: {', '.join(part)}" for part in (rates[:3], rates[3:]) if part]
-    for name, section in sections.items():
-        if section["outcome"] != "passed":
-            lines.append(f"{section['outcome']}: {name} {section['reason'].partition(': ')[2][-90:]}")
     return lines[:39]
 
 
