@@ -106,7 +106,10 @@ def run_section(setup: Setup, section: Section) -> dict[str, Any]:
     except NotRunError as error:
         outcome, reason = "not run", f"not run: {error}"
     except Exception:
-        outcome, reason = "failed", "failed: " + " | ".join(traceback.format_exc().strip().splitlines()[-3:])
+        outcome, reason = (
+            "failed",
+            "failed: " + " | ".join(line[:300] for line in traceback.format_exc().strip().splitlines()[-3:]),
+        )
         traceback.print_exc()
     if outcome == "failed":  # only now does no traceback hold tensors
         setup.free_memory()
