@@ -144,5 +144,6 @@ def test_a_sweep_spread_over_two(kind: str, two_gpus: Machine, random_examples: 
     windows = windows_of_widths(pair.n_layers, [1, 2])
     expected = sweep_losses(pair, examples, windows, batch_tokens=TOKENS)
     pair = Pair(Adapter(spread(base, 1)), Adapter(spread(tuned, 3)))
-    assert two_gpus.live[0] and two_gpus.live[1]
+    assert two_gpus.live[0]
+    assert two_gpus.live[1]
     np.testing.assert_array_equal(sweep_losses(pair, examples, windows, batch_tokens=TOKENS), expected)
