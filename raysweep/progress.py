@@ -82,6 +82,11 @@ class Progress:
             self._line(
                 f"cluster checked: {_counted(event['nodes'], 'node')} with the same package versions as this process and access to the storage"
             )
+        elif name == events.WORKERS_UNMEASURED:
+            self._line(
+                f"warning: no worker could be measured, because {event['why']}: the plan has no times, and execution.residency auto "
+                "loads complete models unless execution.memory is set"
+            )
         elif name == events.FOLDER_AWAITED:
             self._line(
                 f"run folder '{event['folder']}' is in use by another raysweep ({event['holder']}); waiting for it to end"

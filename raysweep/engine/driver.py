@@ -33,6 +33,7 @@ from raysweep.engine.inputs import with_inputs
 from raysweep.engine.interruption import interrupts_logged, lock_released
 from raysweep.engine.judging_in_part import judged_in_part
 from raysweep.engine.ledger import Ledger, done_by_kind
+from raysweep.engine.measuring import reported
 from raysweep.engine.origins import describe_run
 from raysweep.engine.pending import model_calls
 from raysweep.engine.preparation import prepare
@@ -79,8 +80,7 @@ def drive(
     check_wait(wait)
     started = time.monotonic()
     asked, config = config, with_steps(config)
-    backend = backend or backend_for(config.execution)
-    tracked = None
+    backend, tracked = backend or backend_for(config.execution), None
 
     def check() -> None:
         found = backend.check(config.storage, config.storage_options)
@@ -91,11 +91,12 @@ def drive(
         if listener:
             listener({"event": events.FOLDER_AWAITED, "folder": str(folder.root), "holder": holder})
 
+    measure = reported(backend.measure, listener)
     try:
-        facts, graph, folder = prepare(config, backend.device, check, fresh=fresh)
+        facts, graph, folder = prepare(config, backend.device, check, measure=measure, fresh=fresh)
         with lock_released(folder), held(folder, wait, waiting, config.folder_mode) as waited, ExitStack() as stack:
             if waited:  # what is there now was not when this was planned
-                facts, graph, _ = prepare(config, backend.device, check, fresh=fresh)
+                facts, graph, _ = prepare(config, backend.device, check, measure=measure, fresh=fresh)
             tracked = trackers_for(config.execution.report_to, config.name, folder, listener)
             listener = events.to_all(listener, backend.listener(config.name, folder.root), tracked)
             log = stack.enter_context(_open_log(folder, listener))
@@ -109,7 +110,9 @@ def drive(
             sized = as_sized(facts)
             done = folder.committed()
             calls = list(model_calls(config, sized, shortened(graph, done), done))
-            reckoned = reckon(config, sized, calls, workers_needed(backend.workers(), calls, graph, done))
+            reckoned = reckon(
+                config, sized, calls, workers_needed(backend.workers(), calls, graph, done), measure=measure
+            )
             left, about = reckoned.estimate, describe_run(config, facts)
             again = "" if fresh else folder.why_redone(graph, about, done)
             folder.write_plan(
@@ -184,13 +187,12 @@ class _Run:
         )
         self.queue = self._dispatcher.queue
         self.failed: dict[str, str] = {}
-        self.n_calls = 0
+        self.n_calls = self._workers = 0
         self._attempts: Counter[str] = Counter()
         # Keys no task lacks that are called for all the same: of a sweep that stopped, of judging in part.
         self._beside: set[str] = set()
         self._judges_in_part = False
         self._executor: Executor | None = None
-        self._workers = 0
         waiting = Counter(call.kind for call in self._held)
         log.emit(
             events.RUN_STARTED,

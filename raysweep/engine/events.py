@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from raysweep.store.places import Location
 
 CLUSTER_CHECKED = "cluster_checked"  # told before there is a log, so in none
+WORKERS_UNMEASURED = "workers_unmeasured"  # reported before the log is this run's, so not in it
 FOLDER_AWAITED = "folder_awaited"  # reported before the log is this run's, so not in it
 TRACKER_FAILED = "tracker_failed"  # told beside the log, so in none
 RUN_STARTED = "run_started"

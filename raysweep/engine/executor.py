@@ -20,6 +20,7 @@ from raysweep.engine.deadline import Deadline
 from raysweep.engine.dispatch import Slot
 from raysweep.engine.events import Listener
 from raysweep.engine.inspection import resolve_device
+from raysweep.engine.measuring import Measured, T, measure_here
 from raysweep.engine.tally import duration
 from raysweep.engine.training_work import Tell, untold
 from raysweep.engine.work import Worker
@@ -69,6 +70,12 @@ class Backend(Protocol):
 
     def device(self, asked: str) -> str:
         """The device that `execution.device` means there; raises InputError where it is not to be had."""
+
+    def measure(self, function: Callable[..., T], *arguments: Any) -> Measured[T]:
+        """Run a short function where the device is, as a worker would, and return its results. Needs `device` first.
+
+        Where workers are other processes, nothing of the device is used in this one.
+        """
 
     def workers(self) -> int:
         """How many workers there will be, as far as that is known before they are there."""
@@ -149,6 +156,10 @@ class LocalBackend:
     def device(self, asked: str) -> str:
         """A device of this machine."""
         return resolve_device(asked)
+
+    def measure(self, function: Callable[..., T], *arguments: Any) -> Measured[T]:
+        """Run the function in this process, which is the worker."""
+        return measure_here(function, *arguments)
 
     def workers(self) -> int:
         """One."""

@@ -213,7 +213,7 @@ class RayExecutor:
             **({"runtime_env": {"env_vars": limits}} if (limits := overrides()) else {}),
         )
         place.actor = kind.remote(
-            self._folder, max(1, place.share.cpus), place.share.gpus > 0, self._resident, place.slot.models
+            self._folder, max(1, place.share.cpus), place.share.gpus, self._resident, place.slot.models
         )
 
     def _retire(self, index: int, call: Call, error: RunError) -> None:
@@ -308,8 +308,12 @@ def _kill(pid: int) -> None:
 
 def living_nodes() -> list[Node]:
     """The nodes of the cluster that are alive, with all that they have."""
-    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return [Node(resources.get("CPU", 0.0), resources.get("GPU", 0.0)) for resources in alive]
+    return [Node(resources.get("CPU", 0.0), resources.get("GPU", 0.0)) for resources in living_resources()]
+
+
+def living_resources() -> list[Mapping[str, float]]:
+    """All that each node of the cluster that is alive has, by Ray's names."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 def _outcome(call: Call, result: Any) -> Outcome:

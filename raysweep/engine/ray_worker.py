@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 
 from raysweep.collector import collection_paused
+from raysweep.engine.measuring import keep_to_share
 
 if TYPE_CHECKING:
     from raysweep.engine.calls import Call, Commit, Failure
@@ -20,10 +21,13 @@ Result = tuple[tuple["Commit", ...], Mapping[str, Any], str | None, str | None, 
 
 
 class RayWorker:
-    """Runs calls one after the other, with the checkpoints it used last resident; without `models`, calls that load none."""
+    """Runs calls one after the other, with the checkpoints it used last resident; without `models`, calls that load none.
 
-    def __init__(self, folder: Location, cpus: int, sees_gpus: bool, resident: int = 2, models: bool = True) -> None:
-        if not sees_gpus:  # a worker without GPUs would inherit all of its node's
+    With a fraction of a GPU as `gpus`, it may use that share of the GPU's memory.
+    """
+
+    def __init__(self, folder: Location, cpus: int, gpus: float, resident: int = 2, models: bool = True) -> None:
+        if not gpus:  # a worker without GPUs would inherit all of its node's
             os.environ["CUDA_VISIBLE_DEVICES"] = ""
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -38,6 +42,7 @@ class RayWorker:
             from raysweep.engine.work import Worker
 
         torch.set_num_threads(cpus)
+        keep_to_share(gpus)
         self._worker = Worker(folder, resident)
 
     def about(self) -> dict[str, Any]:

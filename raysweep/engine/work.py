@@ -42,13 +42,15 @@ from raysweep.engine.commits import table_commit
 from raysweep.engine.disk import is_lasting, storage_failed
 from raysweep.engine.folder import RunFolder
 from raysweep.engine.kept import as_committed
-from raysweep.engine.memory import Budgets, is_out_of_memory, is_training, let_go, too_large, too_much_to_train
+from raysweep.engine.memory import Budgets, DoesNotFitError, Unfit, is_training, too_large, too_much_to_train
 from raysweep.engine.residents import Residents
 from raysweep.engine.table_work import adapted, compared, correlated, spectra
 from raysweep.engine.training_work import Tell, attack, evaluated, judged, train, untold
 from raysweep.errors import InputError, RaysweepError, RunError
 from raysweep.models.loading import load_tokenizer
+from raysweep.models.machine_errors import is_out_of_memory
 from raysweep.models.memory import Peak, held_bytes
+from raysweep.models.release import drop_locals, free_memory
 from raysweep.numerics.dynamics import change_points
 from raysweep.store.activation_writing import write_part
 from raysweep.studies.capture import Captured, Collector, capture_states
@@ -71,7 +73,7 @@ class Worker:
         self.folder = RunFolder(folder)
         self._tell = tell
         self._models = Residents(resident, lambda checkpoint: as_committed(checkpoint, self.folder))
-        self._budgets = Budgets()
+        self._budgets, self._unfit = Budgets(), Unfit()
 
     def attempt(self, call: Call) -> Outcome:
         """Run the call; whatever it raises becomes an outcome with the traceback, except StorageFailedError: it ends the run."""
@@ -84,12 +86,12 @@ class Worker:
         except Exception as error:
             if is_lasting(error, self.folder.root):  # the run ends: no other call could be committed either
                 raise storage_failed(self.folder.root, error) from error
-            refused = isinstance(error, RaysweepError)
+            ours = isinstance(error, RaysweepError)
             return Outcome(
                 call,
-                error=str(error) if refused else f"{type(error).__name__}: {error}",
+                error=str(error) if ours else f"{type(error).__name__}: {error}",
                 traceback=traceback.format_exc(),
-                failure="refused" if refused else "raised",
+                failure="refused" if ours and not isinstance(error, DoesNotFitError) else "raised",
             )
         measured = {**measured, **_held(call)}
         seconds = round(time.monotonic() - started, 4)
@@ -102,26 +104,36 @@ class Worker:
     def _within_memory(self, call: Call) -> tuple[list[Commit], dict[str, Any]]:
         """Run the call; out of memory, again without other checkpoints in it, then in batches of half as many tokens.
 
-        The batch is remembered for the call's model.
+        The batch is remembered for the call's model. A model that cannot be loaded is loaded once more, with nothing else in
+        memory. Raises DoesNotFitError if that fails too.
         """
         if not isinstance(call, ModelCall):
             return self._run(call)
-        times = 0
+        self._unfit.check(call, self._models.keep_only)
+        times = loads = 0
         while True:
             tokens = self._budgets.of(call)
             try:
                 commits, measured = self._run(replace(call, loading=replace(call.loading, batch_tokens=tokens)))
             except Exception as error:
-                if not is_out_of_memory(error):
+                short, loads = is_out_of_memory(error), loads + isinstance(error, DoesNotFitError)
+                drop_locals(error)  # they hold what the attempt had in memory
+                free_memory()
+                if not short:
                     raise
                 if is_training(call):  # its batches are its recipe's, and a smaller one is another training
                     raise RunError(too_much_to_train(call, error)) from error
-                if not self._models.keep_only(call.affinity) and not self._budgets.halve(call):
+                if self._models.keep_only(call.affinity):
+                    pass
+                elif isinstance(error, DoesNotFitError):  # smaller batches are no help
+                    if loads > 1:
+                        self._unfit.add(call, error)
+                        raise
+                elif not self._budgets.halve(call):
                     raise RunError(too_large(call, error)) from error
             else:
                 return commits, {**measured, **({"out_of_memory": times, "batch_tokens": tokens} if times else {})}
             times += 1
-            let_go(call.loading.device)
 
     def unload(self) -> None:
         """Let go of all models."""

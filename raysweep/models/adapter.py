@@ -30,7 +30,10 @@ from raysweep.models.blocks import StandIn, block_path, find_blocks, find_body, 
 from raysweep.models.borrowed import configs_of, plain_outputs, without_compilation
 from raysweep.models.given import dtypes_in_words, plain_model
 from raysweep.models.kinds import model_predicts
+from raysweep.models.kv_sharing import sharing_class
+from raysweep.models.machine_errors import is_machine_error
 from raysweep.models.rotary import rotary_table
+from raysweep.models.transfers import to_device
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -149,10 +152,11 @@ class Adapter:
 
     def _run(self, module: nn.Module, tokens: torch.Tensor, lengths: Sequence[int] | None) -> Any:
         """A forward of the model, or of its body. Without a head it may see what follows, so that padding is masked."""
-        inputs: dict[str, Any] = {"input_ids": tokens.to(self.device)}
+        inputs: dict[str, Any] = {"input_ids": to_device(tokens, self.device)}
         if not self.predicts:
             real = torch.tensor(lengths or [tokens.shape[1]] * len(tokens))
-            inputs["attention_mask"] = (torch.arange(tokens.shape[1])[None] < real[:, None]).long().to(self.device)
+            mask = (torch.arange(tokens.shape[1])[None] < real[:, None]).long()
+            inputs["attention_mask"] = to_device(mask, self.device)
         if "use_cache" in signature(module.forward).parameters:  # encoders do not know it
             inputs["use_cache"] = False
         with plain_outputs(self._configs):
@@ -210,7 +214,8 @@ class Adapter:
             InputError: The model does not predict tokens.
         """
         self.require_predictions()
-        return self._finish(states[..., None, :], torch.zeros(states.shape[-2], 1, dtype=torch.long))[:, 0]
+        tokens = torch.zeros(states.shape[-2], 1, dtype=torch.long, device=self.device)
+        return self._finish(states[..., None, :], tokens)[:, 0]
 
     def require_predictions(self) -> None:
         """Check that the model predicts the next token, so that a loss can be measured.
@@ -247,9 +252,9 @@ class Adapter:
         hooks = [block.register_forward_hook(learn(index)) for index, block in enumerate(self.blocks)]
         try:
             expected = self._forward(tokens, lengths)
-        except torch.OutOfMemoryError:
-            raise
         except _FAILURES as error:
+            if is_machine_error(error):
+                raise
             raise self._refusal(
                 f"its own forward fails ({_in_a_line(error)}){self._mixed()}; correct the settings in its config.json"
             ) from error
@@ -266,9 +271,9 @@ class Adapter:
         self._items = [found[index] for index in range(self.n_layers)]
         try:
             ours = self._replay_among_others(tokens, lengths).reshape(expected.shape)
-        except torch.OutOfMemoryError:
-            raise
         except _FAILURES as error:
+            if is_machine_error(error):
+                raise
             raise self._refusal(f"replaying its blocks fails ({_in_a_line(error)})") from error
         scale = max(1.0, float(expected.abs().max()))
         apart = float((ours.to(expected.device) - expected).abs().max())
@@ -339,15 +344,14 @@ def apply_block(block: nn.Module, states: torch.Tensor, call: BlockCall, shared:
     `shared` are the keys and values that earlier blocks left for later ones in this pass; what the block leaves is added
     to it. Without it they go into the recording itself, which then serves one pass only.
     """
-    from transformers.cache_utils import KVSharingDict
-
+    sharing = sharing_class()
     kwargs = call.kwargs
     if shared is not None:
-        kwargs = {k: KVSharingDict(shared) if isinstance(v, KVSharingDict) else v for k, v in kwargs.items()}
+        kwargs = {k: sharing(shared) if isinstance(v, sharing) else v for k, v in kwargs.items()}
     out = block(states, *call.args, **kwargs)
     if shared is not None:
         for value in kwargs.values():
-            if isinstance(value, KVSharingDict):
+            if isinstance(value, sharing):
                 shared.update(value)
     if isinstance(out, (tuple, list)):
         out = out[0]

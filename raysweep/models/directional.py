@@ -11,12 +11,14 @@ not the examples') is found by `goes_by_outputs`; such a block goes by its weigh
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import nn
+
+from raysweep.models.transfers import to_host
 
 # Of the largest share: rounding is far less, curvature over the probe's step and a wrong row far more.
 _TOLERANCES = {torch.float64: 1e-3, torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.1}
@@ -37,20 +39,36 @@ def owners(block: nn.Module) -> dict[str, nn.Module]:
     return {name: module for name, module in block.named_modules() if own_weights(module)}
 
 
+def differing(block: nn.Module, other: nn.Module) -> frozenset[str]:
+    """The modules whose own weights are not equal in both. On a device, the host waits once for all of them."""
+    equal = {name: _equal(module, other.get_submodule(name)) for name, module in owners(block).items()}
+    return frozenset(name for name, same in zip(equal, to_host(list(equal.values())), strict=True) if not same)
+
+
+def _equal(module: nn.Module, theirs: nn.Module) -> torch.Tensor:
+    ours, others = own_weights(module), own_weights(theirs)
+    return torch.stack([(tensor == others[name].to(tensor.device)).all() for name, tensor in ours.items()]).all()
+
+
 @contextmanager
-def noted(block: nn.Module, other: nn.Module, n_examples: int, shares: Shares) -> Iterator[None]:
+def noted(
+    block: nn.Module, other: nn.Module, n_examples: int, shares: Shares, names: Collection[str]
+) -> Iterator[None]:
     """Note what goes through the block; a later backward pass through it adds the step's shares, block → `other`.
 
-    Outputs have the examples' rows first, one or several for each. A module with equal weights in both takes no part.
+    Outputs have the examples' rows first, one or several for each. Only the modules called `names` (`differing`) take part.
     """
     with ExitStack() as stack:
         for name, module in owners(block).items():
-            theirs = other.get_submodule(name)
-            if not _equal(module, theirs):
-                shares[name] = torch.zeros(n_examples, dtype=torch.float64)
-                hook = _noting(theirs, shares, name, n_examples)
+            if name in names:
+                shares[name] = torch.zeros(n_examples, dtype=torch.float64, device=_device(module))
+                hook = _noting(other.get_submodule(name), shares, name, n_examples)
                 stack.callback(module.register_forward_hook(hook, with_kwargs=True).remove)
         yield
+
+
+def _device(module: nn.Module) -> torch.device:
+    return next(iter(own_weights(module).values())).device
 
 
 def _noting(theirs: nn.Module, shares: Shares, name: str, n_examples: int) -> Callable[..., None]:
@@ -84,11 +102,6 @@ def _moved(
     return moved
 
 
-def _equal(module: nn.Module, theirs: nn.Module) -> bool:
-    ours, others = own_weights(module), own_weights(theirs)
-    return all(torch.equal(tensor, others[name].to(tensor.device)) for name, tensor in ours.items())
-
-
 def by_weights(
     block: nn.Module, other: nn.Module, run: Run, gradients: Sequence[torch.Tensor]
 ) -> tuple[list[torch.Tensor | None], Shares]:
@@ -109,7 +122,7 @@ def by_weights(
     shares: Shares = {}
     with torch.no_grad():
         for (name, key, tensor), gradient in zip(weights, found[len(inputs) :], strict=True):
-            share = shares.setdefault(name, torch.zeros(1, dtype=torch.float64))
+            share = shares.setdefault(name, torch.zeros(1, dtype=torch.float64, device=tensor.device))
             if gradient is not None:
                 step = own_weights(other.get_submodule(name))[key].to(tensor.device) - tensor
                 share += (gradient * step).sum(dtype=torch.float64).to(share.device)
@@ -134,7 +147,7 @@ def goes_by_outputs(block: nn.Module, together: Run, alone: Sequence[Run]) -> bo
             for tensor in own_weights(module).values():
                 tensor += normal(tensor) * tensor.float().square().mean().sqrt().clamp(min=1e-3).to(tensor.dtype)
     shares: Shares = {}
-    with noted(block, other, len(alone), shares):
+    with noted(block, other, len(alone), shares, differing(block, other)):
         inputs, outputs = together()
     gradients = [normal(output) for output in outputs]
     torch.autograd.grad(outputs, list(inputs), gradients, allow_unused=True)
@@ -142,8 +155,13 @@ def goes_by_outputs(block: nn.Module, together: Run, alone: Sequence[Run]) -> bo
     for index, run in enumerate(alone):
         rows = [row_of(gradient, index, of_states=not place) for place, gradient in enumerate(gradients)]
         _, plain = by_weights(block, other, run, rows)
-        scale = max(float(share.abs().max()) for share in plain.values())
-        if any(not float((shares[name][index] - share[0]).abs()) <= tolerance * scale for name, share in plain.items()):
+        found = to_host([*plain.values(), *(shares[name][index : index + 1] for name in plain)])
+        expected, noted_shares = found[: len(plain)], found[len(plain) :]
+        scale = max(float(share.abs().max()) for share in expected)
+        if any(
+            not float((ours - share).abs()) <= tolerance * scale
+            for ours, share in zip(noted_shares, expected, strict=True)
+        ):
             return False
     return True
 

@@ -20,10 +20,11 @@ import torch
 from torch import nn
 
 from raysweep.models.blocks import StandIn
+from raysweep.models.kv_sharing import sharing_class
+from raysweep.models.transfers import to_device
 
 if TYPE_CHECKING:
     from transformers import Cache
-    from transformers.cache_utils import KVSharingDict
 
 Opened = Callable[[], AbstractContextManager[nn.Module]]
 
@@ -42,17 +43,17 @@ class ForkedBlock(StandIn):
     def __init__(self, block: nn.Module, layer: int, modules: Sequence[Opened], chosen: torch.Tensor) -> None:
         super().__init__(block)
         self._layer, self._opened, self._chosen = layer, modules, chosen
+        self._rows: dict[torch.device, list[torch.Tensor]] = {}  # which rows [B] are each module's
         self._caches: WeakKeyDictionary[Cache, list[Cache]] = WeakKeyDictionary()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the first module returns, with each row's states [..., B, T, D] from its own."""
-        from transformers.cache_utils import KVSharingDict
-
-        shared = next((value for value in (*args, *kwargs.values()) if isinstance(value, KVSharingDict)), None)
+        sharing = sharing_class()
+        shared = next((value for value in (*args, *kwargs.values()) if isinstance(value, sharing)), None)
         outs: list[Any] = []
         left: list[Any] = []  # shared keys and values, as each module leaves them
         for number, opened in enumerate(self._opened):
-            kept = None if shared is None else KVSharingDict(shared)
+            kept = None if shared is None else sharing(shared)
             own = partial(self._own, number, kept)
             with opened() as module:
                 outs.append(module(*map(own, args), **{name: own(value) for name, value in kwargs.items()}))
@@ -71,18 +72,24 @@ class ForkedBlock(StandIn):
         """Each row (along `dim`) from its own module's tensor."""
         merged = tensors[0]
         behind = [1] * (merged.ndim - 1 - dim % merged.ndim)
-        chosen = self._chosen.to(merged.device).view(-1, *behind)
-        for number, other in enumerate(tensors[1:], 1):
-            merged = torch.where(chosen == number, other.to(merged.device), merged)
+        for own, other in zip(self._rows_on(merged.device)[1:], tensors[1:], strict=True):
+            merged = torch.where(own.view(-1, *behind), other.to(merged.device), merged)
         return merged
 
-    def _own(self, number: int, kept: KVSharingDict | None, value: Any) -> Any:
+    def _rows_on(self, device: torch.device) -> list[torch.Tensor]:
+        """Which rows [B] are each module's, copied to the device once and not for every token."""
+        if device not in self._rows:
+            chosen = to_device(self._chosen, device)
+            self._rows[device] = [chosen == number for number in range(len(self._opened))]
+        return self._rows[device]
+
+    def _own(self, number: int, kept: Any, value: Any) -> Any:
         """What module `number` is called with in place of `value`."""
-        from transformers.cache_utils import Cache, KVSharingDict
+        from transformers.cache_utils import Cache
 
         if isinstance(value, Cache):
             return self._caches_of(value)[number]
-        return kept if isinstance(value, KVSharingDict) else value
+        return kept if isinstance(value, sharing_class()) else value
 
     def _caches_of(self, cache: Cache) -> list[Cache]:
         """The cache that each module writes to: the model's own, and copies that differ in this layer, still empty, alone."""

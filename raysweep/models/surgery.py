@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, SupportsIndex, get_args
 
 import torch
@@ -15,6 +16,8 @@ from raysweep.errors import InputError, nearest
 from raysweep.models.adapter import Adapter
 from raysweep.models.blocks import find_blocks
 from raysweep.models.given import A_MODEL, is_compiled
+from raysweep.models.machine_errors import is_machine_error
+from raysweep.models.transfers import to_device
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -123,6 +126,8 @@ def _as_tensor(name: str, given: ArrayLike | torch.Tensor) -> torch.Tensor:
     try:
         return torch.as_tensor(given)
     except (TypeError, ValueError, RuntimeError) as error:
+        if is_machine_error(error):
+            raise
         raise InputError(f"{name} is of type {type(given).__name__}, not an array of numbers: {error}") from error
 
 
@@ -193,6 +198,11 @@ def removed(
     chosen = {"last": slice(-1, None), "all": slice(None)}.get(positions) if isinstance(positions, str) else positions
     stored_part = None if stored_D is None else part_within(stored_D, basis_KD, mean_D)
 
+    @cache  # copied to a device once, and not for every token
+    def constants_on(device: torch.device) -> list[torch.Tensor | None]:
+        given = (basis_KD, mean_D, stored_part)
+        return [None if tensor is None else to_device(tensor.double(), device) for tensor in given]
+
     def without(module: nn.Module, args: Any, output: Any) -> Any:
         several = isinstance(output, (tuple, list))
         states = output[0] if several else output
@@ -203,11 +213,12 @@ def removed(
                 "removed only from a layer with one stream of states"
             )
         before = states[:, chosen]
-        if stored_part is None:
-            part = part_within(before, basis_KD, mean_D)
-        else:
-            part = stored_part.to(states.device)
-            part = part[:, None] if part.ndim == 2 else part
+        basis, mean, part = constants_on(states.device)
+        if part is None:
+            assert basis is not None
+            part = part_within(before, basis, mean)
+        elif part.ndim == 2:
+            part = part[:, None]
         changed = states.clone()
         changed[:, chosen] = (before.double() - part).to(states.dtype)
         return (changed, *output[1:]) if several else changed

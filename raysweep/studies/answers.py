@@ -14,6 +14,7 @@ import torch
 from raysweep.data.batches import make_batches
 from raysweep.data.examples import Example
 from raysweep.models.text_settings import end_tokens_of_model
+from raysweep.models.transfers import to_device
 from raysweep.studies.greedy import decode_greedily, padding_for
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ class _Sampled:
         if self._top_p < 1:
             scaled = scaled.masked_fill(~_likeliest(scaled, self._top_p), -torch.inf)
         noise = np.stack([stream.gumbel(size=scores.shape[1]) for stream in self._streams])
-        return scaled + torch.from_numpy(noise).to(scaled.device)
+        return scaled + to_device(torch.from_numpy(noise), scaled.device)
 
 
 def _likeliest(scores: torch.Tensor, top_p: float) -> torch.Tensor:
@@ -79,8 +80,8 @@ def generate_answers(
             processors.append(_Sampled(streams, temperature, top_p))
         written = decode_greedily(
             model,
-            tokens.to(model.device),
-            mask.to(model.device),
+            to_device(tokens, model.device),
+            to_device(mask, model.device),
             new_tokens=new_tokens,
             ends=ends,
             padding=filling,

@@ -8,18 +8,18 @@ Shapes: B examples, T tokens, D width; states are [..., B, T, D].
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 
-import numpy as np
 import torch
 from torch import nn
 
-from raysweep.data.batches import labelled_positions
 from raysweep.data.examples import Example
 from raysweep.models.adapter import Adapter, BlockCall, Shared, apply_block
 from raysweep.models.directional import Shares, by_weights, goes_by_outputs, noted, row_of
+from raysweep.models.transfers import to_device
+from raysweep.studies.labels import Labels
 from raysweep.studies.substitution import LOGIT_BYTES
 
 _PROBE_TOKENS = 8
@@ -83,6 +83,7 @@ class Flow:
     _by_shared: dict[Key, torch.Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self.tokens = to_device(self.tokens, self.frame.device)
         recording = self.frame.record(self.tokens)
         self._calls = recording.calls
         self._entering.append(recording.states)
@@ -97,28 +98,34 @@ class Flow:
         """The calls of each example by itself."""
         return [self.frame.record(row[None]).calls for row in self.tokens]
 
-    def take(self, layer: int, block: nn.Module, other: nn.Module | None) -> None:
-        """Through a layer. With `other`, where its step leads, the layer's piece is kept for the way back."""
+    def take(self, layer: int, block: nn.Module, other: nn.Module | None = None, names: Collection[str] = ()) -> None:
+        """Through a layer. With `other`, where its step leads, the layer's piece is kept for the way back.
+
+        `names` are the modules that the step changes (`differing`).
+        """
         shares: Shares = {}
         states, call, shared = self._entering[layer], self._calls[layer], self._shared[layer]
         if other is None:
             sent = piece(block, states, call, shared, track=False)
         else:
-            with noted(block, other, len(self.tokens), shares):
+            with noted(block, other, len(self.tokens), shares, names):
                 sent = piece(block, states, call, shared)
             self._kept[layer] = (sent, shares)
         self._entering.append(sent.outputs[0].detach())
         self._shared.append(_detached(sent.shared))
 
-    def turn(self) -> np.ndarray:
+    def turn(self) -> torch.Tensor:
         """The losses [B], float64, nats, of what left the last layer; their gradient is where the way back begins."""
         states = self._entering.pop()
         self._shared.pop()
         losses, self._gradient = losses_and_gradient(self.frame, states, self.examples)
         return losses
 
-    def go_back(self, layer: int, block: nn.Module, other: nn.Module, *, by_outputs: bool) -> Shares:
-        """Back through a layer; what the step block → `other` adds to each example's loss, by module, [B]."""
+    def go_back(self, layer: int, block: nn.Module, other: nn.Module, names: Collection[str] | None) -> Shares:
+        """Back through a layer; what the step block → `other` adds to each example's loss, by module, [B].
+
+        From the outputs of the modules called `names`, which the step changes; where it is None, from the gradients by weights.
+        """
         states, shared = self._entering.pop(), self._shared.pop()
         if layer in self._kept:
             sent, shares = self._kept.pop(layer)
@@ -126,9 +133,9 @@ class Flow:
                 sent, torch.autograd.grad(sent.outputs, sent.inputs, self._gradients(sent), allow_unused=True)
             )
             return shares
-        if by_outputs:
+        if names is not None:
             shares = {}
-            with noted(block, other, len(self.tokens), shares):
+            with noted(block, other, len(self.tokens), shares, names):
                 sent = piece(block, states, self._calls[layer], shared)
             self._take_back(
                 sent, torch.autograd.grad(sent.outputs, sent.inputs, self._gradients(sent), allow_unused=True)
@@ -176,19 +183,22 @@ class Flow:
 
 def losses_and_gradient(
     frame: Adapter, states: torch.Tensor, examples: Sequence[Example]
-) -> tuple[np.ndarray, torch.Tensor]:
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean negative log likelihood in nats of each example's response, float64 [B], and its gradient by the states [..., B, T, D].
 
     Norm and head see the labelled positions only, some of them at a time.
     """
-    rows, cols, targets = (torch.from_numpy(a).to(states.device) for a in labelled_positions(examples))
+    labels = Labels(examples).on(states.device)
+    rows, cols = labels.rows, labels.cols
     chosen = states[..., rows, cols, :].detach()
-    counts = torch.bincount(rows, minlength=len(examples))
     step = max(1, LOGIT_BYTES // (4 * frame.model.config.get_text_config().vocab_size))
     nll: list[torch.Tensor] = []
     gradients: list[torch.Tensor] = []
     for part, target, n in zip(
-        torch.split(chosen, step, dim=-2), torch.split(targets, step), torch.split(counts[rows], step), strict=True
+        torch.split(chosen, step, dim=-2),
+        torch.split(labels.targets, step),
+        torch.split(labels.counts[rows], step),
+        strict=True,
     ):
         with torch.enable_grad():
             leaf = part.requires_grad_(True)
@@ -196,10 +206,9 @@ def losses_and_gradient(
             each = nn.functional.cross_entropy(logits, target.to(logits.device), reduction="none").double()
         gradients += torch.autograd.grad(each, leaf, 1.0 / n.to(each.device))
         nll.append(each.detach().to(rows.device))
-    sums = torch.zeros(len(examples), dtype=torch.float64, device=rows.device).index_add_(0, rows, torch.cat(nll))
     gradient = torch.zeros_like(states)
     gradient[..., rows, cols, :] = torch.cat(gradients, dim=-2).to(states.dtype)
-    return (sums / counts).cpu().numpy(), gradient
+    return labels.means(torch.cat(nll)), gradient
 
 
 class Probe:

@@ -21,6 +21,7 @@ from raysweep.data.batches import make_batches, pad
 from raysweep.data.examples import Example
 from raysweep.errors import InputError, nearest
 from raysweep.models.adapter import Adapter, Shared, apply_block
+from raysweep.models.transfers import to_device
 
 Pooling = Literal["first", "last", "mean"]
 POOLINGS: tuple[str, ...] = get_args(Pooling)
@@ -66,19 +67,20 @@ class Collector:
         sizes = [example.n_prompt for example in self.examples if example.id in ids]
         return len(sizes) * (max(sizes) + self.adapter.n_layers) if sizes else 0
 
-    def flight(self, ids: Collection[int]) -> Flight:
-        """The examples with these ids, in batches that go through each block together."""
+    def flight(self, ids: Collection[int], batch_tokens: int | None = None) -> Flight:
+        """The examples with these ids, in batches (of `batch_tokens`, if less) that go through each block together."""
         chosen = [index for index, example in enumerate(self.examples) if example.id in ids]
         sizes = [len(self.prompts[index]) for index in chosen]
-        batches = make_batches(sizes, self._batch_tokens, [self.adapter.table(size) for size in sizes])
+        budget = min(self._batch_tokens, batch_tokens or self._batch_tokens)
+        batches = make_batches(sizes, budget, [self.adapter.table(size) for size in sizes])
         return Flight(self, [[chosen[place] for place in batch] for batch in batches])
 
-    def put(self, layer: int, indices: Sequence[int], pooled: torch.Tensor) -> None:
-        """Keep the states [B, D] of the examples at these places."""
+    def put(self, layers: int | slice, indices: Sequence[int], pooled: torch.Tensor) -> None:
+        """Keep the states of the examples at these places: [B, D] of one layer, or [L, B, D] of a slice of them."""
         if self._out is None:
             shape = (self.adapter.n_layers, len(self.examples), pooled.shape[-1])
             self._out = torch.empty(shape, dtype=pooled.dtype)
-        self._out[layer, indices] = pooled
+        self._out[layers, indices] = pooled
 
     def captured(self) -> Captured:
         """What was gathered; every example must have been in a flight that saw all blocks."""
@@ -111,15 +113,29 @@ class Flight:
         ]
         self._entering = [recording.states for recording in self._recordings]
         self._shared: list[Shared] = [{} for _ in batches]
+        self._lengths = [torch.tensor([sizes[i] for i in indices]) for indices in batches]
+        self._on_device: dict[int, torch.Tensor] = {}  # by batch: what was pooled so far, [L, B, D]
 
     @torch.no_grad()
     def take(self, layer: int, block: nn.Module) -> None:
         """Send every batch through the block of this layer, the one behind the last that was taken."""
         for at, indices in enumerate(self._batches):
             states = apply_block(block, self._entering[at], self._recordings[at].calls[layer], self._shared[at])
-            lengths = torch.tensor([len(self._collector.prompts[i]) for i in indices], device=states.device)
-            self._collector.put(layer, indices, _pool(_joined(states), lengths, self._collector.pooling).cpu())
+            self._lengths[at] = to_device(self._lengths[at], states.device)
+            self._keep(at, layer, indices, _pool(_joined(states), self._lengths[at], self._collector.pooling))
             self._entering[at] = states
+
+    def _keep(self, at: int, layer: int, indices: Sequence[int], pooled: torch.Tensor) -> None:
+        """Keep what a layer gave a batch, [B, D]. All layers leave a device in one copy, behind the last: the host waits once."""
+        if pooled.device.type == "cpu":
+            self._collector.put(layer, indices, pooled)
+            return
+        n_layers = self._collector.adapter.n_layers
+        if layer == 0:
+            self._on_device[at] = pooled.new_empty(n_layers, *pooled.shape)
+        self._on_device[at][layer] = pooled
+        if layer == n_layers - 1:
+            self._collector.put(slice(None), indices, self._on_device.pop(at).cpu())
 
 
 @torch.no_grad()

@@ -17,6 +17,7 @@ from raysweep.data.examples import Example
 from raysweep.models.forked import ForkedBlock, Opened, UnknownCacheError
 from raysweep.models.surgery import substitute
 from raysweep.models.text_settings import EndsOfPair, end_tokens_of_model
+from raysweep.models.transfers import to_device
 from raysweep.studies.decoding import rows_at_once, together
 from raysweep.studies.greedy import decode_greedily, padding_for
 from raysweep.studies.interventions import Change
@@ -122,7 +123,7 @@ def _greedy_texts(
     ends: Sequence[int],
 ) -> list[str]:
     """The same, `rows` times side by side: of a model that does something else with each row."""
-    prompt = torch.from_numpy(example.tokens[: example.n_prompt])[None].to(device).expand(rows, -1)
+    prompt = to_device(torch.from_numpy(example.tokens[: example.n_prompt])[None], device).expand(rows, -1)
     written = decode_greedily(
         model,
         prompt,

@@ -25,11 +25,13 @@ from torch import nn
 from raysweep.data.batches import make_batches, pad
 from raysweep.data.examples import Example
 from raysweep.errors import InputError
-from raysweep.models.directional import Shares
-from raysweep.models.memory import free_bytes, private_bytes
+from raysweep.models.directional import Shares, differing
+from raysweep.models.memory import free_bytes, room_left
 from raysweep.models.parts import parts_of
 from raysweep.models.surgery import interpolated
+from raysweep.models.transfers import to_host
 from raysweep.studies.backward import Flow, Probe
+from raysweep.studies.call_memory import TokenBytes, fitting_tokens
 from raysweep.studies.interventions import Change
 from raysweep.studies.passes import group_passes, states_of_a_way_back
 from raysweep.studies.schedule import Group, Step
@@ -125,6 +127,7 @@ def first_order(
     work = work if work is not None else Work()
     frame = pair.frame(reverse)
     lengths = [e.length - 1 for e in examples]
+    batch_tokens = _fitting_batch(pair, lengths, batch_tokens)
     groups = make_batches(lengths, batch_tokens, [frame.table(length) for length in lengths])
     padded = [torch.from_numpy(pad([examples[i].tokens[:-1] for i in g])) for g in groups]
     losses = np.full(len(examples), np.nan)
@@ -134,6 +137,14 @@ def first_order(
     needed = ends if 0 < share < 1 else ends[:1] if share == 0 else ends[1:]
     there = [_step(layer, *needed) for layer in range(pair.n_layers)]
     back = [_step(layer, TUNED, BASE) for layer in reversed(range(pair.n_layers))]
+    length = 1 - share if share <= 0.5 else -share
+    names: dict[int, frozenset[str]] = {}  # by layer: the modules that the step changes
+
+    def changed(layer: int, block: nn.Module, target: nn.Module) -> frozenset[str]:
+        if layer not in names:
+            names[layer] = differing(block, target)
+        return names[layer]
+
     for together in _passes(pair, padded, share):
         flows = [Flow(frame, padded[i], [examples[j] for j in groups[i]]) for i in together]
         keep = share == 0 and pair.in_memory and _fit(flows, pair)
@@ -143,24 +154,32 @@ def first_order(
                 own, other = (base, tuned) if reverse else (tuned, base)
                 block = _between(own, other, share)
                 probe.take(step.layer, block)
+                kept = keep and probe.by_outputs(block)
                 for flow in flows:
-                    flow.take(step.layer, block, other if keep and probe.by_outputs(block) else None)
+                    if kept:
+                        flow.take(step.layer, block, other, changed(step.layer, block, other))
+                    else:
+                        flow.take(step.layer, block)
                     _count(work, flow, 1)
-        for i, flow in zip(together, flows, strict=True):
-            losses[groups[i]] = flow.turn()
-            work.heads += 1
+        turned = [flow.turn() for flow in flows]
+        work.heads += len(flows)
+        slopes: list[dict[tuple[Part, int], torch.Tensor]] = [{} for _ in flows]  # by part and layer, [B]
         with closing(pair.layers(back)) as layers:
             for step, (base, tuned) in zip(back, layers, strict=True):
                 own, other = (base, tuned) if reverse else (tuned, base)
                 block = _between(own, other, share)
                 # The step that is taken leads to the model further off, which in 16 bits says more.
-                target, length = (other, 1 - share) if share <= 0.5 else (own, -share)
+                target = other if share <= 0.5 else own
                 by_outputs = probe.by_outputs(block) or step.layer in pair.same.layers
-                for i, flow in zip(together, flows, strict=True):
-                    shares = flow.go_back(step.layer, block, target, by_outputs=by_outputs)
-                    for part, score in scores.items():
-                        score[step.layer, groups[i]] = _sum(shares, part, own) / length
+                for flow, slope in zip(flows, slopes, strict=True):
+                    moved = changed(step.layer, block, target) if by_outputs else None
+                    shares = flow.go_back(step.layer, block, target, moved)
+                    slope |= {(part, step.layer): total for part in parts for total in _sum(shares, part, own)}
                     _count(work, flow, 2 if keep and by_outputs else 3)
+        for i, loss, slope in zip(together, turned, slopes, strict=True):  # a batch leaves the device in one copy
+            losses[groups[i]], *totals = (tensor.numpy() for tensor in to_host([loss, *slope.values()]))
+            for (part, layer), total in zip(slope, totals, strict=True):
+                scores[part][layer, groups[i]] = total / length
     return FirstOrder(losses, scores)
 
 
@@ -178,14 +197,14 @@ def _step(layer: int, *versions: Version) -> Step:
     return Step(layer, tuple(Group(version, False, ((0, 0),)) for version in versions))
 
 
-def _sum(shares: Shares, part: Part, block: nn.Module) -> np.ndarray | float:
-    """The shares [B] of a part's modules together; 0 where the step changes none of them."""
+def _sum(shares: Shares, part: Part, block: nn.Module) -> list[torch.Tensor]:
+    """The shares [B] of a part's modules together; nothing if the step changes none of them."""
     if part == "layer":
         chosen = list(shares.values())
     else:
         names = parts_of(block)[part]
         chosen = [share for name, share in shares.items() if name.partition(".")[0] in names]
-    return torch.stack(chosen).sum(0).numpy() if chosen else 0.0
+    return [torch.stack(chosen).sum(0)] if chosen else []
 
 
 def _passes(pair: Pair, batches: Sequence[torch.Tensor], share: float) -> list[list[int]]:
@@ -199,15 +218,26 @@ def _passes(pair: Pair, batches: Sequence[torch.Tensor], share: float) -> list[l
     needs = [tokens.numel() * size * states_of_a_way_back(pair.n_layers) for tokens in batches]
     if not isinstance(pair, StreamedPair) or pair.memory is None:
         return group_passes(needs, free_bytes(str(pair.tuned.device)) // 4)
-    taken = private_bytes() if pair.tuned.device.type == "cpu" else 0
+    left = room_left(str(pair.tuned.device), pair.memory)
     at_work = max(tokens.numel() for tokens in batches) * GRAPH * size + 3 * LOGIT_BYTES
-    if taken + at_work + max(needs) > pair.memory:
+    if at_work + max(needs) > left:
         raise InputError(
             f"a memory budget of {gigabytes(pair.memory)} is too small: two layers of each checkpoint, what stays in memory, and "
-            f"the states of one batch in a forward and backward pass need {gigabytes(taken + at_work + max(needs))}; "
-            "set execution.memory to that or more, or lower execution.batch_tokens"
+            "the states of one batch in a forward and backward pass need "
+            f"{gigabytes(pair.memory - left + at_work + max(needs))}; set execution.memory to that or more, or lower "
+            "execution.batch_tokens"
         )
-    return group_passes(needs, pair.memory - taken - at_work)
+    return group_passes(needs, left - at_work)
+
+
+def _fitting_batch(pair: Pair, lengths: Sequence[int], batch_tokens: int) -> int:
+    """The padded tokens of a batch: on a GPU no more than fit into the memory that is left, one layer's graph at a time."""
+    room = pair.room()
+    if room is None:
+        return batch_tokens
+    token, longest = TokenBytes.of_model(pair.tuned), max(lengths, default=0)
+    each = (states_of_a_way_back(pair.n_layers) + GRAPH) * token.state + 4 * token.widest + longest * token.seen
+    return fitting_tokens(batch_tokens, lengths, room, lambda tokens, _: tokens * each + 3 * LOGIT_BYTES)
 
 
 def _fit(flows: Sequence[Flow], pair: Pair) -> bool:

@@ -10,16 +10,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
 
-from raysweep.data.batches import labelled_positions, make_batches, pad
+from raysweep.data.batches import make_batches, pad
 from raysweep.data.examples import Example
 from raysweep.errors import InputError
 from raysweep.models.adapter import Adapter, Recording, Shared, apply_block
 from raysweep.models.surgery import part_within
+from raysweep.models.transfers import to_device, to_host
 from raysweep.numerics.spectral import Decomposition, decompose
+from raysweep.studies.labels import Labels
 from raysweep.studies.removal import Removal
 from raysweep.studies.substitution import LOGIT_BYTES
 
@@ -70,7 +73,7 @@ def _trunks(adapter: Adapter, examples: Sequence[Example], layer: int, batch_tok
                 f"{type(adapter.model).__name__} carries {tuple(states.shape[:-3])} parallel streams of states, and "
                 "components can be removed only from one; remove studies.removal for it"
             )
-        last = torch.tensor([examples[i].n_prompt - 1 for i in indices], device=states.device)
+        last = to_device(torch.tensor([examples[i].n_prompt - 1 for i in indices]), states.device)
         yield _Trunk(indices, recording, states, shared, last)
 
 
@@ -83,7 +86,8 @@ def states_at(adapter: Adapter, examples: Sequence[Example], layer: int, batch_t
     for trunk in _trunks(adapter, examples, layer, batch_tokens):
         if states_ND is None:
             states_ND = torch.empty(len(examples), trunk.states.shape[-1], dtype=trunk.states.dtype)
-        states_ND[trunk.indices] = trunk.states[torch.arange(len(trunk.indices)), trunk.last].cpu()
+        rows = torch.arange(len(trunk.indices), device=trunk.states.device)
+        states_ND[trunk.indices] = trunk.states[rows, trunk.last].cpu()
     if states_ND is None:
         raise InputError("there are no examples to compute components from")
     bad_N = ~states_ND.isfinite().all(dim=1)
@@ -136,15 +140,28 @@ def removal_effects(
         np.full(len(removals), np.nan),
     )
     possible = [row for row, removal in enumerate(removals) if lacking(found, removal) is None]
+
+    @cache  # copied to a device once, and not for every batch
+    def taken_on(row: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor | None]:
+        mean_D = mean_kept(found, removals[row])
+        basis_KD = to_device(directions(found, removals[row]).double(), device)
+        return basis_KD, None if mean_D is None else to_device(mean_D.double(), device)
+
     for trunk in _trunks(adapter, examples, layer, batch_tokens):
-        chosen = [examples[i] for i in trunk.indices]
-        rows, cols, targets = (torch.from_numpy(a).to(trunk.states.device) for a in labelled_positions(chosen))
-        ends_MD = [_to_the_end(adapter, trunk, trunk.states, layer)[rows, cols]]
+        labels = Labels([examples[i] for i in trunk.indices])
+        stored_BD = to_device(stored_ND[trunk.indices], trunk.states.device)
+        ends_MD = [_labelled(_to_the_end(adapter, trunk, trunk.states, layer), labels)]
+        inner = []
         for row in possible:
-            states, inner = _without(trunk, removals[row], found, stored_ND[trunk.indices], rows, cols)
-            effects.inner_product[row] = np.fmax(effects.inner_product[row], inner)
-            ends_MD.append(_to_the_end(adapter, trunk, states, layer)[rows, cols])
-        loss, kl, first_kl = _compared(adapter, ends_MD, rows, targets)
+            states, largest = _without(
+                trunk, removals[row], *taken_on(row, trunk.states.device), stored_BD=stored_BD, labels=labels
+            )
+            inner.append(largest)
+            ends_MD.append(_labelled(_to_the_end(adapter, trunk, states, layer), labels))
+        nll_EM, kl_EM = _compared(adapter, ends_MD, labels)
+        nll_EM, kl_EM, *inner = to_host([nll_EM, kl_EM, *inner])  # a batch leaves the device in one copy
+        loss, kl, first_kl = _by_example(nll_EM, kl_EM, [examples[i].n_tokens for i in trunk.indices])
+        effects.inner_product[possible] = np.fmax(effects.inner_product[possible], [float(each) for each in inner])
         effects.loss[trunk.indices] = loss[0]
         for place, row in enumerate(possible, 1):
             effects.removed_loss[row, trunk.indices] = loss[place]
@@ -153,30 +170,35 @@ def removal_effects(
     return effects, stored_ND
 
 
+def _labelled(states: torch.Tensor, labels: Labels) -> torch.Tensor:
+    """The states [M, D] that predict the labels, from states [B, T, D]."""
+    placed = labels.on(states.device)
+    return states[placed.rows, placed.cols]
+
+
 def _without(
     trunk: _Trunk,
     removal: Removal,
-    found: Decomposition,
+    basis_KD: torch.Tensor,
+    mean_D: torch.Tensor | None,
+    *,
     stored_BD: torch.Tensor,
-    rows: torch.Tensor,
-    cols: torch.Tensor,
-) -> tuple[torch.Tensor, float]:
-    """States [B, T, D] without the components, and the largest inner product that is left at labelled tokens."""
+    labels: Labels,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """States [B, T, D] without the components, and the largest inner product, float64, that is left at labelled tokens."""
     states = trunk.states
-    basis_KD = directions(found, removal)
-    mean_D = mean_kept(found, removal)
-    source = states if removal.mode == "project" else stored_BD.to(states.device)[:, None]
+    source = states if removal.mode == "project" else stored_BD[:, None]
     part = part_within(source, basis_KD, mean_D)
     everywhere = torch.arange(states.shape[1], device=states.device)[None] >= trunk.last[:, None]
     chosen_BT = everywhere if removal.position == "last" else torch.ones_like(everywhere)
     changed = torch.where(chosen_BT[..., None], (states.double() - part).to(states.dtype), states)
     if not len(basis_KD):
-        return changed, 0.0
-    before, after = states[rows, cols].double(), changed[rows, cols].double()
+        return changed, part.new_zeros(())
+    before, after = _labelled(states, labels).double(), _labelled(changed, labels).double()
     if mean_D is not None:
-        after = after - mean_D.to(after)
-    inner_M = (after @ basis_KD.to(after).T).abs().amax(dim=1) / before.norm(dim=1)
-    return changed, float(inner_M.max())
+        after = after - mean_D
+    inner_M = (after @ basis_KD.T).abs().amax(dim=1) / before.norm(dim=1)
+    return changed, inner_M.max()
 
 
 def _to_the_end(adapter: Adapter, trunk: _Trunk, states: torch.Tensor, layer: int) -> torch.Tensor:
@@ -187,25 +209,33 @@ def _to_the_end(adapter: Adapter, trunk: _Trunk, states: torch.Tensor, layer: in
     return states
 
 
-def _compared(
-    adapter: Adapter, ends_MD: Sequence[torch.Tensor], rows: torch.Tensor, targets: torch.Tensor
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Loss, divergence from the first of `ends_MD`, and that at each row's first label; each float64 [len(ends_MD), B]."""
+def _compared(adapter: Adapter, ends_MD: Sequence[torch.Tensor], labels: Labels) -> tuple[torch.Tensor, torch.Tensor]:
+    """Negative log likelihood of each label, and divergence from the first of `ends_MD`; float64 [E, M] for E of them, on their device."""
+    targets = labels.on(ends_MD[0].device).targets
     vocabulary = adapter.model.config.get_text_config().vocab_size
     step = max(1, LOGIT_BYTES // (ENTRY_BYTES * vocabulary))
-    nll = torch.empty(len(ends_MD), len(rows), dtype=torch.float64)
+    nll = targets.new_empty(len(ends_MD), len(targets), dtype=torch.float64)
     kl = torch.empty_like(nll)
-    for first in range(0, len(rows), step):
+    for first in range(0, len(targets), step):
         part = slice(first, first + step)
         for place, end_MD in enumerate(ends_MD):
             log_MS = adapter.logits(end_MD[part]).double().log_softmax(dim=-1)
             if place == 0:
                 before_MS, p_MS = log_MS, log_MS.exp()
-            nll[place, part] = -log_MS.gather(1, targets[part, None].to(log_MS.device))[:, 0].cpu()
+            nll[place, part] = -log_MS.gather(1, targets[part, None].to(log_MS.device))[:, 0]
             # a token that had no probability adds nothing
-            kl[place, part] = torch.where(p_MS > 0, p_MS * (before_MS - log_MS), 0.0).sum(dim=-1).cpu()
-    rows = rows.cpu()
-    counts_B = torch.bincount(rows)
-    means = [torch.zeros(len(ends_MD), len(counts_B)).double().index_add_(1, rows, x) / counts_B for x in (nll, kl)]
+            kl[place, part] = torch.where(p_MS > 0, p_MS * (before_MS - log_MS), 0.0).sum(dim=-1)
+    return nll, kl
+
+
+def _by_example(
+    nll_EM: torch.Tensor, kl_EM: torch.Tensor, n_labels: Sequence[int]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean loss and divergence by example, and the divergence at its first label; each float64 [E, B], of values on the CPU."""
+    counts_B = torch.tensor(n_labels)
+    rows_M = torch.repeat_interleave(counts_B)
+    loss_EB, kl_EB = (
+        torch.zeros(len(x), len(counts_B)).double().index_add_(1, rows_M, x) / counts_B for x in (nll_EM, kl_EM)
+    )
     starts_B = counts_B.cumsum(0) - counts_B
-    return means[0].numpy(), means[1].numpy(), kl[:, starts_B].numpy()
+    return loss_EB.numpy(), kl_EB.numpy(), kl_EM[:, starts_B].numpy()

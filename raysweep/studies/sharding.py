@@ -38,6 +38,15 @@ def set_precision(arguments: Any) -> None:
         arguments.fsdp_plugin_args["mixed_precision_policy"] = policy
 
 
+def upcast(model: nn.Module) -> None:
+    """Convert what is trained to float32, as accelerate does under mixed precision."""
+    import torch
+
+    for parameter in model.parameters():
+        if parameter.requires_grad and parameter.dtype != torch.float32:
+            parameter.data = parameter.data.float()
+
+
 def turn_on(trainer: Any) -> None:
     """See to it that the trainer, whose accelerator was just made from `ARGUMENTS`, shards its model.
 
@@ -118,6 +127,25 @@ def first_decides(decide: Callable[[], T]) -> T:
         raise told[1]
     found: T = told[0]
     return found
+
+
+def all_check(check: Callable[[], None]) -> None:
+    """Run a check on all of the processes, and raise on all of them what the first one to fail raises."""
+    import torch
+
+    if not _in_group():
+        check()
+        return
+    raised: list[Exception | None] = [None] * processes()
+    mine: Exception | None = None
+    try:
+        check()
+    except Exception as error:  # raised below, once all know of it
+        mine = error
+    torch.distributed.all_gather_object(raised, mine)
+    for failure in raised:
+        if failure is not None:
+            raise failure
 
 
 def whole(model: nn.Module, fresh: Callable[[], nn.Module]) -> nn.Module:

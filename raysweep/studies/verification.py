@@ -17,6 +17,7 @@ from torch import nn
 
 from raysweep.data.examples import Example
 from raysweep.models.surgery import substitute
+from raysweep.models.transfers import to_device
 from raysweep.studies.interventions import Change
 from raysweep.studies.substitution import Pair
 from raysweep.studies.versions import version_of
@@ -54,7 +55,7 @@ def true_losses(pair: Pair, examples: Sequence[Example], change: Change) -> np.n
     losses = []
     with changed_model(pair, change) as model:
         for example in examples:
-            tokens = torch.from_numpy(example.tokens)[None].to(pair.frame(change.in_base).device)
+            tokens = to_device(torch.from_numpy(example.tokens)[None], pair.frame(change.in_base).device)
             logits = model(input_ids=tokens[:, :-1], use_cache=False).logits[0, example.n_prompt - 1 :].float()
             targets = tokens[0, example.n_prompt :].to(logits.device)
             losses.append(float(nn.functional.cross_entropy(logits, targets, reduction="none").double().mean()))
