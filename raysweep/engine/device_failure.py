@@ -38,15 +38,11 @@ _RAISED_BY = r"(?:CUDA|HIP)(?: driver)? error:|Triton Error \[(?:CUDA|HIP)\]:|Cu
 _STICKY_TEXT = re.compile(f"(?:{_RAISED_BY})\\s*'?(?:{'|'.join(map(re.escape, filter(None, STICKY.values())))})", re.I)
 
 
-def is_sticky(error: BaseException) -> bool:
-    """Whether the exception, or one that it was raised from or during, is a CUDA error that leaves the context unusable."""
-    return any(_is_known(each) for each in _chain(error))
-
-
 def dead_context(error: BaseException, device: str) -> str:
     """Return why no call can run on the device in this process any more after `error`; empty if calls can.
 
-    `device` is the failed call's. On `cpu` only the error itself counts: nothing is probed.
+    `device` is the failed call's. Known errors count on any; also one that `error` was raised from, or during. On `cpu`
+    nothing is probed.
     """
     for each in _chain(error):
         if _is_known(each):

@@ -13,7 +13,6 @@ from collections import Counter, deque
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from raysweep.engine.dispatch import is_final
 from raysweep.engine.dispatcher import Dispatcher
 from raysweep.engine.estimate import Reckoned, reckon
 from raysweep.engine.events import EventLog, Listener
-from raysweep.engine.executor import Backend, Executor, LimitsCalls, backend_for
+from raysweep.engine.executor import Backend, Executor, LimitsCalls, RetiresWorkers, backend_for
 from raysweep.engine.facts import Facts
 from raysweep.engine.folder import RunFolder
 from raysweep.engine.graph import Graph, beyond, shortened
@@ -39,7 +38,9 @@ from raysweep.engine.pending import model_calls
 from raysweep.engine.preparation import prepare
 from raysweep.engine.promised import as_sized
 from raysweep.engine.result_calls import result_call
+from raysweep.engine.run_log import log_unlogged, open_log
 from raysweep.engine.several_workers import workers_needed
+from raysweep.engine.slot_health import Quarantine
 from raysweep.engine.steps import with_steps
 from raysweep.engine.stopping import watches
 from raysweep.engine.template_dates import with_template_dates
@@ -99,7 +100,7 @@ def drive(
                 facts, graph, _ = prepare(config, backend.device, check, measure=measure, fresh=fresh)
             tracked = trackers_for(config.execution.report_to, config.name, folder, listener)
             listener = events.to_all(listener, backend.listener(config.name, folder.root), tracked)
-            log = stack.enter_context(_open_log(folder, listener))
+            log = stack.enter_context(open_log(folder, listener))
             if not folder.is_locked:
                 log.emit(events.RUN_UNLOCKED, folder=str(folder.root))
             if fresh:
@@ -122,7 +123,7 @@ def drive(
             )
             if again:
                 log.emit(events.TASKS_REDONE, why=again)
-            _tell_untold(folder, log)
+            log_unlogged(folder, log)
             with interrupts_logged(log):
                 run = _Run(config, facts, graph, folder, log, reckoned)
                 run.all(backend)
@@ -140,23 +141,6 @@ def drive(
         if tracked:
             tracked.close()
         backend.close()
-
-
-def _open_log(folder: RunFolder, listener: Listener | None) -> EventLog:
-    return EventLog(folder.events, listener, check=partial(folder.check_held, ask=False), holder=folder.holder)
-
-
-def _tell_untold(folder: RunFolder, log: EventLog) -> None:
-    """Log the commits that a kill kept from being logged, so that the log has each of them once."""
-    told, keys = set[str](), set[str]()
-    for event in events.read_events(folder.events):
-        if event["event"] == events.CHUNK_COMMITTED:
-            told.add(event["commit"])
-            keys.update(event["keys"])
-    for manifest in folder.chunks.manifests():
-        # A driver that lost the folder may have committed, under another name, what its successor had logged.
-        if manifest.name not in told and not keys.issuperset(manifest.parts):
-            log.emit(events.CHUNK_COMMITTED, commit=manifest.name, keys=list(manifest.parts), **manifest.extra["log"])
 
 
 class _Run:
@@ -187,6 +171,7 @@ class _Run:
         )
         self.queue = self._dispatcher.queue
         self.failed: dict[str, str] = {}
+        self._final: dict[str, dict[str, str]] = {}  # by call that failed for good: its tasks, and why
         self.n_calls = self._workers = 0
         self._attempts: Counter[str] = Counter()
         # Keys no task lacks that are called for all the same: of a sweep that stopped, of judging in part.
@@ -246,7 +231,7 @@ class _Run:
             self.log.emit(events.WORKERS_READY, **executor.about)
             if isinstance(executor, LimitsCalls):
                 executor.limit_calls(self._dispatcher.deadline)
-            self._dispatcher.run(executor, self._take)
+            self._dispatcher.run(executor, self._take, self._quarantine)
         finally:
             executor.close()
 
@@ -310,7 +295,8 @@ class _Run:
         attempts, limit = self._attempts[call.name], self.config.execution.attempts
         final, tasks = is_final(outcome, attempts, limit), self._lacking(call)
         if final:
-            self.failed |= dict.fromkeys(tasks, outcome.error or "")
+            self._final[call.name] = dict.fromkeys(tasks, outcome.error or "")
+            self.failed |= self._final[call.name]
         elif self._is_watched(call):
             self.queue.push_back(call)  # a sweep stops by its chunks in order
         else:
@@ -325,6 +311,23 @@ class _Run:
             error=outcome.error,
             traceback=outcome.traceback,
         )
+
+    def _quarantine(self, found: Quarantine) -> None:
+        """Close a slot that is to blame for failures, and take these back: they are not charged, and run elsewhere."""
+        where = {"worker": f"worker {found.slot}", "host": socket.gethostname(), "gpu": ""}
+        if isinstance(self._executor, RetiresWorkers):
+            where |= self._executor.retire(found.slot)
+        self._attempts -= Counter(outcome.call.name for outcome in found.charged)
+        again = [outcome.call for outcome in found.charged if outcome.call.name in self._final]
+        tasks = {task for call in again for task in self._final.pop(call.name)}
+        tasks -= {task for final in self._final.values() for task in final}
+        self.failed = {task: error for task, error in self.failed.items() if task not in tasks}
+        details = {"failures": len(found.charged) + 1, "witness": found.witness, "error": found.error, **where}
+        calls = [call.name for call in again]
+        self.log.emit(events.SLOT_QUARANTINED, slot=found.slot, calls=calls, tasks=sorted(tasks), **details)
+        self._count_workers()
+        for call in again:
+            self._push(call)
 
     def _lacking(self, call: Call) -> list[str]:
         """The tasks that lack what a call was to make: of a piece its own, and of what twins share the twins' as well."""
