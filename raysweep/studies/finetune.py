@@ -263,7 +263,7 @@ def _finished(trainer: StudyTrainer, fresh: Callable[[], nn.Module]) -> Any:
 def _take_apart(trainer: StudyTrainer) -> None:
     """Break the reference cycles of a trainer that is done: else the model stays in memory until a collection."""
     for each in (trainer.callback_handler, trainer.accelerator, trainer):
-        vars(each).clear()
+        each.__dict__.clear()
 
 
 def _unwrapped(trainer: StudyTrainer) -> Any:

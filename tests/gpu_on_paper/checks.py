@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import copy
-import gc
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -25,8 +23,6 @@ from raysweep.models.checkpoint import describe
 from raysweep.models.stream import StreamedModel
 from raysweep.studies.capture import capture_states
 from raysweep.studies.generation import generate_text
-from raysweep.studies.removal import Removal
-from raysweep.studies.removal_effects import removal_effects
 from raysweep.studies.streamed import StreamedPair
 from raysweep.studies.substitution import Pair, sweep_losses
 from raysweep.studies.windows import Window, windows_of_widths

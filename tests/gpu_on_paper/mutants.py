@@ -48,8 +48,7 @@ def _codes(code: CodeType) -> Iterator[tuple[str, CodeType]]:
 
 def _unlike(one: CodeType, other: CodeType) -> bool:
     return (one.co_code, one.co_names, _plain(one)) != (other.co_code, other.co_names, _plain(other)) or any(
-        _unlike(a, b)
-        for a, b in zip(_inner(one), _inner(other), strict=False)
+        _unlike(a, b) for a, b in zip(_inner(one), _inner(other), strict=False)
     )
 
 

@@ -294,9 +294,8 @@ def _to(source: torch.Tensor, kwargs: dict[str, Any]) -> torch.Tensor:
     out = aten._to_copy.default(_held(source), **casts)
     if isinstance(source, OnGpu) and device is None:
         at.wait("copied to the host", _size(source))
-    elif device is not None and not isinstance(source, OnGpu):
-        if not (quick and at.is_pinned(source)):
-            at.wait("copied to the device", _size(source))
+    elif device is not None and not isinstance(source, OnGpu) and not (quick and at.is_pinned(source)):
+        at.wait("copied to the device", _size(source))
     return out if device is None else OnGpu(out, device)
 
 
@@ -438,7 +437,9 @@ def pretended(gpus: int = 1, memory: int = 2**34) -> Iterator[Machine]:
         "memory_allocated": lambda device=None: at.live[_index(device)],
         "memory_reserved": lambda device=None: at.live[_index(device)],
         "max_memory_allocated": lambda device=None: at.peak[_index(device)],
-        "reset_peak_memory_stats": lambda device=None: at.peak.update({_index(device): at.live[_index(device)] - at.peak[_index(device)]}),
+        "reset_peak_memory_stats": lambda device=None: at.peak.update(
+            {_index(device): at.live[_index(device)] - at.peak[_index(device)]}
+        ),
         "empty_cache": lambda: at.check(),
         "synchronize": lambda device=None: (at.check(), at.wait("synchronize"))[0],
         "manual_seed_all": lambda seed: None,

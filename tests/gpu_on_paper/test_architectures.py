@@ -81,7 +81,9 @@ def test_text(
     assert generate_text(pair, tokenizer, examples, windows, new_tokens=4) == expected
 
 
-@pytest.mark.parametrize("kind", kinds({kind: tiny for kind, tiny in PREDICTING.items() if kind not in SEVERAL_STREAMS}))
+@pytest.mark.parametrize(
+    "kind", kinds({kind: tiny for kind, tiny in PREDICTING.items() if kind not in SEVERAL_STREAMS})
+)
 def test_a_removal(
     kind: str, gpu: Machine, random_examples: Callable[..., list[Example]], tokenizer: PreTrainedTokenizerBase
 ) -> None:
@@ -136,9 +138,7 @@ def spread(model: PreTrainedModel, cut: int) -> PreTrainedModel:
 
 
 @pytest.mark.parametrize("kind", kinds(PREDICTING))
-def test_a_sweep_spread_over_two(
-    kind: str, two_gpus: Machine, random_examples: Callable[..., list[Example]]
-) -> None:
+def test_a_sweep_spread_over_two(kind: str, two_gpus: Machine, random_examples: Callable[..., list[Example]]) -> None:
     base, tuned = build_pair(PREDICTING[kind])
     examples, pair = in_words(random_examples(5)), Pair(Adapter(base), Adapter(tuned))
     windows = windows_of_widths(pair.n_layers, [1, 2])

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import errno
-import gc
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -15,16 +11,15 @@ from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
 from raysweep.errors import InputError
-from raysweep.models import adapter, loading, own_copy, peft_fit, peft_merge, quantisation, reading
-from raysweep.models.adapter import Adapter
-from raysweep.models.checkpoint import Checkpoint, describe
-from raysweep.models.loading import load_model, load_tokenizer
+from raysweep.models.checkpoint import Checkpoint
 from raysweep.models.machine_errors import is_machine_error, is_out_of_memory
 
 Build = Callable[..., PreTrainedModel]
 Save = Callable[..., Checkpoint]
 
-SEARCH = "\nSearch for `cudaErrorMemoryAllocation' in https://docs.nvidia.com/cuda/cuda-runtime-api for more information."
+SEARCH = (
+    "\nSearch for `cudaErrorMemoryAllocation' in https://docs.nvidia.com/cuda/cuda-runtime-api for more information."
+)
 NO_MEMORY: list[BaseException] = [
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.10 GiB"),
     torch.OutOfMemoryError("Allocation on device 0 would exceed allowed memory."),
