@@ -109,9 +109,11 @@ class Progress:
         elif name == events.WORKER_GIVEN_UP:
             self._line(f"replacing a worker: {event['call']}: {event['error']}")
         elif name == events.SLOT_QUARANTINED:
-            gpu = f", GPU {event['gpu']}" if event["gpu"] else ""
+            where = (f" on {event['host']}" if event["host"] else "") + (
+                f", GPU {event['gpu']}" if event["gpu"] else ""
+            )
             self._line(
-                f"warning: {event['worker']} on {event['host']}{gpu} gets no more calls: its last {event['failures']} failed, and "
+                f"warning: {event['worker']}{where} gets no more calls: its last {event['failures']} failed, and "
                 f"'{event['witness']}' completed on another worker; its failure here: {_first(event['error'])}"
             )
         elif name == events.CALL_GOES_ON:

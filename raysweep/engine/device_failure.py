@@ -2,16 +2,15 @@
 
 Some CUDA errors are sticky: CUDA's documentation says that they leave the process in an inconsistent state, that any
 further CUDA work returns the same error, and that the process must be terminated and relaunched. Out of memory is not one
-of them (memory.py). An error that the table does not know is settled by a probe: a tiny allocation and a synchronization.
+of them (models/machine_errors.py). An error that the table does not know is settled by a probe: a tiny allocation and a synchronization.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 
-from raysweep.engine.memory import is_out_of_memory
 from raysweep.errors import in_lines, shortened
+from raysweep.models.machine_errors import causes, is_out_of_memory
 
 # By cudaError_t: the text of cudaGetErrorString, which is all that torch before 2.8 gives; empty if only the code is used.
 STICKY = {
@@ -44,7 +43,7 @@ def dead_context(error: BaseException, device: str) -> str:
     `device` is the failed call's. Known errors count on any; also one that `error` was raised from, or during. On `cpu`
     nothing is probed.
     """
-    for each in _chain(error):
+    for each in causes(error):
         if _is_known(each):
             return _words(each)
     return "" if device == "cpu" else probe(device)
@@ -65,6 +64,7 @@ def probe(device: str) -> str:
             torch.zeros(1, device=each)
             torch.cuda.synchronize(each)
     except Exception as error:
+        error.__context__ = None  # the failure that led here
         return "" if is_out_of_memory(error) else _words(error)
     return ""
 
@@ -76,15 +76,6 @@ def _is_known(error: BaseException) -> bool:
     if accelerator is not None and isinstance(error, accelerator) and getattr(error, "error_code", None) in STICKY:
         return True
     return isinstance(error, RuntimeError) and _STICKY_TEXT.search(str(error)) is not None
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """The exception and those that led to it, latest first."""
-    seen = set[int]()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        yield error
-        error = error.__cause__ or error.__context__
 
 
 def _words(error: BaseException) -> str:

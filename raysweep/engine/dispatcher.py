@@ -98,7 +98,7 @@ class Dispatcher:
                 verdict = self._health.judge(index, outcome, _running_models(executor))
                 take(verdict.outcome)
                 for found in verdict.quarantined:
-                    quarantined(found)
+                    quarantined(found.close(executor))
                 if not self._health.may_work(index):
                     self.queue.forget(index)  # others need not leave its group to it
                 if verdict.nothing_works:

@@ -24,8 +24,9 @@ from raysweep.engine.dispatch import is_final
 from raysweep.engine.dispatcher import Dispatcher
 from raysweep.engine.estimate import Reckoned, reckon
 from raysweep.engine.events import EventLog, Listener
-from raysweep.engine.executor import Backend, Executor, LimitsCalls, RetiresWorkers, backend_for
+from raysweep.engine.executor import Backend, Executor, LimitsCalls, backend_for
 from raysweep.engine.facts import Facts
+from raysweep.engine.failures import Failures
 from raysweep.engine.folder import RunFolder
 from raysweep.engine.graph import Graph, beyond, shortened
 from raysweep.engine.inputs import with_inputs
@@ -49,8 +50,6 @@ from raysweep.engine.training_calls import judge_call
 from raysweep.engine.waiting import check_wait, held
 from raysweep.redaction import redacted
 from raysweep.store.artifacts import sweep_temporaries
-
-_IN_PART = {"adaptation": "compared", "judge": "judged"}  # what is made of the arms that are there
 
 
 @dataclass
@@ -132,11 +131,11 @@ def drive(
                 events.RUN_FINISHED,
                 done=run.ledger.n_done,
                 tasks=len(graph.tasks),
-                failed=sorted(run.failed),
+                failed=sorted(run.failures.tasks),
                 seconds=seconds,
                 rates=run.rates(reckoned),
             )
-            return Done(folder, run.graph, run.failed, run.n_calls, seconds)
+            return Done(folder, run.graph, run.failures.tasks, run.n_calls, seconds)
     finally:
         if tracked:
             tracked.close()
@@ -170,10 +169,8 @@ class _Run:
             was_cut=lambda call, pieces: log.emit(events.CALL_CUT, call=call.name, calls=[p.name for p in pieces]),
         )
         self.queue = self._dispatcher.queue
-        self.failed: dict[str, str] = {}
-        self._final: dict[str, dict[str, str]] = {}  # by call that failed for good: its tasks, and why
+        self.failures = Failures()
         self.n_calls = self._workers = 0
-        self._attempts: Counter[str] = Counter()
         # Keys no task lacks that are called for all the same: of a sweep that stopped, of judging in part.
         self._beside: set[str] = set()
         self._judges_in_part = False
@@ -213,15 +210,7 @@ class _Run:
                     self.log.emit(events.CALL_STARTED, call=call.name)
                 for outcome in backend.train(self.folder.root, calls, self._tell):
                     self._take(outcome)
-        failed = -1
-        while failed != len(self.failed):  # what failed may be needed by tasks before it
-            failed = len(self.failed)
-            for task in self.graph.tasks:
-                cause = next((name for name in (task.name, *task.needs) if name in self.failed), None)
-                if cause is not None:
-                    in_part = _IN_PART.get(task.kind) if any(map(self.ledger.is_done, task.needs)) else None
-                    what = f"{in_part} only in part" if in_part else "not made"
-                    self.failed.setdefault(task.name, f"{what}, because '{cause}' failed")
+        self.failures.spread(self.graph, self.ledger)
 
     def _run_queue(self, backend: Backend) -> None:
         n_calls = len(self.queue) + len(self._held) + sum(self.ledger.to_make().values())
@@ -265,7 +254,7 @@ class _Run:
             self._take_failure(outcome)
             return
         self.n_calls += 1
-        self._attempts.pop(call.name, None)
+        self.failures.forget(call.name)
         for commit in outcome.commits:
             # a kill may have kept some of the call's commits
             if any(self.ledger.lacks(key) or key in self._beside for key in commit.keys):
@@ -291,12 +280,10 @@ class _Run:
         if given_up := outcome.measured.get("given_up"):
             self.log.emit(events.WORKER_GIVEN_UP, call=call.name, error=outcome.error, **given_up)
         self.n_calls += 1
-        self._attempts[call.name] += 1
-        attempts, limit = self._attempts[call.name], self.config.execution.attempts
+        attempts, limit = self.failures.charge(call.name), self.config.execution.attempts
         final, tasks = is_final(outcome, attempts, limit), self._lacking(call)
         if final:
-            self._final[call.name] = dict.fromkeys(tasks, outcome.error or "")
-            self.failed |= self._final[call.name]
+            self.failures.end(call.name, tasks, outcome.error or "")
         elif self._is_watched(call):
             self.queue.push_back(call)  # a sweep stops by its chunks in order
         else:
@@ -313,18 +300,9 @@ class _Run:
         )
 
     def _quarantine(self, found: Quarantine) -> None:
-        """Close a slot that is to blame for failures, and take these back: they are not charged, and run elsewhere."""
-        where = {"worker": f"worker {found.slot}", "host": socket.gethostname(), "gpu": ""}
-        if isinstance(self._executor, RetiresWorkers):
-            where |= self._executor.retire(found.slot)
-        self._attempts -= Counter(outcome.call.name for outcome in found.charged)
-        again = [outcome.call for outcome in found.charged if outcome.call.name in self._final]
-        tasks = {task for call in again for task in self._final.pop(call.name)}
-        tasks -= {task for final in self._final.values() for task in final}
-        self.failed = {task: error for task, error in self.failed.items() if task not in tasks}
-        details = {"failures": len(found.charged) + 1, "witness": found.witness, "error": found.error, **where}
-        calls = [call.name for call in again]
-        self.log.emit(events.SLOT_QUARANTINED, slot=found.slot, calls=calls, tasks=sorted(tasks), **details)
+        """Take back the failures that a slot is to blame for: these calls run again, elsewhere."""
+        again, tasks = self.failures.take_back(found.charged)
+        self.log.emit(events.SLOT_QUARANTINED, **found.to_json(), calls=[call.name for call in again], tasks=tasks)
         self._count_workers()
         for call in again:
             self._push(call)
@@ -375,7 +353,7 @@ class _Run:
                 keys = task.parts[found.chunks :]
                 self._beside.update(filter(self.ledger.lacks, keys))
                 if self.ledger.drop(task, keys):
-                    self.failed.pop(task.name, None)  # for a chunk that is not needed
+                    self.failures.tasks.pop(task.name, None)  # for a chunk that is not needed
                     self.log.emit(events.TASK_DONE, task=task.name)
         if decided:
             self.graph = shortened(self.graph, self.folder.committed())

@@ -59,14 +59,6 @@ class LimitsCalls(Protocol):
         """Have a deadline for each call that is submitted from now on."""
 
 
-@runtime_checkable
-class RetiresWorkers(Protocol):
-    """An executor that can go on without one of its workers."""
-
-    def retire(self, index: int) -> Mapping[str, Any]:
-        """Close the slot of this index; return where its latest worker ran: `host`, `gpu` and `worker`."""
-
-
 class Backend(Protocol):
     """Where a run is executed. Nothing is started or joined before it is asked."""
 

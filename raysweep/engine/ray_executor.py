@@ -177,7 +177,7 @@ class RayExecutor:
             return [outcome, *behind]
         return [outcome]
 
-    def retire(self, index: int) -> Mapping[str, Any]:
+    def retire(self, index: int) -> Mapping[str, str]:
         """Close a slot, and return where its latest worker ran. A worker that lives keeps its GPU, so that no other gets it."""
         self.slots[index] = Slot(models=False, results=False)
         place = self._places[index]

@@ -45,7 +45,7 @@ class RayWorker:
         torch.set_num_threads(cpus)
         keep_to_share(gpus)
         self._worker = Worker(folder, resident)
-        self._broken = probe("cuda") if sees_gpus else ""
+        self._broken = probe("cuda") if gpus else ""
 
     def about(self) -> dict[str, Any]:
         """Where this worker runs, and what it sees there."""

@@ -19,8 +19,9 @@ Calls that load no model say nothing about a device and are not counted.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol, runtime_checkable
 
 from raysweep.engine.calls import Call, Outcome
 from raysweep.errors import in_lines, shortened
@@ -28,14 +29,38 @@ from raysweep.errors import in_lines, shortened
 LIMIT = 3
 
 
+@runtime_checkable
+class RetiresWorkers(Protocol):
+    """An executor that can go on without one of its workers."""
+
+    def retire(self, index: int) -> Mapping[str, str]:
+        """Close the slot of this index; return where its latest worker ran: `worker`, `host` and `gpu`."""
+
+
 @dataclass(frozen=True)
 class Quarantine:
-    """A slot that is to blame, and the failures there that were charged to their calls; `error` is the latest failure's."""
+    """A slot that is to blame, and the failures there that were charged to their calls; `error` is the latest failure's.
+
+    `witness` completed elsewhere. `where` has `worker`, `host` and `gpu`, empty if unknown.
+    """
 
     slot: int
     charged: tuple[Outcome, ...]
     witness: str
     error: str
+    where: Mapping[str, str] = field(default_factory=dict)
+
+    def close(self, executor: object) -> Quarantine:
+        """Close the slot, if the executor keeps count of that, and note where it was."""
+        where = {"worker": f"worker {self.slot}", "host": "", "gpu": ""}
+        return replace(
+            self, where=where | dict(executor.retire(self.slot) if isinstance(executor, RetiresWorkers) else {})
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for the log."""
+        failures = len(self.charged) + 1  # the witness's was not charged
+        return {"slot": self.slot, **self.where, "failures": failures, "witness": self.witness, "error": self.error}
 
 
 @dataclass(frozen=True)
