@@ -43,13 +43,18 @@ PREDICTING = DECODERS | WRAPPERS
 TOKENS = 64
 Draw = Callable[..., list[Example]]
 
-# Lines of transformers that make the host wait, by file: `forward`, for each forward around the blocks (one for each
-# recording and each part of a head call); `block`, for each call of a block, by the architectures that do so.
+# Files of transformers' whose lines make the host wait. For each forward around the blocks (a recording, a part of a head call):
 FORWARD = {
-    "transformers/masking_utils.py",  # whether texts are packed, whether anything is padded
+    "transformers/masking_utils.py",  # whether texts are packed (find_packed_sequence_indices), whether anything is padded
     "transformers/modeling_rope_utils.py",  # how long the longest text is
+    "transformers/modeling_utils.py",  # whether padding lacks a mask (warn_if_padding_and_no_attention_mask)
 }
-BLOCK: dict[str, tuple[str, ...]] = {}
+# For each call of a block, by the architectures that do it:
+BLOCK = {
+    "transformers/models/gemma3n/modeling_gemma3n.py": (
+        "gemma3n",
+    ),  # the sparsity of an MLP, as a tensor (_gaussian_topk)
+}
 
 
 def texts(draw: Draw, n: int = 6) -> list[Example]:
