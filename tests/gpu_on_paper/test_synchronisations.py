@@ -51,9 +51,8 @@ FORWARD = {
 }
 # For each call of a block, by the architectures that do it:
 BLOCK = {
-    "transformers/models/gemma3n/modeling_gemma3n.py": (
-        "gemma3n",
-    ),  # the sparsity of an MLP, as a tensor (_gaussian_topk)
+    "transformers/models/gemma3n/modeling_gemma3n.py": ("gemma3n",),  # an MLP's sparsity, as a tensor (_gaussian_topk)
+    "transformers/models/falcon/modeling_falcon.py": ("falcon", "falcon_alibi"),  # a list as an index (_split_heads)
 }
 
 
