@@ -69,7 +69,7 @@ class ExecutionConfig(Section):
     gpus_per_worker: Annotated[float, Field(ge=0)] | Literal["auto"] = Field(
         default="auto",
         description=(
-            "GPUs that each Ray worker reserves: a share of one (0.5), one or several. `auto` is 1 on nodes with "
+            "GPUs that each Ray worker reserves: a share of one (0.5) and of its memory, one or several. `auto` is 1 on nodes with "
             "GPUs. A worker with several GPUs spreads each model over them."
         ),
     )
@@ -109,8 +109,8 @@ class ExecutionConfig(Section):
     batch_tokens: Positive | Literal["auto"] = Field(
         default="auto",
         description=(
-            "Padded tokens in one batch. `auto` is 8192 on a GPU and 1024 on a CPU. A batch that runs out of "
-            "memory is retried with half as many tokens."
+            "Padded tokens in one batch. `auto` is 8192 on a GPU and 1024 on a CPU. Sweeps on a GPU use fewer if its "
+            "free memory cannot hold a batch. A batch that runs out of memory is retried with half as many tokens."
         ),
     )
     chunk: Positive = Field(
@@ -137,8 +137,9 @@ class ExecutionConfig(Section):
     memory: Annotated[str | int | float, WithJsonSchema(MEMORY)] = Field(
         default="auto",
         description=(
-            "The memory that the program may use in total, such as `1.5GB` or `800MB`. `auto` is what is free "
-            "when the run starts. It decides about streaming and how many examples a streamed pass holds."
+            "The memory that the program may use in total, such as `1.5GB` or `800MB`: on a GPU what its tensors use "
+            "there, with everything that is already loaded; on Ray, each worker's. `auto` is what is free when the run "
+            "starts. It decides about streaming and how many examples a streamed pass holds."
         ),
     )
     spill: Place | None = Field(

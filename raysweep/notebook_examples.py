@@ -17,6 +17,7 @@ from raysweep.data.examples import Example, Loaded, Rewrite, Room, load_examples
 from raysweep.data.exclusion import Exclude
 from raysweep.data.sources import Source, found_format, is_named
 from raysweep.errors import InputError, nearest
+from raysweep.models.machine_errors import is_machine_error
 from raysweep.report.records_words import records_warnings
 from raysweep.studies.arguments import optional_number
 
@@ -116,6 +117,8 @@ def tokenizer_given(given: object) -> PreTrainedTokenizerBase:
     except InputError:
         raise
     except Exception as error:  # a damaged file raises whatever its reader stumbled over
+        if is_machine_error(error):
+            raise
         raise InputError(f"tokenizer '{source}' could not be loaded: {error}") from error
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,14 +24,16 @@ class Planned:
     """What a run would do: tasks by kind (done, all), and the cost of the remaining work.
 
     `layer_applications` are counted once per data set, `batch_applications` as workers count them, once per batch.
-    `bytes_to_read`, `memory` (bytes of the largest worker) and `seconds` (of all `workers`; None if the device is not available on
-    this machine) are those of the chosen residencies; `options` has both residencies of each model.
+    `bytes_to_read`, `memory` (bytes of the largest worker), `pinned` (bytes of its host's pinned memory, if layers are streamed
+    to a GPU) and `seconds` (of all `workers`; None if the device could not be timed) are those of the chosen residencies;
+    `options` has both residencies of each model.
     `identical`: for a model and data set whose checkpoints share weights, the number of layers that are identical, and of
     the windows and other changes that cost nothing because they equal another. `at_most`: sweeps may stop before they need
     all of it. `kinds` are costs by kind of work, with the rates of the simulation if there is one; `assumed` says what is
     not on this machine and was taken from the config; `warnings` report records that are left out or cut.
     `notes` are what checkpoints' provenance files say about their weights, by source; `template_dates` are the dates given to
     chat templates that read the clock, by model.
+    `timed_on` says where layers and reads were timed, `untimed` why nothing could be, if workers on Ray gave no answer.
     `redone` says why completed work is recomputed. `void` says which sweeps can find nothing, `untuned` which cells have no tuned
     checkpoint, `withheld` which cells get no ρ.
     """
@@ -58,6 +61,9 @@ class Planned:
     untuned: Sequence[str] = ()
     withheld: Sequence[str] = ()
     redone: str = ""
+    pinned: int = 0
+    timed_on: str = "this machine"
+    untimed: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -91,7 +97,7 @@ class Planned:
             f"to read      {_size(self.bytes_to_read)} of checkpoints",
             f"to compute   {self.layer_applications:,} layer applications, each on a full data set "
             f"({self.batch_applications:,} layer calls, each on one batch)",
-            f"memory       about {_size(self.memory)} for weights, states and the program, on {self.device}",
+            f"memory       about {_size(self.memory)} for weights, states and the program, on {self.device}{self._pinned()}",
             f"time         {self._time()}",
         ]
         for name, told in self.residency.items():
@@ -112,13 +118,17 @@ class Planned:
             lines += simulation_lines(self.simulation)
         return "\n".join(lines)
 
+    def _pinned(self) -> str:
+        return f", and {_size(self.pinned)} of pinned memory on its host" if self.pinned else ""
+
     def _time(self) -> str:
         if self.seconds is None:
             what = "what the plan assumes" if self.assumed else self.device
-            return f"not known, because {what} is not available on this machine, so nothing could be timed"
+            why = self.untimed or f"{what} is not available on this machine"
+            return f"not known, because {why}, so nothing could be timed"
         many = f" with {self.workers} workers" if self.workers > 1 else ""
         return (
-            f"about {_duration(self.seconds)}{many} for sweeping and capture, based on a layer and reads timed on this machine; "
+            f"about {_duration(self.seconds)}{many} for sweeping and capture, based on a layer and reads timed on {self.timed_on}; "
             "text, tables and starting workers add to this"
         )
 
@@ -161,7 +171,8 @@ def plan_run(
     from raysweep.engine.assumed import will_assume
     from raysweep.engine.by_kind import by_kind
     from raysweep.engine.cost import cost
-    from raysweep.engine.estimate import options, rates_here, reckon
+    from raysweep.engine.estimate import options, rates_of, reckon
+    from raysweep.engine.executor import Backend, LocalBackend, backend_for
     from raysweep.engine.graph import beyond, shortened
     from raysweep.engine.origins import checkpoint_notes, dataset_records, describe_run
     from raysweep.engine.paper import device_on_paper, rates_from, settled, simulated
@@ -185,40 +196,32 @@ def plan_run(
     if gpus is None and (nodes is not None or rates is not None):
         raise InputError("--nodes and --rates are for a simulation; give --gpus too")
     given = rates_from(rates, config) if rates is not None else None
-    if gpus is not None or will_assume(config):
+    on_paper = gpus is not None or will_assume(config)
+    backend: Backend = LocalBackend() if on_paper else backend_for(config.execution)
+    find_device = device_on_paper if on_paper else backend.device
+    with closing(backend):
         with beside_told(asked, config):
-            facts, graph, folder = prepare(config, device_on_paper, may_assume=True)
-        workers = 1
-    else:
-        from raysweep.engine.executor import backend_for
-
-        backend = backend_for(config.execution)
-        try:
-            with beside_told(asked, config):
-                facts, graph, folder = prepare(config, backend.device)
-            workers = backend.workers()
-        finally:
-            backend.close()
-    facts = as_sized(facts)
+            facts, graph, folder = prepare(config, find_device, measure=backend.measure, may_assume=on_paper)
+        facts = as_sized(facts)
+        done = folder.committed() if folder.is_run else {}
+        needed_graph = shortened(graph, done)
+        calls = list(model_calls(config, facts, needed_graph, done))
+        workers = workers_needed(backend.workers(), calls, needed_graph, done)
+        timed = rates_of(config, facts, calls, backend.measure)
     by_model = None if given is None else settled(given, facts)
-    done = folder.committed() if folder.is_run else {}
-    needed_graph = shortened(graph, done)
     tasks: dict[str, tuple[int, int]] = defaultdict(lambda: (0, 0))
     for task in needed_graph.tasks:
         before = tasks[task.kind]
         tasks[task.kind] = (before[0] + all(key in done for key in task.keys), before[1] + 1)
     needed = cost(config, facts, graph, done.keys() | beyond(graph, needed_graph))
-    calls = list(model_calls(config, facts, needed_graph, done))
     as_asked = calls
     if gpus is not None:
         calls = fitted(calls, gpus)
-    workers = workers_needed(workers, calls, needed_graph, done)
-    told = reckon(config, facts, calls, workers, by_model)
+    told = reckon(config, facts, calls, workers, by_model or timed.rates)
     left = told.estimate
     if by_model is not None:
-        here = rates_here(config, facts, calls)
-        timed = any(rates is not None for rates in here.values())
-        left = reckon(config, facts, calls, workers, here).estimate if timed else left.untimed()
+        known = any(rates is not None for rates in timed.rates.values())
+        left = reckon(config, facts, calls, workers, timed.rates).estimate if known else left.untimed()
     waiting = spilled(config, facts, graph)
     return Planned(
         dict(tasks),
@@ -234,10 +237,10 @@ def plan_run(
         },
         left.layer_applications,
         left.workers,
-        options(config, facts, needed_graph, done, as_asked),
+        options(config, facts, needed_graph, done, as_asked, rates=timed.rates),
         needed.identical,
         any(key not in done for task in graph.of_kind("stop") for key in task.keys),
-        None if gpus is None else simulated(config, facts, needed_graph, calls, gpus, nodes, by_model),
+        None if gpus is None else simulated(config, facts, needed_graph, calls, gpus, nodes, by_model or timed.rates),
         facts.assumed,
         by_kind(config, facts, needed_graph, done, calls, told),
         records_warnings(dataset_records(config, facts), facts.warnings),
@@ -247,6 +250,9 @@ def plan_run(
         untuned(config, facts, graph),
         withheld(facts, graph),
         folder.why_redone(graph, describe_run(config, facts), done) if folder.is_run else "",
+        left.pinned,
+        timed.where,
+        timed.why,
     )
 
 

@@ -20,9 +20,10 @@ from raysweep.engine.calls import (
 from raysweep.engine.loads import Loads
 from raysweep.engine.memory import is_training
 from raysweep.engine.rates import NOMINAL, Rates
-from raysweep.engine.room import Needs, batches_of, kept_beside, sweep_batches
+from raysweep.engine.room import Needs, batches_of, kept_beside, sweep_batches, token_bytes
 from raysweep.engine.training_estimate import training_of
-from raysweep.models.sizes import SIZES, hidden_size, vocabulary_size, widest
+from raysweep.models.sizes import SIZES, hidden_size, vocabulary_size
+from raysweep.studies.call_memory import TokenBytes
 from raysweep.studies.gradient import GRAPH, points_of
 from raysweep.studies.passes import Disk, disk_trips
 from raysweep.studies.schedule import Schedule, schedule
@@ -53,7 +54,7 @@ class Demands:
 
     def __init__(self, facts: Facts, rates: Mapping[str, Rates | None], loads: Loads) -> None:
         self._facts, self._rates, self._loads = facts, rates, loads
-        self._widest: dict[str, int] = {}
+        self._token_bytes: dict[tuple[str, str], TokenBytes] = {}
         self._schedules: dict[Any, Schedule] = {}
 
     def rates(self, model: str) -> Rates:
@@ -82,7 +83,7 @@ class Demands:
         beside = kept_beside(base, call, batches)
         together = [[index] for index in range(len(batches))]
         if loading.stream:
-            needs = Needs.of(base, loading.dtype, batches, call.windows, call.same, beside)
+            needs = Needs.of(base, loading.dtype, batches, call.windows, call.same, beside, loading.batch_tokens)
             together = [list(each.batches) for each in needs.passes(self._room(call), self._disk(call))]
         riding = [sum(beside[i] for i in indices) for indices in together]  # about the prompts' tokens
         sizes = [self._pass_bytes(call, plan, all_of_base=bool(kept)) if loading.stream else 0 for kept in riding]
@@ -126,9 +127,10 @@ class Demands:
         tokens = [batch.tokens for batch in batches]
         size = sum(self._loads.reads(base).layers) if loading.stream else 0
         takes = base.n_layers * sum(tokens) * rates.layer_seconds
-        width = hidden_size(base.config) * SIZES[loading.dtype]
-        entering = sum(tokens) if loading.stream else max(tokens, default=0)
-        states = base.n_layers * len(call.examples) * width + 3 * entering * width
+        token, largest = self._token(base, loading.dtype), max(tokens, default=0)
+        longest = max((batch.length for batch in batches), default=0)
+        entering = (sum(tokens) if loading.stream else largest) * (token.state + longest * token.mask)
+        states = base.n_layers * len(call.examples) * token.state + entering + token.call(largest, longest)
         return Demand(base.n_layers, 0.0, [(size, takes)], states)  # each layer once a call, as its worker counts them
 
     def _training(self, call: TrainCall) -> Demand:
@@ -156,26 +158,22 @@ class Demands:
 
     def _states(self, call: SubstituteCall, plan: Schedule, tokens: list[int]) -> int:
         """Bytes of the largest pass's states, of what one batch makes in a layer, and of its logits."""
-        size = SIZES[call.loading.dtype]
-        per_token = hidden_size(call.base.config) * size
+        token = self._token(call.base, call.loading.dtype)
         counts = [len(plan.roots), *(step.applications for step in plan.steps)]
         largest = min(max(tokens, default=0), call.loading.batch_tokens)
         both = max(before + behind for before, behind in pairwise(counts))  # while a layer is applied
-        beside = largest * per_token * (both - max(counts))
+        beside = largest * token.state * (both - max(counts))
         labels = max((example.n_tokens for example in call.examples), default=0)
         logits = min(LOGIT_BYTES, 4 * vocabulary_size(call.base.config) * labels)
-        held = max(tokens, default=0) * per_token * max(counts)
-        return (
-            held
-            + beside
-            + call.loading.batch_tokens * (2 * per_token + 4 * self._widest_of(call.base) * size)
-            + 3 * logits
-        )
+        held = max(tokens, default=0) * token.state * max(counts)
+        longest = max((example.length - 1 for example in call.examples), default=0)
+        return held + beside + token.call(max(call.loading.batch_tokens, longest), longest) + 3 * logits
 
-    def _widest_of(self, checkpoint: Checkpoint) -> int:
-        if checkpoint.fingerprint not in self._widest:
-            self._widest[checkpoint.fingerprint] = widest(checkpoint)
-        return self._widest[checkpoint.fingerprint]
+    def _token(self, checkpoint: Checkpoint, dtype: str) -> TokenBytes:
+        key = (checkpoint.fingerprint, dtype)
+        if key not in self._token_bytes:
+            self._token_bytes[key] = token_bytes(checkpoint, dtype)
+        return self._token_bytes[key]
 
     def _room(self, call: PairCall) -> int:
         """What states may take of memory."""
@@ -184,8 +182,6 @@ class Demands:
         residency = self._facts.models[call.model].residency
         if residency.memory is None and self._facts.device == "cpu":
             return free_bytes("cpu")
-        if residency.memory is not None and self._facts.device != "cpu":
-            return residency.memory  # as StreamedPair reckons there
         return residency.room
 
     def _disk(self, call: SubstituteCall) -> Disk | None:

@@ -126,6 +126,8 @@ def is_lasting(error: BaseException, root: Location) -> bool:
     """Return whether the error is that of the run folder's disk or store, so that other calls would end in it as well."""
     if not isinstance(error, Exception) or not is_stores(error):
         return False
+    if isinstance(error, OSError) and error.errno == errno.ENOMEM:  # of the worker's memory
+        return False
     if not isinstance(error, OSError):
         return True
     if not isinstance(root, Path):  # an error that names a file is about one of this machine

@@ -16,8 +16,9 @@ from raysweep.engine.call_queue import Costs
 from raysweep.engine.calls import CaptureCall, ModelCall
 from raysweep.engine.demands import RECKONED
 from raysweep.engine.loading import batch_budget
+from raysweep.engine.measuring import Measure, measure_here
 from raysweep.engine.pending import model_calls
-from raysweep.engine.rates import Rates, measured_rates, torch_threads
+from raysweep.engine.rates import Rates, measured_rates, slowest, torch_threads
 from raysweep.engine.reckoning import Estimate, Reckoning
 from raysweep.engine.residency import RESIDENT, Residency, choose_residency
 from raysweep.engine.several_workers import with_repeated_work
@@ -25,7 +26,7 @@ from raysweep.errors import InputError
 
 if TYPE_CHECKING:
     from raysweep.config import Config
-    from raysweep.engine.facts import Facts
+    from raysweep.engine.facts import Facts, ModelFacts
     from raysweep.engine.graph import Graph
 
 
@@ -57,18 +58,29 @@ class Reckoned:
     kinds: Mapping[str, Estimate] = field(default_factory=dict)  # by the calls' kind, seconds of all devices
 
 
+@dataclass(frozen=True)
+class Timed:
+    """Each model's rates (None if it could not be timed), where they were measured, and why nothing could be, if so."""
+
+    rates: Mapping[str, Rates | None]
+    where: str = "this machine"
+    why: str = ""
+
+
 def reckon(
     config: Config,
     facts: Facts,
     calls: Sequence[ModelCall],
     workers: int = 1,
     rates: Mapping[str, Rates | None] | None = None,
+    *,
+    measure: Measure = measure_here,
 ) -> Reckoned:
-    """Estimate these calls, by each model's `rates` if given, else by those measured here.
+    """Estimate these calls, by each model's `rates` if given, else by those that `measure` finds.
 
     With several `workers`, what they repeat counts: each loads the checkpoints, and pieces of a sweep go through the same layers.
     """
-    found: dict[str, Rates | None] = rates_here(config, facts, calls) if rates is None else {**rates}
+    found: dict[str, Rates | None] = dict(rates_of(config, facts, calls, measure).rates if rates is None else rates)
     reckoning = Reckoning(config, facts, found)
     left, asked = reckoning.of(calls, workers), config.studies.substitution
     if workers > 1 and left.calls:
@@ -85,10 +97,19 @@ def reckon(
 
 
 def options(
-    config: Config, facts: Facts, graph: Graph, done: Collection[str], calls: Sequence[ModelCall]
+    config: Config,
+    facts: Facts,
+    graph: Graph,
+    done: Collection[str],
+    calls: Sequence[ModelCall],
+    *,
+    rates: Mapping[str, Rates | None] | None = None,
 ) -> dict[str, Options]:
-    """For each model both residencies, by the model's name; `calls` are those that the graph needs."""
-    rates = rates_here(config, facts, calls)
+    """For each model both residencies, by the model's name; `calls` are those that the graph needs.
+
+    Without `rates` they are measured on this machine.
+    """
+    rates = rates_of(config, facts, calls).rates if rates is None else rates
     found = {}
     for name, model in facts.models.items():
         taken = model.residency
@@ -114,13 +135,13 @@ def _streamed(config: Config, facts: Facts, name: str) -> Residency | str:
     asked = config.model_copy(update={"execution": config.execution.model_copy(update={"residency": "stream"})})
     model = facts.models[name]
     try:
-        return choose_residency(asked, name, model.base, list(model.tuned.values()), model.dtype, facts.device)
+        return choose_residency(asked, name, model.base, list(model.tuned.values()), model.dtype, facts.memory)
     except InputError as error:
         return str(error)
 
 
-def rates_here(config: Config, facts: Facts, calls: Iterable[ModelCall]) -> dict[str, Rates | None]:
-    """Each model's rates on this machine; None where the device, or the checkpoint, is another machine's."""
+def rates_of(config: Config, facts: Facts, calls: Iterable[ModelCall], measure: Measure = measure_here) -> Timed:
+    """Measure each model's rates where `measure` runs a function: of several machines, the slowest of each rate."""
     lengths: dict[str, list[int]] = {}
     for call in calls:
         if facts.models[call.model].base.on_paper:  # nothing of it can be timed
@@ -128,12 +149,31 @@ def rates_here(config: Config, facts: Facts, calls: Iterable[ModelCall]) -> dict
             continue
         sizes = [e.n_prompt if isinstance(call, CaptureCall) else e.length - 1 for e in call.examples]
         lengths.setdefault(call.model, []).extend(sizes)
+    models = {name: (facts.models[name], max(1, int(median(of_model)))) for name, of_model in lengths.items()}
+    if all(model.base.on_paper for model, _ in models.values()):
+        return Timed(dict.fromkeys(models))
     tokens = batch_budget(config.execution.batch_tokens, facts.device)
     threads = config.execution.cpus_per_worker if config.execution.executor == "ray" else None
-    with torch_threads(threads if facts.device == "cpu" else None):
-        return {
-            name: measured_rates(
-                facts.models[name], facts.device, tokens, max(1, int(median(of_model))), config.execution.memory_bytes
-            )
-            for name, of_model in lengths.items()
-        }
+    found = measure(
+        time_models,
+        models,
+        facts.device,
+        tokens,
+        threads if facts.device == "cpu" else None,
+        config.execution.memory_bytes,
+    )
+    why = found.why or f"{facts.device} is not available on {found.where}"
+    known = {name: [rates for each in found.values if (rates := each[name]) is not None] for name in models}
+    return Timed(
+        {name: slowest(of_model) if of_model else None for name, of_model in known.items()},
+        found.where,
+        "" if any(known.values()) else why,
+    )
+
+
+def time_models(
+    models: Mapping[str, tuple[ModelFacts, int]], device: str, tokens: int, threads: int | None, memory: int | None
+) -> dict[str, Rates | None]:
+    """Measure in this process the rates of models, each with the length of its texts; with so many threads."""
+    with torch_threads(threads):
+        return {name: measured_rates(model, device, tokens, length, memory) for name, (model, length) in models.items()}

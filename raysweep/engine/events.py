@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from raysweep.store.places import Location
 
 CLUSTER_CHECKED = "cluster_checked"  # told before there is a log, so in none
+WORKERS_UNMEASURED = "workers_unmeasured"  # reported before the log is this run's, so not in it
 FOLDER_AWAITED = "folder_awaited"  # reported before the log is this run's, so not in it
 TRACKER_FAILED = "tracker_failed"  # told beside the log, so in none
 RUN_STARTED = "run_started"
@@ -36,6 +37,7 @@ CALL_RETURNED = "call_returned"  # not begun: its worker died before
 CHUNK_COMMITTED = "chunk_committed"
 CALL_DONE = "call_done"
 WORKER_GIVEN_UP = "worker_given_up"  # it did not end its call before the deadline
+SLOT_QUARANTINED = "slot_quarantined"  # its worker failed calls that others complete; it gets no more
 CALL_RETRIED = "call_retried"
 CALL_FAILED = "call_failed"
 CALL_CUT = "call_cut"
@@ -162,6 +164,8 @@ def with_failures(failed: dict[str, str], event: Mapping[str, Any]) -> dict[str,
         return {}
     if event["event"] == CALL_FAILED:
         return failed | dict.fromkeys(event["tasks"], event["error"])
+    if event["event"] == SLOT_QUARANTINED:  # the worker was to blame, and the calls run again
+        return {task: error for task, error in failed.items() if task not in event["tasks"]}
     return failed
 
 
@@ -184,6 +188,9 @@ def latest_start(log: Iterable[Mapping[str, Any]]) -> LatestStart:
             found.last = event
             if event["event"] == CALL_FAILED:
                 found.failures.append(f"{event['call']}: {event['error']}")
+            elif event["event"] == SLOT_QUARANTINED:
+                again = tuple(f"{call}: " for call in event["calls"])
+                found.failures = [failure for failure in found.failures if not failure.startswith(again)]
     return found
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from raysweep.data.examples import Example
 from raysweep.engine.calls import Choice
-from raysweep.engine.residency import RESIDENT, Residency
+from raysweep.engine.residency import RESIDENT, UNKNOWN, Residency, WorkerMemory
 from raysweep.engine.training_plan import Trainings
 from raysweep.models.checkpoint import Checkpoint
 from raysweep.models.same import NOTHING, Same
@@ -101,7 +101,7 @@ class ModelFacts:
 class Facts:
     """What inspection found, what a plan assumes of what is not here, and what may mislead, in words.
 
-    `template_dates` has, by model, the date that a chat template was given which reads the clock.
+    `memory` is what a worker may use. `template_dates` has, by model, the date that a chat template was given which reads the clock.
     """
 
     models: Mapping[str, ModelFacts]
@@ -112,3 +112,4 @@ class Facts:
     assumed: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     template_dates: Mapping[str, str] = field(default_factory=dict)
+    memory: WorkerMemory = UNKNOWN

@@ -21,8 +21,9 @@ from raysweep.engine.adapters import inspect_adapters
 from raysweep.engine.asked import asked_changes, stop_rule
 from raysweep.engine.assumed import assumptions, checkpoint_on_paper
 from raysweep.engine.facts import Cell, Facts, ModelFacts
+from raysweep.engine.measuring import Measure, measure_here
 from raysweep.engine.reader import Reader
-from raysweep.engine.residency import choose_residency
+from raysweep.engine.residency import WorkerMemory, choose_residency, find_memory
 from raysweep.engine.shared import shared_by
 from raysweep.engine.steps import StepModel
 from raysweep.engine.template_dates import unused_dates
@@ -84,17 +85,20 @@ def inspect(
     config: Config,
     find_device: Callable[[str], str] = resolve_device,
     *,
+    measure: Measure = measure_here,
     may_assume: bool = False,
     template_dates: Mapping[str, str] | None = None,
 ) -> Facts:
     """Read and check everything the config names. Raises InputError for the first thing that cannot be used.
 
-    `find_device` says which device `execution.device` means where the work will be done; by default, on this machine. With
-    `may_assume`, for plans, what is not here is described by `architecture` and `expected` where the config has them.
+    `find_device` says which device `execution.device` means where the work will be done, and `measure` runs what is to be
+    measured there; by default, on this machine. With `may_assume`, for plans, what is not here is described by `architecture`
+    and `expected` where the config has them.
     `template_dates` are those recorded by an earlier run, by model, for chat templates that read the clock.
     """
     device = find_device(config.execution.device)
-    models, warnings = inspect_models(config, device, may_assume=may_assume)
+    memory = find_memory(config, device, measure)
+    models, warnings = inspect_models(config, device, memory, may_assume=may_assume)
     reader = Reader(
         {name: (found.base, found.tuned) for name, found in models.items()},
         {name: found.predicts for name, found in models.items()},
@@ -102,16 +106,16 @@ def inspect(
         may_assume=may_assume,
         template_dates=template_dates,
     )
-    return _inspect_data(config, device, models, reader, warnings)
+    return replace(_inspect_data(config, device, models, reader, warnings), memory=memory)
 
 
 @_unreadable_told()
 def inspect_models(
-    config: Config, device: str, *, may_assume: bool = False
+    config: Config, device: str, memory: WorkerMemory | None = None, *, may_assume: bool = False
 ) -> tuple[dict[str, ModelFacts], Sequence[str]]:
     """Describe and check the config's checkpoints, as `inspect` does, without reading its data sets.
 
-    Returns what was found, by model, and warnings.
+    `memory` is a worker's; by default, what this process may use. Returns what was found, by model, and warnings.
     """
     described: dict[tuple[str, str | None], Checkpoint] = {}
     noted: list[str] = []
@@ -126,6 +130,7 @@ def inspect_models(
             refuse_empty(described[key])
         return described[key]
 
+    memory = memory or find_memory(config, device, measure_here)
     models: dict[str, ModelFacts] = {}
     for model in config.models:
         base = described_once(model, model.base)
@@ -155,7 +160,7 @@ def inspect_models(
         same = {name: same_in_checkpoints(base, checkpoint) for name, checkpoint in tuned.items()}
         dtype = resolve_dtype(model.dtype, base.dtype, device)
         pairs = [*tuned.values(), *([base] if will_be else [])]  # what will be made is of its base's size
-        residency = choose_residency(config, model.name, base, pairs, dtype, device)
+        residency = choose_residency(config, model.name, base, pairs, dtype, memory)
         model_facts = ModelFacts(base, tuned, dtype, predicts, same, residency)
         models[model.name], said = with_texts(model_facts) if writes_text(config.studies) else (model_facts, [])
         noted += said

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from raysweep.engine.calls import ModelCall, PairCall, TrainCall
 from raysweep.engine.memory import is_training
-from raysweep.models.sizes import SIZES, layer_sizes
+from raysweep.models.sizes import SIZES, layer_sizes, pinned_bytes, slot_bytes
 from raysweep.models.skeleton import Reads, read_sizes
 
 if TYPE_CHECKING:
@@ -21,12 +21,18 @@ class Loads:
     def __init__(self, resident: int) -> None:
         self._resident = resident
         self._loaded: OrderedDict[tuple[str, str, str], int] = OrderedDict()
+        self._pinned: dict[tuple[str, str, str], int] = {}
         self._reads: dict[str, Reads] = {}
 
     @property
     def held(self) -> int:
         """Bytes of memory that what is loaded takes."""
         return sum(self._loaded.values())
+
+    @property
+    def pinned(self) -> int:
+        """Bytes of pinned memory on the host that what is loaded takes: the slots of streamed checkpoints on a GPU."""
+        return sum(self._pinned.get(key, 0) for key in self._loaded)
 
     def reads(self, checkpoint: Checkpoint) -> Reads:
         """What streaming reads of the checkpoint; found once."""
@@ -69,6 +75,8 @@ class Loads:
             if loading.stream:
                 layer, rest = layer_sizes(checkpoint, loading.dtype)
                 self._loaded[key] = 2 * layer + rest
+                if loading.device.startswith("cuda"):
+                    self._pinned[key] = 2 * pinned_bytes(slot_bytes(checkpoint, loading.dtype))
             else:
                 whole = [checkpoint] if base is None or not checkpoint.adapter else [checkpoint, base]
                 self._loaded[key] = sum(one.n_parameters for one in whole) * SIZES[loading.dtype]

@@ -1,22 +1,55 @@
-"""Out of memory: telling it from other errors, and how many tokens a batch may still have on this worker."""
+"""Out of memory: how many tokens a batch may still have on this worker, and what to say if nothing smaller can be tried."""
 
 from __future__ import annotations
 
-import gc
 import traceback
+from collections.abc import Callable, Collection
 
-from raysweep.engine.calls import BackdoorCall, CaptureCall, ModelCall, TrainCall
+from raysweep.engine.calls import BackdoorCall, CaptureCall, Loading, ModelCall, TrainCall
+from raysweep.errors import RaysweepError, RunError
+from raysweep.models.memory import free_bytes
 
-_CPU_WORDS = ("not enough memory", "can't allocate memory", "cannot allocate memory")  # of torch's allocator
+_MORE = 1.05  # times as much free memory as a model did not fit in, for which loading it is tried again
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception means that memory ran out, on a device or on the host."""
+class DoesNotFitError(RunError):
+    """A model for which there is not enough memory now, even with no other loaded.
+
+    Not final: another worker may have more memory, and what other processes take on a GPU may be free later.
+    """
+
+
+class Unfit:
+    """The models that did not fit on this worker, so that each of their calls does not take the minutes of a load to fail."""
+
+    def __init__(self) -> None:
+        self._found: dict[tuple[object, ...], tuple[int, str]] = {}
+
+    def add(self, call: ModelCall, error: DoesNotFitError) -> None:
+        """Note that the call's models do not fit in what is free now."""
+        self._found[_models(call)] = (_free(call.loading), str(error))
+
+    def check(self, call: ModelCall, keep_only: Callable[[Collection[str]], object]) -> None:
+        """Raise DoesNotFitError if the call's models did not fit, and no more memory is free with them alone (`keep_only`)."""
+        if (found := self._found.get(_models(call))) is None:
+            return
+        keep_only(call.affinity)
+        free, words = found
+        if _free(call.loading) <= _MORE * free:
+            raise DoesNotFitError(words)
+
+
+def _models(call: ModelCall) -> tuple[object, ...]:
+    return (call.affinity, call.loading.dtype, call.loading.stream)
+
+
+def _free(loading: Loading) -> int:
+    """Bytes free on the devices that a model is loaded on."""
     import torch
 
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _CPU_WORDS)
+    if loading.device_map is None or not torch.cuda.is_available():
+        return free_bytes(loading.device)
+    return sum(free_bytes(f"cuda:{index}") for index in range(torch.cuda.device_count()))
 
 
 class Budgets:
@@ -51,15 +84,6 @@ def is_training(call: ModelCall) -> bool:
     )
 
 
-def let_go(device: str) -> None:
-    """Give back what the failed attempt held."""
-    import torch
-
-    gc.collect()
-    if device.startswith("cuda") and torch.cuda.is_available():
-        torch.cuda.empty_cache()
-
-
 def too_much_to_train(call: ModelCall, error: BaseException) -> str:
     """Words for a training that does not fit."""
     return (
@@ -80,4 +104,19 @@ def too_large(call: ModelCall, error: BaseException) -> str:
 
 
 def _first_line(error: BaseException) -> str:
-    return traceback.format_exception_only(error)[-1].strip().splitlines()[0]
+    text = str(error) if isinstance(error, RaysweepError) else traceback.format_exception_only(error)[-1]
+    return text.strip().splitlines()[0]
+
+
+def does_not_fit(source: str, loading: Loading, error: BaseException) -> DoesNotFitError:
+    """Return the error of a checkpoint that cannot be loaded for want of memory, with no other one to unload."""
+    ways = "give a worker more memory, fewer workers per GPU, or more GPUs (execution.gpus_per_worker)"
+    if loading.dtype in ("float32", "float64"):
+        ways = f"set the model's dtype to bfloat16, or {ways}"
+    if not loading.stream:
+        ways = f"set execution.residency to stream, {ways}"
+    how = " with its layers on disk" if loading.stream else ""
+    return DoesNotFitError(
+        f"checkpoint '{source}' does not fit in the memory of {loading.device} in {loading.dtype}{how} "
+        f"({_first_line(error)}); {ways}"
+    )

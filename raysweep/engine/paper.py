@@ -90,7 +90,7 @@ def simulated(
     left: Sequence[ModelCall],
     gpus: int,
     nodes: int | None,
-    rates: Mapping[str, Rates] | None,
+    rates: Mapping[str, Rates | None] | None,
 ) -> Simulation:
     """The calls that are left of a run, simulated. Raises InputError where neither rates are given nor can be measured here."""
     nodes = nodes or -(-gpus // _GPUS_A_NODE)

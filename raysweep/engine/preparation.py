@@ -13,6 +13,7 @@ from raysweep.engine.facts import Facts
 from raysweep.engine.folder import RunFolder
 from raysweep.engine.graph import Graph, shortened
 from raysweep.engine.inspection import inspect
+from raysweep.engine.measuring import Measure, measure_here
 from raysweep.engine.pending import model_calls
 from raysweep.engine.plan import plan
 from raysweep.engine.promised import as_sized, with_promised
@@ -28,6 +29,7 @@ def prepare(
     find_device: Callable[[str], str],
     check: Callable[[], None] = lambda: None,
     *,
+    measure: Measure = measure_here,
     fresh: bool = False,
     may_assume: bool = False,
 ) -> tuple[Facts, Graph, RunFolder]:
@@ -35,8 +37,8 @@ def prepare(
 
     Only in an object store a small object is written, read and removed at once, to see that it can be.
 
-    `find_device` is told `execution.device` and says which device that means where the work will be done. `check` is called
-    once this process can use the storage, and refuses what others cannot. A `fresh` run looks at nothing that is committed, and
+    `find_device` is told `execution.device` and says which device that means where the work will be done;
+    `measure` runs what is to be measured there. `check` is called once this process can use the storage, and refuses what others cannot. A `fresh` run looks at nothing that is committed, and
     has the room that it takes. Chat templates that read the clock are given the date that the folder has recorded. With `may_assume`, for plans, what is not here is taken as the config has it; then room on a
     disk here is not asked for.
     """
@@ -46,7 +48,7 @@ def prepare(
     check_writable(folder.root)
     check()
     dates = {} if fresh else recorded_dates(folder)
-    facts = inspect(config, find_device, may_assume=may_assume, template_dates=dates)
+    facts = inspect(config, find_device, measure=measure, may_assume=may_assume, template_dates=dates)
     spill = config.execution.spill_folder
     if spill is not None and config.execution.executor == "local":  # a worker elsewhere has a disk of its own
         check_writable(spill, "execution.spill")

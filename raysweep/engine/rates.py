@@ -1,6 +1,6 @@
 """Rough clocks for plans, each a moment long: how fast this machine applies a model's layers and reads its checkpoint.
 
-Nothing of a model is loaded: the layer has the checkpoint's sizes and made-up weights. Rates are kept for as long as the
+On a GPU they run where the workers are (measuring.py). Nothing of a model is loaded: the layer has the checkpoint's sizes and made-up weights. Rates are kept for as long as the
 process lives.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import cycle
@@ -95,6 +95,13 @@ def given_rates(text: str) -> Rates | DeviceFigures:
     if "flops" in found:
         return DeviceFigures(found["flops"], found["read"])
     return Rates(found["layer"], found.get("head", 0.0), found["read"], "as given")
+
+
+def slowest(found: Sequence[Rates]) -> Rates:
+    """Return the slowest of each rate, for machines that differ; there must be one."""
+    layer = max(found, key=lambda rates: rates.layer_seconds)
+    head, read = max(rates.head_seconds for rates in found), min(rates.read_bytes for rates in found)
+    return replace(layer, head_seconds=head, read_bytes=read)
 
 
 # Where nothing can be timed: calls compare by the tokens that go through layers, and loads take no time.

@@ -10,7 +10,7 @@ import re
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -22,9 +22,11 @@ from raysweep.engine.calls import Outcome, TrainCall
 from raysweep.engine.dispatch import Node, room_for
 from raysweep.engine.events import Listener
 from raysweep.engine.executor import Executor
+from raysweep.engine.measuring import Measured, T, measure_apart, measure_here
 from raysweep.engine.ray_checks import check_nodes
 from raysweep.engine.ray_executor import RayExecutor, Share, living_nodes
 from raysweep.engine.ray_jobs import enter_job, in_job, refuse_held_gpus
+from raysweep.engine.ray_measuring import measure_on_nodes
 from raysweep.engine.ray_metrics import RayMetrics
 from raysweep.engine.ray_token import is_on, what_token
 from raysweep.engine.training_work import Tell, untold
@@ -48,6 +50,7 @@ class RayBackend:
         self._ours = False  # whether it was this object that joined or started
         self._device = "cpu"
         self._dashboard = ""
+        self._unmeasured: Measured[Any] | None = None  # the first measurement, if it gave nothing
 
     def check(self, storage: str, options: Mapping[str, Any]) -> Mapping[str, Any]:
         """Join the cluster where there is an address, and look at every node of it.
@@ -82,6 +85,22 @@ class RayBackend:
         self._device = asked if asked != "auto" else "cuda" if some else "cpu"
         self._workers(nodes)
         return self._device
+
+    def measure(self, function: Callable[..., T], *arguments: Any) -> Measured[T]:
+        """Run the function on GPUs of the cluster, or of this machine in a process that ends. For a CPU, run it in this process.
+
+        If the workers could not be measured once, they are not asked again.
+        """
+        if not self._device.startswith("cuda"):
+            return measure_here(function, *arguments)
+        if self._unmeasured is not None:
+            return self._unmeasured
+        if ray.is_initialized():
+            found = measure_on_nodes(self._share, function, *arguments)
+        else:
+            found = measure_apart(self._share.gpus, function, *arguments)
+        self._unmeasured = None if found.values else found
+        return found
 
     def workers(self) -> int:
         """As many as are asked for, or as there is room for: on the cluster that was joined, else on this machine."""

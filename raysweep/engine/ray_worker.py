@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 
 from raysweep.collector import collection_paused
+from raysweep.engine.measuring import keep_to_share
 
 if TYPE_CHECKING:
     from raysweep.engine.calls import Call, Commit, Failure
@@ -20,10 +21,13 @@ Result = tuple[tuple["Commit", ...], Mapping[str, Any], str | None, str | None, 
 
 
 class RayWorker:
-    """Runs calls one after the other, with the checkpoints it used last resident; without `models`, calls that load none."""
+    """Runs calls one after the other, with the checkpoints it used last resident; without `models`, calls that load none.
 
-    def __init__(self, folder: Location, cpus: int, sees_gpus: bool, resident: int = 2, models: bool = True) -> None:
-        if not sees_gpus:  # a worker without GPUs would inherit all of its node's
+    With a fraction of a GPU as `gpus`, it may use that share of the GPU's memory.
+    """
+
+    def __init__(self, folder: Location, cpus: int, gpus: float, resident: int = 2, models: bool = True) -> None:
+        if not gpus:  # a worker without GPUs would inherit all of its node's
             os.environ["CUDA_VISIBLE_DEVICES"] = ""
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -35,10 +39,13 @@ class RayWorker:
                 import transformers.modeling_utils
                 import transformers.models.auto.modeling_auto  # noqa: F401
 
+            from raysweep.engine.device_failure import probe
             from raysweep.engine.work import Worker
 
         torch.set_num_threads(cpus)
+        keep_to_share(gpus)
         self._worker = Worker(folder, resident)
+        self._broken = probe("cuda") if gpus else ""
 
     def about(self) -> dict[str, Any]:
         """Where this worker runs, and what it sees there."""
@@ -51,11 +58,15 @@ class RayWorker:
             "visible": os.environ.get("CUDA_VISIBLE_DEVICES", ""),
             "gpus": [str(gpu) for gpu in ray.get_gpu_ids()],
             "cuda": torch.cuda.is_available(),
+            "broken": self._broken,  # why CUDA does not work here
             "threads": torch.get_num_threads(),
         }
 
     def run(self, call: Call) -> Result:
-        """Run a call; what it raises comes back as words."""
+        """Run a call; what it raises comes back as words.
+
+        After a call that is `lost` the driver ends this process. Until then nothing else runs in it.
+        """
         outcome = self._worker.attempt(call)
         where = {"visible_gpus": os.environ.get("CUDA_VISIBLE_DEVICES", ""), "worker": _own_name(), "pid": os.getpid()}
         measured = {**outcome.measured, **where}

@@ -10,6 +10,7 @@ from raysweep.engine.calls import Call, GenerateCall, ModelCall, PairCall, Remov
 from raysweep.engine.demands import RECKONED, Demands
 from raysweep.engine.dispatch import CallCost, Load
 from raysweep.engine.loads import Loads
+from raysweep.models.sizes import probe_bytes
 
 if TYPE_CHECKING:
     from raysweep.config import Config
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Estimate:
     """What calls will take: layer applications as workers count them (each on one batch; of a capture once a call), bytes of
-    checkpoints read, the largest memory of a worker in bytes, and seconds.
+    checkpoints read, the largest memory of a worker in bytes, and seconds. `pinned` are the bytes of pinned memory that a worker
+    needs on its host while it streams to a GPU; `memory` is then that of the GPU.
 
     `call_seconds` are of all calls one after the other, `seconds` of the run with so many `workers`, of which trainings of
     several processes are taken to come one at a time; both are None where no rate could be measured here.
@@ -33,6 +35,7 @@ class Estimate:
     call_seconds: float | None
     seconds: float | None
     workers: int = 1
+    pinned: int = 0
 
     def untimed(self) -> Estimate:
         """The same without seconds."""
@@ -54,7 +57,7 @@ class Reckoning:
         self._program = private_bytes() if facts.device == "cpu" else 0
         self._loads = Loads(config.execution.resident)
         self._demands = Demands(facts, rates, self._loads)
-        self._read = self._memory = self._applications = 0
+        self._read = self._memory = self._pinned = self._applications = 0
         self._seconds: float | None = 0.0
         self._alone: list[float] = []  # of these, those of calls that have the devices to themselves
         self._taken: dict[str, tuple[float, int]] = {}  # by call: seconds without loads, and bytes meanwhile
@@ -64,7 +67,16 @@ class Reckoning:
         n = sum(self._add(call) for call in calls)
         alone, beside = sum(self._alone), max(1, min(workers, n - len(self._alone)))
         each = None if self._seconds is None else alone + (self._seconds - alone) / beside
-        return Estimate(n, self._applications, self._read, self._memory, self._seconds, each, max(1, min(workers, n)))
+        return Estimate(
+            n,
+            self._applications,
+            self._read,
+            self._memory,
+            self._seconds,
+            each,
+            max(1, min(workers, n)),
+            self._pinned,
+        )
 
     def cost(self, call: Call) -> CallCost:
         """What one call takes: of one that was added, or of one whose seconds are a guess at so many tokens through all layers."""
@@ -92,7 +104,8 @@ class Reckoning:
             return False
         read = self._loads.of(call)
         demand, rates = self._demands.of(call), self._demands.rates(call.model)
-        memory = self._program + self._loads.held + demand.states
+        states = max(demand.states, probe_bytes(call.base, call.loading.dtype))
+        memory = self._program + self._loads.held + states
         meanwhile, computed = 0, demand.seconds
         for size, seconds in demand.passes:
             meanwhile += size
@@ -101,7 +114,7 @@ class Reckoning:
         whole = None if self._rates[call.model] is None else computed + read / rates.read_bytes
         self._applications += demand.applications
         self._read += read + meanwhile
-        self._memory = max(self._memory, memory)
+        self._memory, self._pinned = max(self._memory, memory), max(self._pinned, self._loads.pinned)
         self._seconds = None if whole is None or self._seconds is None else self._seconds + whole
         self._tell_kind(call, Estimate(1, demand.applications, read + meanwhile, memory, whole, None))
         if isinstance(call, TrainCall) and call.processes > 1:

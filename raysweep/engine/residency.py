@@ -1,6 +1,6 @@
 """Where a model's weights are while it is measured: all in memory, or two layers at a time from disk; and why.
 
-Decided once, when a run is inspected, from the checkpoints' sizes and the memory that there is. A budget that holds not
+Decided once, when a run is inspected, from the checkpoints' sizes and the memory that a worker has. A budget that holds not
 even two layers, and a checkpoint that cannot be streamed though it was asked for, are refused here.
 """
 
@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from raysweep.config import Config
+from raysweep.engine.measuring import Measure
 from raysweep.errors import InputError
 from raysweep.models.checkpoint import Checkpoint
 from raysweep.models.sizes import SIZES, layer_sizes
@@ -30,23 +31,64 @@ class Residency:
 RESIDENT = Residency("resident", "as asked")
 
 
+@dataclass(frozen=True)
+class WorkerMemory:
+    """What weights, states and the program may take of a worker's device in all, in bytes; None if not known, and `why` not."""
+
+    device: str
+    bytes: int | None = None
+    why: str = ""
+
+
+UNKNOWN = WorkerMemory("cpu", why="it was not measured")
+
+
+def find_memory(config: Config, device: str, measure: Measure) -> WorkerMemory:
+    """Return `execution.memory`, else what is free where the workers will be: on machines that differ, the least."""
+    if (asked := config.execution.memory_bytes) is not None:
+        return WorkerMemory(device, asked)
+    found = measure(usable_bytes, device, config.execution.spread_on(device))
+    known = [size for size in found.values if size is not None]
+    if not known:
+        return WorkerMemory(device, why=found.why or f"{device} is not available on {found.where}")
+    return WorkerMemory(device, min(known))
+
+
+def usable_bytes(device: str, device_map: str | dict[str, Any] | None = None) -> int | None:
+    """Return the bytes that this process may use in all; None if the device is not here.
+
+    A model that a `device_map` spreads may use all GPUs that this process sees.
+    """
+    import torch
+
+    from raysweep.models.memory import free_bytes, private_bytes
+
+    if not device.startswith("cuda"):
+        return free_bytes(device) + private_bytes()
+    if not torch.cuda.is_available():
+        return None
+    devices = [device] if device_map is None else [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    return sum(map(free_bytes, devices))
+
+
 def choose_residency(
-    config: Config, name: str, base: Checkpoint, tuned: Sequence[Checkpoint], dtype: str, device: str
+    config: Config, name: str, base: Checkpoint, tuned: Sequence[Checkpoint], dtype: str, room: WorkerMemory
 ) -> Residency:
-    """The residency of the model `name`, for the largest of its pairs.
+    """The residency of the model `name`, for the largest of its pairs, if a worker has `room`.
 
     Raises InputError where streaming is asked for and cannot be, or the budget is too small for two layers.
     """
     from raysweep.models.memory import private_bytes
     from raysweep.models.skeleton import refuse_if_not_streamable
 
-    asked, memory = config.execution.residency, config.execution.memory_bytes
+    asked, memory, device = config.execution.residency, config.execution.memory_bytes, room.device
     if asked == "resident":
         return RESIDENT
-    free = _budget(memory, device)
+    free = room.bytes
     if free is None:
         if asked == "auto":
-            return Residency("resident", "the workers' memory is not known here; set execution.memory to let it stream")
+            why = f"the workers' memory is not known, because {room.why}; set execution.memory to allow streaming"
+            return Residency("resident", why)
         free = 0
     taken = private_bytes() if device == "cpu" else 0
     other = max(tuned, key=lambda checkpoint: checkpoint.n_parameters, default=None)
@@ -73,19 +115,6 @@ def choose_residency(
         )
     why = "as asked" if asked == "stream" else f"its weights ({_gb(whole)}) do not fit in {_gb(free)}"
     return Residency("stream", why, least, max(0, free - least), memory)
-
-
-def _budget(memory: int | None, device: str) -> int | None:
-    """What the program may have in all, bytes; None where the device is another machine's and nothing was set."""
-    if memory is not None:
-        return memory
-    import torch
-
-    from raysweep.models.memory import free_bytes, private_bytes
-
-    if device.startswith("cuda"):
-        return free_bytes(device) if torch.cuda.is_available() else None
-    return free_bytes(device) + private_bytes()
 
 
 def _refuse_what_needs_all(config: Config, name: str, tuned: bool, device: str) -> None:

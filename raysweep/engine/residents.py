@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from raysweep.engine.calls import Loading, PairCall
+from raysweep.engine.memory import does_not_fit
 from raysweep.models.adapter import Adapter
 from raysweep.models.checkpoint import Checkpoint
 from raysweep.models.loading import load_model
+from raysweep.models.machine_errors import is_out_of_memory
+from raysweep.models.release import Watched, free_memory
 from raysweep.models.stream import StreamedModel
 from raysweep.studies.streamed import StreamedPair
 from raysweep.studies.substitution import Pair
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+_Key = tuple[str, str, str]
 
 
 class Residents:
@@ -26,7 +36,7 @@ class Residents:
     def __init__(self, most: int, planned: Callable[[Checkpoint], Checkpoint] = lambda checkpoint: checkpoint) -> None:
         self._most = most
         self._planned = planned
-        self._models: OrderedDict[tuple[str, str, str], Adapter | StreamedModel] = OrderedDict()
+        self._models: OrderedDict[_Key, Adapter | StreamedModel] = OrderedDict()
         self._last: tuple[tuple[object, object], Pair] | None = None
         self._read_before = 0  # bytes: of checkpoints that were loaded whole, and of streamed ones let go
         self.begin()
@@ -50,18 +60,17 @@ class Residents:
         key = (checkpoint.fingerprint, base.fingerprint if base and checkpoint.adapter else "", loading.dtype)
         found = self._models.get(key)
         if not isinstance(found, Adapter):
-            started = time.monotonic()
-            self._make_room()
-            self._models[key] = found = Adapter(
-                load_model(
-                    self._planned(checkpoint),
-                    dtype=loading.dtype,
-                    device=loading.device,
-                    device_map=loading.device_map,
-                    base=base,
+            with self._loading(checkpoint, loading):
+                found = Adapter(
+                    load_model(
+                        self._planned(checkpoint),
+                        dtype=loading.dtype,
+                        device=loading.device,
+                        device_map=loading.device_map,
+                        base=base,
+                    )
                 )
-            )
-            self._loaded(started)
+            self._models[key] = found
             self._read_before += checkpoint.bytes + (base.bytes if base and checkpoint.adapter else 0)
         self._models.move_to_end(key)
         return found
@@ -71,11 +80,9 @@ class Residents:
         key = (checkpoint.fingerprint, "stream", loading.dtype)
         found = self._models.get(key)
         if not isinstance(found, StreamedModel):
-            started = time.monotonic()
-            self._make_room()
-            found = StreamedModel(self._planned(checkpoint), dtype=loading.dtype, device=loading.device)
+            with self._loading(checkpoint, loading):
+                found = StreamedModel(self._planned(checkpoint), dtype=loading.dtype, device=loading.device)
             self._models[key] = found
-            self._loaded(started)
         self._models.move_to_end(key)
         return found
 
@@ -97,36 +104,52 @@ class Residents:
     def keep_only(self, needed: Collection[str]) -> bool:
         """Let go of all checkpoints but those with these fingerprints; whether there were any."""
         others = [key for key in self._models if key[0] not in needed]
-        for key in others:
-            self._evict(key)
+        self._evict(others)
         return bool(others)
 
     def clear(self) -> None:
         """Let go of all models."""
-        self._read_before = self._bytes_read()
-        self._models.clear()
-        self._last = None
+        self._drop(list(self._models))
 
     def _bytes_read(self) -> int:
         streamed = [model for model in self._models.values() if isinstance(model, StreamedModel)]
         return self._read_before + sum(model.files.bytes_read for model in streamed)
 
-    def _make_room(self) -> None:
-        while len(self._models) >= self._most:
-            self._evict(next(iter(self._models)))
-
-    def _evict(self, key: tuple[str, str, str]) -> None:
-        read = self._bytes_read()
-        del self._models[key]
-        self._evictions += 1
-        self._read_before += read - self._bytes_read()
-        self._last = None  # it holds its models
-
-    def _loaded(self, started: float) -> None:
+    @contextmanager
+    def _loading(self, checkpoint: Checkpoint, loading: Loading) -> Iterator[None]:
+        """Make room for a model, and count its load. Raises DoesNotFitError where memory runs out."""
+        started = time.monotonic()
+        self._evict(list(self._models)[: max(0, len(self._models) + 1 - self._most)])
+        try:
+            yield
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise does_not_fit(checkpoint.source, loading, error) from error
+            raise
         self._loads += 1
         self._load_seconds += time.monotonic() - started
+
+    def _evict(self, keys: list[_Key]) -> None:
+        self._evictions += len(keys)
+        self._drop(keys)
+
+    def _drop(self, keys: list[_Key]) -> None:
+        """Let go of these models, and see to it that their memory is free: some are in reference cycles."""
+        if not keys:
+            return
+        read = self._bytes_read()
+        models = [self._models.pop(key) for key in keys]
+        self._read_before += read - self._bytes_read()
+        self._last = None  # it holds its models
+        watched = Watched(map(_module, models))
+        del models
+        free_memory(collect=watched.is_alive)
 
     def _kept(self, models: tuple[object, object], make: Callable[[], Pair]) -> Pair:
         if self._last is None or self._last[0] != models:
             self._last = (models, make())
         return self._last[1]
+
+
+def _module(model: Adapter | StreamedModel) -> PreTrainedModel:
+    return model.adapter.model if isinstance(model, StreamedModel) else model.model

@@ -18,7 +18,8 @@ from raysweep.errors import InputError
 from raysweep.models.checkpoint import Checkpoint, standard_config
 from raysweep.models.rotary import rotary_table
 from raysweep.models.same import NOTHING, Same
-from raysweep.models.sizes import SIZES, hidden_size, widest
+from raysweep.models.sizes import SIZES, eager_heads, experts_per_token, hidden_size, widest
+from raysweep.studies.call_memory import TokenBytes
 from raysweep.studies.gradient import GRAPH
 from raysweep.studies.interventions import Change
 from raysweep.studies.passes import Disk, Need, Pass, choose_passes, most_states, states_of_a_way_back
@@ -85,21 +86,33 @@ class Needs:
         windows: Sequence[Change],
         same: Same = NOTHING,
         beside: Sequence[int] = (),
+        batch_tokens: int = 0,
     ) -> Needs:
-        """Those of a streamed sweep; `beside` are the tokens' states that captures on its way keep, by batch."""
-        size = SIZES[dtype]
-        per_token = hidden_size(base.config) * size
+        """Those of a streamed sweep; `beside` are the tokens' states that captures on its way keep, by batch, and
+        `batch_tokens` bounds a block call (0: to a batch)."""
+        token = token_bytes(base, dtype)
         states = most_states(base.n_layers, windows, same)
         needs = tuple(
-            Need(batch.tokens * (states * per_token + batch.length * size), kept * per_token)
+            Need(batch.tokens * (states * token.state + batch.length * token.mask), kept * token.state)
             for batch, kept in zip(batches, beside or [0] * len(batches), strict=True)
         )
-        largest = max((batch.tokens for batch in batches), default=0)
-        return cls(needs, largest * ((2 + states) * per_token + 4 * widest(base) * size) + 3 * LOGIT_BYTES)
+        at_work = (token.at_work(batch.tokens, batch.length, states, batch_tokens) for batch in batches)
+        return cls(needs, max(at_work, default=0) + 3 * LOGIT_BYTES)
 
     def passes(self, room: int, disk: Disk | None = None) -> list[Pass]:
         """Which batches go through the layers together in so many bytes, and which of them wait on disk."""
         return choose_passes(self.batches, room - self.at_work, disk)
+
+
+def token_bytes(checkpoint: Checkpoint, dtype: str) -> TokenBytes:
+    """What a layer of the checkpoint makes of one token in the dtype."""
+    text = _text_config(checkpoint.folder, checkpoint.fingerprint)
+    return TokenBytes.of(
+        width=hidden_size(checkpoint.config),
+        widest=widest(checkpoint, experts_per_token(text)),
+        heads=eager_heads(text),
+        size=SIZES[dtype],
+    )
 
 
 def kept_beside(base: Checkpoint, call: SubstituteCall, batches: Sequence[Batch]) -> list[int]:
@@ -123,7 +136,8 @@ def refuse_too_small(facts: Facts, calls: Iterable[ModelCall]) -> None:
             most, what = _there_and_back(call, batches), "in a forward and backward pass"
         else:
             beside = kept_beside(call.base, call, batches)
-            needs = Needs.of(call.base, call.loading.dtype, batches, call.windows, call.same, beside)
+            how = call.loading
+            needs = Needs.of(call.base, how.dtype, batches, call.windows, call.same, beside, how.batch_tokens)
             most = max(need.states + need.fixed for need in needs.batches) + needs.at_work
             what = f"under {len(call.windows)} windows"
         least = facts.models[call.model].residency.least

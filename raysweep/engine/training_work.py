@@ -21,6 +21,7 @@ from raysweep.engine.found_layers import found_layers
 from raysweep.engine.training_estimate import layer_calls
 from raysweep.errors import RunError
 from raysweep.models.loading import load_tokenizer
+from raysweep.models.release import Watched, free_memory
 from raysweep.store.artifacts import FileEntry, files_below, publish_json, sha256_file
 from raysweep.store.lock import HeldError, hold
 from raysweep.store.places import remove_below
@@ -66,7 +67,10 @@ def train(call: TrainCall, folder: RunFolder, tell: Tell) -> tuple[list[Commit],
     if call.kept is not None:
         save_tuned(tuned, load_tokenizer(call.base), folder.training(call.key) / "final", call.base)
     measured = counted(call, recipe, tuned.rows, tuned.steps, tuned.resumed_from)
-    return trained_commits(call, folder, recipe, tuned.rows), measured
+    rows, watched = tuned.rows, Watched([tuned.model])
+    del tuned
+    free_memory(collect=watched.is_alive)
+    return trained_commits(call, folder, recipe, rows), measured
 
 
 def attack(
@@ -79,7 +83,10 @@ def attack(
         return [answered(call, None, None, untrained.model, loss)], did
     recipe, tuned = _tuned(call, folder, tell)
     commit = answered(call, recipe, tuned.rows, tuned.model, last_test_loss(tuned.rows))
-    return [commit], counted(call, recipe, tuned.rows, tuned.steps, tuned.resumed_from)
+    measured, watched = counted(call, recipe, tuned.rows, tuned.steps, tuned.resumed_from), Watched([tuned.model])
+    del tuned
+    free_memory(collect=watched.is_alive)
+    return [commit], measured
 
 
 def _tuned(call: TrainCall, folder: RunFolder, tell: Tell) -> tuple[Recipe, Tuned]:

@@ -26,6 +26,7 @@ from raysweep.engine.calls import (
     Commit,
     CorrelateCall,
     EstimateCall,
+    Failure,
     GenerateCall,
     JudgeCall,
     ModelCall,
@@ -39,16 +40,19 @@ from raysweep.engine.calls import (
     commit_name,
 )
 from raysweep.engine.commits import table_commit
+from raysweep.engine.device_failure import dead_context
 from raysweep.engine.disk import is_lasting, storage_failed
 from raysweep.engine.folder import RunFolder
 from raysweep.engine.kept import as_committed
-from raysweep.engine.memory import Budgets, is_out_of_memory, is_training, let_go, too_large, too_much_to_train
+from raysweep.engine.memory import Budgets, DoesNotFitError, Unfit, is_training, too_large, too_much_to_train
 from raysweep.engine.residents import Residents
 from raysweep.engine.table_work import adapted, compared, correlated, spectra
 from raysweep.engine.training_work import Tell, attack, evaluated, judged, train, untold
 from raysweep.errors import InputError, RaysweepError, RunError
 from raysweep.models.loading import load_tokenizer
+from raysweep.models.machine_errors import is_out_of_memory
 from raysweep.models.memory import Peak, held_bytes
+from raysweep.models.release import drop_locals, free_memory
 from raysweep.numerics.dynamics import change_points
 from raysweep.store.activation_writing import write_part
 from raysweep.studies.capture import Captured, Collector, capture_states
@@ -71,27 +75,38 @@ class Worker:
         self.folder = RunFolder(folder)
         self._tell = tell
         self._models = Residents(resident, lambda checkpoint: as_committed(checkpoint, self.folder))
-        self._budgets = Budgets()
+        self._budgets, self._unfit = Budgets(), Unfit()
+        self._dead = ""  # why no call can run in this process any more
 
     def attempt(self, call: Call) -> Outcome:
-        """Run the call; whatever it raises becomes an outcome with the traceback, except StorageFailedError: it ends the run."""
+        """Run the call; whatever it raises becomes an outcome with the traceback, except StorageFailedError: it ends the run.
+
+        A call that leaves the CUDA context dead is `lost`, as is any later one, without being run: this process must end.
+        """
+        if self._dead:
+            return Outcome(
+                call, error=f"not run, because its process has a dead CUDA context: {self._dead}", failure="lost"
+            )
         started = time.monotonic()
         self._models.begin()
-        peak = Peak(call.loading.device if isinstance(call, ModelCall) else "cpu")
+        device = call.loading.device if isinstance(call, ModelCall) else "cpu"
+        peak = Peak(device)
         try:
             with peak:
                 commits, measured = self._within_memory(call)
+            measured = {**measured, **_held(call)}
         except Exception as error:
             if is_lasting(error, self.folder.root):  # the run ends: no other call could be committed either
                 raise storage_failed(self.folder.root, error) from error
-            refused = isinstance(error, RaysweepError)
+            self._dead = dead_context(error, device)
+            ours = isinstance(error, RaysweepError)
+            words = str(error) if ours else f"{type(error).__name__}: {error}"
+            if self._dead not in words:
+                words += f" (the CUDA context is dead: {self._dead})"
+            failure: Failure = "refused" if ours and not isinstance(error, DoesNotFitError) else "raised"
             return Outcome(
-                call,
-                error=str(error) if refused else f"{type(error).__name__}: {error}",
-                traceback=traceback.format_exc(),
-                failure="refused" if refused else "raised",
+                call, error=words, traceback=traceback.format_exc(), failure="lost" if self._dead else failure
             )
-        measured = {**measured, **_held(call)}
         seconds = round(time.monotonic() - started, 4)
         read = self._models.bytes_read + measured.get("bytes_read", 0)
         used = {"bytes_read": read, "peak_bytes": peak.bytes, "seconds": seconds}
@@ -102,26 +117,36 @@ class Worker:
     def _within_memory(self, call: Call) -> tuple[list[Commit], dict[str, Any]]:
         """Run the call; out of memory, again without other checkpoints in it, then in batches of half as many tokens.
 
-        The batch is remembered for the call's model.
+        The batch is remembered for the call's model. A model that cannot be loaded is loaded once more, with nothing else in
+        memory. Raises DoesNotFitError if that fails too.
         """
         if not isinstance(call, ModelCall):
             return self._run(call)
-        times = 0
+        self._unfit.check(call, self._models.keep_only)
+        times = loads = 0
         while True:
             tokens = self._budgets.of(call)
             try:
                 commits, measured = self._run(replace(call, loading=replace(call.loading, batch_tokens=tokens)))
             except Exception as error:
-                if not is_out_of_memory(error):
+                short, loads = is_out_of_memory(error), loads + isinstance(error, DoesNotFitError)
+                drop_locals(error)  # they hold what the attempt had in memory
+                free_memory()
+                if not short:
                     raise
                 if is_training(call):  # its batches are its recipe's, and a smaller one is another training
                     raise RunError(too_much_to_train(call, error)) from error
-                if not self._models.keep_only(call.affinity) and not self._budgets.halve(call):
+                if self._models.keep_only(call.affinity):
+                    pass
+                elif isinstance(error, DoesNotFitError):  # smaller batches are no help
+                    if loads > 1:
+                        self._unfit.add(call, error)
+                        raise
+                elif not self._budgets.halve(call):
                     raise RunError(too_large(call, error)) from error
             else:
                 return commits, {**measured, **({"out_of_memory": times, "batch_tokens": tokens} if times else {})}
             times += 1
-            let_go(call.loading.device)
 
     def unload(self) -> None:
         """Let go of all models."""

@@ -30,6 +30,8 @@ from raysweep.models.blocks import StandIn, block_path, find_blocks, find_body, 
 from raysweep.models.borrowed import configs_of, plain_outputs, without_compilation
 from raysweep.models.given import dtypes_in_words, plain_model
 from raysweep.models.kinds import model_predicts
+from raysweep.models.kv_sharing import sharing_class
+from raysweep.models.machine_errors import is_machine_error
 from raysweep.models.rotary import rotary_table
 from raysweep.models.transfers import to_device
 
@@ -250,9 +252,9 @@ class Adapter:
         hooks = [block.register_forward_hook(learn(index)) for index, block in enumerate(self.blocks)]
         try:
             expected = self._forward(tokens, lengths)
-        except torch.OutOfMemoryError:
-            raise
         except _FAILURES as error:
+            if is_machine_error(error):
+                raise
             raise self._refusal(
                 f"its own forward fails ({_in_a_line(error)}){self._mixed()}; correct the settings in its config.json"
             ) from error
@@ -269,9 +271,9 @@ class Adapter:
         self._items = [found[index] for index in range(self.n_layers)]
         try:
             ours = self._replay_among_others(tokens, lengths).reshape(expected.shape)
-        except torch.OutOfMemoryError:
-            raise
         except _FAILURES as error:
+            if is_machine_error(error):
+                raise
             raise self._refusal(f"replaying its blocks fails ({_in_a_line(error)})") from error
         scale = max(1.0, float(expected.abs().max()))
         apart = float((ours.to(expected.device) - expected).abs().max())
@@ -342,15 +344,14 @@ def apply_block(block: nn.Module, states: torch.Tensor, call: BlockCall, shared:
     `shared` are the keys and values that earlier blocks left for later ones in this pass; what the block leaves is added
     to it. Without it they go into the recording itself, which then serves one pass only.
     """
-    from transformers.cache_utils import KVSharingDict
-
+    sharing = sharing_class()
     kwargs = call.kwargs
     if shared is not None:
-        kwargs = {k: KVSharingDict(shared) if isinstance(v, KVSharingDict) else v for k, v in kwargs.items()}
+        kwargs = {k: sharing(shared) if isinstance(v, sharing) else v for k, v in kwargs.items()}
     out = block(states, *call.args, **kwargs)
     if shared is not None:
         for value in kwargs.values():
-            if isinstance(value, KVSharingDict):
+            if isinstance(value, sharing):
                 shared.update(value)
     if isinstance(out, (tuple, list)):
         out = out[0]

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from raysweep.errors import InputError
+from raysweep.models.machine_errors import is_machine_error
 from raysweep.models.tensors import Tensor, read_header
 
 if TYPE_CHECKING:
@@ -60,6 +61,8 @@ def planned_header(checkpoint: Checkpoint, path: Path) -> list[Tensor]:
     except InputError as error:
         raise InputError(f"checkpoint '{checkpoint.source}' could not be loaded: {error}") from error
     except OSError as error:
+        if is_machine_error(error):
+            raise
         raise InputError(
             f"checkpoint '{checkpoint.source}' could not be loaded: {path} cannot be read: {error.strerror or error}"
         ) from error
@@ -113,6 +116,8 @@ def _compare_small_files(checkpoint: Checkpoint, patterns: tuple[str, ...]) -> N
     try:
         found = digest_small_files(checkpoint.folder, patterns)
     except OSError as error:
+        if is_machine_error(error):
+            raise
         raise InputError(f"{error.filename} cannot be read: {error.strerror or error}") from error
     of_plan = {name for name in checkpoint.files for pattern in patterns if _matches(name, pattern)}
     for name in sorted(of_plan | found.keys()):

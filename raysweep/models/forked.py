@@ -20,11 +20,11 @@ import torch
 from torch import nn
 
 from raysweep.models.blocks import StandIn
+from raysweep.models.kv_sharing import sharing_class
 from raysweep.models.transfers import to_device
 
 if TYPE_CHECKING:
     from transformers import Cache
-    from transformers.cache_utils import KVSharingDict
 
 Opened = Callable[[], AbstractContextManager[nn.Module]]
 
@@ -48,13 +48,12 @@ class ForkedBlock(StandIn):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the first module returns, with each row's states [..., B, T, D] from its own."""
-        from transformers.cache_utils import KVSharingDict
-
-        shared = next((value for value in (*args, *kwargs.values()) if isinstance(value, KVSharingDict)), None)
+        sharing = sharing_class()
+        shared = next((value for value in (*args, *kwargs.values()) if isinstance(value, sharing)), None)
         outs: list[Any] = []
         left: list[Any] = []  # shared keys and values, as each module leaves them
         for number, opened in enumerate(self._opened):
-            kept = None if shared is None else KVSharingDict(shared)
+            kept = None if shared is None else sharing(shared)
             own = partial(self._own, number, kept)
             with opened() as module:
                 outs.append(module(*map(own, args), **{name: own(value) for name, value in kwargs.items()}))
@@ -84,13 +83,13 @@ class ForkedBlock(StandIn):
             self._rows[device] = [chosen == number for number in range(len(self._opened))]
         return self._rows[device]
 
-    def _own(self, number: int, kept: KVSharingDict | None, value: Any) -> Any:
+    def _own(self, number: int, kept: Any, value: Any) -> Any:
         """What module `number` is called with in place of `value`."""
-        from transformers.cache_utils import Cache, KVSharingDict
+        from transformers.cache_utils import Cache
 
         if isinstance(value, Cache):
             return self._caches_of(value)[number]
-        return kept if isinstance(value, KVSharingDict) else value
+        return kept if isinstance(value, sharing_class()) else value
 
     def _caches_of(self, cache: Cache) -> list[Cache]:
         """The cache that each module writes to: the model's own, and copies that differ in this layer, still empty, alone."""

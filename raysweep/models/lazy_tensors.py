@@ -16,6 +16,7 @@ import torch
 from raysweep.errors import InputError
 from raysweep.models.digest_check import compare_digests, compare_headers, planned_header
 from raysweep.models.digesting import DigestThreads, ShortFileError, fill_digested
+from raysweep.models.machine_errors import is_machine_error
 from raysweep.models.tensors import AGAIN, Tensor, tensor_digest
 from raysweep.models.weights import weight_files
 
@@ -78,6 +79,8 @@ class LazyTensors:
         try:
             fill_digested(self._handle(path), raw.numpy().data, tensor.start, digesting)
         except OSError as error:
+            if is_machine_error(error):
+                raise
             raise InputError(f"{where} cannot be read: {error.strerror or error}") from error
         except ShortFileError as error:
             raise InputError(f"{where} ends at byte {error.at} of the file, before its end; {AGAIN}") from error

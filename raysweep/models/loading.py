@@ -15,11 +15,12 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 from weakref import finalize
 
-from raysweep.errors import InputError
+from raysweep.errors import InputError, shortened
 from raysweep.models.checkpoint import Checkpoint, describe, predicts_tokens, standard_config
 from raysweep.models.digest_check import SETTINGS_FILES, TOKENIZER_FILES, unchanged
 from raysweep.models.file_sizes import check_file_sizes
 from raysweep.models.lazy_tensors import LazyTensors, can_be_lazy
+from raysweep.models.machine_errors import is_machine_error
 from raysweep.models.own_copy import own_copy, with_tensor_digests
 from raysweep.models.peft_check import check_adapter
 from raysweep.models.peft_merge import merge_adapter
@@ -104,12 +105,30 @@ def _loaded(
         except pickle.UnpicklingError as error:
             raise InputError(f"checkpoint '{checkpoint.source}' {NOT_PLAIN}") from error
         except (ValueError, OSError, RuntimeError, KeyError, SafetensorError) as error:
-            raise InputError(f"checkpoint '{checkpoint.source}' could not be loaded: {error}") from error
+            logged = _logged(error)
+            if is_machine_error(error):
+                raise
+            if logged is not None and is_machine_error(logged):
+                raise logged from error
+            raise InputError(f"checkpoint '{checkpoint.source}' could not be loaded: {logged or error}") from error
         if spread and "disk" in getattr(model, "hf_device_map", {}).values():  # those files are read for every call
             finalize(model, held.pop_all().close)
     for each in (model, model.config):
         each.name_or_path = str(checkpoint.folder)
     return model, info
+
+
+def _logged(error: BaseException) -> RuntimeError | None:
+    """Return what transformers logged of the first weights that it could not convert: what it raises later does not say it."""
+    traceback = error.__traceback__
+    while traceback is not None:
+        frame, traceback = traceback.tb_frame, traceback.tb_next
+        if frame.f_code.co_name == "log_state_dict_report":
+            errors = getattr(frame.f_locals.get("loading_info"), "conversion_errors", None) or {}
+            for text in errors.values():  # a traceback, and which weights it is about
+                lines = [line for line in str(text).splitlines() if line and not line.startswith((" ", "Traceback"))]
+                return RuntimeError(shortened(" ".join(dict.fromkeys(lines)), 400))
+    return None
 
 
 def _class_of(checkpoint: Checkpoint) -> tuple[Any, PreTrainedConfig]:
@@ -230,4 +249,6 @@ def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
         try:
             return AutoTokenizer.from_pretrained(checkpoint.folder, trust_remote_code=False)
         except Exception as error:  # a damaged file raises whatever its reader stumbled over
+            if is_machine_error(error):
+                raise
             raise InputError(f"checkpoint '{checkpoint.source}' has no usable tokenizer: {error}") from error

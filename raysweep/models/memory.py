@@ -10,6 +10,8 @@ import torch
 
 _SHARE_OF_FREE = 0.8  # what other processes and allocators' slack may take meanwhile stays free
 
+_shares: dict[int, float] = {}  # the share of a GPU's memory that this process may use, by the GPU's index
+
 
 def private_bytes() -> int:
     """Memory that this process has for itself (anonymous pages): it counts against a budget. Files that are only mapped do not.
@@ -67,12 +69,51 @@ def _anonymous_bytes() -> int:
     return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon:"))
 
 
-def free_bytes(device: str) -> int:
-    """What may be taken on the device beyond what this process already has."""
+def room_left(device: str, budget: int | None) -> int:
+    """What may still be taken on the device: of a budget what this process does not hold yet, without one what is free.
+
+    On a GPU the process holds its tensors there, and a budget beyond its share counts as the share. Less than 0 if more is
+    held already.
+    """
+    if budget is None:
+        return free_bytes(device)
     if device.startswith("cuda"):
-        free, _ = torch.cuda.mem_get_info(torch.device(device))
-        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return int(_SHARE_OF_FREE * (free + unused))
+        index = _index(device)
+        if index in _shares:
+            budget = min(budget, int(_shares[index] * torch.cuda.mem_get_info(index)[1]))
+        return budget - int(torch.cuda.memory_allocated(index))
+    return budget - (private_bytes() if device == "cpu" else 0)
+
+
+def hold_to_share(device: str, share: float) -> None:
+    """Limit this process to a share of the GPU's memory, 0 to 1, for as long as it lives. Does nothing on a CPU.
+
+    `free_bytes` plans with the share, and torch raises an out-of-memory error beyond it. The share bounds tensors and torch's
+    cache. The CUDA context (some hundred MB) comes on top.
+    """
+    if not device.startswith("cuda"):
+        return
+    if not 0 < share <= 1:
+        raise ValueError(f"the share of {device} must be above 0 and at most 1, not {share}")
+    index = _index(device)
+    torch.cuda.set_per_process_memory_fraction(float(share), index)
+    _shares[index] = float(share)
+
+
+def _index(device: str) -> int:
+    index = torch.device(device).index
+    return int(torch.cuda.current_device()) if index is None else index
+
+
+def free_bytes(device: str) -> int:
+    """What may be taken on the device beyond what this process already has, within its share (`hold_to_share`)."""
+    if device.startswith("cuda"):
+        index = _index(device)
+        free, total = torch.cuda.mem_get_info(index)
+        held = torch.cuda.memory_allocated(index)
+        unused = torch.cuda.memory_reserved(index) - held
+        own = _shares.get(index, 1.0) * total - held
+        return max(0, int(_SHARE_OF_FREE * min(free + unused, own)))
     return int(_SHARE_OF_FREE * min(_machine_free(), _group_free()))
 
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from raysweep.errors import InputError
 from raysweep.models.digest_check import compare_digests, compare_headers, other_content, planned_header
 from raysweep.models.digesting import PIECE, DigestThreads, PieceMemory, ShortFileError, fill, fill_digested
+from raysweep.models.machine_errors import is_machine_error
 from raysweep.models.tensors import AGAIN, Tensor, read_header, tensor_digest
 from raysweep.models.weights import weight_files
 
@@ -74,6 +75,8 @@ def _copied(
     except ShortFileError as error:
         raise InputError(f"{path} ends at byte {error.at}: it became shorter while it was read; {AGAIN}") from error
     except OSError as error:
+        if is_machine_error(error):
+            raise
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
     if read_header(own / path.name) != tensors:
         raise other_content(checkpoint, str(path), "another header", "the header that was read before its tensors")
@@ -123,6 +126,8 @@ def with_tensor_digests(checkpoint: Checkpoint) -> Checkpoint:
         try:
             whole, found = _digest_parts(path, tensors)
         except OSError as error:
+            if is_machine_error(error):
+                raise
             raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
         except ShortFileError as error:
             raise InputError(f"{path} ends at byte {error.at}: it became shorter while it was read; {AGAIN}") from error

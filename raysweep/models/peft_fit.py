@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from raysweep.errors import InputError
 from raysweep.models.checkpoint import Checkpoint
+from raysweep.models.machine_errors import is_machine_error
 from raysweep.models.made_up import is_small, made_up_model
 from raysweep.models.peft_types import ADAPTER_NAME, NOT_MERGEABLE, OF_MODULES, described_type, one_line, quiet
 from raysweep.models.tensors import Shape
@@ -78,6 +79,8 @@ def _placed(adapter: Checkpoint, base: Checkpoint, config: PeftConfig, device: s
         with quiet(), torch.random.fork_rng(devices=[]), torch.device(device):
             tuned = PeftModel(model, copy.deepcopy(config))
     except Exception as error:
+        if is_machine_error(error):
+            raise
         if device == "meta" and "meta" in str(error).lower():
             return None
         raise InputError(
@@ -105,6 +108,8 @@ def _complaint(adapter: Checkpoint, base: Checkpoint, config: PeftConfig, tuned:
     except KeyError as error:  # of a module that is saved as a whole
         return f"it lacks tensor {error.args[0]}"
     except Exception as error:
+        if is_machine_error(error):
+            raise
         return one_line(error)
     lacking = lacking_tensors(tuned, config, result.missing_keys)
     lacking += sorted(name for name in expected.keys() - adapter.shapes.keys() if name.endswith(".bias"))
@@ -212,6 +217,8 @@ def refuse_if_not_mergeable(adapter: Checkpoint, config: PeftConfig, fit: Fit) -
             with quiet():
                 act()
         except Exception as error:
+            if is_machine_error(error):
+                raise
             if not _for_want_of_weights(error):
                 raise InputError(f"{who} {step} its base: {one_line(error)}; {NOT_MERGEABLE}") from error
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from raysweep.errors import InputError
 from raysweep.models.checkpoint import Checkpoint
+from raysweep.models.machine_errors import is_machine_error
 from raysweep.models.made_up import made_up_model
 from raysweep.models.peft_fit import lacking_tensors, misplaced
 from raysweep.models.peft_types import ADAPTER_NAME, INSTEAD, described_type, one_line, quiet
@@ -44,6 +45,8 @@ def merge_adapter(adapter: Checkpoint, base: Checkpoint, config: PeftConfig, mod
     except pickle.UnpicklingError as error:
         raise InputError(f"PEFT adapter '{adapter.source}' {NOT_PLAIN}") from error
     except (ValueError, TypeError, OSError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
+        if is_machine_error(error):
+            raise
         raise InputError(f"{_unfit(adapter, base)}: {one_line(error)}") from error
     if not difference <= TOLERANCE:  # NaN is not either
         raise InputError(_wrong(adapter, base, config, difference))

@@ -11,6 +11,7 @@ import torch
 
 from raysweep.errors import InputError
 from raysweep.models.checkpoint import Checkpoint
+from raysweep.models.machine_errors import is_machine_error
 
 # Scales, zeros and packed values that quantised layers store beside, or in place of, their weights.
 _PACKED = re.compile(
@@ -46,6 +47,8 @@ def check_quantised(checkpoint: Checkpoint, device: str) -> None:
         quantizer = AutoHfQuantizer.from_config(dict(checkpoint.config["quantization_config"]), pre_quantized=True)
         quantizer.validate_environment(device_map={"": device}, weights_only=True)
     except Exception as error:  # each method raises what it likes
+        if is_machine_error(error):
+            raise
         if device != "cpu" and not isinstance(error, ImportError) and not torch.cuda.is_available():
             return  # this machine only drives those that compute
         reason = " ".join(str(error).split())[:300]

@@ -20,6 +20,7 @@ import torch
 from raysweep.errors import InputError
 from raysweep.models.digest_check import compare_digests, compare_headers
 from raysweep.models.digesting import PIECE, Digesting, DigestThreads, PieceMemory, ShortFileError, fill
+from raysweep.models.machine_errors import is_machine_error
 from raysweep.models.tensors import AGAIN, Tensor, read_header, tensor_digest
 
 if TYPE_CHECKING:
@@ -119,6 +120,8 @@ class TensorFiles:
                 first = start // stored.itemsize
                 flat[first : first + len(values)].copy_(values)
         except OSError as error:
+            if is_machine_error(error):
+                raise
             raise InputError(f"{self.where(name)} cannot be read: {error.strerror or error}") from error
 
     def _digesting(self, tensor: Tensor) -> Digesting | None:

@@ -3,13 +3,13 @@
 A layer's weights are read into one of two slots, each as large as the largest layer, and the layer's module, which has no
 memory of its own, borrows them until it is given back. So memory does not grow with depth, and one layer can be fetched by a
 thread (prefetch.py) while another computes. On a CUDA device a slot has a pinned half here and a half there, and the
-thread copies between them on a stream of its own.
+thread copies between them on a stream of its own. Values of different dtypes lie in separate regions of a slot, the same
+regions for every layer.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -21,9 +21,10 @@ from raysweep.models.adapter import Adapter
 from raysweep.models.checkpoint import Checkpoint
 from raysweep.models.digest_check import SETTINGS_FILES, unchanged
 from raysweep.models.own_copy import with_tensor_digests
+from raysweep.models.sizes import padded
 from raysweep.models.skeleton import build_skeleton
 
-_ALIGNED = 64  # bytes; as torch aligns its own memory
+_DRAWN = 1_000_003  # random values that stand in for a layer's; prime, so that no row of a matrix repeats another
 SLOTS = 2
 
 
@@ -61,12 +62,39 @@ class _Slot:
         self.used: Any = events.Event() if cuda else None
 
 
+def _regions(dtypes: Mapping[str, torch.dtype], path: str, blocks: Iterable[nn.Module]) -> dict[torch.dtype, range]:
+    """Which bytes of a slot hold values of each dtype: as many as the layer with the most of them needs."""
+    most: dict[torch.dtype, int] = {}
+    for layer, block in enumerate(blocks):
+        own: dict[torch.dtype, int] = {}
+        for name, tensor in block.state_dict().items():
+            dtype = dtypes[f"{path}{layer}.{name}"]
+            own[dtype] = own.get(dtype, 0) + padded(tensor.numel() * dtype.itemsize)
+        most |= {dtype: max(size, most.get(dtype, 0)) for dtype, size in own.items()}
+    regions, start = {}, 0
+    for dtype, size in most.items():
+        regions[dtype] = range(start, start + size)
+        start += size
+    return regions
+
+
+def _fill(values: torch.Tensor) -> None:
+    """Fill flat memory with small random values, the same ones over and over; with zeros if its dtype is no floating one."""
+    if not values.dtype.is_floating_point:
+        values.zero_()
+        return
+    drawn = 0.02 * torch.randn(min(len(values), _DRAWN), generator=torch.Generator().manual_seed(0))
+    drawn = drawn.to(device=values.device, dtype=values.dtype)
+    for part in torch.split(values, _DRAWN):
+        part.copy_(drawn[: len(part)])
+
+
 class StreamedModel:
     """A checkpoint with its layers on disk: `adapter` for all but them, and `fetch`, `bind`, `release` for each.
 
-    The adapter's probe runs on layers of small random values: it is the architecture that it looks at, and no byte of a
-    layer is read for it. Raises InputError for what cannot be streamed (skeleton.py), and for weights that are not those that
-    the checkpoint was described with, here and in `fetch`.
+    The adapter's probe looks at the architecture. It runs on small random values that all layers share, so no layer is read
+    for it, and a deeper model starts as fast. Raises InputError for what cannot be streamed (skeleton.py), and for weights
+    that are not those that the checkpoint was described with, here and in `fetch`.
     """
 
     def __init__(self, checkpoint: Checkpoint, *, dtype: str = "float32", device: str = "cpu") -> None:
@@ -78,12 +106,9 @@ class StreamedModel:
         self._device = torch.device(device)
         streams: Any = torch.cuda
         self._side = streams.Stream(self._device) if self._device.type == "cuda" else None
+        self._regions = _regions(skeleton.dtypes, skeleton.path, self._blocks)
         self._places = [self._layout(skeleton.path, layer, skeleton.dtypes) for layer in range(len(self._blocks))]
-        sizes = [
-            max((p.start + p.empty.numel() * p.dtype.itemsize for p in places.values()), default=0)
-            for places in self._places
-        ]
-        self.layer_bytes = max(sizes)
+        self.layer_bytes = sum(len(region) for region in self._regions.values())
         self._slots = [_Slot(self.layer_bytes, self._device) for _ in range(SLOTS)]
         with self._stand_in():
             self.adapter = Adapter(self._model)
@@ -101,30 +126,26 @@ class StreamedModel:
         return sum(tensors[name].stop - tensors[name].start for name in names)
 
     def _layout(self, path: str, layer: int, dtypes: dict[str, torch.dtype]) -> dict[str, _Place]:
-        places, start = {}, 0
+        starts = {dtype: region.start for dtype, region in self._regions.items()}
+        places: dict[str, _Place] = {}
         block = self._blocks[layer]
-        for name in block.state_dict():
+        for name, empty in block.state_dict(keep_vars=True).items():
             parent, _, leaf = name.rpartition(".")
-            module = block.get_submodule(parent)
             full = f"{path}{layer}.{name}"
-            empty = getattr(module, leaf)
-            places[full] = _Place(module, leaf, empty, dtypes[full], start)
-            start += math.ceil(empty.numel() * dtypes[full].itemsize / _ALIGNED) * _ALIGNED
+            dtype = dtypes[full]
+            places[full] = _Place(block.get_submodule(parent), leaf, empty, dtype, starts[dtype])
+            starts[dtype] += padded(empty.numel() * dtype.itemsize)
         return places
 
     @contextmanager
     def _stand_in(self) -> Iterator[None]:
         """Every layer borrows the first slot at once, filled with small random values."""
-        generator = torch.Generator().manual_seed(0)
         flat = self._slots[0].device
+        for dtype, region in self._regions.items():
+            _fill(flat[region.start : region.stop].view(dtype))
         for places in self._places:
             for place in places.values():
-                view = place.view(flat)
-                if place.dtype.is_floating_point:
-                    view.copy_(0.02 * torch.randn(view.shape, generator=generator))
-                else:
-                    view.zero_()
-                place.set(view)
+                place.set(place.view(flat))
         try:
             yield
         finally:
@@ -189,5 +210,11 @@ class StreamedModel:
                 yield block
 
     def close(self) -> None:
-        """Close the files. What is read later opens them again."""
+        """Close the files, at the end of a pass. What is read later opens them again.
+
+        Work that follows on the device waits for copies that are still under way, because a slot's memory may be reused.
+        """
         self.files.close()
+        for slot in self._slots:
+            if slot.copied is not None:
+                torch.cuda.current_stream(self._device).wait_event(slot.copied)

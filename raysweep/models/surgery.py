@@ -16,6 +16,7 @@ from raysweep.errors import InputError, nearest
 from raysweep.models.adapter import Adapter
 from raysweep.models.blocks import find_blocks
 from raysweep.models.given import A_MODEL, is_compiled
+from raysweep.models.machine_errors import is_machine_error
 from raysweep.models.transfers import to_device
 
 if TYPE_CHECKING:
@@ -125,6 +126,8 @@ def _as_tensor(name: str, given: ArrayLike | torch.Tensor) -> torch.Tensor:
     try:
         return torch.as_tensor(given)
     except (TypeError, ValueError, RuntimeError) as error:
+        if is_machine_error(error):
+            raise
         raise InputError(f"{name} is of type {type(given).__name__}, not an array of numbers: {error}") from error
 
 

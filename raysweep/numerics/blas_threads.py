@@ -2,7 +2,8 @@
 
 A layer's products are small: two threads that share one lose a third of their time to waiting, and all that is not a
 product is left to one of them. So BLAS is told to compute in the thread that calls it; what it was told before holds
-again afterwards. Where no BLAS is found that can be told so (Apple's), there is one worker, and BLAS does as it likes.
+again afterwards. Where no BLAS is found that can be told so (Apple's, or without threadpoolctl), there is one worker, and
+BLAS does as it likes.
 """
 
 from __future__ import annotations
@@ -12,21 +13,30 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ContextDecorator, ExitStack
 from functools import cache
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-from threadpoolctl import ThreadpoolController
+if TYPE_CHECKING:
+    from threadpoolctl import ThreadpoolController
 
 T = TypeVar("T")
 
 
 @cache
-def _blas() -> ThreadpoolController:
-    """The libraries of products that numpy and scipy have loaded; looking for them takes milliseconds, so it is done once."""
+def _blas() -> ThreadpoolController | None:
+    """The libraries of products that numpy and scipy have loaded; looking for them takes milliseconds, so it is done once.
+
+    None if threadpoolctl is not installed.
+    """
+    try:
+        from threadpoolctl import ThreadpoolController
+    except ModuleNotFoundError:
+        return None
     return ThreadpoolController().select(user_api="blas")
 
 
 def _blas_threads() -> int:
-    return max((library.num_threads for library in _blas().lib_controllers), default=1)
+    blas = _blas()
+    return max((library.num_threads for library in blas.lib_controllers), default=1) if blas else 1
 
 
 def workers() -> int:
@@ -59,7 +69,8 @@ class single_threaded_blas(ContextDecorator):  # noqa: N801 (used as a function:
         with _lock:
             if _users == 0:
                 _threads_before = _blas_threads()
-                _limits.enter_context(_blas().limit(limits=1))
+                if (blas := _blas()) is not None:
+                    _limits.enter_context(blas.limit(limits=1))
             _users += 1
 
     def __exit__(self, *exception: object) -> None:

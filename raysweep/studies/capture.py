@@ -67,11 +67,12 @@ class Collector:
         sizes = [example.n_prompt for example in self.examples if example.id in ids]
         return len(sizes) * (max(sizes) + self.adapter.n_layers) if sizes else 0
 
-    def flight(self, ids: Collection[int]) -> Flight:
-        """The examples with these ids, in batches that go through each block together."""
+    def flight(self, ids: Collection[int], batch_tokens: int | None = None) -> Flight:
+        """The examples with these ids, in batches (of `batch_tokens`, if less) that go through each block together."""
         chosen = [index for index, example in enumerate(self.examples) if example.id in ids]
         sizes = [len(self.prompts[index]) for index in chosen]
-        batches = make_batches(sizes, self._batch_tokens, [self.adapter.table(size) for size in sizes])
+        budget = min(self._batch_tokens, batch_tokens or self._batch_tokens)
+        batches = make_batches(sizes, budget, [self.adapter.table(size) for size in sizes])
         return Flight(self, [[chosen[place] for place in batch] for batch in batches])
 
     def put(self, layers: int | slice, indices: Sequence[int], pooled: torch.Tensor) -> None:

@@ -16,7 +16,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from raysweep.errors import InputError
 from raysweep.fingerprint import fingerprint
 from raysweep.models.checkpoint import predicts_tokens
+from raysweep.models.digest_check import SETTINGS_FILES, unchanged
 from raysweep.models.loading import load_model
+from raysweep.models.machine_errors import is_machine_error
+from raysweep.models.quantisation import is_quantised
 from raysweep.store.scratch import scratch_folder
 from raysweep.store.whole_folder import publish_folder
 from raysweep.studies import sharding
@@ -78,21 +81,32 @@ def finetune(
     Raises InputError for a recipe that does not fit the model or the data, RunError for a loss that is not finite, and
     where a frozen tensor is not what it was.
     """
+    from raysweep.studies.process_state import restored_process_state
+    from raysweep.studies.training_device import check_device, training_device
+
     recipe = replace(recipe, arguments=named_arguments(recipe.arguments, "trainer"))
     processes = sharding.processes()
     steps = _check(base, train, test, recipe, processes)
     folder.mkdir(parents=True, exist_ok=True)
     training = _identity(base, train, recipe, processes, strategy)
     start = sharding.first_decides(lambda: start_from(folder, training))
-    with quiet(), offline(recipe.arguments.get("report_to"), folder):
+    with (
+        restored_process_state(),
+        training_device(device) as exact,
+        quiet(),
+        offline(recipe.arguments.get("report_to"), folder),
+    ):
         trainer, before = _prepare(
-            base, tokenizer, train, test, recipe, folder, device, strategy, tell, training, start
+            base, tokenizer, train, test, recipe, folder, str(exact), strategy, tell, training, start
         )
+        check_device(trainer, exact)
         if start is not None:
             trainer.take_up(start)
         trainer.train(resume_from_checkpoint=None if start is None else str(start))
+        trainer.check_losses()
         tuned = _finished(trainer, lambda: _chosen(base, recipe))
     resumed_from, rows = None if start is None else step_of(start), loss_rows(trainer.state.log_history)
+    _take_apart(trainer)
     if sharding.rank() != 0:
         return Tuned(rows, steps, resumed_from, 0, 0, (), tuned.eval())
     names = _names(tuned)
@@ -162,10 +176,11 @@ def _prepare(
     training: str,
     start: Path | None,
 ) -> tuple[StudyTrainer, dict[str, str]]:
-    """The trainer of a model with what is trained chosen, and the digests of its tensors."""
+    """The trainer of a model with what is trained chosen, and on the first process the digests of its tensors."""
     from transformers import set_seed
     from transformers.trainer_callback import PrinterCallback
 
+    from raysweep.studies.first_loads import load_on_first
     from raysweep.studies.trainer import StudyTrainer, Watch
 
     arguments = make_arguments(
@@ -178,12 +193,18 @@ def _prepare(
         resumed=start is not None,
     )
     set_seed(recipe.seed)
-    model: Any = _chosen(base, recipe)
+    first_loads = bool(arguments.fsdp) and not is_quantised(base)  # quantised weights are unpacked by their own code
+    model: Any = (
+        load_on_first(lambda: _chosen(base, recipe), lambda: _without_weights(base, recipe))
+        if first_loads
+        else _chosen(base, recipe)
+    )
     names = _names(model)
     before = {names[name]: value for name, value in digests(own_tensors(model)).items()} if sharding.rank() == 0 else {}
     uses_cache = model.config.use_cache
 
     def keep_step(step: int) -> None:
+        trainer.check_losses()
         _write_step(
             sharding.whole(_unwrapped(trainer), lambda: _chosen(base, recipe)),
             tokenizer,
@@ -198,9 +219,12 @@ def _prepare(
             args=arguments,
             train=train,
             test=test,
+            first_loads=first_loads,
             callbacks=[Watch(training, tell, recipe.keep, keep_step)],
         )
     except (ValueError, ImportError, RuntimeError) as error:
+        if is_machine_error(error):
+            raise
         raise InputError(f"trainer is refused by transformers' trainer: {' '.join(str(error).split())}") from error
     trainer.remove_callback(PrinterCallback)
     trainer.uses_cache = uses_cache
@@ -210,6 +234,17 @@ def _prepare(
 def _chosen(base: Checkpoint, recipe: Recipe) -> Any:
     """The base, with what is trained chosen."""
     return choose(load_model(base, dtype=recipe.dtype), recipe, base.source)
+
+
+def _without_weights(base: Checkpoint, recipe: Recipe) -> Any:
+    """The same model on the meta device; no weight is read."""
+    import torch
+
+    from raysweep.models.skeleton import empty_model
+
+    with unchanged(base, SETTINGS_FILES):
+        model = empty_model(base, getattr(torch, recipe.dtype))
+    return choose(model.eval().requires_grad_(False), recipe, base.source)
 
 
 def _finished(trainer: StudyTrainer, fresh: Callable[[], nn.Module]) -> Any:
@@ -223,6 +258,12 @@ def _finished(trainer: StudyTrainer, fresh: Callable[[], nn.Module]) -> Any:
         model.activation_checkpointing_disable()
     model.config.use_cache = trainer.uses_cache
     return model
+
+
+def _take_apart(trainer: StudyTrainer) -> None:
+    """Break the reference cycles of a trainer that is done: else the model stays in memory until a collection."""
+    for each in (trainer.callback_handler, trainer.accelerator, trainer):
+        each.__dict__.clear()
 
 
 def _unwrapped(trainer: StudyTrainer) -> Any:

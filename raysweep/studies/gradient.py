@@ -26,11 +26,12 @@ from raysweep.data.batches import make_batches, pad
 from raysweep.data.examples import Example
 from raysweep.errors import InputError
 from raysweep.models.directional import Shares, differing
-from raysweep.models.memory import free_bytes, private_bytes
+from raysweep.models.memory import free_bytes, room_left
 from raysweep.models.parts import parts_of
 from raysweep.models.surgery import interpolated
 from raysweep.models.transfers import to_host
 from raysweep.studies.backward import Flow, Probe
+from raysweep.studies.call_memory import TokenBytes, fitting_tokens
 from raysweep.studies.interventions import Change
 from raysweep.studies.passes import group_passes, states_of_a_way_back
 from raysweep.studies.schedule import Group, Step
@@ -126,6 +127,7 @@ def first_order(
     work = work if work is not None else Work()
     frame = pair.frame(reverse)
     lengths = [e.length - 1 for e in examples]
+    batch_tokens = _fitting_batch(pair, lengths, batch_tokens)
     groups = make_batches(lengths, batch_tokens, [frame.table(length) for length in lengths])
     padded = [torch.from_numpy(pad([examples[i].tokens[:-1] for i in g])) for g in groups]
     losses = np.full(len(examples), np.nan)
@@ -216,15 +218,26 @@ def _passes(pair: Pair, batches: Sequence[torch.Tensor], share: float) -> list[l
     needs = [tokens.numel() * size * states_of_a_way_back(pair.n_layers) for tokens in batches]
     if not isinstance(pair, StreamedPair) or pair.memory is None:
         return group_passes(needs, free_bytes(str(pair.tuned.device)) // 4)
-    taken = private_bytes() if pair.tuned.device.type == "cpu" else 0
+    left = room_left(str(pair.tuned.device), pair.memory)
     at_work = max(tokens.numel() for tokens in batches) * GRAPH * size + 3 * LOGIT_BYTES
-    if taken + at_work + max(needs) > pair.memory:
+    if at_work + max(needs) > left:
         raise InputError(
             f"a memory budget of {gigabytes(pair.memory)} is too small: two layers of each checkpoint, what stays in memory, and "
-            f"the states of one batch in a forward and backward pass need {gigabytes(taken + at_work + max(needs))}; "
-            "set execution.memory to that or more, or lower execution.batch_tokens"
+            "the states of one batch in a forward and backward pass need "
+            f"{gigabytes(pair.memory - left + at_work + max(needs))}; set execution.memory to that or more, or lower "
+            "execution.batch_tokens"
         )
-    return group_passes(needs, pair.memory - taken - at_work)
+    return group_passes(needs, left - at_work)
+
+
+def _fitting_batch(pair: Pair, lengths: Sequence[int], batch_tokens: int) -> int:
+    """The padded tokens of a batch: on a GPU no more than fit into the memory that is left, one layer's graph at a time."""
+    room = pair.room()
+    if room is None:
+        return batch_tokens
+    token, longest = TokenBytes.of_model(pair.tuned), max(lengths, default=0)
+    each = (states_of_a_way_back(pair.n_layers) + GRAPH) * token.state + 4 * token.widest + longest * token.seen
+    return fitting_tokens(batch_tokens, lengths, room, lambda tokens, _: tokens * each + 3 * LOGIT_BYTES)
 
 
 def _fit(flows: Sequence[Flow], pair: Pair) -> bool:

@@ -38,6 +38,15 @@ def set_precision(arguments: Any) -> None:
         arguments.fsdp_plugin_args["mixed_precision_policy"] = policy
 
 
+def upcast(model: nn.Module) -> None:
+    """Convert what is trained to float32, as accelerate does under mixed precision."""
+    import torch
+
+    for parameter in model.parameters():
+        if parameter.requires_grad and parameter.dtype != torch.float32:
+            parameter.data = parameter.data.float()
+
+
 def turn_on(trainer: Any) -> None:
     """See to it that the trainer, whose accelerator was just made from `ARGUMENTS`, shards its model.
 
@@ -60,7 +69,8 @@ def turn_on(trainer: Any) -> None:
 
 
 def check_sharded(model: nn.Module, device: str) -> None:
-    """Raise RunError unless every parameter of the model is sharded over all processes, on this kind of device (`cuda`)."""
+    """Raise RunError unless every parameter of the model is sharded over all processes, this one's shard on `device`."""
+    import torch
     from torch.distributed.fsdp import FSDPModule
     from torch.distributed.tensor import DTensor, Shard
 
@@ -71,10 +81,10 @@ def check_sharded(model: nn.Module, device: str) -> None:
         told = f"strategy is fsdp, and parameter {name} is"
         if not isinstance(parameter, DTensor) or parameter.placements != (Shard(0),):
             raise RunError(f"{told} not sharded: every process would train a copy of it")
-        if parameter.device_mesh.size() != n or parameter.device.type != device:
+        asked, found = torch.device(device), parameter.device
+        if parameter.device_mesh.size() != n or (found.type, found.index or 0) != (asked.type, asked.index or 0):
             raise RunError(
-                f"{told} sharded over {parameter.device_mesh.size()} processes on {parameter.device.type}, but {n} train "
-                f"on {device}"
+                f"{told} sharded over {parameter.device_mesh.size()} processes on {found}, but {n} train on {device}"
             )
 
 
@@ -118,6 +128,25 @@ def first_decides(decide: Callable[[], T]) -> T:
         raise told[1]
     found: T = told[0]
     return found
+
+
+def all_check(check: Callable[[], None]) -> None:
+    """Run a check on all of the processes, and raise on all of them what the first one to fail raises."""
+    import torch
+
+    if not _in_group():
+        check()
+        return
+    raised: list[Exception | None] = [None] * processes()
+    mine: Exception | None = None
+    try:
+        check()
+    except Exception as error:  # raised below, once all know of it
+        mine = error
+    torch.distributed.all_gather_object(raised, mine)
+    for failure in raised:
+        if failure is not None:
+            raise failure
 
 
 def whole(model: nn.Module, fresh: Callable[[], nn.Module]) -> nn.Module:

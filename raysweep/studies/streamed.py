@@ -15,10 +15,11 @@ import torch
 from torch import nn
 
 from raysweep.errors import InputError
-from raysweep.models.memory import free_bytes, private_bytes
+from raysweep.models.memory import room_left
 from raysweep.models.same import Same, same_in_checkpoints
 from raysweep.models.stream import SLOTS, StreamedModel
 from raysweep.models.streaming import streamed_layers
+from raysweep.studies.call_memory import TokenBytes, room_on
 from raysweep.studies.interventions import Change
 from raysweep.studies.passes import Disk, Need, Pass, choose_passes, disk_trips, most_states
 from raysweep.studies.schedule import Step
@@ -84,38 +85,37 @@ class StreamedPair(Pair):
             for step, _ in zip(steps, fetched, strict=True):
                 yield self.base.blocks[step.layer], self.tuned.blocks[step.layer]
 
-    def passes(self, batches: Sequence[torch.Tensor], windows: Sequence[Change], beside: Sequence[int]) -> list[Pass]:
+    def room(self) -> int | None:
+        """What states and calls may take on a GPU, of the budget or of what is free; None on a CPU."""
+        return room_on(self.base, self.tuned, memory=self.memory)
+
+    def passes(
+        self, batches: Sequence[torch.Tensor], windows: Sequence[Change], beside: Sequence[int], batch_tokens: int = 0
+    ) -> list[Pass]:
         """As many batches as fit, in their order; more, some of them waiting on disk, where that is cheaper."""
         if not batches:
             return []
-        one = self.tuned.record(batches[0][:1, :1]).states
-        per_token, size = one.numel() * one.element_size(), one.element_size()
+        token = TokenBytes.of_model(self.tuned)
         states = most_states(self.n_layers, windows, self.same)
         # What the calls hold (masks, [B, T, T] at most, and tables) stays as long as the states do.
         needs = [
-            Need(tokens.numel() * (states * per_token + tokens.shape[1] * size), kept * per_token)
+            Need(tokens.numel() * (states * token.state + tokens.shape[1] * token.mask), kept * token.state)
             for tokens, kept in zip(batches, beside, strict=True)
         ]
         largest = max(need.states + need.fixed for need in needs)
-        at_work = (
-            max(tokens.numel() for tokens in batches) * ((2 + states) * per_token + 4 * self._widest() * size)
-            + 3 * LOGIT_BYTES
+        at_work = 3 * LOGIT_BYTES + max(
+            token.at_work(tokens.numel(), tokens.shape[1], states, batch_tokens) for tokens in batches
         )
-        taken = private_bytes()
-        if self.memory is None or self.tuned.device.type != "cpu":
-            room = (self.memory or free_bytes(str(self.tuned.device))) - at_work
-            taken = 0
-        else:
-            room = self.memory - taken - at_work
-        if largest > room:
-            least = taken + at_work + largest
+        left = room_left(str(self.tuned.device), self.memory)
+        if at_work + largest > left:
+            budget = left if self.memory is None else self.memory
             raise InputError(
-                f"a memory budget of {gigabytes(room + taken + at_work)} is too small: two layers of each checkpoint "
+                f"a memory budget of {gigabytes(budget)} is too small: two layers of each checkpoint "
                 f"({gigabytes(SLOTS * sum(s.layer_bytes for s in self.sources))}), what stays in memory, and the states of one batch "
-                f"under {len(windows)} windows need {gigabytes(least)}; set execution.memory to that or more, or lower "
-                "execution.batch_tokens"
+                f"under {len(windows)} windows need {gigabytes(budget - left + at_work + largest)}; set execution.memory to that "
+                "or more, or lower execution.batch_tokens"
             )
-        return choose_passes(needs, room, self._disk(windows))
+        return choose_passes(needs, left - at_work, self._disk(windows))
 
     def _disk(self, windows: Sequence[Change]) -> Disk | None:
         """What moving states to the spill folder and reading the weights again cost there."""
@@ -124,11 +124,6 @@ class StreamedPair(Pair):
             return None
         weights = sum(source.decoder_bytes for source in self.sources)
         return Disk(free, weights, disk_trips(self.n_layers, windows, self.same))
-
-    def _widest(self) -> int:
-        """The most values that a layer makes of one token in one product."""
-        weights = (weight for block in self.tuned.blocks for weight in block.parameters() if weight.ndim > 1)
-        return max((max(weight.shape[-2:]) for weight in weights), default=0)
 
 
 def gigabytes(size: float) -> str:

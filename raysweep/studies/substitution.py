@@ -30,10 +30,11 @@ from raysweep.models.alterations import altered_layers, altered_rest
 from raysweep.models.same import Same, same_in_models
 from raysweep.models.settings import check_settings
 from raysweep.models.transfers import to_device, to_host
+from raysweep.studies.call_memory import TokenBytes, fitting_tokens, room_on
 from raysweep.studies.capture import Collector, Flight
 from raysweep.studies.interventions import Change, labels
 from raysweep.studies.labels import Labels
-from raysweep.studies.passes import Pass
+from raysweep.studies.passes import Pass, most_states
 from raysweep.studies.schedule import Schedule, Step, schedule
 from raysweep.studies.shelf import Branch, Branches, Shelf, open_shelf
 from raysweep.studies.versions import version_of
@@ -113,10 +114,17 @@ class Pair:
         for step in steps:
             yield self.base.blocks[step.layer], self.tuned.blocks[step.layer]
 
-    def passes(self, batches: Sequence[torch.Tensor], windows: Sequence[Change], beside: Sequence[int]) -> list[Pass]:
+    def room(self) -> int | None:
+        """What states and calls may take on the GPUs that hold the models, bytes; None on a CPU."""
+        return room_on(self.base, self.tuned)
+
+    def passes(
+        self, batches: Sequence[torch.Tensor], windows: Sequence[Change], beside: Sequence[int], batch_tokens: int = 0
+    ) -> list[Pass]:
         """Which batches of tokens [B, T] go through the layers together: each alone, for its states are then few.
 
-        `beside` are the tokens' states that are kept for each batch beside the sweep's own.
+        `beside` are the tokens' states that are kept for each batch beside the sweep's own, and
+        `batch_tokens` bounds a block call (0: to a batch).
         """
         return [Pass((index,)) for index in range(len(batches))]
 
@@ -236,6 +244,21 @@ def _losses(adapter: Adapter, states: torch.Tensor, response: Labels, work: Work
     return placed.means(nll)
 
 
+def fitting_batch(pair: Pair, lengths: Sequence[int], windows: Sequence[Change], batch_tokens: int) -> int:
+    """The padded tokens of a batch of a sweep: on a GPU no more than fit into the memory that is left, else `batch_tokens`."""
+    room = pair.room()
+    if room is None:
+        return batch_tokens
+    token, states = TokenBytes.of_model(pair.tuned), most_states(pair.n_layers, windows, pair.same)
+    longest = max(lengths, default=0)
+
+    def need(tokens: int, of_call: int) -> int:
+        waiting = tokens * (states * token.state + longest * token.mask)
+        return waiting + token.at_work(tokens, longest, states, of_call) + 3 * LOGIT_BYTES
+
+    return fitting_tokens(batch_tokens, lengths, room, need)
+
+
 def sweep_losses(
     pair: Pair,
     examples: Sequence[Example],
@@ -258,16 +281,17 @@ def sweep_losses(
     plan = schedule(pair.n_layers, windows, pair.same)
     losses = np.full((len(windows), len(examples)), np.nan)
     lengths = [e.length - 1 for e in examples]
+    batch_tokens = fitting_batch(pair, lengths, windows, batch_tokens)
     groups = make_batches(lengths, batch_tokens, [pair.tuned.table(length) for length in lengths])
     padded = [torch.from_numpy(pad([examples[i].tokens[:-1] for i in g])) for g in groups]  # the last predicts nothing
     beside = [collector.tokens_kept({examples[i].id for i in g}) if collector else 0 for g in groups]
-    for each in pair.passes(padded, windows, beside):
+    for each in pair.passes(padded, windows, beside, batch_tokens):
         batches = [
             _Batch(pair, to_device(padded[i], pair.tuned.device), max(1, batch_tokens // padded[i].numel()), work)
             for i in each.batches
         ]
         ids = {examples[i].id for index in each.batches for i in groups[index]}
-        flight = collector.flight(ids) if collector and ids & collector.ids else None
+        flight = collector.flight(ids, batch_tokens) if collector and ids & collector.ids else None
         on_disk = [place for place, index in enumerate(each.batches) if index in each.on_disk]
         with (
             open_shelf(pair.spill, on_disk, each.bytes_on_disk) as shelf,

@@ -21,6 +21,8 @@ from transformers import Trainer, TrainerCallback
 from raysweep.data.batches import pad
 from raysweep.errors import RunError
 from raysweep.studies import sharding
+from raysweep.studies.first_loads import Weights
+from raysweep.studies.step_losses import StepLosses, not_finite
 from raysweep.studies.training import Progress
 from raysweep.studies.training_checkpoints import mark_whole
 
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from raysweep.data.examples import Example
 
 IGNORED = -100  # a label that carries no loss
+_POSITIONS = 512  # of so many a time, logits are converted to float32: those of all would take too much memory
 _UNTOLD = "untold.json"
 _SPLITS = {"loss": "train", "eval_loss": "test"}
 
@@ -70,8 +73,11 @@ def response_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """
     losses = []
     for row, targets in zip(logits[:, :-1], labels[:, 1:], strict=True):
-        chosen = targets != IGNORED
-        losses.append(cross_entropy(row[chosen].float(), targets[chosen], reduction="none").double().mean())
+        parts = [
+            cross_entropy(some.float(), of, reduction="none", ignore_index=IGNORED).double().sum()
+            for some, of in zip(row.split(_POSITIONS), targets.split(_POSITIONS), strict=True)
+        ]
+        losses.append(torch.stack(parts).sum() / (targets != IGNORED).sum())
     return torch.stack(losses)
 
 
@@ -88,9 +94,14 @@ def mean_loss(prediction: EvalPrediction, n: int) -> dict[str, float]:
 
 
 class StudyTrainer(Trainer):  # type: ignore[misc]
-    """The trainer, with a loss a test example in place of its mean over tokens, and an end where the loss is not finite."""
+    """The trainer, with a loss a test example in place of its mean over tokens, and an end where the loss is not finite.
 
-    def __init__(self, *, test: Sequence[Example], train: Sequence[Example], **settings: Any) -> None:
+    With `first_loads`, only the first process's model has weights, and the others get theirs once it is sharded.
+    """
+
+    def __init__(
+        self, *, test: Sequence[Example], train: Sequence[Example], first_loads: bool = False, **settings: Any
+    ) -> None:
         super().__init__(
             train_dataset=Rows(train, places=False),
             eval_dataset=Rows(test, places=True),
@@ -98,8 +109,9 @@ class StudyTrainer(Trainer):  # type: ignore[misc]
             compute_metrics=lambda prediction: mean_loss(prediction, len(test)),
             **settings,
         )
-        self._now: tuple[int, float] | None = None  # a step and its loss so far
-        self._before: tuple[int, float] | None = None
+        self._first_loads = first_loads
+        self._weights: Weights | None = None  # what is not distributed yet
+        self._losses = StepLosses()
         self._untold: tuple[int, float] | None = None  # of the checkpoint that was taken up
 
     def create_accelerator_and_postprocess(self) -> None:
@@ -109,6 +121,26 @@ class StudyTrainer(Trainer):  # type: ignore[misc]
         super().create_accelerator_and_postprocess()
         if self.args.fsdp:
             sharding.turn_on(self)
+
+    def _prepare_for_training(self, *arguments: Any, **settings: Any) -> Any:
+        """The trainer's, which shards the model; then every process gets its shards."""
+        if self._first_loads:
+            if self.accelerator.mixed_precision != "no":
+                sharding.upcast(self.model)  # as accelerate would, which would write to memory that is only reserved
+            self._weights = Weights(self.model)
+        prepared = super()._prepare_for_training(*arguments, **settings)
+        self._distribute()
+        return prepared
+
+    def _load_from_checkpoint(self, *arguments: Any, **settings: Any) -> None:
+        """The trainer's, after the base's weights are there: a checkpoint of LoRA does not have them."""
+        self._distribute()
+        super()._load_from_checkpoint(*arguments, **settings)
+
+    def _distribute(self) -> None:
+        if self._weights is not None:
+            self._weights.distribute(self.model, self.args.device)
+            self._weights = None
 
     def prediction_step(
         self, model: Any, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
@@ -121,15 +153,17 @@ class StudyTrainer(Trainer):  # type: ignore[misc]
         return None, response_losses(logits, labels), places
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
-        """The trainer's, refusing (RunError) a loss that is not finite."""
+        """The trainer's, refusing (RunError) a loss that is not finite, at the latest before anything comes of it.
+
+        A GPU computes on meanwhile: each step's loss is looked at in the next step, or in `check_losses`.
+        """
         loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
-        step, value = self.state.global_step + 1, float(loss)
-        if self._now is None or self._now[0] != step:
-            self._before, self._now = self._now, (step, 0.0)
-        if not math.isfinite(value):
-            raise not_finite("training loss", value, step, self._get_learning_rate(), self._before)
-        self._now = (step, self._now[1] + value)
+        self._losses.add(loss, self.state.global_step + 1, self._get_learning_rate())
         return loss
+
+    def check_losses(self) -> None:
+        """Raise RunError, on all processes, if the loss of any step so far is not finite; this waits for the GPU."""
+        sharding.all_check(self._losses.check)
 
     def take_up(self, checkpoint: Path) -> None:
         """Take the losses that a checkpoint's training had not logged yet, so that the next log is of all its steps."""
@@ -145,6 +179,8 @@ class StudyTrainer(Trainer):  # type: ignore[misc]
             self._globalstep_last_logged, loss = self._untold
             tr_loss += loss
             self._untold = None
+        if self.control.should_log or self.control.should_evaluate or self.control.should_save:
+            self.check_losses()
         super()._maybe_log_save_evaluate(tr_loss, *more, **settings)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
@@ -178,15 +214,6 @@ class StudyTrainer(Trainer):  # type: ignore[misc]
             )
 
 
-def not_finite(what: str, value: float, step: int, rate: float, last: tuple[int, float] | None) -> RunError:
-    """The refusal of a loss that is not finite."""
-    before = f"the last finite one was {last[1]:.4g} at step {last[0]}" if last else "no step had a finite one"
-    return RunError(
-        f"the {what} is {value} at step {step}, learning rate {rate:.3g}; {before}: lower learning_rate, warm up "
-        "longer, or train in float32 or bf16"
-    )
-
-
 class Watch(TrainerCallback):  # type: ignore[misc]
     """Tells of progress, keeps weights of asked steps, and sees to checkpoints and to what is logged at the end."""
 
@@ -205,7 +232,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
     ) -> None:
         """Refuse (RunError) to train copies of a model that was to be sharded."""
         if args.fsdp:
-            sharding.check_sharded(more["model"], args.device.type)
+            sharding.check_sharded(more["model"], str(args.device))
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from raysweep.errors import InputError, nearest, shortened, shown
+from raysweep.models.machine_errors import is_machine_error
 from raysweep.studies import sharding
 
 if TYPE_CHECKING:
@@ -106,10 +107,14 @@ def check_arguments(arguments: Mapping[str, Any], where: str) -> dict[str, Any]:
     """
     checked = named_arguments(arguments, where)
     try:
-        with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        from raysweep.studies.process_state import restored_process_state
+
+        with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(), restored_process_state():
             warnings.simplefilter("ignore")
             _try(checked, Path(folder))
     except Exception as error:  # each value raises what the trainer stumbled over
+        if is_machine_error(error):
+            raise
         raise _refused(where, error) from error
     return checked
 
@@ -242,9 +247,9 @@ def make_arguments(
 ) -> TrainingArguments:
     """The trainer's arguments for a recipe: the user's (checked), raysweep's defaults, and what raysweep itself decides.
 
-    Raises InputError where the trainer refuses them on this hardware.
+    To be called inside `training_device`. Raises InputError where the trainer refuses them on this hardware.
     """
-    from transformers import TrainingArguments
+    from raysweep.studies.training_device import DeviceArguments
 
     given = recipe.arguments
     steps = training_steps(given, n_train, processes)
@@ -261,13 +266,14 @@ def make_arguments(
         "remove_unused_columns": False,
         "label_names": ["labels"],
     }
+    if device.startswith("cuda") and given.get("dataloader_pin_memory", True):
+        ours["accelerator_config"] = {"non_blocking": True}  # or each batch's copy waits for all that the GPU has to do
     try:
-        made = TrainingArguments(**{**DEFAULTS, **cadence(steps), **given, **_distributed(strategy, processes), **ours})
+        return DeviceArguments(**{**DEFAULTS, **cadence(steps), **given, **_distributed(strategy, processes), **ours})
     except (ValueError, TypeError, ImportError, RuntimeError) as error:
+        if is_machine_error(error):
+            raise
         raise _refused("trainer", error) from error
-    if processes == 1 and made.n_gpu > 1:
-        made._n_gpu = 1  # else the trainer would spread each batch over all that it sees
-    return made
 
 
 def _distributed(strategy: Literal["ddp", "fsdp"], processes: int) -> dict[str, Any]:

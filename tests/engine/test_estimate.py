@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import mmap
+import re
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,6 +20,7 @@ from raysweep.config import Config
 from raysweep.engine import rates
 from raysweep.engine.accuracy import compare
 from raysweep.engine.calls import Call, CaptureCall, Outcome, SubstituteCall
+from raysweep.engine.demands import Demands
 from raysweep.engine.dispatch import Slot
 from raysweep.engine.driver import Done, drive
 from raysweep.engine.estimate import options, reckon
@@ -26,6 +28,8 @@ from raysweep.engine.events import read_events
 from raysweep.engine.executor import LocalBackend
 from raysweep.engine.facts import Facts
 from raysweep.engine.graph import Graph
+from raysweep.engine.inspection import inspect
+from raysweep.engine.loads import Loads
 from raysweep.engine.pending import model_calls
 from raysweep.engine.plan import plan
 from raysweep.engine.rates import Rates
@@ -155,12 +159,41 @@ def test_a_pair_reckons_the_same_needs(small: tuple[Config, Facts], monkeypatch:
     needs = Needs.of(model.base, "float32", batches, windows)
     asked: list[tuple[list[Need], int]] = []
     monkeypatch.setattr(streamed, "choose_passes", lambda n, room, disk: asked.append((list(n), room)) or [])
-    monkeypatch.setattr(streamed, "private_bytes", lambda: 123)
+    monkeypatch.setattr("raysweep.models.memory.private_bytes", lambda: 123)
     pair = streamed.StreamedPair.of(*map(StreamedModel, (model.base, model.tuned["first"])), memory=10**9)
     assert len(batches) > 2
     tokens = [pair_tokens(batch.tokens // batch.length, batch.length) for batch in batches]
     pair.passes(tokens, windows, [0] * len(batches))
     assert asked == [(list(needs.batches), 10**9 - 123 - needs.at_work)]
+
+
+def test_plans_of_streaming_to_a_gpu_have_its_hosts_pinned_memory(
+    make_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config("nowhere", STREAM)
+    facts = inspect(config)
+    on_gpu = replace(facts, device="cuda")
+    rates = {"m": Rates(1e-6, 0.0, 1e9, "")}
+    here, there = (
+        reckon(config, each, list(model_calls(config, each, plan(config, each), set())), rates=rates).estimate
+        for each in (facts, on_gpu)
+    )
+    model = StreamedModel(facts.models["m"].base)
+    assert here.pinned == 0
+    assert there.pinned == 2 * 2 * 2 ** math.ceil(math.log2(model.layer_bytes)), "two slots of each checkpoint"
+    planned = replace(plan_run(make_config("nowhere", STREAM)), device="cuda", pinned=there.pinned)
+    assert re.search(r"\nmemory .*, on cuda, and \d\S* kB of pinned memory on its host\n", planned.to_text())
+    assert "pinned" not in replace(planned, pinned=0).to_text()
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_budget_leaves_the_same_room_for_states_on_a_gpu(device: str, make_config: Callable[..., Config]) -> None:
+    config = make_config("nowhere", STREAM, "execution.memory=9GB")
+    facts = replace(inspect(config), device=device)
+    call = next(c for c in model_calls(config, facts, plan(config, facts), set()) if isinstance(c, SubstituteCall))
+    residency = facts.models["m"].residency
+    assert 0 < residency.room < 9 * 10**9
+    assert Demands(facts, {}, Loads(2))._room(call) == residency.room
 
 
 def pair_tokens(rows: int, length: int) -> Any:

@@ -140,7 +140,9 @@ class _Streams:
                     self.out_of[_address(source)] = (stream, stream.enqueue(lambda: None))
                     return True
                 if target.memory is not None and target.memory.used > stream.waited:  # type: ignore[attr-defined]
-                    self.errors.append(f"memory of the device is overwritten while the main stream may use it, {line()}")
+                    self.errors.append(
+                        f"memory of the device is overwritten while the main stream may use it, {line()}"
+                    )
                 there, data = target.held, source.clone()  # type: ignore[attr-defined]
                 self.out_of[_address(source)] = (stream, stream.enqueue(lambda: _write(there, data)))
                 return True

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,12 +18,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
+from torch.nn.functional import cross_entropy
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from raysweep.data.examples import Example
 from raysweep.errors import InputError, RunError
 from raysweep.models.checkpoint import Checkpoint, describe
 from raysweep.models.loading import load_model
 from raysweep.studies.finetune import Tuned, finetune, save_tuned
+from raysweep.studies.trainer import IGNORED, response_losses
 from raysweep.studies.training import Lora, Progress, Recipe, Trained
 
 if TYPE_CHECKING:
@@ -97,6 +101,21 @@ def plain_loss(model: Any, rows: Sequence[Example]) -> float:
         chosen = [-logits.log_softmax(-1)[t - 1, example.tokens[t]] for t in range(example.n_prompt, example.length)]
         losses.append(float(torch.stack(chosen).mean()))
     return sum(losses) / len(losses)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_losses_of_examples_are_those_of_their_labelled_tokens_alone(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    logits, labels = torch.randn(4, 1500, 7).to(dtype), torch.randint(0, 7, (4, 1500))
+    labels[0, :3], labels[1, :1400], labels[2, 1:1300] = IGNORED, IGNORED, IGNORED
+    labels[3] = IGNORED
+    logits[1, :1000] = float("nan")  # of a token without a label
+    found = response_losses(logits, labels)
+    for row in range(3):
+        chosen = labels[row, 1:] != IGNORED
+        values = cross_entropy(logits[row, :-1][chosen].float(), labels[row, 1:][chosen], reduction="none")
+        assert float(found[row]) == pytest.approx(float(values.double().mean()), rel=1e-13)
+    assert bool(found[3].isnan())
 
 
 def moved(base: Checkpoint, tuned: Any) -> dict[str, bool]:
@@ -319,6 +338,47 @@ def test_a_loss_that_is_not_finite_ends_the_training(
         match=r"the test loss is nan at step 1, learning rate 1e\+30; the last finite one was 4\.\d+ at step 0: ",
     ):
         tune(bases("llama"), tokenizer, tmp_path / "test", Recipe(arguments={**arguments, "eval_steps": 1}))
+
+
+class Reads(TorchDispatchMode):
+    """Counts how often raysweep reads a tensor's value, which on a GPU waits for all that it has to do."""
+
+    n = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._local_scalar_dense.default:
+            files = [frame.filename for frame in traceback.extract_stack()]
+            last = next(name for name in reversed(files) if "/raysweep/" in name or "/transformers/" in name)
+            self.n += "/raysweep/" in last
+        return func(*args, **(kwargs or {}))
+
+
+def test_values_are_not_read_after_every_micro_batch(
+    bases: Any, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    counts = []
+    for parts in (1, 4):
+        arguments = {
+            **QUICK,
+            "per_device_train_batch_size": 4 // parts,
+            "gradient_accumulation_steps": parts,
+            "max_grad_norm": 0,
+            "logging_steps": 4,
+        }
+        with Reads() as reads:
+            tune(bases("llama"), tokenizer, tmp_path / str(parts), Recipe(arguments=arguments))
+        counts.append(reads.n)
+    assert counts[0] == counts[1] <= 6
+
+
+def test_no_weights_are_kept_of_a_step_whose_loss_is_not_finite(
+    bases: Any, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    arguments = {**QUICK, "learning_rate": 1e30, "max_grad_norm": 0, "save_strategy": "steps", "save_steps": 2}
+    with pytest.raises(RunError, match="the training loss is nan at step 2"):
+        tune(bases("llama"), tokenizer, tmp_path, Recipe(arguments={**arguments, "logging_steps": 4}, keep=(2,)))
+    assert not list(tmp_path.glob("step-*"))
+    assert not list(tmp_path.glob("checkpoint-*"))
 
 
 def test_nothing_changed_is_told(bases: Any, tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
