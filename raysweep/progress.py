@@ -21,7 +21,12 @@ from raysweep.terminal import printable
 
 _SECONDS_BETWEEN_LINES = 5.0
 _CHECKING = ""  # in place of a kind of call: the row before the first call
-_ALWAYS = {events.CALL_FAILED, events.RUN_UNLOCKED, events.CLUSTER_CHECKED}  # also printed with --quiet
+_ALWAYS = {
+    events.CALL_FAILED,
+    events.SLOT_QUARANTINED,
+    events.RUN_UNLOCKED,
+    events.CLUSTER_CHECKED,
+}  # also printed with --quiet
 
 
 class Progress:
@@ -103,6 +108,14 @@ class Progress:
             self._failed(event)
         elif name == events.WORKER_GIVEN_UP:
             self._line(f"replacing a worker: {event['call']}: {event['error']}")
+        elif name == events.SLOT_QUARANTINED:
+            where = (f" on {event['host']}" if event["host"] else "") + (
+                f", GPU {event['gpu']}" if event["gpu"] else ""
+            )
+            self._line(
+                f"warning: {event['worker']}{where} gets no more calls: its last {event['failures']} failed, and "
+                f"'{event['witness']}' completed on another worker; its failure here: {_first(event['error'])}"
+            )
         elif name == events.CALL_GOES_ON:
             self._goes_on(event)
         elif name == events.CALL_DONE and not self._live:

@@ -339,8 +339,8 @@ class Outcome:
     """What came of a call: commits, or an error with its traceback; `measured` has seconds and counts.
 
     Of a call with an error `failure` says what kind: `refused` for one of raysweep's own errors, which would come again;
-    `raised` for any other exception; `lost` where the worker died while it ran the call; `unstarted` where the worker died
-    before, so that the call is not to blame.
+    `raised` for any other exception; `lost` if the worker died while it ran the call, or its CUDA context did, so that it
+    has to be replaced; `unstarted` if the worker died before, so that the call is not to blame.
     """
 
     call: Call

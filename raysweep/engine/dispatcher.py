@@ -14,7 +14,9 @@ from raysweep.engine.call_queue import CallQueue, Costs, even_cost
 from raysweep.engine.calls import Call, Outcome
 from raysweep.engine.deadline import Deadline, deadline
 from raysweep.engine.dispatch import CALL_SECONDS, CallCost, choose_pieces
+from raysweep.engine.slot_health import Quarantine, SlotHealth, nothing_works
 from raysweep.engine.splitting import MOST_PIECES, cut, shares
+from raysweep.errors import RunError
 
 if TYPE_CHECKING:
     from raysweep.engine.executor import Executor
@@ -58,6 +60,7 @@ class Dispatcher:
         self._count: dict[int, int] = {}
         self._free: dict[int, float] = {}
         self._run_pace, self._load_pace = _Pace(), _Pace()
+        self._health = SlotHealth()
 
     def cost(self, call: Call) -> CallCost:
         """What the call takes, or the piece of one."""
@@ -77,30 +80,62 @@ class Dispatcher:
         load = self.queue.load_seconds(call.affinity) * self._load_pace.ratio
         return deadline(cost.seconds * self._run_pace.ratio + load + CALL_SECONDS, self._call_deadline)
 
-    def run(self, executor: Executor, take: Callable[[Outcome], None]) -> None:
-        """Hand out and collect until nothing is left; `take` is told what came of each call, once it is off the books."""
+    def run(
+        self,
+        executor: Executor,
+        take: Callable[[Outcome], None],
+        quarantined: Callable[[Quarantine], None] = lambda found: None,
+    ) -> None:
+        """Hand out and collect until nothing is left; `take` gets what came of each call, once it is off the books.
+
+        `quarantined` gets each slot that is found to be to blame for failures; it gets no more calls. Raises RunError if no
+        worker can run anything.
+        """
+        self._health = SlotHealth()
         while self._hand_out(executor):
             for outcome in executor.collect():
-                self._ended(outcome)
-                take(outcome)
+                index = self._ended(outcome)
+                verdict = self._health.judge(index, outcome, _running_models(executor))
+                take(verdict.outcome)
+                for found in verdict.quarantined:
+                    quarantined(found.close(executor))
+                if not self._health.may_work(index):
+                    self.queue.forget(index)  # others need not leave its group to it
+                if verdict.nothing_works:
+                    raise RunError(nothing_works(outcome))
 
     def _hand_out(self, executor: Executor) -> int:
         """Hand out what waits, each worker's first call before anybody's second; how many calls are in flight."""
         slots, count, queue = executor.slots, self._count, self.queue
+        if not any(map(self._health.may_work, able := _running_models(executor))):
+            for index in able:
+                self._health.release(index)  # nobody else is left to try what failed there
         for depth in range(max(slot.depth for slot in slots) if queue else 0):
             for index, slot in enumerate(slots):
-                if count.get(index, 0) != depth or depth >= slot.depth:
+                if count.get(index, 0) != depth or depth >= slot.depth or not self._health.may_work(index):
                     continue
                 pace = self._load_pace.ratio / self._run_pace.ratio
-                call = queue.take(index, slot, in_flight=depth, slots=len(slots), load_pace=pace)
+                witness = self._witness(index) if slot.models else None
+                call = witness or queue.take(index, slot, in_flight=depth, slots=len(slots), load_pace=pace)
                 if call is None:
                     continue
-                if call.affinity and not depth:
+                if call.affinity and not depth and not witness:
                     call = self._first_piece(call, index, executor)
                 self._submit(executor, index, call)
                 if not executor.slots[index].models:
                     queue.forget(index)  # it could not be replaced, or only makes tables
         return len(self._in_flight)
+
+    def _witness(self, index: int) -> Call | None:
+        """The call of a suspended slot that this worker is to try next; None if there is none."""
+        for suspended, call in list(self._health.witnesses.items()):
+            if call.name in self._in_flight or not self._health.may_try(index, call):
+                continue
+            if self.queue.drop(lambda waiting, name=call.name: waiting.name == name):  # type: ignore[misc]
+                self.queue.held(index).use(call.affinity)
+                return call
+            self._health.release(suspended)  # it is not needed any more, or was cut: nothing can be learnt from it
+        return None
 
     def _submit(self, executor: Executor, index: int, call: Call) -> None:
         self._started(call)
@@ -112,7 +147,7 @@ class Dispatcher:
 
     def _first_piece(self, call: Call, index: int, executor: Executor) -> Call:
         """The call, or its first piece where there are too few calls left for all workers; the others wait then."""
-        many = [i for i, slot in enumerate(executor.slots) if slot.models and i != index]
+        many = [i for i in _running_models(executor) if i != index and self._health.may_work(i)]
         seconds = self.cost(call).seconds
         enough = self.queue.seconds >= len(many) * seconds
         if enough or call.name in self._pieces or not self._may_cut(call):
@@ -138,7 +173,8 @@ class Dispatcher:
         self._was_cut(call, pieces)
         return first
 
-    def _ended(self, outcome: Outcome) -> None:
+    def _ended(self, outcome: Outcome) -> int:
+        """Take a call off the books; the worker that had it."""
         call = outcome.call
         index, _ = self._in_flight.pop(call.name)
         self._count[index] -= 1
@@ -148,6 +184,7 @@ class Dispatcher:
             self._learn(call, outcome.measured)
         ours = [expected for at, expected in self._in_flight.values() if at == index]
         self._free[index] = self._clock() + sum(ours)
+        return index
 
     def _learn(self, call: Call, measured: Mapping[str, Any]) -> None:
         cost, load = self.cost(call), float(measured.get("load_seconds", 0.0))
@@ -156,6 +193,10 @@ class Dispatcher:
         if n := int(measured.get("loads", 0)):
             each = self.queue.load_seconds(call.affinity) / len(call.affinity)
             self._load_pace.take(n * each, load)
+
+
+def _running_models(executor: Executor) -> list[int]:
+    return [index for index, slot in enumerate(executor.slots) if slot.models]
 
 
 class _Pace:

@@ -13,7 +13,6 @@ from collections import Counter, deque
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from raysweep.engine.estimate import Reckoned, reckon
 from raysweep.engine.events import EventLog, Listener
 from raysweep.engine.executor import Backend, Executor, LimitsCalls, backend_for
 from raysweep.engine.facts import Facts
+from raysweep.engine.failures import Failures
 from raysweep.engine.folder import RunFolder
 from raysweep.engine.graph import Graph, beyond, shortened
 from raysweep.engine.inputs import with_inputs
@@ -39,7 +39,9 @@ from raysweep.engine.pending import model_calls
 from raysweep.engine.preparation import prepare
 from raysweep.engine.promised import as_sized
 from raysweep.engine.result_calls import result_call
+from raysweep.engine.run_log import log_unlogged, open_log
 from raysweep.engine.several_workers import workers_needed
+from raysweep.engine.slot_health import Quarantine
 from raysweep.engine.steps import with_steps
 from raysweep.engine.stopping import watches
 from raysweep.engine.template_dates import with_template_dates
@@ -48,8 +50,6 @@ from raysweep.engine.training_calls import judge_call
 from raysweep.engine.waiting import check_wait, held
 from raysweep.redaction import redacted
 from raysweep.store.artifacts import sweep_temporaries
-
-_IN_PART = {"adaptation": "compared", "judge": "judged"}  # what is made of the arms that are there
 
 
 @dataclass
@@ -99,7 +99,7 @@ def drive(
                 facts, graph, _ = prepare(config, backend.device, check, measure=measure, fresh=fresh)
             tracked = trackers_for(config.execution.report_to, config.name, folder, listener)
             listener = events.to_all(listener, backend.listener(config.name, folder.root), tracked)
-            log = stack.enter_context(_open_log(folder, listener))
+            log = stack.enter_context(open_log(folder, listener))
             if not folder.is_locked:
                 log.emit(events.RUN_UNLOCKED, folder=str(folder.root))
             if fresh:
@@ -122,7 +122,7 @@ def drive(
             )
             if again:
                 log.emit(events.TASKS_REDONE, why=again)
-            _tell_untold(folder, log)
+            log_unlogged(folder, log)
             with interrupts_logged(log):
                 run = _Run(config, facts, graph, folder, log, reckoned)
                 run.all(backend)
@@ -131,32 +131,15 @@ def drive(
                 events.RUN_FINISHED,
                 done=run.ledger.n_done,
                 tasks=len(graph.tasks),
-                failed=sorted(run.failed),
+                failed=sorted(run.failures.tasks),
                 seconds=seconds,
                 rates=run.rates(reckoned),
             )
-            return Done(folder, run.graph, run.failed, run.n_calls, seconds)
+            return Done(folder, run.graph, run.failures.tasks, run.n_calls, seconds)
     finally:
         if tracked:
             tracked.close()
         backend.close()
-
-
-def _open_log(folder: RunFolder, listener: Listener | None) -> EventLog:
-    return EventLog(folder.events, listener, check=partial(folder.check_held, ask=False), holder=folder.holder)
-
-
-def _tell_untold(folder: RunFolder, log: EventLog) -> None:
-    """Log the commits that a kill kept from being logged, so that the log has each of them once."""
-    told, keys = set[str](), set[str]()
-    for event in events.read_events(folder.events):
-        if event["event"] == events.CHUNK_COMMITTED:
-            told.add(event["commit"])
-            keys.update(event["keys"])
-    for manifest in folder.chunks.manifests():
-        # A driver that lost the folder may have committed, under another name, what its successor had logged.
-        if manifest.name not in told and not keys.issuperset(manifest.parts):
-            log.emit(events.CHUNK_COMMITTED, commit=manifest.name, keys=list(manifest.parts), **manifest.extra["log"])
 
 
 class _Run:
@@ -186,9 +169,8 @@ class _Run:
             was_cut=lambda call, pieces: log.emit(events.CALL_CUT, call=call.name, calls=[p.name for p in pieces]),
         )
         self.queue = self._dispatcher.queue
-        self.failed: dict[str, str] = {}
+        self.failures = Failures()
         self.n_calls = self._workers = 0
-        self._attempts: Counter[str] = Counter()
         # Keys no task lacks that are called for all the same: of a sweep that stopped, of judging in part.
         self._beside: set[str] = set()
         self._judges_in_part = False
@@ -228,15 +210,7 @@ class _Run:
                     self.log.emit(events.CALL_STARTED, call=call.name)
                 for outcome in backend.train(self.folder.root, calls, self._tell):
                     self._take(outcome)
-        failed = -1
-        while failed != len(self.failed):  # what failed may be needed by tasks before it
-            failed = len(self.failed)
-            for task in self.graph.tasks:
-                cause = next((name for name in (task.name, *task.needs) if name in self.failed), None)
-                if cause is not None:
-                    in_part = _IN_PART.get(task.kind) if any(map(self.ledger.is_done, task.needs)) else None
-                    what = f"{in_part} only in part" if in_part else "not made"
-                    self.failed.setdefault(task.name, f"{what}, because '{cause}' failed")
+        self.failures.spread(self.graph, self.ledger)
 
     def _run_queue(self, backend: Backend) -> None:
         n_calls = len(self.queue) + len(self._held) + sum(self.ledger.to_make().values())
@@ -246,7 +220,7 @@ class _Run:
             self.log.emit(events.WORKERS_READY, **executor.about)
             if isinstance(executor, LimitsCalls):
                 executor.limit_calls(self._dispatcher.deadline)
-            self._dispatcher.run(executor, self._take)
+            self._dispatcher.run(executor, self._take, self._quarantine)
         finally:
             executor.close()
 
@@ -280,7 +254,7 @@ class _Run:
             self._take_failure(outcome)
             return
         self.n_calls += 1
-        self._attempts.pop(call.name, None)
+        self.failures.forget(call.name)
         for commit in outcome.commits:
             # a kill may have kept some of the call's commits
             if any(self.ledger.lacks(key) or key in self._beside for key in commit.keys):
@@ -306,11 +280,10 @@ class _Run:
         if given_up := outcome.measured.get("given_up"):
             self.log.emit(events.WORKER_GIVEN_UP, call=call.name, error=outcome.error, **given_up)
         self.n_calls += 1
-        self._attempts[call.name] += 1
-        attempts, limit = self._attempts[call.name], self.config.execution.attempts
+        attempts, limit = self.failures.charge(call.name), self.config.execution.attempts
         final, tasks = is_final(outcome, attempts, limit), self._lacking(call)
         if final:
-            self.failed |= dict.fromkeys(tasks, outcome.error or "")
+            self.failures.end(call.name, tasks, outcome.error or "")
         elif self._is_watched(call):
             self.queue.push_back(call)  # a sweep stops by its chunks in order
         else:
@@ -325,6 +298,14 @@ class _Run:
             error=outcome.error,
             traceback=outcome.traceback,
         )
+
+    def _quarantine(self, found: Quarantine) -> None:
+        """Take back the failures that a slot is to blame for: these calls run again, elsewhere."""
+        again, tasks = self.failures.take_back(found.charged)
+        self.log.emit(events.SLOT_QUARANTINED, **found.to_json(), calls=[call.name for call in again], tasks=tasks)
+        self._count_workers()
+        for call in again:
+            self._push(call)
 
     def _lacking(self, call: Call) -> list[str]:
         """The tasks that lack what a call was to make: of a piece its own, and of what twins share the twins' as well."""
@@ -372,7 +353,7 @@ class _Run:
                 keys = task.parts[found.chunks :]
                 self._beside.update(filter(self.ledger.lacks, keys))
                 if self.ledger.drop(task, keys):
-                    self.failed.pop(task.name, None)  # for a chunk that is not needed
+                    self.failures.tasks.pop(task.name, None)  # for a chunk that is not needed
                     self.log.emit(events.TASK_DONE, task=task.name)
         if decided:
             self.graph = shortened(self.graph, self.folder.committed())

@@ -37,6 +37,7 @@ CALL_RETURNED = "call_returned"  # not begun: its worker died before
 CHUNK_COMMITTED = "chunk_committed"
 CALL_DONE = "call_done"
 WORKER_GIVEN_UP = "worker_given_up"  # it did not end its call before the deadline
+SLOT_QUARANTINED = "slot_quarantined"  # its worker failed calls that others complete; it gets no more
 CALL_RETRIED = "call_retried"
 CALL_FAILED = "call_failed"
 CALL_CUT = "call_cut"
@@ -163,6 +164,8 @@ def with_failures(failed: dict[str, str], event: Mapping[str, Any]) -> dict[str,
         return {}
     if event["event"] == CALL_FAILED:
         return failed | dict.fromkeys(event["tasks"], event["error"])
+    if event["event"] == SLOT_QUARANTINED:  # the worker was to blame, and the calls run again
+        return {task: error for task, error in failed.items() if task not in event["tasks"]}
     return failed
 
 
@@ -185,6 +188,9 @@ def latest_start(log: Iterable[Mapping[str, Any]]) -> LatestStart:
             found.last = event
             if event["event"] == CALL_FAILED:
                 found.failures.append(f"{event['call']}: {event['error']}")
+            elif event["event"] == SLOT_QUARANTINED:
+                again = tuple(f"{call}: " for call in event["calls"])
+                found.failures = [failure for failure in found.failures if not failure.startswith(again)]
     return found
 
 

@@ -24,7 +24,7 @@ from raysweep.engine.measuring import Measured, T, measure_here
 from raysweep.engine.tally import duration
 from raysweep.engine.training_work import Tell, untold
 from raysweep.engine.work import Worker
-from raysweep.errors import InputError
+from raysweep.errors import InputError, RunError, in_lines
 
 if TYPE_CHECKING:
     from raysweep.store.places import Location
@@ -97,7 +97,10 @@ class Backend(Protocol):
 
 
 class LocalExecutor:
-    """One worker in this process; a call runs when its outcome is collected."""
+    """One worker in this process; a call runs when its outcome is collected.
+
+    It cannot be replaced: once its CUDA context is dead, the next call ends the run.
+    """
 
     slots = (Slot(),)
     about: Mapping[str, Any] = {"executor": "local", "workers": 1}
@@ -105,6 +108,7 @@ class LocalExecutor:
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
         self._calls: deque[Call] = deque()
+        self._lost: Outcome | None = None  # the call that left this process without a usable device
         self._deadline_of: Callable[[Call], Deadline] = lambda call: Deadline()
 
     def limit_calls(self, deadline_of: Callable[[Call], Deadline]) -> None:
@@ -112,14 +116,23 @@ class LocalExecutor:
         self._deadline_of = deadline_of
 
     def submit(self, index: int, call: Call) -> None:
-        """Queue the call."""
+        """Queue the call; raises RunError if an earlier one has left the CUDA context dead."""
+        if self._lost is not None:
+            raise RunError(
+                f"the CUDA context of this process is dead since '{self._lost.call.name}' ({in_lines(Exception(self._lost.error))}), "
+                "so no other call can run in it; committed work is kept. Run again, which continues from it. If this comes "
+                "back, check the GPU (nvidia-smi -q, dmesg)"
+            )
         self._calls.append(call)
 
     def collect(self) -> list[Outcome]:
         """Run the oldest queued call."""
         call = self._calls.popleft()
         with _overdue_warned(call, self._deadline_of(call)):
-            return [self._worker.attempt(call)]
+            outcome = self._worker.attempt(call)
+        if outcome.error is not None and outcome.failure == "lost":
+            self._lost = outcome
+        return [outcome]
 
     def close(self) -> None:
         """Drop queued calls and loaded models."""

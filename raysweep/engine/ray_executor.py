@@ -168,7 +168,21 @@ class RayExecutor:
         except RayError:
             return self._bury(place)
         place.limits.pop(ref)
-        return [_outcome(place.calls.pop(ref), result)]
+        outcome = _outcome(place.calls.pop(ref), result)
+        if (
+            outcome.error is not None and outcome.failure == "lost"
+        ):  # its CUDA context is dead; the process goes, its GPU is free
+            behind = [Outcome(call, error=outcome.error, failure="unstarted") for call in place.calls.values()]
+            self._drop(place)
+            return [outcome, *behind]
+        return [outcome]
+
+    def retire(self, index: int) -> Mapping[str, str]:
+        """Close a slot, and return where its latest worker ran. A worker that lives keeps its GPU, so that no other gets it."""
+        self.slots[index] = Slot(models=False, results=False)
+        place = self._places[index]
+        gpu = ", ".join(place.about.get("gpus", ()))
+        return {"host": place.about.get("host", ""), "gpu": gpu, "worker": place.name.removeprefix("raysweep ")}
 
     def close(self) -> None:
         """Kill all actors; what runs in them is dropped."""
@@ -247,6 +261,11 @@ class RayExecutor:
             raise RunError(
                 f"the worker on {place.about['host']} was given GPU {place.about['visible']}, and torch finds no CUDA "
                 "device there; install a CUDA build of torch on that node, or set execution.device to cpu"
+            )
+        if self._device.startswith("cuda") and place.about.get("broken"):
+            raise RunError(
+                f"the worker on {place.about['host']} was given GPU {place.about['visible']}, and CUDA does not work there "
+                f"({place.about['broken']}); check that GPU (nvidia-smi -q, dmesg), and take it out of the cluster"
             )
 
     def _check_room(self, place: _Place, until: float) -> None:

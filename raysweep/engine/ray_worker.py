@@ -39,11 +39,13 @@ class RayWorker:
                 import transformers.modeling_utils
                 import transformers.models.auto.modeling_auto  # noqa: F401
 
+            from raysweep.engine.device_failure import probe
             from raysweep.engine.work import Worker
 
         torch.set_num_threads(cpus)
         keep_to_share(gpus)
         self._worker = Worker(folder, resident)
+        self._broken = probe("cuda") if gpus else ""
 
     def about(self) -> dict[str, Any]:
         """Where this worker runs, and what it sees there."""
@@ -56,11 +58,15 @@ class RayWorker:
             "visible": os.environ.get("CUDA_VISIBLE_DEVICES", ""),
             "gpus": [str(gpu) for gpu in ray.get_gpu_ids()],
             "cuda": torch.cuda.is_available(),
+            "broken": self._broken,  # why CUDA does not work here
             "threads": torch.get_num_threads(),
         }
 
     def run(self, call: Call) -> Result:
-        """Run a call; what it raises comes back as words."""
+        """Run a call; what it raises comes back as words.
+
+        After a call that is `lost` the driver ends this process. Until then nothing else runs in it.
+        """
         outcome = self._worker.attempt(call)
         where = {"visible_gpus": os.environ.get("CUDA_VISIBLE_DEVICES", ""), "worker": _own_name(), "pid": os.getpid()}
         measured = {**outcome.measured, **where}

@@ -49,6 +49,9 @@ class Tally:
         elif name == events.CALL_FAILED:
             kind = kind_of(event["call"])
             self.set_aside[kind] = self.set_aside.get(kind, 0) + 1
+        elif name == events.SLOT_QUARANTINED:  # calls that failed for good run again
+            for kind in map(kind_of, event["calls"]):
+                self.set_aside[kind] = self.set_aside.get(kind, 0) - 1
         if name in _ENDS and "call" in event:
             self.running.get(kind_of(event["call"]), set()).discard(event["call"])
 

@@ -78,6 +78,10 @@ class Watch:
             self._tasks[kind_of(event["task"])][0] += 1
             self._failed[kind_of(event["task"])].discard(event["task"])
             yield from self._states()
+        elif name == events.SLOT_QUARANTINED:
+            for task in event["tasks"]:
+                self._failed[kind_of(task)].discard(task)
+            yield from self._states()
         elif name == events.RUN_FINISHED:
             self._failed.clear()
             self._fail(event["failed"])

@@ -26,6 +26,7 @@ from raysweep.engine.calls import (
     Commit,
     CorrelateCall,
     EstimateCall,
+    Failure,
     GenerateCall,
     JudgeCall,
     ModelCall,
@@ -39,6 +40,7 @@ from raysweep.engine.calls import (
     commit_name,
 )
 from raysweep.engine.commits import table_commit
+from raysweep.engine.device_failure import dead_context
 from raysweep.engine.disk import is_lasting, storage_failed
 from raysweep.engine.folder import RunFolder
 from raysweep.engine.kept import as_committed
@@ -74,26 +76,37 @@ class Worker:
         self._tell = tell
         self._models = Residents(resident, lambda checkpoint: as_committed(checkpoint, self.folder))
         self._budgets, self._unfit = Budgets(), Unfit()
+        self._dead = ""  # why no call can run in this process any more
 
     def attempt(self, call: Call) -> Outcome:
-        """Run the call; whatever it raises becomes an outcome with the traceback, except StorageFailedError: it ends the run."""
+        """Run the call; whatever it raises becomes an outcome with the traceback, except StorageFailedError: it ends the run.
+
+        A call that leaves the CUDA context dead is `lost`, as is any later one, without being run: this process must end.
+        """
+        if self._dead:
+            return Outcome(
+                call, error=f"not run, because its process has a dead CUDA context: {self._dead}", failure="lost"
+            )
         started = time.monotonic()
         self._models.begin()
-        peak = Peak(call.loading.device if isinstance(call, ModelCall) else "cpu")
+        device = call.loading.device if isinstance(call, ModelCall) else "cpu"
+        peak = Peak(device)
         try:
             with peak:
                 commits, measured = self._within_memory(call)
+            measured = {**measured, **_held(call)}
         except Exception as error:
             if is_lasting(error, self.folder.root):  # the run ends: no other call could be committed either
                 raise storage_failed(self.folder.root, error) from error
+            self._dead = dead_context(error, device)
             ours = isinstance(error, RaysweepError)
+            words = str(error) if ours else f"{type(error).__name__}: {error}"
+            if self._dead not in words:
+                words += f" (the CUDA context is dead: {self._dead})"
+            failure: Failure = "refused" if ours and not isinstance(error, DoesNotFitError) else "raised"
             return Outcome(
-                call,
-                error=str(error) if ours else f"{type(error).__name__}: {error}",
-                traceback=traceback.format_exc(),
-                failure="refused" if ours and not isinstance(error, DoesNotFitError) else "raised",
+                call, error=words, traceback=traceback.format_exc(), failure="lost" if self._dead else failure
             )
-        measured = {**measured, **_held(call)}
         seconds = round(time.monotonic() - started, 4)
         read = self._models.bytes_read + measured.get("bytes_read", 0)
         used = {"bytes_read": read, "peak_bytes": peak.bytes, "seconds": seconds}

@@ -41,12 +41,12 @@ _DEVICE_FAILED = (
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an exception, or one that it comes from, means that memory ran out, on a device or on the host."""
-    return any(map(_is_out_of_memory, _chain(error)))
+    return any(map(_is_out_of_memory, causes(error)))
 
 
 def is_machine_error(error: BaseException) -> bool:
     """Whether an exception, or one that it comes from, is the machine's: memory ran out, or a device failed."""
-    return any(_is_out_of_memory(each) or _is_of_device(each) for each in _chain(error))
+    return any(_is_out_of_memory(each) or _is_of_device(each) for each in causes(error))
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
@@ -75,7 +75,7 @@ def _names(error: BaseException, words: Iterable[str]) -> bool:
     return any(word in text for word in words)
 
 
-def _chain(error: BaseException) -> Iterator[BaseException]:
+def causes(error: BaseException) -> Iterator[BaseException]:
     """The exception and those that it comes from: as Python prints them, a group's own, and what a Ray task raised."""
     waiting, seen = [error], set[int]()
     while waiting:

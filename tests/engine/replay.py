@@ -14,9 +14,9 @@ from protocol import Step
 
 from raysweep.engine import folder
 from raysweep.engine.calls import Commit
-from raysweep.engine.driver import _open_log, _tell_untold
 from raysweep.engine.events import CHUNK_COMMITTED, EventLog, read_events
 from raysweep.engine.folder import RunFolder
+from raysweep.engine.run_log import log_unlogged, open_log
 from raysweep.errors import InputError, RunError
 from raysweep.store import chunks, object_lock
 
@@ -137,10 +137,10 @@ class Replay:
         with run.locked():
             self._held[i] = run._held
             self.gate("open")
-            with _open_log(run, None) as log:
+            with open_log(run, None) as log:
                 self.gate("read")
                 log.emit = _sending(self, log, "tell")  # type: ignore[method-assign]
-                _tell_untold(run, log)
+                log_unlogged(run, log)
                 log.emit = _sending(self, log, "log")  # type: ignore[method-assign]
                 if KEY not in run.committed():
                     self._commit(run, log, i)

@@ -17,6 +17,7 @@ from ray_cluster import free_port
 
 from raysweep.engine import events
 from raysweep.engine.driver import drive
+from raysweep.engine.ray_worker import RayWorker
 from raysweep.errors import InputError, RunError
 
 
@@ -92,6 +93,38 @@ def test_a_worker_that_hangs_is_given_up_and_replaced(on_ray, tmp_path, finished
     same_tables(tables_of(done), tables_of(finished))
 
 
+def test_a_worker_whose_cuda_context_is_dead_is_replaced(
+    on_ray, tmp_path, finished, tables_of, same_tables, events_of, monkeypatch
+):
+    """The first process fails its first call as CUDA would; that call and the one behind it run in the next process."""
+    marker = tmp_path / "failed"
+
+    class Dying(RayWorker):
+        def run(self, call):
+            def broken(call):
+                raise RuntimeError("CUDA error: unspecified launch failure")
+
+            if not marker.exists():
+                marker.touch()
+                self._worker._within_memory = broken
+            return super().run(call)
+
+    monkeypatch.setattr("raysweep.engine.ray_executor.RayWorker", Dying)
+    done = drive(on_ray(tmp_path / "run", "execution.workers=1"))
+    assert done.failed == {}
+    ((ready,), (retried,)) = events_of(done, events.WORKERS_READY), events_of(done, events.CALL_RETRIED)
+    assert (retried["failure"], retried["attempt"]) == ("lost", 1)
+    assert retried["error"] == "RuntimeError: CUDA error: unspecified launch failure"
+    assert "in broken" in retried["traceback"]
+    first, second = (event["call"] for event in events_of(done, events.CALL_STARTED)[:2])
+    assert retried["call"] == first
+    assert [event["call"] for event in events_of(done, events.CALL_RETURNED)] == [second]
+    (worker,) = ready["seen"]
+    assert worker["pid"] not in {event["measured"]["pid"] for event in events_of(done, events.CALL_DONE)}
+    assert not Path(f"/proc/{worker['pid']}").exists()
+    same_tables(tables_of(done), tables_of(finished))
+
+
 def test_a_signal_while_ray_starts_leaves_nothing_of_it(monkeypatch):
     """Ray's own handler for SIGTERM, which it installs first of all, raises SystemExit."""
     import ray
@@ -149,7 +182,7 @@ def test_trainings_on_two_workers_give_the_same_tables(
 
 def test_auto_takes_a_cluster_with_gpus_for_cuda_and_says_where_torch_finds_none(on_ray, tmp_path):
     with pytest.raises(RunError) as caught:
-        drive(on_ray(tmp_path, "execution.device=auto", "execution.workers=1"))
+        drive(on_ray(tmp_path, "execution.device=auto", "execution.workers=1", "execution.memory=1GB"))
     assert "was given GPU" in str(caught.value)
     assert str(caught.value).endswith(
         "torch finds no CUDA device there; install a CUDA build of torch on that node, or set execution.device to cpu"

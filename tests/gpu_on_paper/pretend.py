@@ -312,11 +312,23 @@ def _to(source: torch.Tensor, kwargs: dict[str, Any]) -> torch.Tensor:
     device = _gpu(kwargs["device"]) if kwargs.get("device") is not None else _gpu(source.device)
     casts = {name: kwargs[name] for name in ("dtype", "layout", "memory_format") if name in kwargs}
     out = aten._to_copy.default(_held(source), **casts)
+    if isinstance(source, OnGpu) and device is None and quick and at.copy is not None:
+        return _arriving(out, source, at.copy)
     if isinstance(source, OnGpu) and device is None:
         at.wait("copied to the host", _size(source))
     elif device is not None and not isinstance(source, OnGpu) and not (quick and at.is_pinned(source)):
         at.wait("copied to the device", _size(source))
     return out if device is None else OnGpu(out, device)
+
+
+def _arriving(
+    out: torch.Tensor, source: OnGpu, copy: Callable[[torch.Tensor, torch.Tensor, bool], bool]
+) -> torch.Tensor:
+    """A tensor in pinned memory that has its values once the host has waited for the stream."""
+    there = torch.empty_like(out).fill_(float("nan") if out.dtype.is_floating_point else 0)
+    machine().pinned.add(there.untyped_storage())
+    copy(there, OnGpu(out, source.device), True)
+    return there
 
 
 def _copy(target: torch.Tensor, source: torch.Tensor, quick: bool) -> torch.Tensor:

@@ -22,10 +22,10 @@ from file_calls import ERRORS, Cut, failing, recorded, unseen
 
 from raysweep.engine.calls import Commit
 from raysweep.engine.disk import failures_told
-from raysweep.engine.driver import _open_log, _tell_untold
 from raysweep.engine.events import CHUNK_COMMITTED, read_events
 from raysweep.engine.folder import RunFolder
 from raysweep.engine.graph import Graph
+from raysweep.engine.run_log import log_unlogged, open_log
 from raysweep.engine.training_work import _kept
 from raysweep.errors import RaysweepError
 from raysweep.report.export import export_paper
@@ -42,11 +42,11 @@ def run(root: Path) -> Tables:
         folder = RunFolder(root)
         folder.check_usable()
         folder.make()
-        with folder.locked(), _open_log(folder, None) as log:
+        with folder.locked(), open_log(folder, None) as log:
             sweep_temporaries(root)
             folder.forget_broken()
             folder.write_plan("name: x", Graph(()), {})
-            _tell_untold(folder, log)
+            log_unlogged(folder, log)
             done = folder.committed()
             for n in range(2):
                 if f"part-{n}" not in done:
@@ -76,10 +76,10 @@ def train(root: Path) -> Tables:
     with failures_told(root):
         folder, key = RunFolder(root), "k" * 32
         folder.make()
-        with folder.locked(), _open_log(folder, None) as log:
+        with folder.locked(), open_log(folder, None) as log:
             folder.forget_broken()
             folder.write_plan("name: x", Graph(()), {})
-            _tell_untold(folder, log)
+            log_unlogged(folder, log)
             if key not in folder.committed():
                 work = folder.training(key)
                 work.mkdir(parents=True, exist_ok=True)
