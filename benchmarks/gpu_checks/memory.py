@@ -5,7 +5,6 @@ The plan is the engine's own: what is loaded (engine/loads.py) and the states of
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace
@@ -145,7 +144,6 @@ def _compare(setup: Setup, name: str, work: Callable[[], object], planned: int) 
     with Peak(setup.device) as peak:
         work()
         setup.synchronize()
-    gc.collect()
     _add(setup, name, peak.bytes - before, planned)
     return peak.bytes - before
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import statistics
 import time
 from collections.abc import Callable
@@ -11,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from raysweep.models.release import free_memory
 
 
 class NotRunError(Exception):
@@ -101,8 +102,7 @@ class Setup:
         return statistics.median(self.in_turn(rounds, seconds, work)[0])
 
     def free_memory(self) -> None:
-        """Drop what `kept` holds on the device, and give cached memory back."""
+        """Drop the large models, and give back what is in reference cycles and in torch's cache. A dry run saves the time."""
         self.kept.pop("models", None)
-        gc.collect()
-        if self.cuda:
-            torch.cuda.empty_cache()
+        if self.cuda or not self.tiny:
+            free_memory()
