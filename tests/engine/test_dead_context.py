@@ -24,6 +24,11 @@ class Broken(Worker):
     def __init__(self, folder, error, names="", after=0):
         super().__init__(folder)
         self.error, self.names, self.after = error, names, after
+        self.unloaded = False
+
+    def unload(self):
+        self.unloaded = True
+        super().unload()
 
     def _within_memory(self, call):
         if isinstance(call, ModelCall) and call.name.startswith(self.names):
@@ -122,7 +127,9 @@ def test_in_this_process_a_dead_context_ends_the_run_at_once(
         drive(config, backend=backend)
     assert "illegal memory access" in str(caught.value)
     assert "Run again, which continues from it" in str(caught.value)
-    assert backend.made[0]._worker.after == -1, "no other call was tried"
+    worker = backend.made[0]._worker
+    assert worker.after == -1, "no other call was tried"
+    assert not worker.unloaded, "which would raise on a dead context, in place of the reason"
     done = drive(config)
     assert done.failed == {}
     (failure,) = events_of(done, "call_retried", "call_failed")
