@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-com
 CHROMIUM = $(shell command -v chromium chromium-browser google-chrome)
 PROMETHEUS = $(and $(shell command -v prometheus),$(shell command -v promtool))
 
-.PHONY: demo test quick tutorials fuzz soak lint types bench docs docs-serve clean
+.PHONY: demo test quick tutorials fuzz soak lint types bench gpu-check docs docs-serve clean
 
 demo: $(VENV)/.run  ## the whole study on the embedded laboratory; ends by naming the report
 	$(BIN)/raysweep demo --fresh
@@ -45,6 +45,9 @@ types: $(VENV)/.test
 bench: $(VENV)/.test  ## most figures in docs/benchmarks.md, which names the rest
 	$(PIP) --editable '.[test,bench]'
 	cd benchmarks && for file in exact_cka resamples measures layer_time all_windows gradient_estimate early_stopping against_reloading generation weights_check digested_loading storage driver_cost ray_workers simulation plan_accuracy paper_plans laboratory demo; do ../$(BIN)/python $$file.py || exit 1; done
+
+gpu-check: $(VENV)/.run  ## every path on one GPU against the CPU, speed and memory: 8 minutes at most; figures in gpu_check.json
+	$(BIN)/python benchmarks/gpu_check.py
 
 docs: $(VENV)/.docs  ## the documentation site, in site/index.html; a broken link is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict

@@ -106,8 +106,12 @@ def run_section(setup: Setup, section: Section) -> dict[str, Any]:
     except NotRunError as error:
         outcome, reason = "not run", f"not run: {error}"
     except Exception:
-        outcome, reason = "failed", "failed: " + " | ".join(traceback.format_exc().strip().splitlines()[-3:])
+        outcome, reason = (
+            "failed",
+            "failed: " + " | ".join(line[:300] for line in traceback.format_exc().strip().splitlines()[-3:]),
+        )
         traceback.print_exc()
+    if outcome == "failed":  # only now does no traceback hold tensors
         setup.free_memory()
     for name in section.figures:
         if name not in setup.figures:
@@ -135,8 +139,13 @@ def machine(device: str) -> dict[str, Any]:
 
 
 def table(setup: Setup, sections: dict[str, dict[str, Any]]) -> list[str]:
-    """The figures in at most 40 lines: the worst of each group, the others one by one, and the sections that did not pass."""
-    lines = [f"{' ' * 55} measured    limit"]
+    """The sections that did not pass, the worst figure of each group, and the others one by one: at most 39 lines."""
+    lines = [
+        f"{section['outcome']}: {name} {section['reason'].partition(': ')[2][-90:]}".rstrip()
+        for name, section in sections.items()
+        if section["outcome"] != "passed"
+    ]
+    lines.append(f"{' ' * 55} measured    limit")
     for name, figures in GROUPS.items():
         found = {each: setup.figures[each] for each in figures if setup.figures[each].value is not None}
         if found:
@@ -144,18 +153,15 @@ def table(setup: Setup, sections: dict[str, dict[str, Any]]) -> list[str]:
             lines.append(_line(name, found[worst], f"worst of {len(found)}: {worst}"))
     grouped = {figure for figures in GROUPS.values() for figure in figures}
     for name in FIGURES:
-        if name not in grouped and setup.figures[name].value is not None and name not in limits.FIGURES:
+        if name not in grouped and name not in limits.FIGURES and setup.figures[name].value is not None:
             lines.append(_line(name, setup.figures[name], setup.figures[name].note))
     rates = [f"{name} {setup.figures[name].value:.3g} {setup.figures[name].unit}" for name in _measured(setup)]
     lines += [f"rates: {', '.join(part)}" for part in (rates[:3], rates[3:]) if part]
-    for name, section in sections.items():
-        if section["outcome"] != "passed":
-            lines.append(f"{section['outcome']}: {name} {section['reason'].partition(': ')[2][-90:]}")
     return lines[:39]
 
 
 def _measured(setup: Setup) -> list[str]:
-    return [name for name in limits.FIGURES if setup.figures[name].value is not None]
+    return [name for name in limits.FIGURES if name in setup.figures and setup.figures[name].value is not None]
 
 
 def _line(name: str, figure: Figure, note: str) -> str:

@@ -69,7 +69,9 @@ def names_of(architecture: str) -> tuple[str, ...]:
 class SpilledPair(StreamedPair):
     """A streamed pair whose batches all go through the layers together, the states of all but the first on disk."""
 
-    def passes(self, batches: Sequence[torch.Tensor], windows: Sequence[Change], beside: Sequence[int]) -> list[Pass]:
+    def passes(
+        self, batches: Sequence[torch.Tensor], windows: Sequence[Change], beside: Sequence[int], batch_tokens: int = 0
+    ) -> list[Pass]:
         places = range(len(batches))
         return [Pass(tuple(places), frozenset(places[1:]), 2**20)]
 

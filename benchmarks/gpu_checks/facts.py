@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import warnings
@@ -12,14 +13,20 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
 
 from gpu_checks import memory, models
 from gpu_checks.record import Setup
-from raysweep.engine.memory import Budgets, is_out_of_memory, let_go
+from raysweep.engine.calls import SubstituteCall
+from raysweep.engine.memory import Budgets
+from raysweep.models.adapter import Adapter
+from raysweep.models.machine_errors import is_machine_error, is_out_of_memory
 from raysweep.models.memory import free_bytes, held_bytes
+from raysweep.models.release import drop_locals, free_memory
+from raysweep.studies import substitution
 from raysweep.studies.capture import capture_states
 from raysweep.studies.generation import generate_text
 from raysweep.studies.substitution import Pair, sweep_losses
@@ -27,14 +34,23 @@ from raysweep.studies.windows import windows_of_widths
 
 CONTEXT = ("CUDA contexts after importing and planning",)
 MEMORY = ("free memory / memory of the device", "free memory: fall / bytes allocated")
-OUT_OF_MEMORY = ("out of memory: failed attempts", "out of memory: difference of losses", "out of memory: bytes kept")
+OUT_OF_MEMORY = (
+    "little memory: failed attempts",
+    "out of memory: failed attempts",
+    "out of memory: difference of losses",
+    "out of memory: bytes kept",
+)
 SYNCHRONISATIONS = (
     "synchronisations per batch of a sweep",
     "synchronisations per batch of a capture",
     "synchronisations per token of a text",
 )
 STATE = ("torch.compile: compiled frames", "torch settings that changed")
-STICKY = ("sticky error: later calls that succeed", "sticky error: taken for out of memory")
+STICKY = (
+    "sticky error: later calls that succeed",
+    "sticky error: taken for out of memory",
+    "sticky error: not taken for the machine's",
+)
 _NEEDS_CUDA = "needs a CUDA device"
 _LOSS = 1e-2  # share of the loss, in bfloat16 with batches of another size
 _KEPT = 2**20  # bytes that the process may hold after it ran out of memory: constants that libraries keep
@@ -68,13 +84,13 @@ def check_free_memory(setup: Setup) -> None:
 def check_out_of_memory(setup: Setup) -> None:
     """Run a sweep with too little memory left, halving its batches as a worker does, and compare the losses.
 
-    On a CUDA device other tensors take all memory but half of what the sweep needs. On the CPU the first attempt raises
-    torch's own error instead.
+    On a CUDA device other tensors take all memory but half of what the sweep needs. First the sweep fits its batches to
+    what is free, as it always does there. Then it does not, so that memory runs out. On the CPU the first attempt
+    raises torch's own error instead.
     """
     checkpoints = models.large_checkpoints(setup)
     setup.free_memory()
-    pair = models.pair_on(setup.device, models.large_models(setup))
-    setup.free_memory()
+    pair = Pair(*map(Adapter, models.large_models(setup)))
     call = memory.sweep_call(setup, checkpoints)
     call = replace(call, loading=replace(call.loading, batch_tokens=sum(e.length for e in call.examples)))
 
@@ -86,28 +102,38 @@ def check_out_of_memory(setup: Setup) -> None:
     setup.free_memory()
     before = held_bytes(setup.device)
     others = _take_all_but_half(setup, lambda: sweep(whole), lambda: sweep(whole // 4))
-    budgets, failed, found = Budgets(), 0, None
-    while found is None:
-        try:
-            if not (setup.cuda or failed):
-                raise torch.OutOfMemoryError("a stand-in for the device's own error")
-            found = sweep(budgets.of(call))
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-            failed += 1
-            if not budgets.halve(call):
-                raise
-        if found is None:
-            let_go(setup.device)
+    failed, fitted = _attempts(call, sweep, None)
+    setup.add(OUT_OF_MEMORY[0], failed)
+    error = None if setup.cuda else torch.OutOfMemoryError("a stand-in for the device's own error")
+    with patch.object(substitution, "fitting_batch", lambda pair, lengths, windows, tokens: tokens):
+        failed, found = _attempts(call, sweep, error)
     del others
     setup.free_memory()
     if not failed:
         raise RuntimeError("memory did not run out, so the check shows nothing")
-    setup.add(OUT_OF_MEMORY[0], failed, note=f"batches of {whole} tokens, then of {budgets.of(call)}")
-    setup.add(OUT_OF_MEMORY[1], float((np.abs(found - losses) / losses).max()), "share of the loss", limit=_LOSS)
+    setup.add(OUT_OF_MEMORY[1], failed, note=f"the first with batches of {whole} tokens")
+    apart = max(float((np.abs(each - losses) / losses).max()) for each in (fitted, found))
+    setup.add(OUT_OF_MEMORY[2], apart, "share of the loss", limit=_LOSS)
     kept = max(0, held_bytes(setup.device) - before)
-    setup.add(OUT_OF_MEMORY[2], kept, "B", limit=_KEPT if setup.cuda else None)
+    setup.add(OUT_OF_MEMORY[3], kept, "B", limit=_KEPT if setup.cuda else None)
+
+
+def _attempts(
+    call: SubstituteCall, sweep: Callable[[int], np.ndarray], first: Exception | None
+) -> tuple[int, np.ndarray]:
+    """How often memory runs out until batches are small enough, and the losses then. `first` is raised before all else."""
+    budgets, failed = Budgets(), 0
+    while True:
+        try:
+            if first is not None and not failed:
+                raise first
+            return failed, sweep(budgets.of(call))
+        except Exception as error:
+            if not is_out_of_memory(error) or not budgets.halve(call):
+                raise
+            drop_locals(error)
+        failed += 1
+        free_memory()
 
 
 def _take_all_but_half(setup: Setup, large: Callable[[], object], small: Callable[[], object]) -> torch.Tensor | None:
@@ -148,7 +174,7 @@ def check_synchronisations(setup: Setup) -> None:
         lines = Counter(
             f"{'/'.join(Path(warning.filename).parts[-2:])}:{warning.lineno}"
             for warning in caught
-            if "synchroniz" in str(warning.message)
+            if "called a synchronizing CUDA operation" in str(warning.message)
         )
         note = ", ".join(f"{line} {n} times" for line, n in lines.most_common(8))
         setup.add(name, lines.total() / each, note=note)
@@ -196,6 +222,7 @@ def check_sticky(setup: Setup) -> None:
     found = _child(setup, "sticky")
     setup.add(STICKY[0], found["succeeded"], limit=0)
     setup.add(STICKY[1], found["out of memory"], limit=0, note=found["error"])
+    setup.add(STICKY[2], found["not the machine's"], limit=0, note=found["error"])
 
 
 def _child(setup: Setup, task: str) -> dict[str, Any]:
@@ -214,7 +241,8 @@ def _child(setup: Setup, task: str) -> dict[str, Any]:
 def child() -> None:
     """The new process: do the task that the command line names, and print what was found as JSON."""
     task, device, folder, tiny = sys.argv[1:]
-    print(json.dumps(_TASKS[task](Setup(device, tiny == "1", Path(folder), 60))))
+    print(json.dumps(_TASKS[task](Setup(device, tiny == "1", Path(folder), 60))), flush=True)
+    os._exit(0)  # what a broken context does to destructors is of no interest
 
 
 def _plan(setup: Setup) -> dict[str, Any]:
@@ -243,6 +271,7 @@ def _sticky(setup: Setup) -> dict[str, Any]:
     return {
         "succeeded": succeeded,
         "out of memory": sum(map(is_out_of_memory, errors)),
+        "not the machine's": sum(not is_machine_error(error) for error in errors),
         "error": " ".join(str(errors[0]).split())[:120] if errors else "",
     }
 

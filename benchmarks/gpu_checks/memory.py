@@ -89,7 +89,7 @@ def _check_streamed(setup: Setup, call: SubstituteCall) -> None:
     """A streamed sweep whose `execution.memory` holds the states of two batches."""
     loading, base = call.loading, call.base
     batches = sweep_batches(base, call.examples, loading.batch_tokens)
-    needs = Needs.of(base, loading.dtype, batches, call.windows)
+    needs = Needs.of(base, loading.dtype, batches, call.windows, batch_tokens=loading.batch_tokens)
     layer, rest = layer_sizes(base, loading.dtype)
     program = 0 if setup.cuda else private_bytes()
     room = needs.at_work + 2 * max(need.states + need.fixed for need in needs.batches)

@@ -52,9 +52,11 @@ def train(
     from transformers.trainer_callback import PrinterCallback
 
     from raysweep.studies.choosing import choose
+    from raysweep.studies.process_state import restored_process_state
     from raysweep.studies.trainer import StudyTrainer
     from raysweep.studies.trainer_arguments import make_arguments
     from raysweep.studies.trainer_surroundings import quiet
+    from raysweep.studies.training_device import check_device, training_device
 
     ends: list[float] = []
 
@@ -66,15 +68,17 @@ def train(
                 torch.cuda.synchronize(device)
             ends.append(time.perf_counter())
 
-    with quiet():
+    with restored_process_state(), training_device(device) as exact, quiet():
         arguments = make_arguments(
-            recipe, folder, len(examples), device=device, strategy="fsdp", processes=1, resumed=False
+            recipe, folder, len(examples), device=str(exact), strategy="fsdp", processes=1, resumed=False
         )
         set_seed(recipe.seed)
         model = choose(load_model(checkpoint, dtype=recipe.dtype), recipe, checkpoint.source)
         trainer = StudyTrainer(model=model, args=arguments, train=examples, test=test, callbacks=[Clock()])
         trainer.remove_callback(PrinterCallback)
+        check_device(trainer, exact)
         trainer.train()
+        trainer.check_losses()
     return trainer, ends
 
 

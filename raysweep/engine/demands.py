@@ -127,9 +127,10 @@ class Demands:
         tokens = [batch.tokens for batch in batches]
         size = sum(self._loads.reads(base).layers) if loading.stream else 0
         takes = base.n_layers * sum(tokens) * rates.layer_seconds
-        width = hidden_size(base.config) * SIZES[loading.dtype]
-        entering = sum(tokens) if loading.stream else max(tokens, default=0)
-        states = base.n_layers * len(call.examples) * width + 3 * entering * width
+        token, largest = self._token(base, loading.dtype), max(tokens, default=0)
+        longest = max((batch.length for batch in batches), default=0)
+        entering = (sum(tokens) if loading.stream else largest) * (token.state + longest * token.mask)
+        states = base.n_layers * len(call.examples) * token.state + entering + token.call(largest, longest)
         return Demand(base.n_layers, 0.0, [(size, takes)], states)  # each layer once a call, as its worker counts them
 
     def _training(self, call: TrainCall) -> Demand:

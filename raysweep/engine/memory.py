@@ -6,7 +6,7 @@ import traceback
 from collections.abc import Callable, Collection
 
 from raysweep.engine.calls import BackdoorCall, CaptureCall, Loading, ModelCall, TrainCall
-from raysweep.errors import RunError
+from raysweep.errors import RaysweepError, RunError
 from raysweep.models.memory import free_bytes
 
 _MORE = 1.05  # times as much free memory as a model did not fit in, for which loading it is tried again
@@ -104,7 +104,8 @@ def too_large(call: ModelCall, error: BaseException) -> str:
 
 
 def _first_line(error: BaseException) -> str:
-    return traceback.format_exception_only(error)[-1].strip().splitlines()[0]
+    text = str(error) if isinstance(error, RaysweepError) else traceback.format_exception_only(error)[-1]
+    return text.strip().splitlines()[0]
 
 
 def does_not_fit(source: str, loading: Loading, error: BaseException) -> DoesNotFitError:

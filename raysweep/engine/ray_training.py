@@ -24,6 +24,7 @@ from raysweep.engine.dispatch import room_for
 from raysweep.engine.ray_executor import living_nodes
 from raysweep.errors import RaysweepError, RunError, shortened
 from raysweep.limits import overrides
+from raysweep.models.machine_errors import is_out_of_memory
 from raysweep.store.artifacts import publish_json
 from raysweep.store.scratch import scratch_folder
 from raysweep.store.whole_folder import publish_folder
@@ -145,7 +146,8 @@ def _fit(trainer: Any, progress: Path, tell: Callable[[Progress], None] | None, 
         if stop.is_set():
             raise RunError("the training was stopped; run again, and it continues from its last complete checkpoint")
     if raised and isinstance(raised[0], TrainingFailedError):
-        raise _in_words(raised[0]) from raised[0]
+        failed = _in_words(raised[0])
+        raise failed from failed.__cause__ or raised[0]
     if raised:
         raise raised[0]
 
@@ -167,6 +169,11 @@ def _in_words(error: Any) -> RaysweepError:
     for cause in causes.values():
         if isinstance(cause, RaysweepError):
             return cause
+    for rank, cause in causes.items():
+        if is_out_of_memory(cause):
+            short = RunError(f"process {rank}: {_first(cause)}")
+            short.__cause__ = cause
+            return short
     for rank, cause in causes.items():
         if hasattr(cause, "health_check_failure"):
             told = _first(cause.health_check_failure)

@@ -15,6 +15,7 @@ import ray
 from raysweep.engine.calls import BackdoorCall, Commit, Outcome, TrainCall
 from raysweep.engine.dispatch import room_for
 from raysweep.engine.folder import RunFolder
+from raysweep.engine.memory import too_much_to_train
 from raysweep.engine.ray_executor import Share, living_nodes
 from raysweep.engine.ray_training import FINAL, train_on_ray
 from raysweep.engine.training_work import (
@@ -32,6 +33,7 @@ from raysweep.errors import InputError, RunError
 from raysweep.limits import overrides
 from raysweep.models.checkpoint import describe
 from raysweep.models.loading import load_model, load_tokenizer
+from raysweep.models.machine_errors import is_out_of_memory
 from raysweep.studies.training import Recipe
 
 if TYPE_CHECKING:
@@ -108,12 +110,14 @@ def _attempt(folder: Location, call: TrainCall, cpus: int, device: str, tell: Te
         else:
             commits = trained_commits(call, run, recipe, course.rows)
     except Exception as error:
-        refused = isinstance(error, InputError)  # the death of a process is none, and is tried again
+        # the death of a process is neither, and is tried again
+        refused, short = isinstance(error, InputError), isinstance(error, RunError) and is_out_of_memory(error)
+        words = too_much_to_train(call, error) if short else str(error)
         return Outcome(
             call,
-            error=str(error) if refused else f"{type(error).__name__}: {error}",
+            error=words if refused or short else f"{type(error).__name__}: {error}",
             traceback=traceback.format_exc(),
-            failure="refused" if refused else "raised",
+            failure="refused" if refused or short else "raised",
         )
     seconds = round(time.monotonic() - began, 4)
     did = counted(call, recipe, course.rows, course.steps, course.resumed_from)

@@ -10,6 +10,7 @@ from raysweep.engine.calls import Call, GenerateCall, ModelCall, PairCall, Remov
 from raysweep.engine.demands import RECKONED, Demands
 from raysweep.engine.dispatch import CallCost, Load
 from raysweep.engine.loads import Loads
+from raysweep.models.sizes import probe_bytes
 
 if TYPE_CHECKING:
     from raysweep.config import Config
@@ -103,7 +104,8 @@ class Reckoning:
             return False
         read = self._loads.of(call)
         demand, rates = self._demands.of(call), self._demands.rates(call.model)
-        memory = self._program + self._loads.held + demand.states
+        states = max(demand.states, probe_bytes(call.base, call.loading.dtype))
+        memory = self._program + self._loads.held + states
         meanwhile, computed = 0, demand.seconds
         for size, seconds in demand.passes:
             meanwhile += size

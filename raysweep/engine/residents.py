@@ -142,10 +142,7 @@ class Residents:
         self._read_before += read - self._bytes_read()
         self._last = None  # it holds its models
         watched = Watched(map(_module, models))
-        for model in models:
-            if isinstance(model, StreamedModel):
-                model.close()
-        del models, model
+        del models
         free_memory(collect=watched.is_alive)
 
     def _kept(self, models: tuple[object, object], make: Callable[[], Pair]) -> Pair:

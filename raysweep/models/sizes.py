@@ -27,6 +27,11 @@ def vocabulary_size(config: Mapping[str, Any]) -> int:
     return int(text_config(config).get("vocab_size") or 0)
 
 
+def probe_bytes(checkpoint: Checkpoint, dtype: str) -> int:
+    """What the probe of a loaded model makes at most (adapter.py): logits of 16 tokens, about five times."""
+    return 5 * 16 * vocabulary_size(checkpoint.config) * SIZES[dtype]
+
+
 def layer_sizes(checkpoint: Checkpoint, dtype: str) -> tuple[int, int]:
     """(largest layer, everything outside layers), bytes in the dtype; a layer is what carries its number in its name."""
     layers: dict[int, int] = {}

@@ -81,12 +81,12 @@ def finetune(
     Raises InputError for a recipe that does not fit the model or the data, RunError for a loss that is not finite, and
     where a frozen tensor is not what it was.
     """
-    recipe = replace(recipe, arguments=named_arguments(recipe.arguments, "trainer"))
-    processes = sharding.processes()
-    steps = _check(base, train, test, recipe, processes)
     from raysweep.studies.process_state import restored_process_state
     from raysweep.studies.training_device import check_device, training_device
 
+    recipe = replace(recipe, arguments=named_arguments(recipe.arguments, "trainer"))
+    processes = sharding.processes()
+    steps = _check(base, train, test, recipe, processes)
     folder.mkdir(parents=True, exist_ok=True)
     training = _identity(base, train, recipe, processes, strategy)
     start = sharding.first_decides(lambda: start_from(folder, training))

@@ -69,7 +69,8 @@ def turn_on(trainer: Any) -> None:
 
 
 def check_sharded(model: nn.Module, device: str) -> None:
-    """Raise RunError unless every parameter of the model is sharded over all processes, on this kind of device (`cuda`)."""
+    """Raise RunError unless every parameter of the model is sharded over all processes, this one's shard on `device`."""
+    import torch
     from torch.distributed.fsdp import FSDPModule
     from torch.distributed.tensor import DTensor, Shard
 
@@ -80,10 +81,10 @@ def check_sharded(model: nn.Module, device: str) -> None:
         told = f"strategy is fsdp, and parameter {name} is"
         if not isinstance(parameter, DTensor) or parameter.placements != (Shard(0),):
             raise RunError(f"{told} not sharded: every process would train a copy of it")
-        if parameter.device_mesh.size() != n or parameter.device.type != device:
+        asked, found = torch.device(device), parameter.device
+        if parameter.device_mesh.size() != n or (found.type, found.index or 0) != (asked.type, asked.index or 0):
             raise RunError(
-                f"{told} sharded over {parameter.device_mesh.size()} processes on {parameter.device.type}, but {n} train "
-                f"on {device}"
+                f"{told} sharded over {parameter.device_mesh.size()} processes on {found}, but {n} train on {device}"
             )
 
 

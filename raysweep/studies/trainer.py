@@ -232,7 +232,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
     ) -> None:
         """Refuse (RunError) to train copies of a model that was to be sharded."""
         if args.fsdp:
-            sharding.check_sharded(more["model"], args.device.type)
+            sharding.check_sharded(more["model"], str(args.device))
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any

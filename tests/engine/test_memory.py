@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from weakref import ref
 
 import pytest
 import torch
 
-from raysweep.engine import events, work
+from raysweep.engine import events, memory, residents, work
 from raysweep.engine.calls import CaptureCall, SubstituteCall
 from raysweep.engine.driver import drive
 from raysweep.engine.memory import Budgets
@@ -20,6 +21,8 @@ from raysweep.studies.substitution import sweep_losses
 ON_A_CPU = RuntimeError(
     "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried …"
 )
+
+FULL = torch.OutOfMemoryError("CUDA out of memory")
 
 
 @pytest.fixture
@@ -98,6 +101,86 @@ def test_one_example_at_a_time_that_does_not_fit_is_told(calls, small_device, tm
         "give a worker more memory"
     )
     assert "no room" in outcome.traceback
+
+
+@pytest.fixture
+def full_device(monkeypatch):
+    """full_device(fits, error): loads run out of memory if the worker would have more than `fits` models; what was tried is kept."""
+    tried, alive = [], []
+
+    def make(fits, error=FULL, free=lambda: 100):
+        load = residents.load_model
+
+        def of_a_full_device(checkpoint, **how):
+            tried.append(checkpoint.folder.name)
+            if sum(model() is not None for model in alive) >= fits:
+                raise type(error)(*error.args)
+            model = load(checkpoint, **how)
+            alive.append(ref(model))
+            return model
+
+        monkeypatch.setattr(residents, "load_model", of_a_full_device)
+        monkeypatch.setattr(memory, "free_bytes", lambda device: free())
+        return tried
+
+    return make
+
+
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("CUDA out of memory"), torch.AcceleratorError("CUDA error: out of memory"), ON_A_CPU],
+)
+def test_other_checkpoints_make_room_for_one_that_does_not_fit(calls, full_device, tmp_path, error):
+    capture = next(call for call in calls if isinstance(call, CaptureCall))
+    sweep = next(call for call in calls if isinstance(call, SubstituteCall))
+    other = replace(capture, base=replace(capture.base, fingerprint="other"))
+    tried = full_device(2, error)
+    worker = Worker(tmp_path, 3)
+    assert worker.attempt(other).error is None
+    outcome = worker.attempt(sweep)
+    assert outcome.error is None
+    assert tried == ["base", "base", "tuned", "tuned"]
+    assert (outcome.measured["out_of_memory"], outcome.measured["batch_tokens"]) == (1, 1024), (
+        "batches are not at fault"
+    )
+    assert (outcome.measured["loads"], outcome.measured["evictions"]) == (2, 1)
+
+
+def test_a_model_that_does_not_fit_alone_fails_with_advice_and_may_be_tried_elsewhere(calls, full_device, tmp_path):
+    sweep = next(call for call in calls if isinstance(call, SubstituteCall))
+    tried = full_device(1)
+    outcome = Worker(tmp_path, 3).attempt(sweep)
+    assert tried == ["base", "tuned", "tuned"], "once more after all else is unloaded"
+    assert outcome.failure == "raised", "another worker may have more memory"
+    assert outcome.error == (
+        f"checkpoint '{sweep.tuned.source}' does not fit in the memory of cpu in float32 (torch.OutOfMemoryError: CUDA out "
+        "of memory); set execution.residency to stream, set the model's dtype to bfloat16, or give a worker more memory, "
+        "fewer workers per GPU, or more GPUs (execution.gpus_per_worker)"
+    )
+    assert "out of memory" in outcome.traceback
+
+
+def test_it_is_not_loaded_again_for_every_call_but_if_more_memory_is_free(calls, full_device, tmp_path):
+    free = 100
+    sweeps = [call for call in calls if isinstance(call, SubstituteCall)]
+    capture = next(call for call in calls if isinstance(call, CaptureCall))
+    tried = full_device(1, free=lambda: free)
+    worker = Worker(tmp_path, 3)
+    first, again = worker.attempt(sweeps[0]), worker.attempt(sweeps[1])
+    assert tried == ["base", "tuned", "tuned"]
+    assert (again.error, again.failure) == (first.error, "raised")
+    assert worker.attempt(capture).error is None, "its base fits"
+    free = 120
+    worker.attempt(sweeps[1])
+    assert tried == ["base", "tuned", "tuned", "tuned", "tuned"]
+
+
+def test_a_device_that_fails_while_loading_is_no_reason_to_refuse_the_checkpoint(calls, full_device, tmp_path):
+    sweep = next(call for call in calls if isinstance(call, SubstituteCall))
+    tried = full_device(0, torch.AcceleratorError("CUDA error: an illegal memory access was encountered"))
+    outcome = Worker(tmp_path).attempt(sweep)
+    assert tried == ["base"]
+    assert (outcome.failure, outcome.error[:18]) == ("raised", "AcceleratorError: ")
 
 
 def test_another_error_is_not_tried_again(calls, small_device, tmp_path):

@@ -179,7 +179,7 @@ def test_trainings_on_two_workers_give_the_same_tables(
 
 def test_auto_takes_a_cluster_with_gpus_for_cuda_and_says_where_torch_finds_none(on_ray, tmp_path):
     with pytest.raises(RunError) as caught:
-        drive(on_ray(tmp_path, "execution.device=auto", "execution.workers=1"))
+        drive(on_ray(tmp_path, "execution.device=auto", "execution.workers=1", "execution.memory=1GB"))
     assert "was given GPU" in str(caught.value)
     assert str(caught.value).endswith(
         "torch finds no CUDA device there; install a CUDA build of torch on that node, or set execution.device to cpu"

@@ -13,12 +13,16 @@ import pytest
 import torch
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 from ray_cluster import descendants
+from small_trainings import TRAINER
 from torch.distributed.checkpoint import FileSystemReader
 
 from raysweep.config_execution import ExecutionConfig
 from raysweep.engine import ray_training, ray_trainings
-from raysweep.engine.calls import Outcome
+from raysweep.engine.calls import Outcome, TrainCall
 from raysweep.engine.dispatch import Node
+from raysweep.engine.inspection import inspect
+from raysweep.engine.pending import model_calls
+from raysweep.engine.plan import plan
 from raysweep.engine.ray_backend import RayBackend
 from raysweep.engine.ray_executor import Share
 from raysweep.engine.ray_token import use_token
@@ -195,6 +199,11 @@ LOST = RaisedError(RuntimeError("Connection closed by peer"))
             "complete checkpoint",
         ),
         (
+            WorkerGroupError("", {0: LOST, 1: torch.OutOfMemoryError("CUDA out of memory")}),
+            RunError,
+            "process 1: OutOfMemoryError: CUDA out of memory",
+        ),
+        (
             WorkerGroupError("", {0: LOST}),
             RunError,
             "process 0 of the training failed: RuntimeError: Connection closed by peer",
@@ -210,3 +219,28 @@ def test_the_process_that_failed_first_is_told_of(error, kind, told):
     found = ray_training._in_words(error)
     assert type(found) is kind
     assert str(found) == told
+
+
+def test_a_process_out_of_memory_ends_a_training_for_good_and_a_lost_one_does_not(
+    training_config, tmp_path, monkeypatch
+):
+    config = training_config(tmp_path, {"finetune": {"trainer": TRAINER}})
+    facts = inspect(config)
+    call = next(call for call in model_calls(config, facts, plan(config, facts), set()) if isinstance(call, TrainCall))
+    found = []
+    for failure in (torch.OutOfMemoryError("CUDA out of memory"), LOST):
+        error = WorkerGroupError("", {0: LOST, 1: failure})
+
+        class Failing:
+            def fit(self, error=error):
+                raise error
+
+        def fail(*arguments, trainer=Failing, **more):
+            ray_training._fit(trainer(), tmp_path / "progress", None, threading.Event())
+
+        monkeypatch.setattr(ray_trainings, "train_on_ray", fail)
+        found.append(ray_trainings._attempt(tmp_path, call, 1, "cuda", lambda *told: None, threading.Event()))
+    assert [outcome.failure for outcome in found] == ["refused", "raised"]
+    assert found[0].error.startswith(
+        "'finetune m/first' runs out of memory on cpu (process 1: OutOfMemoryError: CUDA out of memory); lower trainer's "
+    )

@@ -3,23 +3,34 @@
 from __future__ import annotations
 
 import copy
+import gc
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cache
+from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
 from accelerate import dispatch_model
-from architectures import DECODERS, build_pair
+from architectures import DECODERS, build, build_pair
 from pretend import Machine, pretended, to_gpu
 from streams import late
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from raysweep.data.examples import Example
+from raysweep.engine.calls import Loading, Outcome, SubstituteCall
+from raysweep.engine.residents import Residents
+from raysweep.engine.work import Worker
 from raysweep.lab.tokenizer import train_tokenizer
 from raysweep.models.adapter import Adapter
 from raysweep.models.checkpoint import describe
+from raysweep.models.memory import free_bytes, hold_to_share
+from raysweep.models.same import NOTHING
 from raysweep.models.stream import StreamedModel
 from raysweep.studies.capture import capture_states
 from raysweep.studies.generation import generate_text
@@ -80,8 +91,9 @@ def pair(models: Sequence[PreTrainedModel]) -> Pair:
     return Pair(*map(Adapter, models))
 
 
-def losses(of: Pair) -> np.ndarray:
-    return sweep_losses(of, _examples(), WINDOWS, batch_tokens=TOKENS)
+def losses(of: Pair, tokens: int = 4 * TOKENS) -> np.ndarray:
+    """In calls of several states each."""
+    return sweep_losses(of, _examples(), WINDOWS, batch_tokens=tokens)
 
 
 @cache
@@ -144,10 +156,10 @@ def a_sweep_waits_once_a_batch() -> None:
     """And three times for labels and tokens at most: what differs by windows and layers is not waited for."""
     with pretended() as gpu:
         swept = pair(on_gpu())
-        losses(swept)  # what both have in common is found out once
+        losses(swept, TOKENS)  # what both have in common is found out once
         batches = 2
         few = waits(lambda: sweep_losses(swept, _examples(), WINDOWS[:2], batch_tokens=TOKENS), gpu)
-        many = waits(lambda: losses(swept), gpu)
+        many = waits(lambda: losses(swept, TOKENS), gpu)
         assert many == few <= batches, gpu.waits
 
 
@@ -165,3 +177,130 @@ def text_waits_for_nothing_of_ours_per_token() -> None:
         swept, args = pair(on_gpu()), (_tokenizer(), _examples()[:1], [Window(0, 0), Window(0, 2)])
         few = waits(lambda: generate_text(swept, *args, new_tokens=2), gpu)
         assert waits(lambda: generate_text(swept, *args, new_tokens=5), gpu) == few, gpu.waits
+
+
+@contextmanager
+def collector_off() -> Iterator[None]:
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+def loading(**settings: object) -> Loading:
+    return replace(Loading("float32", "cuda", None, TOKENS), **settings)  # type: ignore[arg-type]
+
+
+def call(*, tokens: int = TOKENS) -> SubstituteCall:
+    """A sweep as a worker is handed it."""
+    base, tuned = map(describe, _saved())
+    examples = tuple(_examples())
+    return SubstituteCall(
+        "substitute m/d",
+        "m",
+        "d",
+        ("substitute m/d",),
+        base,
+        loading(batch_tokens=tokens),
+        examples,
+        tuned,
+        tuple(WINDOWS),
+        tuple(f"{n:064}" for n in range(len(WINDOWS))),
+        NOTHING,
+        (len(examples),),
+    )
+
+
+def found_losses(outcome: Outcome) -> np.ndarray:
+    assert outcome.error is None, outcome.error
+    table = outcome.commits[0].table
+    assert table is not None
+    return np.array(table["loss"]).reshape(len(WINDOWS), -1)
+
+
+@check
+def an_evicted_model_leaves_the_device() -> None:
+    """Also one that is spread over devices, whose hooks are in reference cycles, with Python's collector off."""
+    with pretended(2) as gpu, collector_off():
+        for made in (on_gpu, spread):
+            held = Residents(2)
+            held._models[("x", "", "float32")] = Adapter(made()[0])  # as `adapter` keeps it
+            held.clear()
+            assert gpu.live[0] == gpu.live[1] == 0, made.__name__
+
+
+@check
+def a_sweep_goes_on_after_running_out_of_memory() -> None:
+    """In smaller batches, with the memory of the attempt that failed given back, with Python's collector off."""
+    with pretended() as gpu:
+        worker = Worker(Path(tempfile.mkdtemp()))
+        np.testing.assert_allclose(found_losses(worker.attempt(call())), _expected(), rtol=0, atol=1e-5)
+        held = gpu.live[0]
+    with pretended() as gpu, collector_off():
+        worker = Worker(Path(tempfile.mkdtemp()))
+        worker.attempt(call())
+        gpu.forget()
+        gpu.fail_at = 500
+        outcome = worker.attempt(call())
+        np.testing.assert_allclose(found_losses(outcome), _expected(), rtol=0, atol=1e-5)
+        assert outcome.measured["out_of_memory"] == 1
+        assert gpu.live[0] == held
+
+
+@check
+def a_load_that_runs_out_of_memory_is_tried_again() -> None:
+    """With batches as before, which are not at fault."""
+    with pretended() as gpu:
+        worker = Worker(Path(tempfile.mkdtemp()))
+        gpu.fail_at = 20
+        outcome = worker.attempt(call())
+        np.testing.assert_allclose(found_losses(outcome), _expected(), rtol=0, atol=1e-5)
+        assert outcome.measured["out_of_memory"] == 1
+        assert outcome.measured["batch_tokens"] == TOKENS
+
+
+@check
+def a_worker_plans_with_its_share_of_a_gpu() -> None:
+    with pretended(memory=10**6), mock.patch.dict("raysweep.models.memory._shares", clear=True):
+        hold_to_share("cuda", 0.5)
+        assert free_bytes("cuda") <= 500_000
+
+
+@check
+def batches_fit_into_the_memory_that_is_left() -> None:
+    with mock.patch("raysweep.studies.substitution.LOGIT_BYTES", 2**12):
+        with pretended() as gpu:
+            swept = pair(on_gpu())
+            held = gpu.live[0]
+            sweep_losses(swept, _examples(), WINDOWS, batch_tokens=4096)
+            limit = held + (gpu.peak[0] - held) // 2
+            del swept
+        with pretended(memory=limit):
+            found = sweep_losses(pair(on_gpu()), _examples(), WINDOWS, batch_tokens=4096)
+        np.testing.assert_allclose(found, _expected(), rtol=0, atol=1e-5)
+
+
+@check
+def a_deeper_streamed_model_starts_with_as_few_values() -> None:
+    written = []
+    for layers in (2, 6):
+        folder = tempfile.mkdtemp(prefix="raysweep-checks-")
+        build(DECODERS["llama"], num_hidden_layers=layers).save_pretrained(folder)
+        with Written() as values, mock.patch.object(Adapter, "_probe"):
+            StreamedModel(describe(folder))
+        written.append(values.n)
+    assert written[0] == written[1]
+
+
+class Written(TorchDispatchMode):
+    """Counts the values that operations write."""
+
+    n = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, torch.Tensor) and not out.is_meta and (func._schema.is_mutable or "randn" in str(func)):
+            self.n += out.numel()
+        return out

@@ -34,8 +34,9 @@ from raysweep.studies.windows import Window, windows_of_widths
 PREDICTING = DECODERS | WRAPPERS
 SAMPLE = ("llama", "gemma3n", "mixtral", "falcon", "bamba", "bert")
 TOKENS = 64
+TOLERANCE = 1e-5  # recurrent layers round by the addresses of what they read
 SEVERAL_STREAMS = ("gemma3n",)  # of states, and components are removed from one
-NOT_STREAMED = "zamba2"  # its layers share weights
+SHARED = "zamba2"  # its layers share weights: it is not streamed, and on two devices its own forward fails
 REMOVALS = [Removal((0,)), Removal((0, 1), "paper", "all", keep_mean=True)]
 
 
@@ -56,7 +57,8 @@ def test_a_sweep(kind: str, gpu: Machine, random_examples: Callable[..., list[Ex
     windows = windows_of_widths(pair.n_layers, [1, 2])
     expected = sweep_losses(pair, examples, windows, batch_tokens=TOKENS)
     pair = Pair(Adapter(to_gpu(base)), Adapter(to_gpu(tuned)))
-    np.testing.assert_array_equal(sweep_losses(pair, examples, windows, batch_tokens=TOKENS), expected)
+    found = sweep_losses(pair, examples, windows, batch_tokens=TOKENS)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("kind", kinds(PREDICTING, ENCODERS))
@@ -67,7 +69,7 @@ def test_a_capture(kind: str, gpu: Machine, random_examples: Callable[..., list[
     for how, states in zip(POOLINGS, expected, strict=True):
         found = capture_states(adapter, examples, pooling=how, batch_tokens=TOKENS).states
         assert found.device.type == "cpu"
-        assert torch.equal(found, states)
+        torch.testing.assert_close(found, states, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", kinds(PREDICTING))
@@ -95,10 +97,10 @@ def test_a_removal(
     expected = tables(Adapter(model))
     found = tables(Adapter(to_gpu(model)))
     for name, table in expected.items():
-        pd.testing.assert_frame_equal(found[name], table)
+        pd.testing.assert_frame_equal(found[name], table, rtol=0, atol=TOLERANCE)
 
 
-@pytest.mark.parametrize("kind", kinds({kind: tiny for kind, tiny in PREDICTING.items() if kind != NOT_STREAMED}))
+@pytest.mark.parametrize("kind", kinds({kind: tiny for kind, tiny in PREDICTING.items() if kind != SHARED}))
 def test_a_streamed_sweep(
     kind: str, gpu: Machine, tmp_path: Path, random_examples: Callable[..., list[Example]]
 ) -> None:
@@ -111,7 +113,7 @@ def test_a_streamed_sweep(
     with late(gpu) as streams:
         sources = [StreamedModel(describe(str(tmp_path / name)), device="cuda") for name in ("base", "tuned")]
         found = sweep_losses(StreamedPair.of(*sources), examples, windows, batch_tokens=TOKENS)
-    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCE)
     assert streams.errors == []
 
 
@@ -137,12 +139,14 @@ def spread(model: PreTrainedModel, cut: int) -> PreTrainedModel:
     return dispatch_model(model, device_map=place, main_device=0, skip_keys=keys, force_hooks=True)
 
 
-@pytest.mark.parametrize("kind", kinds(PREDICTING))
+@pytest.mark.parametrize("kind", kinds({kind: tiny for kind, tiny in PREDICTING.items() if kind != SHARED}))
 def test_a_sweep_spread_over_two(kind: str, two_gpus: Machine, random_examples: Callable[..., list[Example]]) -> None:
     base, tuned = build_pair(PREDICTING[kind])
     examples, pair = in_words(random_examples(5)), Pair(Adapter(base), Adapter(tuned))
     windows = windows_of_widths(pair.n_layers, [1, 2])
     expected = sweep_losses(pair, examples, windows, batch_tokens=TOKENS)
     pair = Pair(Adapter(spread(base, 1)), Adapter(spread(tuned, 3)))
-    assert two_gpus.live[0] and two_gpus.live[1]
-    np.testing.assert_array_equal(sweep_losses(pair, examples, windows, batch_tokens=TOKENS), expected)
+    assert two_gpus.live[0]
+    assert two_gpus.live[1]
+    found = sweep_losses(pair, examples, windows, batch_tokens=TOKENS)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCE)

@@ -1,5 +1,6 @@
 """Threads with BLAS in each: what they compute, and that BLAS is afterwards as it was."""
 
+import sys
 import threading
 
 import numpy as np
@@ -59,3 +60,15 @@ def test_without_blas_there_is_one_worker(monkeypatch):
     monkeypatch.setattr(blas_threads, "_blas", lambda: nothing)
     assert workers() == 1
     assert each(lambda index: index, 2) == [0, 1]
+
+
+def test_without_threadpoolctl_there_is_one_worker(monkeypatch):
+    monkeypatch.setitem(sys.modules, "threadpoolctl", None)
+    blas_threads._blas.cache_clear()
+    try:
+        assert workers() == 1
+        assert each(lambda index: index, 2) == [0, 1]
+        with single_threaded_blas():
+            assert workers() == 1
+    finally:
+        blas_threads._blas.cache_clear()

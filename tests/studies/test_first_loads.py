@@ -111,9 +111,12 @@ def test_losses_are_those_of_one_process(two, base, tmp_path, name):
 
 
 def made(device):
-    """Layers of 4 MiB each, 128 MiB in all."""
+    """Layers of 4 MiB each, 128 MiB in all; one more of a single row, and tables of which one is not stored."""
     with torch.device(device):
-        return nn.Sequential(*(nn.Linear(WIDTH, WIDTH, bias=False) for _ in range(LAYERS)))
+        model = nn.Sequential(*(nn.Linear(WIDTH, WIDTH, bias=False) for _ in range(LAYERS)), nn.Linear(WIDTH, 1))
+        model.register_buffer("table", torch.arange(5.0))
+        model.register_buffer("counts", torch.arange(3) + 7, persistent=False)
+    return model
 
 
 def peak():
@@ -129,23 +132,33 @@ def grow(rank):
     before = peak()
     model = load_on_first(lambda: made("cpu"), lambda: made("meta"))
     weights = Weights(model)
-    expected = [float(layer.weight[WIDTH // 2 * rank].sum()) for layer in model] if rank == 0 else None
+    first = [parameter[:1].detach().clone() for parameter in model.parameters()] if rank == 0 else []
     for layer in model:
         fully_shard(layer)
     fully_shard(model)
     weights.distribute(model, torch.device("cpu"))
     grown = peak() - before
-    rows = [float(layer.weight.to_local()[0].sum()) for layer in model]
-    return {"grown": grown, "rows": rows, "expected": expected}
+    matrices = [parameter.full_tensor() for parameter in model.parameters()]
+    same = all(torch.equal(matrix[:1], row) for matrix, row in zip(matrices, first, strict=False))
+    sums = [float(matrix.double().sum()) for matrix in matrices]
+    rows = [len(parameter.to_local()) for parameter in model.parameters()]
+    return {"grown": grown, "same": same, "sums": sums, "rows": rows, "tables": [b.tolist() for b in model.buffers()]}
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")
 def test_a_process_that_does_not_load_holds_its_shards_only(two):
     first, second = (told["grown"] for told in two)
     whole = LAYERS * WIDTH * WIDTH * 4 / MEBIBYTE
-    assert first["rows"] == first["expected"]
     assert first["grown"] > whole
     assert whole / 2 <= second["grown"] < 0.75 * whole
+
+
+def test_every_process_gets_its_rows_and_all_tables(two):
+    first, second = (told["grown"] for told in two)
+    assert first["same"]
+    assert first["sums"] == second["sums"]
+    assert (first["rows"][-2:], second["rows"][-2:]) == ([1, 1], [0, 0])
+    assert first["tables"] == second["tables"] == [[0, 1, 2, 3, 4], [7, 8, 9]]
 
 
 # --- one process --------------------------------------------------------------------------------------------------
