@@ -8,6 +8,7 @@ import pty
 
 import pytest
 
+from raysweep.cli_verbosity import Verbosity
 from raysweep.progress import Progress, Tally, duration
 
 
@@ -146,9 +147,15 @@ def test_in_a_terminal_every_kind_has_its_row(monkeypatch):
 
 def test_a_quarantined_worker_has_a_line_with_its_host_and_gpu(capsys):
     event = {
-        **{"event": "slot_quarantined", "worker": "worker 2", "host": "node7", "gpu": "3", "failures": 3},
-        **{"witness": "substitute m/d chunk 4", "error": "RuntimeError: CUDA error: misaligned address\nmore"},
-        **{"calls": [], "tasks": []},
+        "event": "slot_quarantined",
+        "worker": "worker 2",
+        "host": "node7",
+        "gpu": "3",
+        "failures": 3,
+        "witness": "substitute m/d chunk 4",
+        "error": "RuntimeError: CUDA error: misaligned address\nmore",
+        "calls": [],
+        "tasks": [],
     }
     with Progress(verbosity=Verbosity.QUIET) as progress:
         progress(event)

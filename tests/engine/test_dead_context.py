@@ -41,9 +41,8 @@ class Broken(Worker):
 class Several:
     """Workers in this process; a call that fails comes back before any that succeeds, as on real workers."""
 
-    about = {"executor": "test", "workers": 2}
-
     def __init__(self, *workers):
+        self.about = {"executor": "test", "workers": len(workers)}
         self.slots = [Slot(depth=2)] * len(workers)
         self.workers, self.calls = workers, [deque() for _ in workers]
         self.ran = Counter()
