@@ -8,6 +8,7 @@ import pty
 
 import pytest
 
+from raysweep.cli_verbosity import Verbosity
 from raysweep.progress import Progress, Tally, duration
 
 
@@ -142,3 +143,23 @@ def test_in_a_terminal_every_kind_has_its_row(monkeypatch):
     for part in ("1/4", "0.5/s", "4 s left", "[m]/d chunk 1", "substitution", "0/2"):
         assert part in last
     os.close(ours)
+
+
+def test_a_quarantined_worker_has_a_line_with_its_host_and_gpu(capsys):
+    event = {
+        "event": "slot_quarantined",
+        "worker": "worker 2",
+        "host": "node7",
+        "gpu": "3",
+        "failures": 3,
+        "witness": "substitute m/d chunk 4",
+        "error": "RuntimeError: CUDA error: misaligned address\nmore",
+        "calls": [],
+        "tasks": [],
+    }
+    with Progress(verbosity=Verbosity.QUIET) as progress:
+        progress(event)
+    assert capsys.readouterr().err.partition("] ")[2] == (
+        "warning: worker 2 on node7, GPU 3 gets no more calls: its last 3 failed, and 'substitute m/d chunk 4' completed on "
+        "another worker; its failure here: RuntimeError: CUDA error: misaligned address\n"
+    )

@@ -135,9 +135,10 @@ class LocalExecutor:
         return [outcome]
 
     def close(self) -> None:
-        """Drop queued calls and loaded models."""
+        """Drop queued calls and loaded models. With a dead CUDA context the models stay: freeing them there would raise."""
         self._calls.clear()
-        self._worker.unload()
+        if self._lost is None:
+            self._worker.unload()
 
 
 @contextmanager

@@ -78,9 +78,8 @@ class SlotHealth:
     def __init__(self) -> None:
         self.witnesses: dict[int, Call] = {}  # by suspended slot: the call that another slot is to try
         self._quarantined: set[int] = set()
-        self._failed: defaultdict[int, dict[str, Outcome]] = defaultdict(
-            dict
-        )  # by slot and call, since its latest success
+        # By slot and call, since the slot's latest success.
+        self._failed: defaultdict[int, dict[str, Outcome]] = defaultdict(dict)
         self._lost: defaultdict[int, set[str]] = defaultdict(set)  # calls by slot, since anybody's latest success
         self._proven: set[int] = set()  # slots whose latest call succeeded, or failed for its own reasons
 

@@ -49,7 +49,7 @@ def free_memory(*, collect: bool = True) -> None:
 def drop_locals(error: BaseException) -> None:
     """Clear the variables of the finished frames of an exception, and of those that it comes from: they hold tensors.
 
-    Its traceback still has every line.
+    Its traceback still has every line. What nested functions captured goes only with the exception.
     """
     waiting: list[BaseException | None] = [error]
     seen = set[int]()

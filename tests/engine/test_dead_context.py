@@ -24,6 +24,11 @@ class Broken(Worker):
     def __init__(self, folder, error, names="", after=0):
         super().__init__(folder)
         self.error, self.names, self.after = error, names, after
+        self.unloaded = False
+
+    def unload(self):
+        self.unloaded = True
+        super().unload()
 
     def _within_memory(self, call):
         if isinstance(call, ModelCall) and call.name.startswith(self.names):
@@ -36,9 +41,8 @@ class Broken(Worker):
 class Several:
     """Workers in this process; a call that fails comes back before any that succeeds, as on real workers."""
 
-    about = {"executor": "test", "workers": 2}
-
     def __init__(self, *workers):
+        self.about = {"executor": "test", "workers": len(workers)}
         self.slots = [Slot(depth=2)] * len(workers)
         self.workers, self.calls = workers, [deque() for _ in workers]
         self.ran = Counter()
@@ -122,7 +126,9 @@ def test_in_this_process_a_dead_context_ends_the_run_at_once(
         drive(config, backend=backend)
     assert "illegal memory access" in str(caught.value)
     assert "Run again, which continues from it" in str(caught.value)
-    assert backend.made[0]._worker.after == -1, "no other call was tried"
+    worker = backend.made[0]._worker
+    assert worker.after == -1, "no other call was tried"
+    assert not worker.unloaded, "which would raise on a dead context, in place of the reason"
     done = drive(config)
     assert done.failed == {}
     (failure,) = events_of(done, "call_retried", "call_failed")

@@ -152,7 +152,7 @@ def test_a_load_that_failed_holds_nothing(error, calls, monkeypatch, tmp_path):
     held, read = [], core_model_loading._materialize_copy
 
     def full_after_five(*arguments, **more):
-        if len(held) == 5:
+        if len(held) >= 5:
             raise type(error)(*error.args)
         tensor = read(*arguments, **more)
         held.append(weakref.ref(tensor))
@@ -161,7 +161,7 @@ def test_a_load_that_failed_holds_nothing(error, calls, monkeypatch, tmp_path):
     monkeypatch.setattr(core_model_loading, "_materialize_copy", full_after_five)
     outcome = Worker(tmp_path).attempt(capture)
     assert outcome.error is not None
-    assert len(held) == 5
+    assert len(held) >= 5
     assert alive(held) == 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import math
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -161,6 +162,27 @@ def a_sweep_waits_once_a_batch() -> None:
         few = waits(lambda: sweep_losses(swept, _examples(), WINDOWS[:2], batch_tokens=TOKENS), gpu)
         many = waits(lambda: losses(swept, TOKENS), gpu)
         assert many == few <= batches, gpu.waits
+
+
+@check
+def a_sweep_calls_blocks_and_head_as_often_as_its_states_need() -> None:
+    """Each distinct state takes each layer once, several in a call; each that ended takes the head once."""
+    rows = len(_examples()) * (max(example.length for example in _examples()) - 1)
+    stack = 4 * TOKENS // rows
+    taken = [tuple(layer in range(w.start, w.stop) for layer in range(LAYERS)) for w in WINDOWS]
+    blocks = 0
+    for layer in range(LAYERS):
+        states = {each[: layer + 1] for each in taken}
+        for in_base in (False, True):
+            blocks += math.ceil(sum(state[layer] == in_base for state in states) / stack)
+    with pretended() as gpu:
+        swept, logits = pair(on_gpu()), mock.Mock(side_effect=Adapter.logits)
+        gpu.forget()
+        with mock.patch.object(Adapter, "logits", lambda self, states: logits(self, states)):
+            losses(swept)
+        assert stack > 1
+        assert gpu.calls["attention"] == blocks
+        assert logits.call_count == len(set(taken))
 
 
 @check

@@ -64,7 +64,7 @@ class Machine:
         self.calls: Counter[str] = Counter()
         self.allocations = 0
         self.fail_at: int | None = None  # the allocation that runs out of memory
-        self.broken = False  # the context is dead: every operation raises
+        self.break_at: int | None = None  # the operation from which on the context is dead: every one raises
         self.current = 0
         self.known: weakref.WeakValueDictionary[int, Allocation] = weakref.WeakValueDictionary()
         self.pinned: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
@@ -103,7 +103,7 @@ class Machine:
 
     def check(self) -> None:
         """Raise what a dead context raises."""
-        if self.broken:
+        if self.break_at is not None and self.operations >= self.break_at:
             raise torch.AcceleratorError(
                 "CUDA error: an illegal memory access was encountered\n"
                 "CUDA kernel errors might be asynchronously reported at some other API call, so the stacktrace below might be "

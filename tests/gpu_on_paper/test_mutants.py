@@ -69,6 +69,12 @@ MUTANTS = {
     "every change's losses are waited for": Mutant(
         f"{S}substitution", "return placed.means(nll)", "return placed.means(nll).cpu()", "a_sweep_waits_once_a_batch"
     ),
+    "states pass a block one by one": Mutant(
+        f"{S}substitution",
+        "max(1, batch_tokens // padded[i].numel())",
+        "1",
+        "a_sweep_calls_blocks_and_head_as_often_as_its_states_need",
+    ),
     "labels are copied and waited for": Mutant(
         f"{S}labels",
         "to_device(self._positions, device).unbind()",

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from architectures import DECODERS, ENCODERS, WRAPPERS, build, build_pair
-from pretend import Machine, OnGpu, to_gpu
+from pretend import Machine, OnGpu, line, to_gpu
 from streams import late
 from test_architectures import kinds, spread
 from torch.overrides import TorchFunctionMode
@@ -43,13 +43,17 @@ PREDICTING = DECODERS | WRAPPERS
 TOKENS = 64
 Draw = Callable[..., list[Example]]
 
-# Lines of transformers that make the host wait, by file: `forward`, for each forward around the blocks (one for each
-# recording and each part of a head call); `block`, for each call of a block, by the architectures that do so.
+# Files of transformers' whose lines make the host wait. For each forward around the blocks (a recording, a part of a head call):
 FORWARD = {
-    "transformers/masking_utils.py",  # whether texts are packed, whether anything is padded
+    "transformers/masking_utils.py",  # whether texts are packed (find_packed_sequence_indices), whether anything is padded
     "transformers/modeling_rope_utils.py",  # how long the longest text is
+    "transformers/modeling_utils.py",  # whether padding lacks a mask (warn_if_padding_and_no_attention_mask)
 }
-BLOCK: dict[str, tuple[str, ...]] = {}
+# For each call of a block, by the architectures that do it:
+BLOCK = {
+    "transformers/models/gemma3n/modeling_gemma3n.py": ("gemma3n",),  # an MLP's sparsity, as a tensor (_gaussian_topk)
+    "transformers/models/falcon/modeling_falcon.py": ("falcon", "falcon_alibi"),  # a list as an index (_split_heads)
+}
 
 
 def texts(draw: Draw, n: int = 6) -> list[Example]:
@@ -204,13 +208,14 @@ def test_similarity_on_a_device_waits_at_its_end_alone(gpu: Machine) -> None:
 
 
 class _Reads(TorchDispatchMode):
-    """Counts what hands a tensor's values to the host: on a device, the host would wait each time."""
+    """Counts where raysweep's lines hand a tensor's values to the host: on a device, the host would wait each time."""
 
     count = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         aten = torch.ops.aten
-        self.count += func in (aten._local_scalar_dense.default, aten.equal.default, aten.bincount.default)
+        reads = func in (aten._local_scalar_dense.default, aten.equal.default, aten.bincount.default)
+        self.count += reads and line().startswith("raysweep/")
         return func(*args, **(kwargs or {}))
 
 
