@@ -67,13 +67,10 @@ def test_other_failures_leave_the_context_alive(error):
 
 
 def test_what_an_error_was_raised_from_counts():
-    try:
-        try:
-            raise RuntimeError("CUDA error: misaligned address")
-        except RuntimeError as error:
-            raise InputError("the checkpoint cannot be loaded") from error
-    except InputError as error:
-        assert dead_context(error, "cpu") == "RuntimeError: CUDA error: misaligned address"
+    cause = RuntimeError("CUDA error: misaligned address")
+    with pytest.raises(InputError) as raised:
+        raise InputError("the checkpoint cannot be loaded") from cause
+    assert dead_context(raised.value, "cpu") == "RuntimeError: CUDA error: misaligned address"
 
 
 class Device:
@@ -111,10 +108,12 @@ def test_a_probe_that_runs_out_of_memory_finds_a_live_context(monkeypatch):
 
 def test_a_probe_is_not_misled_by_the_failure_that_led_to_it(monkeypatch):
     Device(monkeypatch, RuntimeError("CUDA error: initialization error"))
+    found = []
     try:
         raise torch.OutOfMemoryError("CUDA out of memory.")
-    except RuntimeError as error:
-        assert dead_context(error, "cuda") == "RuntimeError: CUDA error: initialization error"
+    except RuntimeError as error:  # while it is handled, an error of the probe has it as its context
+        found.append(dead_context(error, "cuda"))
+    assert found == ["RuntimeError: CUDA error: initialization error"]
 
 
 def test_without_cuda_nothing_is_probed():
