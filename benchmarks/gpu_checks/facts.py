@@ -21,9 +21,10 @@ import torch
 from gpu_checks import memory, models
 from gpu_checks.record import Setup
 from raysweep.engine.calls import SubstituteCall
+from raysweep.engine.device_failure import dead_context
 from raysweep.engine.memory import Budgets
 from raysweep.models.adapter import Adapter
-from raysweep.models.machine_errors import is_machine_error, is_out_of_memory
+from raysweep.models.machine_errors import is_out_of_memory
 from raysweep.models.memory import free_bytes, held_bytes
 from raysweep.models.release import drop_locals, free_memory
 from raysweep.studies import substitution
@@ -49,7 +50,7 @@ STATE = ("torch.compile: compiled frames", "torch settings that changed")
 STICKY = (
     "sticky error: later calls that succeed",
     "sticky error: taken for out of memory",
-    "sticky error: not taken for the machine's",
+    "sticky error: not recognised as a dead context",
 )
 _NEEDS_CUDA = "needs a CUDA device"
 _LOSS = 1e-2  # share of the loss, in bfloat16 with batches of another size
@@ -214,7 +215,7 @@ def check_state(setup: Setup) -> None:
 
 
 def check_sticky(setup: Setup) -> None:
-    """Provoke a device-side assertion in a process of its own: every later call must fail, and not as out of memory."""
+    """Provoke a device-side assertion in a process of its own: every later call must fail, with an error that says why."""
     if not setup.cuda:
         for name in STICKY:
             setup.missing(name, _NEEDS_CUDA)
@@ -222,7 +223,7 @@ def check_sticky(setup: Setup) -> None:
     found = _child(setup, "sticky")
     setup.add(STICKY[0], found["succeeded"], limit=0)
     setup.add(STICKY[1], found["out of memory"], limit=0, note=found["error"])
-    setup.add(STICKY[2], found["not the machine's"], limit=0, note=found["error"])
+    setup.add(STICKY[2], found["not recognised"], limit=0, note=found["error"])
 
 
 def _child(setup: Setup, task: str) -> dict[str, Any]:
@@ -271,7 +272,7 @@ def _sticky(setup: Setup) -> dict[str, Any]:
     return {
         "succeeded": succeeded,
         "out of memory": sum(map(is_out_of_memory, errors)),
-        "not the machine's": sum(not is_machine_error(error) for error in errors),
+        "not recognised": sum(not dead_context(error, setup.device) for error in errors),
         "error": " ".join(str(errors[0]).split())[:120] if errors else "",
     }
 
