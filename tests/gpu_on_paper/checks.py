@@ -33,8 +33,11 @@ from raysweep.models.checkpoint import describe
 from raysweep.models.memory import free_bytes, hold_to_share
 from raysweep.models.same import NOTHING
 from raysweep.models.stream import StreamedModel
+from raysweep.studies.call_memory import TokenBytes
 from raysweep.studies.capture import capture_states
 from raysweep.studies.generation import generate_text
+from raysweep.studies.passes import most_states
+from raysweep.studies.process_state import restored_process_state
 from raysweep.studies.streamed import StreamedPair
 from raysweep.studies.substitution import Pair, sweep_losses
 from raysweep.studies.windows import Window, windows_of_widths
@@ -326,3 +329,41 @@ class Written(TorchDispatchMode):
         if isinstance(out, torch.Tensor) and not out.is_meta and (func._schema.is_mutable or "randn" in str(func)):
             self.n += out.numel()
         return out
+
+
+@check
+def a_dead_context_takes_no_more_calls() -> None:
+    with pretended() as gpu:
+        worker = Worker(Path(tempfile.mkdtemp()))
+        gpu.break_at = 300
+        assert worker.attempt(call()).failure == "lost"
+        operations = gpu.operations
+        assert worker.attempt(call()).failure == "lost"
+        assert gpu.operations == operations
+
+
+@check
+def a_sweep_takes_no_more_memory_than_reckoned() -> None:
+    rows, longest = len(_examples()), max(example.length for example in _examples()) - 1
+    with pretended() as gpu, mock.patch("raysweep.studies.substitution.LOGIT_BYTES", 2**12):
+        swept = pair(on_gpu())
+        token, states = TokenBytes.of_model(swept.tuned), most_states(LAYERS, WINDOWS)
+        gpu.forget()
+        held, tokens = gpu.live[0], rows * longest
+        losses(swept, tokens)
+        waiting = tokens * (states * token.state + longest * token.mask)
+        reckoned = waiting + token.at_work(tokens, longest, states, tokens) + 3 * 2**12
+        assert gpu.peak[0] - held <= reckoned
+
+
+@check
+def a_training_leaves_torchs_settings() -> None:
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.fp32_precision, cudnn.benchmark
+    try:
+        with restored_process_state():
+            matmul.fp32_precision = "tf32"
+            cudnn.benchmark = not before[1]
+        assert (matmul.fp32_precision, cudnn.benchmark) == before
+    finally:
+        matmul.fp32_precision, cudnn.benchmark = before

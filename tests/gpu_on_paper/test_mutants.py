@@ -111,6 +111,18 @@ MUTANTS = {
         "place.set(place.view(flat).copy_(torch.randn(place.empty.shape)))\n        try:",
         "a_deeper_streamed_model_starts_with_as_few_values",
     ),
+    "a worker goes on with a dead context": Mutant(
+        "raysweep.engine.work",
+        'failure="lost" if self._dead else failure',
+        "failure=failure",
+        "a_dead_context_takes_no_more_calls",
+    ),
+    "products of the MLP take no memory": Mutant(
+        f"{S}call_memory", "4 * self.widest", "0 * self.widest", "a_sweep_takes_no_more_memory_than_reckoned"
+    ),
+    "tf32 stays on after a training": Mutant(
+        f"{S}process_state", "_random, _flags, _precision):", "_random, _flags):", "a_training_leaves_torchs_settings"
+    ),
 }
 
 
