@@ -153,13 +153,29 @@ def begin_reading(source: str, reader: WeightReader) -> None:
 
     Does nothing if the checkpoint is elsewhere or has an error, which `describe` reports.
     """
-    with suppress(InputError, OSError):
-        folder = Path(lab.resolve(source)).expanduser()
-        if folder.is_dir():
+    with suppress(InputError, OSError, ValueError):  # ValueError: a name that the hub does not allow
+        folder = _find_here(source)
+        if folder is not None:
             check_file_sizes(folder)
             adapter = (folder / "adapter_config.json").exists()
             for path in weight_files(folder, source, adapter=adapter):
                 reader.begin(path, source, adapter=adapter)
+
+
+def _find_here(source: str) -> Path | None:
+    """The folder of a checkpoint that is on this machine, if only in the hub's cache. Asks no network."""
+    folder = Path(lab.resolve(source)).expanduser()
+    if folder.is_dir():
+        return folder
+    if source.startswith((".", "/", "~", lab.SCHEME)) or source.count("/") != 1:
+        return None
+    from huggingface_hub import try_to_load_from_cache
+
+    for name in ("config.json", "adapter_config.json"):
+        path = try_to_load_from_cache(source, name)
+        if isinstance(path, str):
+            return Path(path).parent
+    return None
 
 
 def fingerprint_of(folder: Path, source: str) -> str | None:

@@ -80,7 +80,7 @@ class DigestCache:
             return None
         path = self._folder / name
         try:
-            handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+            handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
             with open(handle, "rb") as file:  # noqa: PTH123 - of the handle that was checked
                 found = os.fstat(handle)
                 if not stat.S_ISREG(found.st_mode) or not _owned_alone(found) or found.st_size > MOST_BYTES:
