@@ -1,6 +1,6 @@
 """The first plan of a run and the second one, whose weights have not changed: seconds, CPU seconds, and bytes of weights read.
 
-Both are `raysweep plan` in a process of its own; the first has an empty cache of digests. Pages of the weight files are
+Both are `raysweep plan` in a process of its own, next to one that only imports torch and transformers; the first has an empty cache of digests. Pages of the weight files are
 dropped from the page cache before each plan and counted after it, however they were read. By default the checkpoints are
 a made-up base and tuned model; --base and --tuned take others. Needs 2.5 GB of disk.
 """
@@ -31,6 +31,7 @@ from raysweep.models.weights import weight_files
 
 CONFIG = {"hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 12, "num_attention_heads": 16}
 READ_AHEAD = 2**20  # bytes after the header that the kernel may read with it
+IMPORTS = "import torch, transformers.modeling_utils"
 SETTLED = 3.0  # seconds until a new file's digests are kept
 
 
@@ -48,18 +49,19 @@ def main() -> None:
         print(f"{sum(path.stat().st_size for path in files) / 1e9:.2f} GB of weights in {len(files)} files")
         config = write_config(folder, base, tuned)
         time.sleep(SETTLED)
-        sides: dict[str, list[tuple[float, float, int]]] = {"first": [], "second": []}
+        sides: dict[str, list[tuple[float, float, int]]] = {"first plan": [], "second plan": [], "imports alone": []}
         for _ in range(asked.rounds):
             shutil.rmtree(folder / "cache", ignore_errors=True)
-            for side in sides.values():
-                side.append(planned(config, folder / "cache", files))
+            for name, side in sides.items():
+                command = ["-c", IMPORTS] if name == "imports alone" else ["-m", "raysweep", "plan", str(config)]
+                side.append(timed(command, folder / "cache", files))
         for name, found in sides.items():
             seconds, cpu, read = zip(*found, strict=True)
-            print(
-                f"{name} plan: {spread(list(seconds))} s, CPU {spread(list(cpu))} s, {max(read):,} bytes of weights read"
-            )
-        ratios = [one[0] / two[0] for one, two in zip(*sides.values(), strict=True)]
-        print(f"first ÷ second: {spread(ratios)}")
+            print(f"{name}: {spread(list(seconds))} s, CPU {spread(list(cpu))} s, {max(read):,} bytes of weights read")
+        for what, at in (("seconds", 0), ("CPU seconds", 1)):
+            rounds = list(zip(*([each[at] for each in side] for side in sides.values()), strict=True))
+            print(f"first ÷ second, {what}: {spread([one / two for one, two, _ in rounds])}")
+            print(f"  second without imports: {spread([two - alone for _, two, alone in rounds])} s")
     print(machine())
 
 
@@ -87,8 +89,8 @@ def write_config(folder: Path, base: str, tuned: str) -> Path:
     return path
 
 
-def planned(config: Path, cache: Path, files: list[Path]) -> tuple[float, float, int]:
-    """Plan in a new process; seconds, CPU seconds, and bytes of weights that came into the page cache."""
+def timed(arguments: list[str], cache: Path, files: list[Path]) -> tuple[float, float, int]:
+    """Run Python with these arguments; seconds, CPU seconds, and bytes of weights that came into the page cache."""
     for path in files:
         handle = os.open(path, os.O_RDONLY)
         os.fsync(handle)
@@ -98,8 +100,7 @@ def planned(config: Path, cache: Path, files: list[Path]) -> tuple[float, float,
         raise SystemExit(f"{left} bytes of weights stay in the page cache; use a TMPDIR on a disk")
     own_cache = {"RAYSWEEP_DIGEST_CACHE": "on", "RAYSWEEP_CACHE": str(cache)}
     before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    command = [sys.executable, "-m", "raysweep", "plan", str(config)]
-    subprocess.run(command, env=os.environ | own_cache, check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([sys.executable, *arguments], env=os.environ | own_cache, check=True, stdout=subprocess.DEVNULL)
     seconds, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return seconds, cpu, sum(map(resident, files))
