@@ -17,7 +17,7 @@ def kinds(*tables: dict[str, object]) -> list[object]:
 
 
 def spread(model: PreTrainedModel, cut: int) -> PreTrainedModel:
-    """The model over two GPUs, the layers from `cut` on with norm and head on the second, as accelerate does it."""
+    """The model over two GPUs, with the layers from `cut` on on the second, as accelerate does it."""
     path, n = block_path(model), len(model.get_submodule(block_path(model)))
     place: dict[str, int] = {}
 
