@@ -434,6 +434,18 @@ def test_checkpoints_are_read_at_the_same_time(
     assert found == [describe(str(folder)) for folder in folders]
 
 
+def test_a_checkpoint_in_the_hubs_cache_is_read_ahead(
+    tmp_path: Path, open_reader: WeightReader, reads: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = hub(tmp_path)
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda source, name: str(folder / name))
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda source, **_: str(folder))
+    begin_reading("owner/name", open_reader)
+    open_reader.contents(folder / "model.safetensors")
+    assert describe("owner/name", reader=open_reader).digests == describe(str(folder)).digests
+    assert len(reads) == 2, "one ahead, one of the plain description"
+
+
 def test_what_is_wrong_is_reported_when_a_checkpoint_is_described(tmp_path: Path, open_reader: WeightReader) -> None:
     path = save(tmp_path / "a")
     path.write_bytes(path.read_bytes()[:-1])
