@@ -61,6 +61,7 @@ class Dispatcher:
         self._free: dict[int, float] = {}
         self._run_pace, self._load_pace = _Pace(), _Pace()
         self._health = SlotHealth()
+        self._failed_on: dict[str, set[int]] = {}  # by call: the slots on which it failed
 
     def cost(self, call: Call) -> CallCost:
         """What the call takes, or the piece of one."""
@@ -88,10 +89,12 @@ class Dispatcher:
     ) -> None:
         """Hand out and collect until nothing is left; `take` gets what came of each call, once it is off the books.
 
-        `quarantined` gets each slot that is found to be to blame for failures; it gets no more calls. Raises RunError if no
-        worker can run anything.
+        `quarantined` gets each slot that is found to be to blame for failures; it gets no more calls. A call that failed on
+        a slot goes to one on which it has not failed, as long as there is one. Raises RunError if no worker can run anything,
+        and calls wait that have not been tried.
         """
         self._health = SlotHealth()
+        self._failed_on.clear()
         while self._hand_out(executor):
             for outcome in executor.collect():
                 index = self._ended(outcome)
@@ -101,7 +104,7 @@ class Dispatcher:
                     quarantined(found.close(executor))
                 if not self._health.may_work(index):
                     self.queue.forget(index)  # others need not leave its group to it
-                if verdict.nothing_works:
+                if verdict.nothing_works and any(call.name not in self._failed_on for call in self.queue.waiting()):
                     raise RunError(nothing_works(outcome))
 
     def _hand_out(self, executor: Executor) -> int:
@@ -116,7 +119,10 @@ class Dispatcher:
                     continue
                 pace = self._load_pace.ratio / self._run_pace.ratio
                 witness = self._witness(index) if slot.models else None
-                call = witness or queue.take(index, slot, in_flight=depth, slots=len(slots), load_pace=pace)
+                avoid = self._left_to_others(index, able)
+                call = witness or queue.take(
+                    index, slot, in_flight=depth, slots=len(slots), load_pace=pace, avoid=avoid
+                )
                 if call is None:
                     continue
                 if call.affinity and not depth and not witness:
@@ -124,16 +130,35 @@ class Dispatcher:
                 self._submit(executor, index, call)
                 if not executor.slots[index].models:
                     queue.forget(index)  # it could not be replaced, or only makes tables
+        if not self._in_flight:
+            self._hand_out_one(executor)
         return len(self._in_flight)
+
+    def _hand_out_one(self, executor: Executor) -> None:
+        """Hand out a call that each worker would leave to another one, as nobody works."""
+        able = _running_models(executor)
+        for index in filter(self._health.may_work, able):
+            avoid = self._left_to_others(index, able)
+            call = next((call for call in self.queue.waiting() if call.name not in avoid), None)
+            if call is not None:
+                self.queue.give(index, call)
+                self._submit(executor, index, call)
+                return
+
+    def _left_to_others(self, index: int, able: list[int]) -> set[str]:
+        """The calls that failed on this slot, and have not failed on each of the others that work."""
+        others = {other for other in able if other != index and self._health.may_work(other)}
+        return {name for name, slots in self._failed_on.items() if index in slots and not others <= slots}
 
     def _witness(self, index: int) -> Call | None:
         """The call of a suspended slot that this worker is to try next; None if there is none."""
         for suspended, call in list(self._health.witnesses.items()):
             if call.name in self._in_flight or not self._health.may_try(index, call):
                 continue
-            if self.queue.drop(lambda waiting, name=call.name: waiting.name == name):  # type: ignore[misc]
-                self.queue.held(index).use(call.affinity)
-                return call
+            waiting = next((each for each in self.queue.waiting() if each.name == call.name), None)
+            if waiting is not None:
+                self.queue.give(index, waiting)
+                return waiting
             self._health.release(suspended)  # it is not needed any more, or was cut: nothing can be learnt from it
         return None
 
@@ -178,6 +203,10 @@ class Dispatcher:
         call = outcome.call
         index, _ = self._in_flight.pop(call.name)
         self._count[index] -= 1
+        if outcome.error is None:
+            self._failed_on.pop(call.name, None)
+        elif outcome.failure != "unstarted" and call.affinity:
+            self._failed_on.setdefault(call.name, set()).add(index)
         if outcome.failure in ("lost", "unstarted") and outcome.error is not None:
             self.queue.forget(index)
         elif call.affinity and outcome.error is None:
