@@ -36,6 +36,7 @@ class Dispatcher:
     `costs` tells what a call takes, `may_cut` which ones may be cut; `started` and `was_cut` are told of both as it
     happens. How much slower than reckoned calls and loads are is learnt from those that have ended. Calls run for at least
     `call_deadline` seconds before they count as hung; `is_timed` says whose costs are measured and not nominal.
+    `lost_before` names calls that lost a worker in an earlier start of this run.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class Dispatcher:
         may_cut: Callable[[Call], bool] = lambda call: True,
         call_deadline: float | None = None,
         is_timed: Callable[[Call], bool] = lambda call: True,
+        lost_before: Iterable[str] = (),
         started: Callable[[Call], None] = nothing_said,
         was_cut: Callable[[Call, list[Call]], None] = never_cut,
         clock: Callable[[], float] = time.monotonic,
@@ -60,8 +62,8 @@ class Dispatcher:
         self._count: dict[int, int] = {}
         self._free: dict[int, float] = {}
         self._run_pace, self._load_pace = _Pace(), _Pace()
-        self._health = SlotHealth()
-        self._failed_on: dict[str, set[int]] = {}  # by call: the slots on which it failed
+        self._lost_before = frozenset(lost_before)
+        self._health = SlotHealth(self._lost_before)
 
     def cost(self, call: Call) -> CallCost:
         """What the call takes, or the piece of one."""
@@ -93,8 +95,7 @@ class Dispatcher:
         a slot goes to one on which it has not failed, as long as there is one. Raises RunError if no worker can run anything,
         and calls wait that have not been tried.
         """
-        self._health = SlotHealth()
-        self._failed_on.clear()
+        self._health = SlotHealth(self._lost_before)
         while self._hand_out(executor):
             for outcome in executor.collect():
                 index = self._ended(outcome)
@@ -104,7 +105,7 @@ class Dispatcher:
                     quarantined(found.close(executor))
                 if not self._health.may_work(index):
                     self.queue.forget(index)  # others need not leave its group to it
-                if verdict.nothing_works and any(call.name not in self._failed_on for call in self.queue.waiting()):
+                if verdict.nothing_works and self._untried_wait():
                     raise RunError(nothing_works(outcome))
 
     def _hand_out(self, executor: Executor) -> int:
@@ -119,7 +120,7 @@ class Dispatcher:
                     continue
                 pace = self._load_pace.ratio / self._run_pace.ratio
                 witness = self._witness(index) if slot.models else None
-                avoid = self._left_to_others(index, able)
+                avoid = self._health.leaves(index, able)
                 call = witness or queue.take(
                     index, slot, in_flight=depth, slots=len(slots), load_pace=pace, avoid=avoid
                 )
@@ -138,17 +139,16 @@ class Dispatcher:
         """Hand out a call that each worker would leave to another one, as nobody works."""
         able = _running_models(executor)
         for index in filter(self._health.may_work, able):
-            avoid = self._left_to_others(index, able)
+            avoid = self._health.leaves(index, able)
             call = next((call for call in self.queue.waiting() if call.name not in avoid), None)
             if call is not None:
                 self.queue.give(index, call)
                 self._submit(executor, index, call)
                 return
 
-    def _left_to_others(self, index: int, able: list[int]) -> set[str]:
-        """The calls that failed on this slot, and have not failed on each of the others that work."""
-        others = {other for other in able if other != index and self._health.may_work(other)}
-        return {name for name, slots in self._failed_on.items() if index in slots and not others <= slots}
+    def _untried_wait(self) -> bool:
+        tried = self._health.failed_on.keys() | self._lost_before
+        return any(call.name not in tried for call in self.queue.waiting())
 
     def _witness(self, index: int) -> Call | None:
         """The call of a suspended slot that this worker is to try next; None if there is none."""
@@ -203,10 +203,6 @@ class Dispatcher:
         call = outcome.call
         index, _ = self._in_flight.pop(call.name)
         self._count[index] -= 1
-        if outcome.error is None:
-            self._failed_on.pop(call.name, None)
-        elif outcome.failure != "unstarted" and call.affinity:
-            self._failed_on.setdefault(call.name, set()).add(index)
         if outcome.failure in ("lost", "unstarted") and outcome.error is not None:
             self.queue.forget(index)
         elif call.affinity and outcome.error is None:
