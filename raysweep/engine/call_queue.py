@@ -104,10 +104,7 @@ class CallQueue:
             seconds, own, held, others, lambda needed: self.load_seconds(needed) * load_pace, busy=in_flight > 0
         )
         call = None if group is None else self.first(group, avoid)
-        if (
-            call is None
-            or not may_queue_behind(in_flight, self.seconds, slots, self._costs(call).seconds)
-        ):
+        if call is None or not may_queue_behind(in_flight, self.seconds, slots, self._costs(call).seconds):
             self._declined[index, in_flight] = self._changes
             return None
         for depth in range(slot.depth):

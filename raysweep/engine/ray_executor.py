@@ -236,7 +236,9 @@ class RayExecutor:
 
     def _retire(self, index: int, call: Call, error: RunError) -> None:
         place = self._places[index]
-        if not isinstance(error, _BrokenGpuError):  # one that lives keeps its broken GPU, so that no other worker gets it
+        if not isinstance(
+            error, _BrokenGpuError
+        ):  # one that lives keeps its broken GPU, so that no other worker gets it
             self._drop(place)
         self.slots[index] = Slot(models=False, results=False)
         if not any(slot.models == place.slot.models and slot.models | slot.results for slot in self.slots):

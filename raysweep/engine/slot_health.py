@@ -65,7 +65,13 @@ class Quarantine:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for the log."""
-        return {"slot": self.slot, **self.where, "failures": self.failures, "witness": self.witness, "error": self.error}
+        return {
+            "slot": self.slot,
+            **self.where,
+            "failures": self.failures,
+            "witness": self.witness,
+            "error": self.error,
+        }
 
 
 @dataclass(frozen=True)
