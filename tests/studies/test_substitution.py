@@ -137,6 +137,31 @@ def test_as_many_layer_applications_are_done_as_are_planned(
         assert len(counter.calls) < 2 * layers + 1, "all states of a layer go through it in one call"
 
 
+@pytest.mark.parametrize("rows_at_a_time", [None, 7, 1])
+def test_all_ended_states_of_a_batch_take_each_head_in_one_call_if_the_budget_holds_them(
+    rows_at_a_time: int | None, tiny_pair: Pairs, random_examples: Draw, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pair = Pair(*map(Adapter, tiny_pair("llama", 4)))
+    examples, windows = random_examples(5), windows_of_widths(4, [1, 4])
+    expected = sweep_losses(pair, examples, windows)
+    calls: list[tuple[Adapter, int]] = []
+    logits = Adapter.logits
+
+    def noted(self: Adapter, states: torch.Tensor) -> torch.Tensor:
+        calls.append((self, len(states)))
+        return logits(self, states)
+
+    monkeypatch.setattr(Adapter, "logits", noted)
+    if rows_at_a_time is not None:
+        monkeypatch.setattr("raysweep.studies.substitution.LOGIT_BYTES", 4 * 320 * rows_at_a_time + 1)
+    np.testing.assert_allclose(sweep_losses(pair, examples, windows), expected, rtol=0, atol=TOLERANCE)
+    labels = sum(example.n_tokens for example in examples)
+    states = len(windows) * labels
+    assert sum(rows for _, rows in calls) == states
+    assert len(calls) == (1 if rows_at_a_time is None else -(-states // rows_at_a_time))
+    assert {adapter for adapter, _ in calls} == {pair.tuned}
+
+
 def test_a_merged_adapter_is_swept_as_any_other_tuned_model(
     tiny: Callable[..., PreTrainedModel], random_examples: Draw, tmp_path: Path
 ) -> None:
