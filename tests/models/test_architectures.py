@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 import transformers as hf
-from architectures import DECODERS, ENCODERS, VOCABULARY, WRAPPERS, build, build_pair
+from architectures import DECODERS, ENCODERS, REPLAYED, VOCABULARY, WRAPPERS, build, build_pair
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
@@ -28,7 +28,6 @@ from raysweep.models.surgery import substitute
 from raysweep.studies.critical import Critical
 
 PREDICTING = DECODERS | WRAPPERS
-REPLAYED = {"gemma3n"}  # merges its streams behind the last block, so a head call runs the whole forward with stubs
 
 
 def tokens(rows: int = 3, length: int = 17) -> torch.Tensor:

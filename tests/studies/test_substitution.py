@@ -25,6 +25,7 @@ from raysweep.models.adapter import Adapter
 from raysweep.models.checkpoint import describe
 from raysweep.models.loading import load_model, load_tokenizer
 from raysweep.notebook import sweep_windows
+from raysweep.studies.interventions import Intervention
 from raysweep.studies.schedule import layer_applications
 from raysweep.studies.substitution import Pair, Work, sweep_losses
 from raysweep.studies.windows import Window, windows_of_widths
@@ -142,7 +143,7 @@ def test_all_ended_states_of_a_batch_take_each_head_in_one_call_if_the_budget_ho
     rows_at_a_time: int | None, tiny_pair: Pairs, random_examples: Draw, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pair = Pair(*map(Adapter, tiny_pair("llama", 4)))
-    examples, windows = random_examples(5), windows_of_widths(4, [1, 4])
+    examples, windows = random_examples(5), [*windows_of_widths(4, [1]), Intervention("reverse", (1,))]
     expected = sweep_losses(pair, examples, windows)
     calls: list[tuple[Adapter, int]] = []
     logits = Adapter.logits
@@ -156,10 +157,10 @@ def test_all_ended_states_of_a_batch_take_each_head_in_one_call_if_the_budget_ho
         monkeypatch.setattr("raysweep.studies.substitution.LOGIT_BYTES", 4 * 320 * rows_at_a_time + 1)
     np.testing.assert_allclose(sweep_losses(pair, examples, windows), expected, rtol=0, atol=TOLERANCE)
     labels = sum(example.n_tokens for example in examples)
-    states = len(windows) * labels
-    assert sum(rows for _, rows in calls) == states
-    assert len(calls) == (1 if rows_at_a_time is None else -(-states // rows_at_a_time))
-    assert {adapter for adapter, _ in calls} == {pair.tuned}
+    for adapter, ended in ((pair.base, 1), (pair.tuned, len(windows) - 1)):
+        rows = [n for each, n in calls if each is adapter]
+        assert sum(rows) == ended * labels
+        assert len(rows) == (1 if rows_at_a_time is None else -(-ended * labels // rows_at_a_time))
 
 
 def test_a_merged_adapter_is_swept_as_any_other_tuned_model(
