@@ -234,6 +234,8 @@ WRAPPERS: dict[str, Tiny] = {  # a language model beside towers for other input;
     ),
 }
 
+REPLAYED = {"gemma3n"}  # merges its streams behind the last block, so a head call runs the whole forward with stubs
+
 ENCODERS: dict[str, Tiny] = {
     "bert": Tiny(
         "BertConfig", "encoder.layer", _ROTARY, ("BertModel", "BertForMaskedLM", "BertForSequenceClassification")

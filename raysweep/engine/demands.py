@@ -163,7 +163,7 @@ class Demands:
         largest = min(max(tokens, default=0), call.loading.batch_tokens)
         both = max(before + behind for before, behind in pairwise(counts))  # while a layer is applied
         beside = largest * token.state * (both - max(counts))
-        labels = max((example.n_tokens for example in call.examples), default=0)
+        labels = len(plan.ends) * sum(example.n_tokens for example in call.examples)
         logits = min(LOGIT_BYTES, 4 * vocabulary_size(call.base.config) * labels)
         held = max(tokens, default=0) * token.state * max(counts)
         longest = max((example.length - 1 for example in call.examples), default=0)

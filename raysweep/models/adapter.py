@@ -1,9 +1,10 @@
 """Calling a model's decoder layers one by one, on any architecture that transformers builds from a list of blocks.
 
-The model's own forward is the only authority on what surrounds the blocks. It is run with its blocks swapped for stubs:
-once to record what each block would be called with (masks, rotary tables, whatever the architecture passes), and once
-with the last stub handing in finished states, so that the model's own norm, head and soft-capping make the logits. The
-adapter alone knows whether a block returns a tensor or a tuple. Loading is loading.py's.
+The model's own forward is the only authority on what surrounds the blocks. It is run with its blocks swapped for stubs to
+record what each block would be called with (masks, rotary tables, whatever the architecture passes). The model's own norm,
+head and soft-capping make the logits: called directly (head.py) if the probe finds that this gives the same bits, else in
+another run whose last stub hands in finished states. The adapter alone knows whether a block returns a tensor or a tuple.
+Loading is loading.py's.
 
 Some blocks hand more than states on: keys and values that later blocks attend to (Gemma 3n and 4). Who sends several
 states through one recording keeps these apart (`shared` of apply_block). Any other way in which blocks could reach each
@@ -18,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from inspect import signature
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +31,7 @@ from raysweep.models.alterations import altered_modules
 from raysweep.models.blocks import StandIn, block_path, find_blocks, find_body, layers_pattern
 from raysweep.models.borrowed import configs_of, plain_outputs, without_compilation
 from raysweep.models.given import dtypes_in_words, plain_model
+from raysweep.models.head import Head, HeadSearch
 from raysweep.models.kinds import model_predicts
 from raysweep.models.kv_sharing import sharing_class
 from raysweep.models.machine_errors import is_machine_error
@@ -105,6 +108,7 @@ class Adapter:
             if self.device.type == "meta":  # offloaded by accelerate, which moves inputs by itself
                 self.device = torch.device("cpu")
             self._items: list[int | None] = []
+            self._head: Head | None = None
             self._probe()
 
     def __repr__(self) -> str:
@@ -215,7 +219,15 @@ class Adapter:
         """
         self.require_predictions()
         tokens = torch.zeros(states.shape[-2], 1, dtype=torch.long, device=self.device)
+        if self.calls_head_directly:
+            assert self._head is not None
+            return self._head.logits(states, partial(self._forward, tokens))
         return self._finish(states[..., None, :], tokens)[:, 0]
+
+    @property
+    def calls_head_directly(self) -> bool:
+        """Whether `logits` calls norm and head directly. If not, it runs the model's whole forward with stubs for its blocks."""
+        return self._head is not None and self._head.usable
 
     def require_predictions(self) -> None:
         """Check that the model predicts the next token, so that a loss can be measured.
@@ -250,8 +262,10 @@ class Adapter:
         lengths = [_PROBE_TOKENS, _PROBE_CUT]
         what = "logits" if self.predicts else "states"
         hooks = [block.register_forward_hook(learn(index)) for index, block in enumerate(self.blocks)]
+        search = HeadSearch(self.model, self.block_path, self.blocks)
         try:
-            expected = self._forward(tokens, lengths)
+            with search.watching():
+                expected = self._forward(tokens, lengths)
         except _FAILURES as error:
             if is_machine_error(error):
                 raise
@@ -270,7 +284,10 @@ class Adapter:
             raise self._refusal(f"its forward calls {len(found)} of its {self.n_layers} blocks")
         self._items = [found[index] for index in range(self.n_layers)]
         try:
-            ours = self._replay_among_others(tokens, lengths).reshape(expected.shape)
+            states = self._replay_among_others(tokens, lengths)
+            rows = states.flatten(-3, -2)
+            ours = self.logits(rows) if self.predicts else self._finish(states, tokens, lengths)
+            ours = ours.reshape(expected.shape)
         except _FAILURES as error:
             if is_machine_error(error):
                 raise
@@ -283,6 +300,8 @@ class Adapter:
             raise self._refusal(
                 f"replaying its blocks produces {what} that differ by {apart:.2g} from its own forward's"
             )
+        if self.predicts and search.found is not None:
+            self._head = self._checked(search.found, rows, ours.flatten(0, 1))
         altered = any(altered_modules(self.model))
         if computed == torch.float32 or altered:
             alone = self._forward(tokens[1:, :_PROBE_CUT])
@@ -292,7 +311,7 @@ class Adapter:
                 raise self._refusal(f"{others} move {what} by {apart:.2g}, so padding would change every result")
 
     def _replay_among_others(self, tokens: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
-        """Logits (or states) of a replay, the same rows in another order passing every block just after them.
+        """States behind the last block of a replay, the same rows in another order passing every block just after them.
 
         Two windows of a sweep pass a block one after the other in the same way: whatever a block keeps for a later one
         (in its module, or in what it is called with) and is not known as `shared`, falls into the wrong hands here too.
@@ -310,7 +329,19 @@ class Adapter:
             if not torch.equal(before, states):
                 raise self._refusal(f"its {type(block).__name__} overwrites its input states")
             states = out
-        return self.logits(states.flatten(-3, -2)) if self.predicts else self._finish(states, tokens, lengths)
+        return states
+
+    def _checked(self, head: Head, states: torch.Tensor, expected: torch.Tensor) -> Head | None:
+        """The head if it gives the same bits as a replay of the whole forward, from states [..., M, D]."""
+        tokens = torch.zeros(states.shape[-2], 1, dtype=torch.long, device=self.device)
+        try:
+            found = head.logits(states, partial(self._forward, tokens))
+        except _FAILURES as error:
+            if is_machine_error(error):
+                raise
+            return None
+        same = found.device == expected.device and found.dtype == expected.dtype and torch.equal(found, expected)
+        return head if same else None
 
     def _computed_in(self, out: torch.Tensor) -> torch.dtype:
         """The dtype of the arithmetic: that of the weights where it is a shorter one than the output's, which some widen."""

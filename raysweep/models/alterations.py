@@ -20,19 +20,21 @@ _HARMLESS = ("transformers", "accelerate")  # what they hook in by themselves ch
 def altered_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """The modules, with their paths, that have somebody's hooks, or a forward of their own that is not their class's."""
     for path, module in model.named_modules():
-        hooks = [
-            hook
-            for table in (
-                module._forward_hooks,
-                module._forward_pre_hooks,
-                module._backward_hooks,
-                module._backward_pre_hooks,
-            )
-            for hook in table.values()
-        ]
-        replaced = "forward" in vars(module) and not hasattr(module, "_hf_hook")
-        if replaced or any(_package(hook) not in _HARMLESS for hook in hooks):
+        if is_altered(module):
             yield path, module
+
+
+def is_altered(module: nn.Module) -> bool:
+    """Whether the module itself has somebody's hooks, or a forward of its own that is not its class's."""
+    if "forward" in vars(module) and not hasattr(module, "_hf_hook"):
+        return True
+    tables = (
+        module._forward_hooks,
+        module._forward_pre_hooks,
+        module._backward_hooks,
+        module._backward_pre_hooks,
+    )
+    return any(_package(hook) not in _HARMLESS for table in tables for hook in table.values())
 
 
 def _package(hook: object) -> str:

@@ -50,12 +50,16 @@ class TokenBytes:
         """What a block call on padded texts of `length` makes: states in and out, the MLP's products, masks and scores."""
         return tokens * (2 * self.state + 4 * self.widest + length * self.seen)
 
-    def at_work(self, tokens: int, length: int, states: int, batch_tokens: int) -> int:
-        """What the batch at work in a sweep needs beside its states that wait: those behind the layer, and a block call.
+    def block_call(self, tokens: int, length: int, states: int, batch_tokens: int) -> int:
+        """What one block call of a sweep makes.
 
         A call has as many copies of the batch's `tokens` as `batch_tokens` hold, at most one for each of its `states`.
         """
-        return tokens * states * self.state + self.call(min(max(batch_tokens, tokens), tokens * states), length)
+        return self.call(min(max(batch_tokens, tokens), tokens * states), length)
+
+    def at_work(self, tokens: int, length: int, states: int, batch_tokens: int) -> int:
+        """What the batch at work in a sweep needs beside its states that wait: those behind the layer, and a block call."""
+        return tokens * states * self.state + self.block_call(tokens, length, states, batch_tokens)
 
 
 def room_on(*adapters: Adapter, memory: int | None = None) -> int | None:

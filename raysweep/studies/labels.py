@@ -26,8 +26,8 @@ class PlacedLabels:
     counts: torch.Tensor
 
     def means(self, values: torch.Tensor) -> torch.Tensor:
-        """Mean by example, float64 [B], of float64 values [M] on the same device."""
-        return values.new_zeros(len(self.counts)).index_add_(0, self.rows, values) / self.counts
+        """Mean by example, float64 [..., B], of float64 values [..., M] on the same device."""
+        return values.new_zeros(*values.shape[:-1], len(self.counts)).index_add_(-1, self.rows, values) / self.counts
 
 
 class Labels:

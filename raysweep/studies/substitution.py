@@ -11,7 +11,7 @@ several come before B.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -33,7 +33,7 @@ from raysweep.models.transfers import to_device, to_host
 from raysweep.studies.call_memory import TokenBytes, fitting_tokens, room_on
 from raysweep.studies.capture import Collector, Flight
 from raysweep.studies.interventions import Change, labels
-from raysweep.studies.labels import Labels
+from raysweep.studies.labels import Labels, PlacedLabels
 from raysweep.studies.passes import Pass, most_states
 from raysweep.studies.schedule import Schedule, Step, schedule
 from raysweep.studies.shelf import Branch, Branches, Shelf, open_shelf
@@ -222,26 +222,52 @@ def _run_layers(
 
 
 @torch.no_grad()
-def _losses(adapter: Adapter, states: torch.Tensor, response: Labels, work: Work) -> torch.Tensor:
-    """Mean negative log likelihood in nats over each example's response tokens, float64 [B], from states [..., B, T, D].
+def _losses(adapter: Adapter, chosen: list[torch.Tensor], labels: PlacedLabels, budget: int) -> torch.Tensor:
+    """Mean negative log likelihood in nats over each example's response tokens, float64 [E, B], of E ended states.
 
-    It stays on the states' device, so that the host can go on.
+    `chosen` are the states [..., M, D] at the labels. They pass norm and head together, with at most `budget` bytes of float32
+    logits at a time. The result stays on the states' device, so that the host can go on.
     """
-    placed = response.on(states.device)
-    chosen = states[..., placed.rows, placed.cols, :]
     vocabulary = adapter.model.config.get_text_config().vocab_size
-    step = max(1, LOGIT_BYTES // (4 * vocabulary))
+    step = max(1, budget // (4 * vocabulary))
+    ended, device = len(chosen), chosen[0].device
+    together = _stacked(chosen, -2)
+    chosen.clear()
     nll = torch.cat(
         [
-            nn.functional.cross_entropy(logits.float(), target.to(logits.device), reduction="none")
-            .double()
-            .to(states.device)
-            for part, target in zip(torch.split(chosen, step, dim=-2), torch.split(placed.targets, step), strict=True)
+            nn.functional.cross_entropy(logits.float(), target.to(logits.device), reduction="none").double().to(device)
+            for part, target in zip(
+                torch.split(together, step, dim=-2), torch.split(labels.targets.repeat(ended), step), strict=True
+            )
             for logits in [adapter.logits(part)]
         ]
     )
-    work.heads += 1
-    return placed.means(nll)
+    return labels.means(nll.view(ended, len(labels.targets)))
+
+
+def _ended_losses(
+    pair: Pair, states: dict[int, Branch], ends: Sequence[tuple[int, bool]], response: Labels, budget: int
+) -> list[torch.Tensor]:
+    """The losses [B] of a batch's ended states, in the order of `ends`: their numbers, and whether the base's head is theirs.
+
+    Each branch is taken out of `states` and only its labels are kept, so that its memory is given back before the head needs some.
+    """
+    found: dict[int, torch.Tensor] = {}
+    for in_base in (False, True):
+        numbers = [number for number, of_base in ends if of_base == in_base]
+        if not numbers:
+            continue
+        device = states[numbers[0]].states.device
+        chosen = [_labelled(states.pop(number).states, response).to(device) for number in numbers]
+        losses = _losses(pair.frame(in_base), chosen, response.on(device), budget)
+        found |= dict(zip(numbers, losses, strict=True))
+    return [found[number] for number, _ in ends]
+
+
+def _labelled(states: torch.Tensor, response: Labels) -> torch.Tensor:
+    """A copy of the states [..., M, D] at the labels."""
+    placed = response.on(states.device)
+    return states[..., placed.rows, placed.cols, :]
 
 
 def fitting_batch(pair: Pair, lengths: Sequence[int], windows: Sequence[Change], batch_tokens: int) -> int:
@@ -257,6 +283,18 @@ def fitting_batch(pair: Pair, lengths: Sequence[int], windows: Sequence[Change],
         return waiting + token.at_work(tokens, longest, states, of_call) + 3 * LOGIT_BYTES
 
     return fitting_tokens(batch_tokens, lengths, room, need)
+
+
+def _spare_for_logits(pair: Pair, windows: Sequence[Change], batch_tokens: int) -> Callable[[int, int], int]:
+    """Bytes of float32 logits beyond LOGIT_BYTES that a batch's head may compute at a time, by its padded tokens and their length.
+
+    On a GPU they take what the last block call has left free: logits need three times their bytes, with their copies and
+    those of the loss. On a CPU larger parts are no faster.
+    """
+    if pair.room() is None:
+        return lambda tokens, length: 0
+    token, states = TokenBytes.of_model(pair.tuned), most_states(pair.n_layers, windows, pair.same)
+    return lambda tokens, length: token.block_call(tokens, length, states, batch_tokens) // 3
 
 
 def sweep_losses(
@@ -282,6 +320,7 @@ def sweep_losses(
     losses = np.full((len(windows), len(examples)), np.nan)
     lengths = [e.length - 1 for e in examples]
     batch_tokens = fitting_batch(pair, lengths, windows, batch_tokens)
+    spare = _spare_for_logits(pair, windows, batch_tokens)
     groups = make_batches(lengths, batch_tokens, [pair.tuned.table(length) for length in lengths])
     padded = [torch.from_numpy(pad([examples[i].tokens[:-1] for i in g])) for g in groups]  # the last predicts nothing
     beside = [collector.tokens_kept({examples[i].id for i in g}) if collector else 0 for g in groups]
@@ -300,14 +339,13 @@ def sweep_losses(
             for place, states in ended:
                 group = groups[each.batches[place]]
                 response = Labels([examples[i] for i in group])
-                ends = [plan.ends[number] for number in states]
-                # Each state is popped, so that its memory is given back.
-                found = [
-                    _losses(pair.frame(in_base), states.pop(number).states, response, work)
-                    for number, (in_base, _) in zip(list(states), ends, strict=True)
-                ]
-                for (_, rows), loss in zip(ends, to_host(found), strict=True):
-                    losses[np.ix_(rows, group)] = loss.numpy()
+                numbers = list(states)
+                length = padded[each.batches[place]].shape[1]
+                budget = LOGIT_BYTES + spare(len(group) * length, length)
+                found = _ended_losses(pair, states, [(n, plan.ends[n][0]) for n in numbers], response, budget)
+                work.heads += len(numbers)
+                for number, loss in zip(numbers, to_host(found), strict=True):
+                    losses[np.ix_(plan.ends[number][1], group)] = loss.numpy()
         work.bytes_on_disk += shelf.bytes_written
     return losses
 

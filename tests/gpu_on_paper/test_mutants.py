@@ -67,13 +67,28 @@ MUTANTS = {
         f"{S}capture", 'if pooled.device.type == "cpu":', "if True:", "a_capture_waits_once_a_batch"
     ),
     "every change's losses are waited for": Mutant(
-        f"{S}substitution", "return placed.means(nll)", "return placed.means(nll).cpu()", "a_sweep_waits_once_a_batch"
+        f"{S}substitution", "to_host(found)", "[loss.cpu() for loss in found]", "a_sweep_waits_once_a_batch"
     ),
     "states pass a block one by one": Mutant(
         f"{S}substitution",
         "max(1, batch_tokens // padded[i].numel())",
         "1",
         "a_sweep_calls_blocks_and_head_as_often_as_its_states_need",
+    ),
+    "ended states take the head one by one": Mutant(
+        f"{S}substitution",
+        "max(1, budget // (4 * vocabulary))",
+        "chosen[0].shape[-2]",
+        "a_sweep_calls_blocks_and_head_as_often_as_its_states_need",
+    ),
+    "the head replays the model": Mutant(
+        f"{M}adapter", "if self.calls_head_directly:", "if False:", "a_head_call_waits_for_nothing"
+    ),
+    "logits take more than a block call left": Mutant(
+        f"{S}substitution",
+        "states, batch_tokens) // 3",
+        "states, batch_tokens) * 30",
+        "a_sweep_takes_no_more_memory_than_reckoned",
     ),
     "labels are copied and waited for": Mutant(
         f"{S}labels",

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from architectures import DECODERS, ENCODERS, WRAPPERS, build, build_pair
+from architectures import DECODERS, ENCODERS, REPLAYED, WRAPPERS, build, build_pair
 from placing import kinds, spread
 from pretend import Machine, OnGpu, line, to_gpu
 from streams import late
@@ -43,7 +43,8 @@ PREDICTING = DECODERS | WRAPPERS
 TOKENS = 64
 Draw = Callable[..., list[Example]]
 
-# Files of transformers' whose lines make the host wait. For each forward around the blocks (a recording, a part of a head call):
+# Files of transformers' whose lines make the host wait. For each forward around the blocks (a recording; no head call, except of
+# an architecture in REPLAYED):
 FORWARD = {
     "transformers/masking_utils.py",  # whether texts are packed (find_packed_sequence_indices), whether anything is padded
     "transformers/modeling_rope_utils.py",  # how long the longest text is
@@ -89,6 +90,16 @@ def test_a_sweep_waits_once_for_each_batch(kind: str, gpu: Machine, random_examp
     assert work.heads > 4 * batches > 4, "there is enough to wait for"
     assert gpu.n_waits(ours=True) <= batches, gpu.waits
     check_theirs(gpu, kind)
+
+
+@pytest.mark.parametrize("kind", kinds(PREDICTING))
+def test_a_head_call_waits_for_nothing(kind: str, gpu: Machine) -> None:
+    adapter = Adapter(to_gpu(build(PREDICTING[kind])))
+    states = adapter.record(torch.arange(3, 8)[None]).states.flatten(-3, -2)
+    gpu.forget()
+    adapter.logits(states)
+    assert gpu.n_waits(ours=True) == 0
+    assert bool(gpu.waits) == (kind in REPLAYED), gpu.waits
 
 
 @pytest.mark.parametrize("kind", kinds(PREDICTING, ENCODERS))

@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from architectures import DECODERS, build
 from torch import nn
 from transformers import LlamaForCausalLM, LlamaModel, PreTrainedModel
 
 from raysweep.errors import InputError
 from raysweep.models.adapter import Adapter, BlockCall, apply_block
-from raysweep.models.blocks import find_blocks
+from raysweep.models.blocks import find_blocks, find_body
 from raysweep.models.checkpoint import describe
 from raysweep.models.loading import load_model
 
@@ -109,6 +110,11 @@ def test_blocks_come_back_after_an_exception_in_the_models_forward(tiny: Build) 
         adapter.logits(torch.zeros(2, 16))
     assert [a is b for a, b in zip(adapter.blocks, real, strict=True)] == [True] * 4
     norm.remove()
+    head = model.lm_head.register_forward_pre_hook(lambda module, args: (_ for _ in ()).throw(OSError("torn")))
+    with pytest.raises(OSError, match="torn"):
+        adapter.logits(torch.zeros(2, 16))
+    assert isinstance(model.model, LlamaModel), "the stand-in is gone"
+    head.remove()
     with torch.no_grad():
         assert torch.equal(replay(adapter, tokens()), model(input_ids=tokens(), use_cache=False).logits)
 
@@ -120,6 +126,74 @@ def test_logits_take_each_state_by_itself(tiny: Build) -> None:
     assert together.shape == (5, 320)
     alone = torch.cat([adapter.logits(state[None]) for state in states])
     torch.testing.assert_close(together, alone, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "gemma2", "cohere2", "opt"])
+def test_a_direct_head_call_has_the_bits_and_gradients_of_a_replay(kind: str) -> None:
+    adapter = Adapter(build(DECODERS[kind]))
+    found = []
+    for hook in (None, lambda module, args, output: None):
+        if hook is not None:  # a hook on what a direct call skips
+            find_body(adapter.model).register_forward_hook(hook)
+        assert adapter.calls_head_directly == (hook is None)
+        states = torch.randn(5, 16, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        logits = adapter.logits(states)
+        found.append((logits, *torch.autograd.grad(logits.square().sum(), states)))
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(*found, strict=True))
+
+
+def test_a_direct_head_call_runs_neither_embedding_nor_rotary_tables(tiny: Build) -> None:
+    model, called = tiny("llama"), []
+    adapter = Adapter(model)
+    for name, module in model.named_modules():
+        if not list(module.children()):
+            module.register_forward_hook(lambda module, args, output, name=name: called.append(name))
+    adapter.logits(torch.zeros(2, 16))
+    assert called == ["model.norm", "lm_head"]
+
+
+@pytest.mark.parametrize("place", ["model", "model.norm", "lm_head"])
+def test_hooks_around_the_blocks_change_logits_whenever_they_were_added(place: str, tiny: Build) -> None:
+    model, batch = tiny("llama"), tokens()
+    early = Adapter(model)
+
+    def shift(module: nn.Module, args: Any, output: Any) -> Any:
+        if isinstance(output, torch.Tensor):
+            return output + 1
+        return type(output)(last_hidden_state=output.last_hidden_state + 1)
+
+    model.get_submodule(place).register_forward_hook(shift)
+    with torch.no_grad():
+        own = model(input_ids=batch, use_cache=False).logits
+    for adapter in (early, Adapter(model)):
+        assert torch.equal(replay(adapter, batch), own)
+        assert adapter.calls_head_directly == (place != "model")
+
+
+def test_a_norm_that_is_replaced_is_used(tiny: Build) -> None:
+    model, batch = tiny("llama"), tokens()
+    adapter = Adapter(model)
+    model.model.norm = nn.LayerNorm(16)
+    with torch.no_grad():
+        assert torch.equal(replay(adapter, batch), model(input_ids=batch, use_cache=False).logits)
+
+
+class _ScalesItsEnd(LlamaModel):
+    """A decoder that does more behind its norm than modules show."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        out = super().forward(*args, **kwargs)
+        out.last_hidden_state = 2 * out.last_hidden_state
+        return out
+
+
+def test_a_decoder_that_does_more_behind_its_blocks_is_replayed(tiny: Build) -> None:
+    model, batch = tiny("llama"), tokens()
+    model.model.__class__ = _ScalesItsEnd
+    adapter = Adapter(model)
+    assert not adapter.calls_head_directly
+    with torch.no_grad():
+        assert torch.equal(replay(adapter, batch), model(input_ids=batch, use_cache=False).logits)
 
 
 def test_no_block_is_computed_while_recording(tiny: Build) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 import transformers as hf
-from architectures import DECODERS, ENCODERS, VOCABULARY, WRAPPERS, build, build_pair
+from architectures import DECODERS, ENCODERS, REPLAYED, VOCABULARY, WRAPPERS, build, build_pair
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
@@ -55,6 +55,7 @@ def test_replay_and_a_substitution_of_two_layers_are_the_models_own_forward_bit_
     assert ours.block_path == PREDICTING[kind].block_path
     batch = tokens()
     untouched = own_logits(tuned, batch)
+    assert ours.calls_head_directly == (kind not in REPLAYED)
     assert torch.equal(replay(ours, ours.blocks, batch), untouched)
     for layers in ((0, 1), (ours.n_layers - 2, ours.n_layers - 1)):
         mixed = [(theirs if i in layers else ours).blocks[i] for i in range(ours.n_layers)]
@@ -68,6 +69,7 @@ def test_replay_and_a_substitution_of_two_layers_are_the_models_own_forward_bit_
 def test_bfloat16_replays_too(kind: str) -> None:
     model = build(PREDICTING[kind]).to(torch.bfloat16)
     adapter = Adapter(model)
+    assert adapter.calls_head_directly == (kind not in REPLAYED)
     assert torch.equal(replay(adapter, adapter.blocks, tokens()), own_logits(model, tokens()))
 
 

@@ -25,6 +25,7 @@ from raysweep.models.adapter import Adapter
 from raysweep.models.checkpoint import describe
 from raysweep.models.loading import load_model, load_tokenizer
 from raysweep.notebook import sweep_windows
+from raysweep.studies.interventions import Intervention
 from raysweep.studies.schedule import layer_applications
 from raysweep.studies.substitution import Pair, Work, sweep_losses
 from raysweep.studies.windows import Window, windows_of_widths
@@ -135,6 +136,31 @@ def test_as_many_layer_applications_are_done_as_are_planned(
     assert work.heads == len(windows) * batches
     if budget == 65_536:
         assert len(counter.calls) < 2 * layers + 1, "all states of a layer go through it in one call"
+
+
+@pytest.mark.parametrize("rows_at_a_time", [None, 7, 1])
+def test_all_ended_states_of_a_batch_take_each_head_in_one_call_if_the_budget_holds_them(
+    rows_at_a_time: int | None, tiny_pair: Pairs, random_examples: Draw, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pair = Pair(*map(Adapter, tiny_pair("llama", 4)))
+    examples, windows = random_examples(5), [*windows_of_widths(4, [1]), Intervention("reverse", (1,))]
+    expected = sweep_losses(pair, examples, windows)
+    calls: list[tuple[Adapter, int]] = []
+    logits = Adapter.logits
+
+    def noted(self: Adapter, states: torch.Tensor) -> torch.Tensor:
+        calls.append((self, len(states)))
+        return logits(self, states)
+
+    monkeypatch.setattr(Adapter, "logits", noted)
+    if rows_at_a_time is not None:
+        monkeypatch.setattr("raysweep.studies.substitution.LOGIT_BYTES", 4 * 320 * rows_at_a_time + 1)
+    np.testing.assert_allclose(sweep_losses(pair, examples, windows), expected, rtol=0, atol=TOLERANCE)
+    labels = sum(example.n_tokens for example in examples)
+    for adapter, ended in ((pair.base, 1), (pair.tuned, len(windows) - 1)):
+        rows = [n for each, n in calls if each is adapter]
+        assert sum(rows) == ended * labels
+        assert len(rows) == (1 if rows_at_a_time is None else -(-ended * labels // rows_at_a_time))
 
 
 def test_a_merged_adapter_is_swept_as_any_other_tuned_model(
