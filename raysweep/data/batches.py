@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 Int64 = NDArray[np.int64]
 
 
-PADDING = 1.10  # the most padded tokens per real token, where batches may be smaller than the budget
+PADDING = 1.10  # padded tokens per real token: more batches are made until this is reached
+SAVING = 64  # padded tokens that one batch more must save: about what a block call costs beside its tokens
 _AT_ONCE = (
     1024  # examples whose best batches are searched together; the search takes time by the square of their number
 )
@@ -33,14 +34,14 @@ def make_batches(
     large for the memory fails at once; within a batch the longest example comes first, equal lengths in their given order.
 
     The rule: as few batches as keep padded ÷ real tokens within `padding`, and of those partitions the one with the fewest
-    padded tokens. The reason is what a layer costs: every padded token in every layer application, so padding costs in
-    proportion; and something fixed for each block call (kernel launches, and reading the layer's weights, which take a GPU
-    as long as one or two hundred tokens), so a batch more than needed costs as well. A sweep pays the fixed part less often
-    than once per batch and application: it fills a call up to the budget with several states of a small batch. Pass
-    `padding=math.inf` if the fixed part is all that counts, as when text is generated token by token.
+    padded tokens. But no batch is added that saves fewer than 64 padded tokens. The reason is what a layer costs: every
+    padded token costs time in every layer application; and each block call costs something fixed (kernel launches, and
+    reading the layer's weights, which takes a GPU as long as one or two hundred tokens). A sweep pays the fixed part less
+    often than once per batch and application, because it fills a call up to the budget with several states of a small
+    batch. Pass `padding=math.inf` if only the number of batches counts, as when text is generated token by token.
 
-    The search is exact for up to 1,024 examples of a kind. More are divided first, into runs of similar lengths; the bound
-    on padding holds for each run, and each cut between two runs adds about one batch at most.
+    The search is exact for up to 1,024 examples of a kind. More are divided first, into runs of similar lengths; the rule
+    holds for each run, and each cut between two runs adds about one batch at most.
     """
     kinds = kinds or [0] * len(lengths)
     of_kind: dict[int, list[int]] = {}
@@ -61,8 +62,10 @@ def make_batches(
 def _batch_sizes(lengths: tuple[int, ...], budget: int, padding: float) -> tuple[int, ...]:
     """Return the sizes of consecutive batches of `lengths`, which are sorted, longest first. make_batches has the rule.
 
-    Consecutive batches suffice: exchanging two examples so that lengths are in order pads no batch more. Dynamic programme
-    over the number of batches: `best[stop]` are the fewest padded tokens of the first `stop` examples in so many.
+    Consecutive batches suffice: putting two examples in order of length pads no batch more. Dynamic programme over the
+    number of batches: `best[stop]` are the fewest padded tokens of the first `stop` examples in so many. Each batch more
+    saves at most what the one before it saved (the cost has the Monge property), so the search ends at the first that
+    saves too little.
     """
     n, limit = len(lengths), min(padding * sum(lengths), _NEVER - 1)
     sizes = np.arange(1, max(1, min(n, budget // max(1, lengths[-1]))) + 1)
@@ -75,8 +78,11 @@ def _batch_sizes(lengths: tuple[int, ...], budget: int, padding: float) -> tuple
     last_sizes = []
     while best[n] > limit:
         totals = best[starts] + tokens
+        following = totals.min(axis=1).clip(max=_NEVER)
+        if best[n] < _NEVER and best[n] - following[n] < SAVING:
+            break
         last_sizes.append(totals.argmin(axis=1) + 1)
-        best = totals.min(axis=1).clip(max=_NEVER)
+        best = following
     chosen, stop = list[int](), n
     for size in reversed(last_sizes):
         chosen.append(int(size[stop]))
