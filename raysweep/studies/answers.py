@@ -5,6 +5,7 @@ Sampling draws for every example from a stream of its own, so that what is writt
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -66,7 +67,10 @@ def generate_answers(
         ends = end_tokens_of_model(model, tokenizer)
     filling = padding_for(model, tokenizer, ends)
     texts = [""] * len(examples)
-    for indices in make_batches([example.n_prompt + new_tokens for example in examples], batch_tokens):
+    lengths = [example.n_prompt + new_tokens for example in examples]
+    for indices in make_batches(
+        lengths, batch_tokens, padding=math.inf
+    ):  # every batch reads the weights for each token
         chosen = [examples[i] for i in indices]
         longest = max(example.n_prompt for example in chosen)
         tokens = torch.full((len(chosen), longest), filling, dtype=torch.long)

@@ -1,4 +1,9 @@
+import math
+import os
+import time
+from collections.abc import Iterator
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -6,8 +11,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raysweep.data.batches import labelled_positions, make_batches, pad
-from raysweep.data.examples import Example
+from raysweep.data.batches import PADDING, SAVING, labelled_positions, make_batches, pad
+from raysweep.data.examples import Example, load_examples
+from raysweep.lab import published_folder
+from raysweep.models.checkpoint import describe
+from raysweep.models.loading import load_tokenizer
 
 LENGTHS = st.lists(st.integers(1, 40), max_size=40)
 
@@ -16,23 +24,104 @@ def example(tokens: list[int], n_prompt: int) -> Example:
     return Example(0, np.array(tokens, dtype=np.int64), n_prompt, "", "")
 
 
-@settings(max_examples=60, deadline=None)
-@given(LENGTHS, st.integers(1, 100))
-def test_batches_hold_each_index_once_within_the_budget_longest_first(lengths: list[int], budget: int) -> None:
-    batches = make_batches(lengths, budget)
-    flat = [i for batch in batches for i in batch]
-    assert flat == sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+def padded(batches: list[list[int]], lengths: list[int]) -> int:
+    return sum(len(batch) * max(lengths[i] for i in batch) for batch in batches)
+
+
+def partitions(items: list[int]) -> Iterator[list[list[int]]]:
+    """Every way to put the items into batches."""
+    if not items:
+        yield []
+        return
+    for rest in partitions(items[1:]):
+        yield [[items[0]], *rest]
+        for at, batch in enumerate(rest):
+            yield [*rest[:at], [items[0], *batch], *rest[at + 1 :]]
+
+
+def within(batch: list[int], lengths: list[int], budget: int) -> bool:
+    return len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= budget
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(1, 400), max_size=40), st.integers(1, 10_000), st.sampled_from([1.0, 1.05, PADDING]))
+def test_batches_hold_each_index_once_within_the_budget_and_the_bound(
+    lengths: list[int], budget: int, padding: float
+) -> None:
+    batches = make_batches(lengths, budget, padding=padding)
+    assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
+    assert all(within(batch, lengths, budget) for batch in batches)
     for batch in batches:
-        assert len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= budget
-    # Full: the next example would not have fitted.
+        assert batch == sorted(batch, key=lambda i: (-lengths[i], i))
     for batch, following in pairwise(batches):
-        assert (len(batch) + 1) * max(lengths[i] for i in [*batch, following[0]]) > budget
+        assert padded([batch], lengths) >= padded([following], lengths)
+    if padded(batches, lengths) > padding * sum(lengths):  # no batch cut in two saves enough
+        for batch in batches:
+            for cut in range(1, len(batch)):
+                assert padded([batch], lengths) - padded([batch[:cut], batch[cut:]], lengths) < SAVING
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.integers(1, 300), min_size=1, max_size=6), st.integers(1, 1500), st.sampled_from([1.1, 1.3, math.inf])
+)
+def test_no_partition_is_better(lengths: list[int], budget: int, padding: float) -> None:
+    least: dict[int, int] = {}  # padded tokens, by the number of batches
+    for batches in partitions(list(range(len(lengths)))):
+        if all(within(batch, lengths, budget) for batch in batches):
+            least[len(batches)] = min(least.get(len(batches), 10**9), padded(batches, lengths))
+    enough = [
+        n
+        for n in sorted(least)
+        if least[n] <= padding * sum(lengths)
+        or all(least[n] - least[more] < SAVING * (more - n) for more in least if more > n)
+    ]
+    found = make_batches(lengths, budget, padding=padding)
+    assert (len(found), padded(found, lengths)) == (enough[0], least[enough[0]])
+
+
+def test_a_batch_more_must_save_enough() -> None:
+    assert make_batches([100, 37, 10], 1000) == [[0], [1, 2]]
+    assert make_batches([100, 95, 32], 1000) == [[0, 1], [2]]
+    assert make_batches([50, 5], 1000) == [[0, 1]]  # a cut would save 45 tokens
 
 
 def test_batches_by_hand() -> None:
-    assert make_batches([3, 9, 3, 5, 3], budget=10) == [[1], [3, 0], [2, 4]]
+    assert make_batches([3, 9, 4, 5, 3], budget=10, padding=math.inf) == [[3, 2], [1], [0, 4]]
     assert make_batches([3, 12, 3], budget=6) == [[1], [0, 2]]
+    assert make_batches([100, 90, 100, 20, 20], budget=1000) == [[0, 2, 1], [3, 4]]
     assert make_batches([], budget=6) == []
+
+
+def test_many_examples_are_batched_in_little_time_with_few_batches_more() -> None:
+    lengths = [int(n) for n in np.random.default_rng(0).lognormal(5, 0.8, 5000).clip(1, 2000)]
+    started = time.process_time()
+    batches = make_batches(lengths, 8192)
+    assert time.process_time() - started < 5
+    assert sorted(i for batch in batches for i in batch) == list(range(5000))
+    assert padded(batches, lengths) <= PADDING * sum(lengths)
+    assert len(batches) <= len(make_batches(lengths, 8192, padding=math.inf)) + 5
+
+
+def test_real_records_are_padded_little_in_few_batches() -> None:
+    folder, tokenizer_folder = os.environ.get("RAYSWEEP_REAL_DATA"), published_folder("smollm2")
+    if not folder or not tokenizer_folder.is_dir():
+        pytest.skip("needs RAYSWEEP_REAL_DATA and the fetched model")
+    tokenizer = load_tokenizer(describe(str(tokenizer_folder)))
+    for file, form, most in (
+        ("dolly_test.jsonl", "dolly", 9),
+        ("gsm8k_test.jsonl", "gsm8k", 6),
+        ("openbookqa_test.json", "alpaca", 6),
+    ):
+        examples = load_examples(str(Path(folder) / file), form, tokenizer, limit=288).examples
+        lengths = [example.length - 1 for example in examples]
+        chunks = [lengths[first : first + 32] for first in range(0, len(lengths), 32)]
+        for budget in (8192, 1024):
+            found = [make_batches(chunk, budget) for chunk in chunks]
+            assert sum(map(padded, found, chunks)) <= 1.10 * sum(lengths)
+            for batches, chunk in zip(found, chunks, strict=True):
+                fewest = len(make_batches(chunk, budget, padding=math.inf))
+                assert len(batches) <= (most if budget == 8192 else fewest + 1)
 
 
 def test_rows_are_padded_on_the_right_with_their_last_token() -> None:

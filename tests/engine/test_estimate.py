@@ -17,6 +17,7 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
 from raysweep.config import Config
+from raysweep.data.batches import make_batches
 from raysweep.engine import rates
 from raysweep.engine.accuracy import compare
 from raysweep.engine.calls import Call, CaptureCall, Outcome, SubstituteCall
@@ -29,6 +30,7 @@ from raysweep.engine.executor import LocalBackend
 from raysweep.engine.facts import Facts
 from raysweep.engine.graph import Graph
 from raysweep.engine.inspection import inspect
+from raysweep.engine.loading import batch_budget
 from raysweep.engine.loads import Loads
 from raysweep.engine.pending import model_calls
 from raysweep.engine.plan import plan
@@ -263,7 +265,9 @@ def test_time_is_rates_times_counts(
         decoder = sum(4 * 2 * math.prod(s) for n, s in facts.models["m"].base.shapes.items() if ".layers." in n)
         rest = stream.bytes_read - decoder
         assert 0 < rest < stream.bytes_read
-        together = 10 * max(e.length - 1 for e in cell.examples)
+        lengths = [e.length - 1 for e in cell.examples]
+        batches = make_batches(lengths, batch_budget(config.execution.batch_tokens, facts.device))
+        together = sum(len(batch) * max(lengths[i] for i in batch) for batch in batches)
         takes = max(layer_seconds * 30 * together, decoder / 1e6)
         assert stream.call_seconds == pytest.approx(takes + rest / 1e6 + 1e-3 * 7 * labels)
 

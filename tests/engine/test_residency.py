@@ -162,8 +162,9 @@ def test_a_budget_for_layers_and_no_batch_is_refused_with_the_least(make_config,
     enough = make_config("nowhere", STREAM, f"execution.memory={least}GB")
     assert plan_run(enough).options["m"].taken == "stream"
     back = r"not also the states of one batch in a forward and backward pass \(0\.2\d GB\); the minimum is 0\.3\d GB"
+    gradient = ("studies.substitution.estimator=gradient", "execution.batch_tokens=200")  # one state fills a call
     with pytest.raises(InputError, match=back):
-        plan_run(make_config("nowhere", STREAM, "execution.memory=110MB", "studies.substitution.estimator=gradient"))
+        plan_run(make_config("nowhere", STREAM, "execution.memory=110MB", *gradient))
     # without the states of 7 windows, of which 10 are in memory at once, less would do
     few = make_config(
         "nowhere", STREAM, "execution.memory=110MB", "studies.substitution=null", "studies.correlation=null"
