@@ -19,8 +19,9 @@ FLOPS = 4e14  # bfloat16, dense, reached in practice: an assumption
 READS = {"NVMe, 6 GB/s": 6e9, "page cache and PCIe, 50 GB/s": 5e10}
 MEMORY = "70GB"  # of the GPU's 80
 RECORDS, PROMPT, RESPONSE = 300, 150, 110
+BATCH_TOKENS = {"405B": 2048}  # the default of 8,192 needs more memory for the states of a batch
 # hidden, intermediate, layers, heads, key-value heads, vocabulary, residency
-MODELS = {
+MODELS: dict[str, tuple[int, int, int, int, int, int, str]] = {
     "7B": (4096, 11008, 32, 32, 32, 32000, "resident"),
     "70B": (8192, 28672, 80, 64, 8, 128256, "stream"),
     "405B": (16384, 53248, 126, 128, 8, 128256, "stream"),
@@ -69,7 +70,12 @@ def write_config(folder: Path, name: str) -> Path:
             }
         ],
         "studies": {"substitution": {"widths": [5]}},
-        "execution": {"device": "cuda", "residency": residency, "memory": MEMORY},
+        "execution": {
+            "device": "cuda",
+            "residency": residency,
+            "memory": MEMORY,
+            "batch_tokens": BATCH_TOKENS.get(name, "auto"),
+        },
         "storage": f"runs/{name.lower()}",
     }
     path = folder / f"{name}.yaml"
