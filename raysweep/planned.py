@@ -107,7 +107,7 @@ class Planned:
         ]
         lines += [
             f"faster       dtype: bfloat16 would make the layers of {name} {gain:.1f} times as fast (one layer timed on "
-            f"{self.timed_on}); losses then differ by about 0.001 nats (single examples by up to 0.02), and completed work is recomputed"
+            f"{self.timed_on}); losses then differ, mostly by about 0.001 nats, and completed work is recomputed"
             for name, gain in self.bfloat16.items()
         ]
         for name, told in self.residency.items():
