@@ -44,7 +44,7 @@ types: $(VENV)/.test
 
 bench: $(VENV)/.test  ## most figures in docs/benchmarks.md, which names the rest
 	$(PIP) --editable '.[test,bench]'
-	cd benchmarks && for file in exact_cka resamples measures layer_time all_windows gradient_estimate early_stopping against_reloading generation weights_check digested_loading storage driver_cost ray_workers simulation plan_accuracy paper_plans laboratory demo; do ../$(BIN)/python $$file.py || exit 1; done
+	cd benchmarks && for file in exact_cka resamples measures layer_time all_windows gradient_estimate early_stopping against_loops generation weights_check digested_loading storage driver_cost ray_workers simulation plan_accuracy paper_plans laboratory demo; do ../$(BIN)/python $$file.py || exit 1; done
 
 gpu-check: $(VENV)/.run  ## every path on one GPU against the CPU, speed and memory: 8 minutes at most; figures in gpu_check.json
 	$(BIN)/python benchmarks/gpu_check.py

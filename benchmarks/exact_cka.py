@@ -1,6 +1,7 @@
 """CKA between all layers: time against pytorch-cka 1.1.3, the paper's procedure and the products themselves; memory from a store.
 
-`--only speed|mean|ways|store` runs one part. Needs the extra `bench` (pytorch-cka); `store` writes 0.5 GB to the temporary
+`--only speed|mean|real|ways|store` runs one part. `real` takes the states of SmolLM2-135M (fetched once) on the Dolly records in the folder
+RAYSWEEP_REAL_DATA. Needs the extra `bench` (pytorch-cka); `store` writes 0.5 GB to the temporary
 folder and removes it; its memory is the process's anonymous pages, sampled fifty times a second. Every speed stands beside its error against an oracle in float64. Limits are of a machine with two
 cores that does nothing else.
 """
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -23,17 +25,24 @@ from cka import cka_from_features
 from cka.hsic import hsic_cross
 from common import in_turn, machine, spread
 
+from raysweep.data.examples import load_examples
+from raysweep.fetching import fetch
+from raysweep.models.adapter import Adapter
+from raysweep.models.checkpoint import describe
+from raysweep.models.loading import load_model, load_tokenizer
 from raysweep.models.memory import Peak
 from raysweep.numerics.blas_threads import each, workers
 from raysweep.numerics.cka import cka_matrix
 from raysweep.numerics.linear_products import cheaper_by_dimensions
 from raysweep.store.activation_writing import publish_manifest, write_part
 from raysweep.store.activations import open_activations
+from raysweep.studies.capture import capture_states
 
-PARTS = ("speed", "mean", "ways", "store")
+PARTS = ("speed", "mean", "real", "ways", "store")
 SHAPES = ((32, 300, 4096, 2.5), (32, 1000, 2048, 3.0), (80, 300, 1024, 3.0))  # layers, examples, width, times faster
 PAIRS_TIMED = 6  # of the paper's procedure, which takes over a minute for all
 STORE = (32, 8000, 1024)
+REAL_RECORDS = 100
 ALLOWED, WORKING = 170_000_000, 120_000_000  # bytes: in all, and told to cka_matrix
 
 
@@ -181,6 +190,29 @@ def mean(_: int) -> None:
             print(f"  oracle there: {true_debiased[0, -1]:.4f} debiased, {true_biased[0, -1]:.4f} biased")
 
 
+def real(_: int) -> None:
+    """Both against float64 on a real model's states, which have a large mean and a few large dimensions."""
+    if "RAYSWEEP_REAL_DATA" not in os.environ:
+        print("states of SmolLM2-135M: not run; set RAYSWEEP_REAL_DATA to a folder with dolly_test.jsonl")
+        return
+    fetch("smollm2", progress=print)
+    source = describe("lab://smollm2")
+    path = Path(os.environ["RAYSWEEP_REAL_DATA"]) / "dolly_test.jsonl"
+    examples = load_examples(str(path), "dolly", load_tokenizer(source), limit=REAL_RECORDS, max_tokens=512).examples
+    adapter = Adapter(load_model(source, dtype="float32"))
+    for pooling in ("last", "mean"):
+        X = capture_states(adapter, examples, pooling=pooling, batch_tokens=1024).states
+        true_biased, true_debiased = oracle(X.double().numpy())
+        biased, debiased = cka_matrix(X, debiased="both")
+        error = max(np.abs(biased - true_biased).max(), np.abs(debiased - true_debiased).max())
+        peer = np.abs(cka_from_features(X, X).double().numpy() - true_debiased)
+        print(f"states of SmolLM2-135M, {len(X)} layers, {len(examples)} Dolly prompts, pooling {pooling}, float32")
+        print(f"  raysweep: error {error:.1e}, {told(error, 1e-5)}")
+        print(
+            f"  pytorch-cka: error {np.nanmax(peer):.1e}; {np.mean(~(peer <= 0.01)):.0%} of its entries off by more than 0.01"
+        )
+
+
 def ways(rounds: int) -> None:
     X = states(8, 6000, 64)
     assert cheaper_by_dimensions(list(X))
@@ -259,7 +291,7 @@ def main() -> None:
         store_side(arguments.folder, arguments.side)
         return
     print(machine())
-    run = {"speed": speed, "mean": mean, "ways": ways, "store": store}
+    run = {"speed": speed, "mean": mean, "real": real, "ways": ways, "store": store}
     for part in [arguments.only] if arguments.only else PARTS:
         run[part](min(arguments.rounds, 2) if part == "store" else arguments.rounds)
 

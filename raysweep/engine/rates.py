@@ -39,12 +39,14 @@ class Rates:
     """Seconds of one decoder layer on one token, seconds of norm, head and loss on one token, and bytes read a second.
 
     `layer` tells what the first was taken from: a layer of the model's sizes, or a matrix product where none can be made.
+    `bfloat16_gain` is how many times as fast the layer is in bfloat16; 1 if that was not timed.
     """
 
     layer_seconds: float
     head_seconds: float
     read_bytes: float
     layer: str
+    bfloat16_gain: float = 1.0
 
     def slower(self, run: float, load: float) -> Rates:
         """The same with everything computed so many times, and everything read so many times as slowly."""
@@ -152,9 +154,27 @@ def measured_rates(model: ModelFacts, device: str, tokens: int, length: int, mem
             parameters = layer_parameters(model.base)
             layer = 2.0 * parameters / matmul_rate(tokens, width, model.dtype, device)
             told = "a matrix product of its width"
+            gain = 1.0
+        else:
+            gain = _bfloat16_gain(model, device, tokens, length, memory, layer)
         head = head_rate(min(tokens, 256), width, vocabulary, model.dtype, device)
-        _KNOWN[key] = Rates(layer, head, read_rate(model.base, model.dtype), told)
+        _KNOWN[key] = Rates(layer, head, read_rate(model.base, model.dtype), told, gain)
     return _KNOWN[key]
+
+
+def _bfloat16_gain(
+    model: ModelFacts, device: str, tokens: int, length: int, memory: int | None, layer_seconds: float
+) -> float:
+    """How many times as fast a layer is in bfloat16 as in float32, which takes `layer_seconds` per token; 1 if it is not tried.
+
+    It is tried on a CPU where one call in float32 takes less than a second: CPUs that do not multiply bfloat16 are much slower in it.
+    """
+    if device != "cpu" or model.dtype != "float32" or layer_seconds * tokens > 1:
+        return 1.0
+    try:
+        return layer_seconds / layer_rate(model.base, "bfloat16", device, tokens, length, memory)
+    except Exception:  # the architecture raises whatever does not work in bfloat16
+        return 1.0
 
 
 def layer_parameters(checkpoint: Checkpoint) -> float:

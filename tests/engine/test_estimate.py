@@ -388,7 +388,17 @@ def test_rates_are_measured_once(small: tuple[Config, Facts], monkeypatch: pytes
     assert first == again
     assert first is not None
     assert first.layer == "a layer of its sizes"
-    assert len(asked) == 1
+    assert [dtype for _, dtype, *_ in asked] == ["float32", "bfloat16"]
+
+
+def test_bfloat16_is_timed_on_a_cpu_only(small: tuple[Config, Facts], monkeypatch: pytest.MonkeyPatch) -> None:
+    model = small[1].models["m"]
+    monkeypatch.setattr(rates, "layer_rate", lambda _, dtype, *rest: {"float32": 3e-6, "bfloat16": 2e-6}[dtype])
+    assert rates._bfloat16_gain(model, "cpu", 64, 16, None, 3e-6) == pytest.approx(1.5)
+    assert rates._bfloat16_gain(model, "cuda", 64, 16, None, 3e-6) == 1, "there a checkpoint keeps its dtype"
+    assert rates._bfloat16_gain(model, "cpu", 64, 16, None, 0.1) == 1, "it would take too long"
+    monkeypatch.setattr(rates, "layer_rate", lambda *args: 1 / 0)
+    assert rates._bfloat16_gain(model, "cpu", 64, 16, None, 3e-6) == 1
 
 
 def test_a_call_that_was_cut_counts_once_and_calls_that_were_not_needed_do_not_count() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -85,6 +86,17 @@ def test_a_plan_says_why_no_worker_could_be_measured(planned_on):
     assert f"time         not known, because {why}, so nothing could be timed" in planned.to_text()
     nothing = planned_on(Cluster(sizes=[None], rates=[None])).to_text()
     assert "because cuda is not available on nodes of the cluster with 2 types of GPU, so nothing" in nothing
+
+
+def test_a_plan_suggests_bfloat16_where_it_is_faster(planned_on):
+    planned = planned_on(Cluster("cpu", sizes=[10**12], rates=[replace(SLOW, bfloat16_gain=1.84)]))
+    assert planned.to_json()["bfloat16"] == {"m": 1.84}
+    assert (
+        "faster       dtype: bfloat16 would make the layers of m 1.8 times as fast (one layer timed on "
+        in planned.to_text()
+    )
+    little = planned_on(Cluster("cpu", sizes=[10**12], rates=[replace(SLOW, bfloat16_gain=1.19)]))
+    assert (little.bfloat16, "faster" in little.to_text()) == ({}, False)
 
 
 def test_memory_that_is_given_is_not_measured(planned_on, make_config):
