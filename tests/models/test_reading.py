@@ -69,7 +69,7 @@ def test_tensors_are_read_at_the_same_time(
             met.set()
         return read(*args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(digesting.os, "preadv", meeting)
+    monkeypatch.setattr(os, "preadv", meeting)
     with closing(TensorFiles([tmp_path / "w.safetensors"])) as files:
         files.read_all(list(targets_of(stored).items())[: reading.READERS])
     assert met.is_set()
