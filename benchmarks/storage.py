@@ -29,6 +29,7 @@ from raysweep.store.activations import Activations, open_activations
 LAYERS, PARTS, ROWS, WIDTH = 32, 10, 32, 4096
 ROUNDS = 5
 FLUSH_SECONDS = 0.005
+WRITTEN_PARTS = 4
 
 
 def make(folder: Path) -> None:
@@ -58,7 +59,7 @@ def writing(folder: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
         started = time.process_time()
         with patch.object(activation_writing, "WRITERS", threads):
-            for part in range(PARTS):
+            for part in range(WRITTEN_PARTS):
                 write_part(folder, f"{part:04d}", states, ids, ids, ids)
         cpu[threads] = time.process_time() - started
 
@@ -71,7 +72,7 @@ def writing(folder: Path) -> None:
             one, more = in_turn(ROUNDS, lambda: write(1), lambda: write(several))
         ratios = [b / a for a, b in zip(one, more, strict=True)]
         print(
-            f"writing {PARTS} parts of {LAYERS} layers, {what}: 1 thread {spread(one)} s, {several} threads {spread(more)} s, "
+            f"writing {WRITTEN_PARTS} parts of {LAYERS} layers, {what}: 1 thread {spread(one)} s, {several} threads {spread(more)} s, "
             f"ratio {spread(ratios)}; CPU time {cpu[1]:.2f} and {cpu[several]:.2f} s"
         )
 
