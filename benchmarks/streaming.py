@@ -1,6 +1,6 @@
-"""Streamed sweeps: bytes read per pass, time against the resident sweep, states on disk, memory over depth, a pair larger than its budget.
+"""Streamed sweeps: bytes read per pass, several readers against one, time against the resident sweep, states on disk, memory over depth, a pair larger than its budget.
 
-`--only bytes|time|spill|memory|large` runs one part; all of them need 9 GB of disk for checkpoints, which are removed again, and
+`--only bytes|readers|time|spill|memory|large` runs one part; all of them need 9 GB of disk for checkpoints, which are removed again, and
 11 GB of memory for the resident sweep of the large pair. Memory is private memory (/proc/self/status, anonymous
 pages: mapped and cached files do not count), sampled fifty times a second in a process of its own.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import statistics
 import subprocess
@@ -19,6 +20,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -27,6 +29,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from raysweep.data.examples import Example
 from raysweep.engine.room import Needs, sweep_batches
+from raysweep.models import reading
 from raysweep.models.adapter import Adapter
 from raysweep.models.checkpoint import describe
 from raysweep.models.loading import load_model
@@ -41,7 +44,8 @@ DEPTHS = (8, 32, 96)
 LARGE_LAYERS, LARGE_WIDTH = 40, 2048
 BUDGET = 1_500_000_000
 ROUNDS = 5
-PARTS = ("bytes", "time", "spill", "memory", "large")
+PARTS = ("bytes", "readers", "time", "spill", "memory", "large")
+PACE = 0.2e9  # bytes a second of one read at a time, on storage that serves several at once
 
 
 def told(figure: float, limit: float) -> str:
@@ -149,6 +153,36 @@ def bytes_and_time(folder: Path, parts: set[str]) -> None:
             )
 
 
+def readers(folder: Path) -> None:
+    """All layers read once by one thread and by several, nothing computed: page cache warm, and at a fixed pace for each reader."""
+    model, several, read = StreamedModel(describe(str(folder / "base"))), reading.READERS, os.preadv
+    cpu: dict[int, float] = {}
+
+    def layers(threads: int) -> None:
+        started = time.process_time()
+        with patch.object(reading, "READERS", threads):
+            for _ in model.layers():
+                pass
+        cpu[threads] = time.process_time() - started
+
+    def paced(handle: int, buffers: list[memoryview], place: int) -> int:
+        due = time.perf_counter() + sum(map(len, buffers)) / PACE
+        got = read(handle, buffers, place)
+        time.sleep(max(0.0, due - time.perf_counter()))
+        return got
+
+    for what, used in (("page cache warm", read), (f"{PACE / 1e9} GB/s for each reader", paced)):
+        with patch.object(os, "preadv", used):
+            one, more = in_turn(ROUNDS, lambda: layers(1), lambda: layers(several))
+        rates = [model.decoder_bytes / 1e9 / statistics.median(each) for each in (one, more)]
+        ratios = [b / a for a, b in zip(one, more, strict=True)]
+        print(
+            f"reading layers with digests, {what}: 1 reader {rates[0]:.2f} GB/s, {several} readers {rates[1]:.2f} GB/s; time "
+            f"{several} / 1: {spread(ratios)}; CPU time {cpu[1]:.2f} and {cpu[several]:.2f} s",
+            flush=True,
+        )
+
+
 def states_on_disk(folder: Path, scratch: Path) -> None:
     """A budget that holds two batches' states: passes over the weights against states that wait on disk."""
     layers, texts, batch_tokens = describe(str(folder / "base")).n_layers, examples(64, 17), 128
@@ -252,8 +286,10 @@ def main() -> None:
     print(f"streamed sweeps; {machine()}", flush=True)
     parts = {asked.only} if asked.only else set(PARTS)
     with tempfile.TemporaryDirectory(dir=asked.scratch) as scratch:
-        if parts & {"bytes", "time", "spill"}:
+        if parts & {"bytes", "readers", "time", "spill"}:
             make_pair(Path(scratch) / "pair", 24, 512)
+            if "readers" in parts:
+                readers(Path(scratch) / "pair")
             bytes_and_time(Path(scratch) / "pair", parts)
             if "spill" in parts:
                 states_on_disk(Path(scratch) / "pair", Path(scratch) / "spill")

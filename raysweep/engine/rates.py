@@ -273,18 +273,20 @@ def _measured_read_rate(checkpoint: Checkpoint, dtype: str, files: Sequence[Path
         return got / (time.perf_counter() - started)
     tensors = TensorFiles(files, checkpoint)
     kind = getattr(torch, dtype)
+    targets: list[tuple[str, torch.Tensor]] = []
     started = time.perf_counter()
     try:
         for name, tensor in tensors.tensors.items():
-            if got and tensors.bytes_read + tensor.stop - tensor.start > _READ_BYTES:
+            size = tensor.stop - tensor.start
+            if got and got + size > _READ_BYTES:
                 continue
             try:
-                target = torch.empty(tensor.shape, dtype=kind if tensors.dtype(name).is_floating_point else None)
-                tensors.read_into(name, target)
-            except Exception:  # what cannot be streamed says nothing of how fast the disk is
+                stored = tensors.dtype(name)
+            except InputError:  # what cannot be streamed says nothing about the disk's speed
                 continue
-            got = tensors.bytes_read
-        tensors.check()
+            targets.append((name, torch.empty(tensor.shape, dtype=kind if stored.is_floating_point else stored)))
+            got += size
+        tensors.read_all(targets)
     finally:
         tensors.close()
     return max(1, tensors.bytes_read) / (time.perf_counter() - started)

@@ -48,8 +48,8 @@ class Digesting:
 class PieceMemory:
     """Memory for a few pieces, each reused once its content is digested."""
 
-    def __init__(self) -> None:
-        self._all = cycle([(memoryview(bytearray(PIECE)), list[Future[None]]()) for _ in range(_PIECES)])
+    def __init__(self, pieces: int = _PIECES) -> None:
+        self._all = cycle([(memoryview(bytearray(PIECE)), list[Future[None]]()) for _ in range(pieces)])
         self._waiting: list[Future[None]] = []
 
     def take(self, size: int) -> memoryview:
@@ -70,12 +70,15 @@ class DigestThreads:
 
     def __init__(self) -> None:
         pools = [ThreadPoolExecutor(1, thread_name_prefix=THREAD) for _ in range(_n_threads())]
-        self._pools, self._next, self._lock = pools, cycle(pools), Lock()
+        self._pools, self._lock = pools, Lock()
+        self._given = [0] * len(pools)
 
-    def begin(self, digest: _Hash) -> Digesting:
-        """Go on with a digest in one of the threads."""
+    def begin(self, digest: _Hash, size: int = 1) -> Digesting:
+        """Go on with a digest, of `size` bytes, in the thread that got the fewest bytes so far."""
         with self._lock:
-            return Digesting(digest, next(self._next))
+            thread = self._given.index(min(self._given))
+            self._given[thread] += size
+            return Digesting(digest, self._pools[thread])
 
     def close(self) -> None:
         """Give up what is not digested yet, and end the threads."""

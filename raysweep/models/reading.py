@@ -9,9 +9,10 @@ conversion.py's.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
-from threading import Event
+from threading import Event, Lock, local
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,6 +27,10 @@ from raysweep.models.tensors import AGAIN, Tensor, read_header, tensor_digest
 if TYPE_CHECKING:
     from raysweep.models.checkpoint import Checkpoint
 
+READER = "raysweep-readers"
+READERS = 4  # threads that read at once: one alone does not keep a fast disk or a parallel file system busy
+_TOGETHER = PIECE  # bytes that one thread reads before others would have begun
+_PIECES = 2  # of a reader that converts: one that it reads into, and one that is digested
 _AHEAD = 8  # tensors that are read before the first of them is digested: their memory is kept until then
 _TORCH = {
     "BOOL": torch.bool,
@@ -48,18 +53,23 @@ class InterruptedReadError(Exception):
 class TensorFiles:
     """The tensors of some safetensors files, by name; `bytes_read` counts the bytes of tensors that were read.
 
-    Its headers are read and checked at once (InputError), nothing else is. One thread reads at a time. `close` it.
+    Its headers are read and checked at once (InputError), nothing else is. One thread calls its methods at a time. `close` it.
 
-    With the `planned` checkpoint, headers are compared with it at once, and what `read_into` has read is digested by other
-    threads: before it is used, `check` must be called, which compares the digests.
+    With the `planned` checkpoint, headers are compared with it at once, and everything that is read is digested by other
+    threads. `read_all` compares the digests; after `read_into`, `check` must be called before the values are used.
     """
 
     def __init__(self, files: Iterable[Path], planned: Checkpoint | None = None) -> None:
         self.bytes_read = 0
         self.stop = Event()  # set by another thread to end a read early
         self._at: dict[str, tuple[Path, Tensor]] = {}
-        self._handles: dict[Path, int] = {}
-        self._pieces = PieceMemory()  # of what is converted
+        self._opened: list[int] = []
+        self._own = (
+            local()
+        )  # a thread's own handles, so that the system reads ahead for each, and memory for conversion
+        self._lock = Lock()
+        self._readers: ThreadPoolExecutor | None = None
+        self._failed = Event()  # set while the other readers end because one of them failed
         self._planned = planned if planned is not None and planned.digests else None
         self._threads: DigestThreads | None = None
         self._unchecked: list[tuple[str, Digesting]] = []
@@ -93,6 +103,45 @@ class TensorFiles:
         Raises InputError, naming file and tensor, where the file cannot be read or ends too early or an earlier tensor is not
         the planned one, and InterruptedReadError once `stop` is set.
         """
+        self._read(name, target, self._digesting(name))
+
+    def read_all(self, targets: Sequence[tuple[str, torch.Tensor]]) -> None:
+        """Fill several targets as `read_into` does, a few tensors at a time, and compare the digests as `check` does.
+
+        No thread is at work when it returns or raises. Raises what `read_into` and `check` raise.
+        """
+        self.check()
+        if len(targets) < 2 or sum(map(self._size, dict(targets))) <= _TOGETHER:
+            for name, target in targets:
+                self.read_into(name, target)
+            self.check()
+            return
+        if self._readers is None:
+            self._readers = ThreadPoolExecutor(READERS, thread_name_prefix=READER)
+        largest_first = sorted(targets, key=lambda job: self._size(job[0]), reverse=True)
+        jobs = [(name, target, self._begin(name)) for name, target in largest_first]
+        futures = [self._readers.submit(self._read_or_fail, *job) for job in jobs]
+        try:
+            wait(futures)
+        finally:  # an interrupt ends the readers too
+            if not all(future.done() for future in futures):
+                self._failed.set()
+                wait(futures)
+            self._failed.clear()
+        errors = [error for future in futures if (error := future.exception()) is not None]
+        if errors:
+            raise min(errors, key=lambda error: isinstance(error, InterruptedReadError))
+        self._unchecked += [(name, digesting) for name, _, digesting in jobs if digesting is not None]
+        self.check()
+
+    def _read_or_fail(self, name: str, target: torch.Tensor, digesting: Digesting | None) -> None:
+        try:
+            self._read(name, target, digesting)
+        except BaseException:
+            self._failed.set()
+            raise
+
+    def _read(self, name: str, target: torch.Tensor, digesting: Digesting | None) -> None:
         path, tensor = self._at[name]
         stored = self.dtype(name)
         flat = target.reshape(-1)
@@ -100,7 +149,6 @@ class TensorFiles:
             raise InputError(
                 f"{self.where(name)} has shape {list(tensor.shape)}, but the model has {list(target.shape)}; {AGAIN}"
             )
-        digesting = self._digesting(tensor)
         try:
             handle = self._handle(path)
             if flat.dtype == stored:
@@ -111,11 +159,12 @@ class TensorFiles:
                     if digesting is not None:
                         digesting.add(piece)
                 return
+            pieces = self._memory()
             for start in range(0, tensor.stop - tensor.start, PIECE):
-                piece = self._pieces.take(min(PIECE, tensor.stop - tensor.start - start))
+                piece = pieces.take(min(PIECE, tensor.stop - tensor.start - start))
                 self._fill(handle, piece, tensor.start + start, name)
                 if digesting is not None:
-                    self._pieces.hold(digesting.add(piece))
+                    pieces.hold(digesting.add(piece))
                 values = torch.from_numpy(np.frombuffer(piece, dtype=np.uint8)).view(stored)
                 first = start // stored.itemsize
                 flat[first : first + len(values)].copy_(values)
@@ -124,15 +173,30 @@ class TensorFiles:
                 raise
             raise InputError(f"{self.where(name)} cannot be read: {error.strerror or error}") from error
 
-    def _digesting(self, tensor: Tensor) -> Digesting | None:
+    def _memory(self) -> PieceMemory:
+        """The calling thread's memory for what it converts."""
+        if not hasattr(self._own, "pieces"):
+            self._own.pieces = PieceMemory(_PIECES)
+        pieces: PieceMemory = self._own.pieces
+        return pieces
+
+    def _size(self, name: str) -> int:
+        return self._at[name][1].stop - self._at[name][1].start
+
+    def _begin(self, name: str) -> Digesting | None:
         if self._planned is None:
             return None
         if self._threads is None:
             self._threads = DigestThreads()
+        tensor = self._at[name][1]
+        return self._threads.begin(tensor_digest(tensor.dtype, tensor.shape), self._size(name))
+
+    def _digesting(self, name: str) -> Digesting | None:
         while len(self._unchecked) >= _AHEAD:
             self._check_first()
-        digesting = self._threads.begin(tensor_digest(tensor.dtype, tensor.shape))
-        self._unchecked.append((tensor.name, digesting))
+        digesting = self._begin(name)
+        if digesting is not None:
+            self._unchecked.append((name, digesting))
         return digesting
 
     def check(self) -> None:
@@ -155,22 +219,30 @@ class TensorFiles:
             ) from error
         except InterruptedReadError:
             raise InterruptedReadError(self.where(name)) from None
-        self.bytes_read += len(view)
+        with self._lock:
+            self.bytes_read += len(view)
 
     def _stop(self) -> None:
-        if self.stop.is_set():
+        if self.stop.is_set() or self._failed.is_set():
             raise InterruptedReadError
 
     def _handle(self, path: Path) -> int:
-        if path not in self._handles:
-            self._handles[path] = os.open(path, os.O_RDONLY)
-        return self._handles[path]
+        handles: dict[Path, int] = self._own.__dict__.setdefault("handles", {})
+        if path not in handles:
+            handles[path] = os.open(path, os.O_RDONLY)
+            with self._lock:
+                self._opened.append(handles[path])
+        return handles[path]
 
     def close(self) -> None:
         """Close the files and end the threads; a later read opens them again. What was not checked stays unchecked."""
+        if self._readers is not None:
+            self._readers.shutdown()
+            self._readers = None
         if self._threads is not None:
             self._threads.close()
-            self._threads, self._pieces = None, PieceMemory()
+            self._threads = None
         self._unchecked.clear()
-        while self._handles:
-            os.close(self._handles.popitem()[1])
+        self._own = local()
+        while self._opened:
+            os.close(self._opened.pop())

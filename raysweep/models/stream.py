@@ -9,7 +9,7 @@ regions for every layer.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +19,7 @@ from torch import nn
 
 from raysweep.models.adapter import Adapter
 from raysweep.models.checkpoint import Checkpoint
+from raysweep.models.conversion import Recipe
 from raysweep.models.digest_check import SETTINGS_FILES, unchanged
 from raysweep.models.own_copy import with_tensor_digests
 from raysweep.models.sizes import padded
@@ -153,22 +154,23 @@ class StreamedModel:
                 self.release(layer)
 
     def fetch(self, layer: int, slot: int) -> None:
-        """Read a layer into a slot, converting; for a thread. The slot's last layer must have been released.
+        """Read a layer into a slot, several tensors at a time, converting; for a thread. The slot's last layer must have been released.
 
         Raises InputError, naming file and tensor, where a read fails, and for weights that are not the planned ones.
         """
         room, places = self._slots[slot], self._places[layer]
         if room.copied is not None:
             room.copied.synchronize()
-        for recipe in self._recipes[layer]:
-            if recipe.converter is None:
-                self.files.read_into(recipe.sources[0][1], places[recipe.first].view(room.host))
-                continue
-            dtype = places[recipe.first].dtype
-            for name, value in recipe.convert(self._model, self._reader(dtype)).items():
-                if name in places:
-                    places[name].view(room.host).copy_(value)
-        self.files.check()
+        recipes = self._recipes[layer]
+        alone = [recipe for recipe in recipes if recipe.converter is None]
+        self.files.read_all([(one.sources[0][1], places[one.first].view(room.host)) for one in alone])
+        for recipe in recipes:
+            if recipe.converter is not None:
+                for name, value in recipe.convert(
+                    self._model, self._sources(recipe, places[recipe.first].dtype).pop
+                ).items():
+                    if name in places:
+                        places[name].view(room.host).copy_(value)
         if self._side is not None:
             with torch.cuda.stream(self._side):
                 self._side.wait_event(room.used)
@@ -177,13 +179,12 @@ class StreamedModel:
         elif room.device is not room.host:
             room.device.copy_(room.host)
 
-    def _reader(self, dtype: torch.dtype) -> Callable[[str], torch.Tensor]:
-        def read(name: str) -> torch.Tensor:
-            target = torch.empty(self.files.tensors[name].shape, dtype=dtype)
-            self.files.read_into(name, target)
-            return target
-
-        return read
+    def _sources(self, recipe: Recipe, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+        """The tensors that a recipe's converter takes, by name, read and checked."""
+        tensors = self.files.tensors
+        sources = {name: torch.empty(tensors[name].shape, dtype=dtype) for _, name in recipe.sources}
+        self.files.read_all(list(sources.items()))
+        return sources
 
     def bind(self, layer: int, slot: int) -> nn.Module:
         """The layer's module, with the weights that were fetched into the slot, until `release`."""

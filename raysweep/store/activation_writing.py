@@ -6,6 +6,7 @@ L: layers, N: rows, D: width.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -18,12 +19,14 @@ import torch
 
 from raysweep.store.activation_files import MANIFEST, count_rows, file_path, remedy_of, schema_of
 from raysweep.store.artifacts import FileEntry, check_files, check_safe_name, publish_file, publish_json
-from raysweep.store.places import for_each
 
 if TYPE_CHECKING:
     from raysweep.store.places import Location
 
 BATCH_BYTES = 64 * 2**20  # of one record batch: what a reader that streams the file must hold
+WRITERS = (
+    8  # files that are written and flushed at once: most of a small file's time is waiting for the disk to flush it
+)
 
 
 def write_part(
@@ -39,14 +42,14 @@ def write_part(
     Args:
         folder: of the store.
         part: a safe file name, unique in the store: a part that a manifest names must never be written again.
-        states_LND: bfloat16, float16 or float32, on any device; one layer at a time is brought to the CPU, and for an object
-            store a few.
+        states_LND: bfloat16, float16 or float32, on any device; a few layers at a time are brought to the CPU.
         example_ids: [N], the example of each row.
         token_pos: [N], the position in its prompt of the token whose state the row is.
         token_ids: [N], that token.
 
     Returns:
-        The L files, with paths relative to `folder`. Raises ValueError on another dtype or shapes that disagree.
+        The L files, with paths relative to `folder`, all of them flushed. Raises ValueError on another dtype or shapes that
+        disagree, and the first layer's error if files cannot be written; no thread writes any more then.
     """
     check_safe_name(part, "part")
     if states_LND.ndim != 3:
@@ -65,7 +68,8 @@ def write_part(
         table = pa.table([*columns, _vectors(states_LND[layer], schema.field("vector").type)], schema=schema)
         return publish_file(folder, file_path(layer, part), partial(_write_table, table, batch_rows), rows=rows)
 
-    return for_each(folder, publish_layer, range(len(states_LND)))
+    with ThreadPoolExecutor(WRITERS, thread_name_prefix="raysweep-writers") as pool:
+        return list(pool.map(publish_layer, range(len(states_LND))))  # an error cancels what has not begun
 
 
 def publish_manifest(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import hashlib
 import json
 import os
 import resource
+import stat
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +20,7 @@ import torch
 from stored import ARROW, DTYPES, LABELS, bits_of, random_bits, read_plainly, write
 
 from raysweep.errors import StoreError
-from raysweep.store import activation_writing
+from raysweep.store import activation_writing, artifacts
 from raysweep.store.activation_writing import publish_manifest, write_part
 from raysweep.store.activations import open_activations
 
@@ -227,11 +230,13 @@ def test_exception_while_writing_leaves_the_earlier_store(
     old_bits, old_states = random_bits("bfloat16", (2, 3, 4))
     write(tmp_path, old_states)
     _, states = random_bits("bfloat16", (2, 3, 4), seed=1)
-    calls, real = [], os.replace
+    calls, real, lock = [], os.replace, threading.Lock()
 
     def replace(source: Path, target: Path) -> None:
-        calls.append(target.name)
-        if len(calls) == failing_rename:
+        with lock:  # layers are written by several threads
+            calls.append(target.name)
+            failing = len(calls) == failing_rename
+        if failing:
             raise KeyboardInterrupt
         real(source, target)
 
@@ -244,8 +249,44 @@ def test_exception_while_writing_leaves_the_earlier_store(
 
     with pytest.raises(KeyboardInterrupt):
         capture()
-    assert calls == ["part-new.arrow", "part-new.arrow", "manifest.json"][:failing_rename]
+    assert ("manifest.json" in calls) == (failing_rename == 3), "no manifest after a layer that failed"
     assert not list(tmp_path.rglob(".tmp*"))
     opened = open_activations(tmp_path)
     opened.verify()
     np.testing.assert_array_equal(bits_of(opened.states()), old_bits)
+
+
+def test_layers_are_flushed_at_the_same_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flush, together = os.fsync, threading.Barrier(activation_writing.WRITERS, timeout=20)
+    met = threading.Event()
+
+    def meeting(descriptor: int) -> None:
+        if not met.is_set() and stat.S_ISREG(os.fstat(descriptor).st_mode):
+            together.wait()  # fails unless so many files are being flushed at once
+            met.set()
+        flush(descriptor)
+
+    monkeypatch.setattr(os, "fsync", meeting)
+    ids = np.zeros(2, int)
+    files = write_part(tmp_path, "x", torch.ones(activation_writing.WRITERS, 2, 3), ids, ids, ids)
+    assert met.is_set()
+    assert [entry.path for entry in files] == [f"layer={i:03d}/part-x.arrow" for i in range(activation_writing.WRITERS)]
+
+
+def test_a_layer_that_cannot_be_flushed_is_the_call_s_error_and_leaves_no_temporary_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flush = artifacts.flush
+
+    def failing(path: Path) -> None:
+        if path.parent.name == "layer=003":
+            raise OSError(errno.ENOSPC, "no room", str(path))
+        flush(path)
+
+    monkeypatch.setattr(artifacts, "flush", failing)
+    ids = np.zeros(2, int)
+    with pytest.raises(OSError, match=r"layer=003") as raised:
+        write_part(tmp_path, "x", torch.ones(40, 2, 3), ids, ids, ids)
+    assert raised.value.errno == errno.ENOSPC
+    assert not list(tmp_path.rglob(".tmp-*"))
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("raysweep-writers")]
