@@ -20,6 +20,7 @@ from raysweep import signals
 from raysweep.config import Config
 from raysweep.engine import events
 from raysweep.engine.calls import Call, Commit, ModelCall, Outcome, SubstituteCall, TrainCall, made_by
+from raysweep.engine.commit_index import CommitIndex
 from raysweep.engine.dispatch import is_final
 from raysweep.engine.dispatcher import Dispatcher
 from raysweep.engine.estimate import Reckoned, reckon
@@ -50,6 +51,7 @@ from raysweep.engine.training_calls import judge_call
 from raysweep.engine.waiting import check_wait, held
 from raysweep.redaction import redacted
 from raysweep.store.artifacts import sweep_temporaries
+from raysweep.store.chunks import Manifest
 
 
 @dataclass
@@ -124,7 +126,7 @@ def drive(
                 log.emit(events.TASKS_REDONE, why=again)
             log_unlogged(folder, log)
             with interrupts_logged(log):
-                run = _Run(config, facts, graph, folder, log, reckoned)
+                run = _Run(config, facts, graph, folder, log, reckoned, done)
                 run.all(backend)
             seconds = round(time.monotonic() - started, 3)
             log.emit(
@@ -146,12 +148,20 @@ class _Run:
     """One pass of the driver over what is not done."""
 
     def __init__(
-        self, config: Config, facts: Facts, graph: Graph, folder: RunFolder, log: EventLog, reckoned: Reckoned
+        self,
+        config: Config,
+        facts: Facts,
+        graph: Graph,
+        folder: RunFolder,
+        log: EventLog,
+        reckoned: Reckoned,
+        done: Mapping[str, Manifest],
     ) -> None:
         self.config, self.facts, self.folder, self.log = config, facts, folder, log
-        done = folder.committed()
         self.graph = shortened(graph, done)
         self.ledger = Ledger(self.graph, done)
+        self._index = CommitIndex(graph, done)
+        self._stopped = {key: done[key] for task in graph.of_kind("stop") for key in task.keys if key in done}
         self._watches = watches(config, facts, self.graph, done)
         self._needs = {task.name: task.needs for task in self.graph.tasks}
         self._held: list[ModelCall] = list(model_calls(config, facts, graph, done.keys() | beyond(graph, self.graph)))
@@ -188,7 +198,7 @@ class _Run:
         )
         for watch in self._watches:
             if there := [key for key in watch.keys if key in done]:
-                watch.take(folder.chunks.read_parts(there).to_pandas())
+                watch.take(folder.chunks.read_parts(there, done).to_pandas())
         self._release()
         self._stop_settled()
         self._queue_results()
@@ -239,7 +249,7 @@ class _Run:
             if not all(map(self.ledger.is_done, needs)):
                 self._held.append(call)
             else:
-                self._push(call)
+                self._push(self._index.with_chunks(call, needs) if needs else call)
 
     def _push(self, call: Call) -> None:
         if isinstance(call, TrainCall) and call.processes > 1:
@@ -317,7 +327,7 @@ class _Run:
             self._workers = workers
             self.log.emit(events.WORKERS_CHANGED, workers=workers)
 
-    def _commit(self, call: Call, commit: Commit, measured: Mapping[str, Any]) -> None:
+    def _commit(self, call: Call, commit: Commit, measured: Mapping[str, Any]) -> Manifest:
         self.folder.check_held()
         log = {"call": call.name, "tasks": list(call.tasks), "measured": dict(measured)}
         kept = self.folder.commit(with_inputs(commit, call, self.facts), log)
@@ -328,6 +338,7 @@ class _Run:
         self.log.emit(events.CHUNK_COMMITTED, commit=commit.name, keys=commit.keys, **log, bytes=written)
         if isinstance(call, TrainCall) and isinstance(self.folder.root, Path):
             self.folder.forget_training(call.key)
+        self._index.add(kept.name, [*call.tasks, *self.ledger.waiting(commit.keys)])
         for task in self.ledger.commit(commit.keys):
             self.log.emit(events.TASK_DONE, task=task.name)
             self._may_release |= task.name in self._awaited
@@ -335,6 +346,7 @@ class _Run:
         for watch in self._watches:
             if commit.table is not None and not watch.keys.isdisjoint(commit.keys):
                 watch.take(commit.table.select(["part", "loss"]).to_pandas())
+        return kept
 
     def _is_watched(self, call: Call) -> bool:
         return any((call.model, call.dataset) == (watch.task.model, watch.task.dataset) for watch in self._watches)
@@ -348,7 +360,8 @@ class _Run:
         decided = [(watch, found) for watch in self._watches if (found := watch.decide())]
         for watch, found in decided:
             self._watches.remove(watch)
-            self._commit(*watch.committable(found), {})
+            kept = self._commit(*watch.committable(found), {})
+            self._stopped |= dict.fromkeys(kept.parts, kept)
             for task in watch.swept:
                 keys = task.parts[found.chunks :]
                 self._beside.update(filter(self.ledger.lacks, keys))
@@ -356,13 +369,14 @@ class _Run:
                     self.failures.tasks.pop(task.name, None)  # for a chunk that is not needed
                     self.log.emit(events.TASK_DONE, task=task.name)
         if decided:
-            self.graph = shortened(self.graph, self.folder.committed())
+            self.graph = shortened(self.graph, self._stopped)
             if dropped := self.queue.drop(self._is_needless):
                 self.log.emit(events.CALLS_DROPPED, calls=dropped)
 
     def _queue_results(self) -> None:
         for task in self.ledger.take_makeable():
-            self.queue.push(result_call(self.config, self.facts, self.graph, task))
+            call = result_call(self.config, self.facts, self.graph, task)
+            self.queue.push(self._index.with_chunks(call, task.needs))
 
     def _queue_in_part(self) -> bool:
         """Queue, once, the judging of answers whose cell has other arms that failed; whether there is any."""
@@ -374,7 +388,7 @@ class _Run:
         for task in filter(None, (judged_in_part(self.graph, task, done) for task in unjudged)):
             if any(key not in done for key in task.keys):
                 self._beside.update(task.keys)
-                self.queue.push(judge_call(self.config, self.graph, task))
+                self.queue.push(self._index.with_chunks(judge_call(self.config, self.graph, task), task.needs))
         return bool(self.queue)
 
 

@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from raysweep.engine.calls import Commit
     from raysweep.store.places import Location
 
+
+Sizes = Callable[[str], int | None]  # bytes of a file by its path, None if there is none
 
 PROGRESS = "progress.json"  # of a training, in its folder
 _KEPT = ("activations", "checkpoints")  # folders of files that commits name beside their tables
@@ -68,6 +70,15 @@ class RunFolder:
                 for key in manifest.parts:
                     found.setdefault(key, manifest)
         return found
+
+    def find(self, keys: Iterable[str]) -> dict[str, Manifest]:
+        """The chunk of each of these keys that `committed` counts, read from the expected chunks alone if these have all keys."""
+        found = self.chunks.find(keys)
+        sizes_in = cache(lambda folder: sizes_below(self.root / folder))
+        if all(self._is_intact(manifest, sizes_in) for manifest in {m.name: m for m in found.values()}.values()):
+            return found
+        done = self.committed()  # another chunk may have the same part
+        return {key: done[key] for key in found if key in done}
 
     def commit(self, commit: Commit, log: Mapping[str, Any]) -> Manifest:
         """Commit what a call made, with the `log` of how; its manifest, or that of another writer who was first.
@@ -135,23 +146,22 @@ class RunFolder:
                 self.check_held()
                 self.chunks.forget(manifest.name)
 
-    def _sizes(self) -> Callable[[str], int | None]:
-        """The sizes of files that commits name beside their tables, by path in the run folder."""
+    def _sizes(self) -> Callable[[str], Sizes]:
+        """By folder, the sizes of files that commits name beside their tables."""
         below = {name: sizes_below(self.root / name) for name in _KEPT}
 
-        def size(path: str) -> int | None:
-            top, _, rest = path.partition("/")
-            return below[top](rest) if top in below else None
+        def sizes_in(folder: str) -> Sizes:
+            top = folder.partition("/")[0]
+            return lambda path: below[top](f"{folder}/{path}".removeprefix(f"{top}/")) if top in below else None
 
-        return size
+        return sizes_in
 
-    def _is_intact(self, manifest: Manifest, sizes: Callable[[str], int | None]) -> bool:
+    def _is_intact(self, manifest: Manifest, sizes_in: Callable[[str], Sizes]) -> bool:
         """Whether a commit's files have the sizes they should."""
         folder = manifest.extra.get("folder", "")
         try:
-            check_files(
-                self.root / folder, manifest.files, remedy="run again", sizes=lambda path: sizes(f"{folder}/{path}")
-            )
+            if manifest.files:
+                check_files(self.root / folder, manifest.files, remedy="run again", sizes=sizes_in(folder))
         except StoreError:
             return False
         return True

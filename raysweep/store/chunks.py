@@ -6,6 +6,7 @@ wakes up cannot change what another one has committed. Which chunks there are, a
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
 
     from raysweep.store.places import Location
 
+_REMEMBERED = 1024  # manifests of expected chunks that stay in memory
+
 
 @dataclass(frozen=True)
 class Manifest:
@@ -69,9 +72,10 @@ class ChunkStore:
     def __init__(self, folder: Location) -> None:
         self.folder = folder
         self._token = secrets.token_hex(4)  # of this writer
-        self._known: dict[
-            str, tuple[tuple[Any, ...], Manifest]
-        ] = {}  # of an object store: what was read, and of which version
+        # Manifests that were read, by file name, each with the version of the file
+        self._known: dict[str, tuple[tuple[Any, ...], Manifest]] = {}
+        self._expected: tuple[str, ...] = ()  # chunks that `find` looks in first
+        self._read: dict[str, Manifest] = {}  # those that it has read lately, by chunk name
 
     def commit(
         self,
@@ -127,33 +131,28 @@ class ChunkStore:
         return self._load(self._manifest_path(name))
 
     def manifests(self) -> list[Manifest]:
-        """Every committed chunk, by name.
+        """Every committed chunk, by name. A manifest that this object has read before is not read again.
 
         Raises StoreError, naming the file, on a manifest that cannot be read and on a table that is missing or has
         another size than its manifest says.
         """
-        if isinstance(self.folder, Path):
-            return [self._load(self.folder / name) for name in self._names(self.folder)]
-        return self._listed(self.folder)
-
-    def _listed(self, folder: UPath) -> list[Manifest]:
-        """The manifests in an object store: one listing, and those that are not known yet are read."""
-        found = {name: info for name, info in listing(folder).items() if "/" not in name}
-        versions = {name: _version(info) for name, info in found.items() if name.endswith(".json")}
-        new = {
-            name: found[name]["size"]
-            for name, version in versions.items()
-            if self._known.get(name, ((),))[0] != version
-        }
-        for name, content in read_many(folder, new).items():
-            self._known[name] = versions[name], self.parse(folder / name, content)
-        there = sorted(versions.keys() & self._known.keys())
-        manifests = [self._known[name][1] for name in there]
-        sizes = {name: int(info["size"]) for name, info in found.items()}.get
+        folder = self.folder
+        found, sizes = _listed(folder) if isinstance(folder, Path) else _listed_objects(folder)
+        self._known = {name: known for name, known in self._known.items() if found.get(name) == known[0]}
+        new = {name: sizes(name) or 0 for name in found if name not in self._known}
+        for name, content in self._contents(new):
+            self._known[name] = found[name], self.parse(folder / name, content)
+        manifests = [self._known[name][1] for name in sorted(found.keys() & self._known.keys())]
         for manifest in manifests:
             if manifest.table is not None:
                 check_files(folder, [manifest.table], remedy=self._remedy(manifest.name), sizes=sizes)
         return manifests
+
+    def _contents(self, sizes: Mapping[str, int]) -> Iterable[tuple[str, bytes]]:
+        """The contents of manifests of these sizes, by file name."""
+        if isinstance(self.folder, Path):
+            return ((name, read_bytes(self.folder / name)) for name in sorted(sizes))
+        return read_many(self.folder, sizes).items()
 
     def read(self, manifest: Manifest) -> pa.Table:
         """The rows of a chunk. Raises StoreError when size or checksum differ, ValueError when it has no table."""
@@ -171,10 +170,45 @@ class ChunkStore:
                 done.setdefault(key, manifest)
         return done
 
-    def read_parts(self, keys: Iterable[str]) -> pa.Table:
+    def expect(self, names: Iterable[str]) -> None:
+        """Have `find` look in these chunks before it lists all of them; whoever committed the parts knows the names."""
+        self._expected = tuple(sorted(names))
+
+    def find(self, keys: Iterable[str]) -> dict[str, Manifest]:
+        """The chunk that holds each of `keys`; one that is not committed is missing from the result.
+
+        Reads only the manifests of the expected chunks if these hold all keys, and each of them once. Their tables are
+        checked when they are read.
+        """
+        wanted = dict.fromkeys(keys)
+        found: dict[str, Manifest] = {}
+        for manifest in self._expected_chunks() if wanted else ():
+            found |= dict.fromkeys(wanted.keys() & manifest.parts.keys() - found.keys(), manifest)
+        if len(found) < len(wanted):
+            done = self.done()
+            found = {key: done[key] for key in wanted if key in done}
+        return found
+
+    def _expected_chunks(self) -> list[Manifest]:
+        """The expected chunks that are there, by name."""
+
+        def read(name: str) -> Manifest | None:
+            path = self._manifest_path(name)
+            with contextlib.suppress(FileNotFoundError):
+                return self.parse(path, read_bytes(path))
+            return None
+
+        new = [name for name in self._expected if name not in self._read]
+        read_now = dict(zip(new, for_each(self.folder, read, new), strict=True))
+        known = {**self._read, **{name: manifest for name, manifest in read_now.items() if manifest}}
+        self._read = dict(list(known.items())[-_REMEMBERED:])
+        return [known[name] for name in self._expected if name in known]
+
+    def read_parts(self, keys: Iterable[str], done: Mapping[str, Manifest] | None = None) -> pa.Table:
         """The rows of the parts `keys`, in the order of `keys` and, inside a part, of its chunk's table.
 
-        Each Parquet file is read once. Columns that only some chunks have are null in the others; parts of chunks
+        `done` has the chunk of each key, for a caller that has looked before; by default they are found (see `find`). Each
+        Parquet file is read once. Columns that only some chunks have are null in the others; parts of chunks
         without a table have no rows, and if there is no table at all the result has no columns. Raises StoreError when
         a part is not committed, a file is damaged, or two chunks disagree about a column; ValueError when a key is
         given twice.
@@ -182,7 +216,7 @@ class ChunkStore:
         wanted = list(keys)
         if len(set(wanted)) != len(wanted):
             raise ValueError("a part is asked for twice")
-        done = self.done()
+        done = self.find(wanted) if done is None else done
         missing = [key for key in wanted if key not in done]
         if missing:
             raise StoreError(
@@ -215,24 +249,16 @@ class ChunkStore:
 
     def forget(self, name: str) -> None:
         """Take a commit back: its manifest is removed, so its parts count as not done and its name is free."""
+        self._read.pop(name, None)
+        self._known.pop(f"{name}.json", None)
         self._manifest_path(name).unlink(missing_ok=True)
 
     def forget_all(self) -> None:
         """Take every commit back, whole or broken."""
-        if isinstance(self.folder, Path):
-            found = self._names(self.folder)
-        else:
-            found = [name for name in listing(self.folder) if "/" not in name and name.endswith(".json")]
+        self._read.clear()
+        self._known.clear()
+        found, _ = _listed(self.folder) if isinstance(self.folder, Path) else _listed_objects(self.folder)
         for_each(self.folder, lambda name: (self.folder / name).unlink(missing_ok=True), found)
-
-    @staticmethod
-    def _names(folder: Path) -> list[str]:
-        """The manifests' file names, sorted. glob would take a folder that may not be read for an empty one."""
-        try:
-            names = os.listdir(folder)  # noqa: PTH208 - names are all that is needed
-        except FileNotFoundError:
-            return []
-        return sorted(name for name in names if name.endswith(".json") and not name.startswith("."))
 
     def _manifest_path(self, name: str) -> Location:
         return self.folder / f"{name}.json"
@@ -256,6 +282,36 @@ class ChunkStore:
         if manifest.name != path.stem:
             raise StoreError(f"{path}: expected the manifest of chunk '{path.stem}', found '{manifest.name}'; {remedy}")
         return manifest
+
+
+_Listed = tuple[dict[str, tuple[Any, ...]], Callable[[str], int | None]]
+
+
+def _listed(folder: Path) -> _Listed:
+    """The version of each manifest in a folder, and what gives the size of each file. glob would hide an unreadable folder."""
+    try:
+        with os.scandir(folder) as entries:
+            found = {entry.name: entry for entry in entries}
+    except FileNotFoundError:
+        found = {}
+
+    def size(name: str) -> int | None:
+        return found[name].stat().st_size if name in found else None
+
+    versions = {}
+    for name, entry in found.items():
+        if name.endswith(".json") and not name.startswith("."):
+            with contextlib.suppress(FileNotFoundError):  # it was taken back just now
+                stat = entry.stat()
+                versions[name] = (stat.st_ino, stat.st_size, stat.st_mtime_ns)
+    return versions, size
+
+
+def _listed_objects(folder: UPath) -> _Listed:
+    """The same in an object store, from one listing."""
+    found = {name: info for name, info in listing(folder).items() if "/" not in name}
+    versions = {name: _version(info) for name, info in found.items() if name.endswith(".json")}
+    return versions, {name: int(info["size"]) for name, info in found.items()}.get
 
 
 def _version(info: Mapping[str, Any]) -> tuple[Any, ...]:
