@@ -10,17 +10,18 @@ import os
 import socket
 import time
 from collections import Counter, deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from raysweep import signals
 from raysweep.config import Config
 from raysweep.engine import events
-from raysweep.engine.calls import Call, Commit, ModelCall, Outcome, SubstituteCall, TrainCall, made_by
+from raysweep.engine.calls import Call, ModelCall, Outcome, SubstituteCall, TrainCall, made_by
 from raysweep.engine.commit_index import CommitIndex
+from raysweep.engine.committing import CommitsFirst, Committed, commit_outcomes
 from raysweep.engine.dispatch import is_final
 from raysweep.engine.dispatcher import Dispatcher
 from raysweep.engine.estimate import Reckoned, reckon
@@ -30,7 +31,6 @@ from raysweep.engine.facts import Facts
 from raysweep.engine.failures import Failures
 from raysweep.engine.folder import RunFolder
 from raysweep.engine.graph import Graph, beyond, shortened
-from raysweep.engine.inputs import with_inputs
 from raysweep.engine.interruption import interrupts_logged, lock_released
 from raysweep.engine.judging_in_part import judged_in_part
 from raysweep.engine.ledger import Ledger, done_by_kind
@@ -161,6 +161,7 @@ class _Run:
         self.graph = shortened(graph, done)
         self.ledger = Ledger(self.graph, done)
         self._index = CommitIndex(graph, done)
+        self._written: dict[str, Committed] = {}  # by name, commits that are not recorded yet
         self._stopped = {key: done[key] for task in graph.of_kind("stop") for key in task.keys if key in done}
         self._watches = watches(config, facts, self.graph, done)
         self._needs = {task.name: task.needs for task in self.graph.tasks}
@@ -219,6 +220,7 @@ class _Run:
                 for call in calls:
                     self.log.emit(events.CALL_STARTED, call=call.name)
                 for outcome in backend.train(self.folder.root, calls, self._tell):
+                    self._write([outcome])
                     self._take(outcome)
         self.failures.spread(self.graph, self.ledger)
 
@@ -230,7 +232,7 @@ class _Run:
             self.log.emit(events.WORKERS_READY, **executor.about)
             if isinstance(executor, LimitsCalls):
                 executor.limit_calls(self._dispatcher.deadline)
-            self._dispatcher.run(executor, self._take, self._quarantine)
+            self._dispatcher.run(CommitsFirst(executor, self._write), self._take, self._quarantine)
         finally:
             executor.close()
 
@@ -266,9 +268,8 @@ class _Run:
         self.n_calls += 1
         self.failures.forget(call.name)
         for commit in outcome.commits:
-            # a kill may have kept some of the call's commits
-            if any(self.ledger.lacks(key) or key in self._beside for key in commit.keys):
-                self._commit(call, commit, outcome.measured)
+            if committed := self._written.pop(commit.name, None):
+                self._record(call, committed)
         self.log.emit(events.CALL_DONE, call=call.name, measured=dict(outcome.measured))
         if outcome.measured.get("out_of_memory"):
             halved = {key: outcome.measured[key] for key in ("out_of_memory", "batch_tokens")}
@@ -327,15 +328,16 @@ class _Run:
             self._workers = workers
             self.log.emit(events.WORKERS_CHANGED, workers=workers)
 
-    def _commit(self, call: Call, commit: Commit, measured: Mapping[str, Any]) -> Manifest:
-        self.folder.check_held()
-        log = {"call": call.name, "tasks": list(call.tasks), "measured": dict(measured)}
-        kept = self.folder.commit(with_inputs(commit, call, self.facts), log)
-        if kept.extra["log"] != log:  # of a driver that lost the folder to this one and committed all the same
-            log = kept.extra["log"]
-            commit = replace(commit, table=self.folder.chunks.read(kept) if kept.table else None)
+    def _write(self, outcomes: Sequence[Outcome]) -> None:
+        """Commit what these calls made, before it is recorded call by call."""
+        wanted = lambda key: self.ledger.lacks(key) or key in self._beside  # noqa: E731
+        self._written |= commit_outcomes(self.folder, self.facts, outcomes, wanted)
+
+    def _record(self, call: Call, committed: Committed) -> None:
+        """Log a commit, and take note of what it makes done."""
+        commit, kept = committed.commit, committed.manifest
         written = {"results": kept.table.bytes if kept.table else 0, "activations": sum(f.bytes for f in kept.files)}
-        self.log.emit(events.CHUNK_COMMITTED, commit=commit.name, keys=commit.keys, **log, bytes=written)
+        self.log.emit(events.CHUNK_COMMITTED, commit=commit.name, keys=commit.keys, **committed.log, bytes=written)
         if isinstance(call, TrainCall) and isinstance(self.folder.root, Path):
             self.folder.forget_training(call.key)
         self._index.add(kept.name, [*call.tasks, *self.ledger.waiting(commit.keys)])
@@ -346,7 +348,6 @@ class _Run:
         for watch in self._watches:
             if commit.table is not None and not watch.keys.isdisjoint(commit.keys):
                 watch.take(commit.table.select(["part", "loss"]).to_pandas())
-        return kept
 
     def _is_watched(self, call: Call) -> bool:
         return any((call.model, call.dataset) == (watch.task.model, watch.task.dataset) for watch in self._watches)
@@ -360,8 +361,10 @@ class _Run:
         decided = [(watch, found) for watch in self._watches if (found := watch.decide())]
         for watch, found in decided:
             self._watches.remove(watch)
-            kept = self._commit(*watch.committable(found), {})
-            self._stopped |= dict.fromkeys(kept.parts, kept)
+            call, commit = watch.committable(found)
+            (made,) = commit_outcomes(self.folder, self.facts, [Outcome(call, (commit,))], lambda key: True).values()
+            self._record(call, made)
+            self._stopped |= dict.fromkeys(commit.keys, made.manifest)
             for task in watch.swept:
                 keys = task.parts[found.chunks :]
                 self._beside.update(filter(self.ledger.lacks, keys))

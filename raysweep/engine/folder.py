@@ -24,7 +24,7 @@ from raysweep.engine.graph import Graph, Task, shortened
 from raysweep.engine.redone import why_redone
 from raysweep.errors import FolderInUseError, InputError, RunError, StoreError
 from raysweep.store.artifacts import check_files, publish_bytes, publish_json
-from raysweep.store.chunks import AlreadyCommittedError, ChunkStore, Manifest
+from raysweep.store.chunks import ChunkStore, Manifest, NewChunk
 from raysweep.store.links import refuse_links
 from raysweep.store.lock import HeldError, HeldFile, hold
 from raysweep.store.object_lock import Held, LostError, hold_object
@@ -81,29 +81,34 @@ class RunFolder:
         return {key: done[key] for key in found if key in done}
 
     def commit(self, commit: Commit, log: Mapping[str, Any]) -> Manifest:
-        """Commit what a call made, with the `log` of how; its manifest, or that of another writer who was first.
+        """Commit what a call made, with the `log` of how; see `commit_all`."""
+        return self.commit_all([(commit, log)])[0]
+
+    def commit_all(self, commits: Iterable[tuple[Commit, Mapping[str, Any]]]) -> list[Manifest]:
+        """Commit what calls made, each with the `log` of how; the manifests, or those of another writer who was first.
 
         A driver that was paused may commit after it lost the folder. What it committed counts if its files are complete, and is
         replaced if they are not.
         """
-        parts, extra = dict.fromkeys(commit.keys), {**commit.extra, "log": log}
-        while True:
-            try:
-                return self.chunks.commit(
-                    commit.name,
-                    commit.table,
-                    parts=parts,
-                    files=commit.files,
-                    extra=extra,
-                    check=partial(self.check_held, ask=False),
-                )
-            except AlreadyCommittedError:
-                self.check_held()
+        chunks = [
+            NewChunk(commit.name, commit.table, dict.fromkeys(commit.keys), commit.files, {**commit.extra, "log": log})
+            for commit, log in commits
+        ]
+        made = self.chunks.commit_all(chunks, check=partial(self.check_held, ask=False))
+        return [manifest or self._settled(chunk) for chunk, manifest in zip(chunks, made, strict=True)]
+
+    def _settled(self, chunk: NewChunk) -> Manifest:
+        """What another writer committed under this name if it is complete, else this chunk, committed in its place."""
+        made = None
+        while made is None:
+            self.check_held()
             with suppress(StoreError, FileNotFoundError):
-                there = self.chunks.load(commit.name)
+                there = self.chunks.load(chunk.name)
                 if self._is_intact(there, self._sizes()):
                     return there
-            self.chunks.forget(commit.name)
+            self.chunks.forget(chunk.name)
+            (made,) = self.chunks.commit_all([chunk], check=partial(self.check_held, ask=False))
+        return made
 
     def why_lost(self, key: str) -> str:
         """What a key that was committed lacks to be counted, in words: the file, and where it was looked for."""

@@ -12,7 +12,8 @@ import os
 import secrets
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -28,8 +29,8 @@ from raysweep.store.artifacts import (
     check_files,
     check_safe_name,
     json_bytes,
-    publish_file,
-    publish_new,
+    publish_all_new,
+    publish_files,
     read_checked,
 )
 from raysweep.store.places import for_each, listing, read_bytes, read_many
@@ -56,6 +57,43 @@ class Manifest:
     table: FileEntry | None
     files: tuple[FileEntry, ...]
     extra: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class NewChunk:
+    """A chunk to be committed; see Manifest. `files` must have been published before."""
+
+    name: str
+    table: pa.Table | None
+    parts: Mapping[str, Any]
+    files: tuple[FileEntry, ...] = ()
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    def check(self) -> None:
+        """Raise ValueError unless the chunk can be committed."""
+        check_safe_name(self.name, "chunk name")
+        try:
+            json_bytes(self._description)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"chunk {self.name!r}: parts and extra must be JSON ({error})") from error
+        if self.table is not None:
+            _check_parts(self.name, self.table, self.parts)
+
+    def described(self, writer: str, table: FileEntry | None) -> dict[str, Any]:
+        """What its manifest says, with its table as it was written."""
+        return {
+            "name": self.name,
+            "writer": writer,
+            "table": table.path if table else None,
+            "rows": table.rows if table else 0,
+            "bytes": table.bytes if table else 0,
+            "sha256": table.sha256 if table else None,
+            **self._description,
+        }
+
+    @property
+    def _description(self) -> dict[str, Any]:
+        return {"files": [asdict(entry) for entry in self.files], "extra": dict(self.extra), "parts": dict(self.parts)}
 
 
 class AlreadyCommittedError(StoreError):
@@ -87,44 +125,48 @@ class ChunkStore:
         extra: Mapping[str, Any] = {},
         check: Callable[[], None] = lambda: None,
     ) -> Manifest:
-        """Commit a chunk; `files` must have been published before. `check` is called between the table and the manifest.
-
-        Raises ValueError, with nothing written, when the name is unsafe, `parts` or `extra` is not JSON, or the table
-        has rows of no part named in `parts`; AlreadyCommittedError when the name is taken.
-        """
-        check_safe_name(name, "chunk name")
-        path = self._manifest_path(name)
-        description = {"files": [asdict(entry) for entry in files], "extra": dict(extra), "parts": dict(parts)}
-        try:
-            json_bytes(description)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"chunk {name!r}: parts and extra must be JSON ({error})") from error
-
-        written = None
-        if table is not None:
-            _check_parts(name, table, parts)
-            file = f"{name}.{self._token}.parquet"
-            written = publish_file(
-                self.folder, file, lambda temporary: pq.write_table(table, temporary), rows=table.num_rows
-            )
-        described = {
-            "name": name,
-            "writer": self._token,
-            "table": written.path if written else None,
-            "rows": written.rows if written else 0,
-            "bytes": written.bytes if written else 0,
-            "sha256": written.sha256 if written else None,
-            **description,
-        }
-        content = json_bytes(described)
-        check()
-        if not publish_new(path, content):
-            if written is not None:
-                (self.folder / written.path).unlink(missing_ok=True)
+        """Commit one chunk (see `commit_all`). Raises AlreadyCommittedError when its name is taken."""
+        (manifest,) = self.commit_all([NewChunk(name, table, parts, tuple(files), extra)], check=check)
+        if manifest is None:
             raise AlreadyCommittedError(
-                f"{path}: this chunk is already committed; commit under another name, or delete that file first"
+                f"{self._manifest_path(name)}: this chunk is already committed; commit under another name, or delete "
+                "that file first"
             )
-        return self.parse(path, content)
+        return manifest
+
+    def commit_all(
+        self, chunks: Sequence[NewChunk], *, check: Callable[[], None] = lambda: None
+    ) -> list[Manifest | None]:
+        """Commit chunks together, so that the disk is waited for once; None for one whose name is taken.
+
+        All tables are published, then `check` is called, then the manifests are created. Whatever is raised or killed
+        meanwhile, each chunk is committed or not. Raises ValueError, with nothing written, when a name is unsafe or given
+        twice, `parts` or `extra` is not JSON, or a table has rows of no part named in `parts`.
+        """
+        if len({chunk.name for chunk in chunks}) != len(chunks):
+            raise ValueError("a chunk is to be committed twice")
+        for chunk in chunks:
+            chunk.check()
+        tables = {
+            f"{chunk.name}.{self._token}.parquet": (partial(pq.write_table, chunk.table), chunk.table.num_rows)
+            for chunk in chunks
+            if chunk.table is not None
+        }
+        entries = {entry.path: entry for entry in publish_files(self.folder, tables)} if tables else {}
+        written = [entries.get(f"{chunk.name}.{self._token}.parquet") for chunk in chunks]
+        contents = {
+            f"{chunk.name}.json": json_bytes(chunk.described(self._token, entry))
+            for chunk, entry in zip(chunks, written, strict=True)
+        }
+        check()
+        created = publish_all_new(self.folder, contents)
+        for entry, made in zip(written, created, strict=True):
+            if not made and entry is not None:
+                (self.folder / entry.path).unlink(missing_ok=True)
+        return [
+            self.parse(self.folder / name, content) if made else None
+            for (name, content), made in zip(contents.items(), created, strict=True)
+        ]
 
     def load(self, name: str) -> Manifest:
         """Read one manifest. Raises StoreError if it is damaged or its table is not as it says, FileNotFoundError if there is none."""

@@ -20,9 +20,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from raysweep.errors import StoreError
-from raysweep.store import chunks
+from raysweep.store import artifacts, chunks
 from raysweep.store.artifacts import FileEntry, sweep_temporaries
-from raysweep.store.chunks import AlreadyCommittedError, ChunkStore, Manifest
+from raysweep.store.chunks import AlreadyCommittedError, ChunkStore, Manifest, NewChunk
 
 
 def rows(*pairs: tuple[str, float]) -> pa.Table:
@@ -164,6 +164,33 @@ def test_parts_are_read_from_chunks_that_the_caller_has_looked_up(tmp_path: Path
     assert read == ["c0"]
     with pytest.raises(StoreError, match="1 of 1 parts are not committed"):
         store.read_parts(["b"], done)
+
+
+def test_chunks_committed_together_are_flushed_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder is flushed once for all tables and once for all manifests."""
+    flushed: list[str] = []
+    real = artifacts.flush
+    monkeypatch.setattr(artifacts, "flush", lambda path: flushed.append(path.suffix or path.name) or real(path))
+    folder, checks = tmp_path / "chunks", []
+    new = [NewChunk(f"c{n}", rows((f"part-{n}", float(n))), {f"part-{n}": None}) for n in range(5)]
+    made = ChunkStore(folder).commit_all(
+        [*new, NewChunk("c5", None, {"x": 1})], check=lambda: checks.append(flushed[:])
+    )
+    assert ChunkStore(folder).manifests() == made
+    assert flushed == [tmp_path.name, *[".parquet"] * 5, "chunks", *[".json"] * 6, "chunks"]
+    assert checks == [[tmp_path.name, *[".parquet"] * 5, "chunks"]]
+    assert not [name for name in names(folder) if name.startswith(".tmp")]
+
+
+def test_of_chunks_committed_together_those_whose_name_is_taken_are_left_alone(tmp_path: Path) -> None:
+    ChunkStore(tmp_path).commit("c1", rows(("b", 9.0)), parts={"b": None})
+    new = [NewChunk(f"c{n}", rows((part, 1.0)), {part: None}) for n, part in enumerate("abc")]
+    made = ChunkStore(tmp_path).commit_all(new)
+    assert [manifest and manifest.name for manifest in made] == ["c0", None, "c2"]
+    assert ChunkStore(tmp_path).read_parts("abc")["loss"].to_pylist() == [1.0, 9.0, 1.0]
+    assert len(names(tmp_path)) == 6
+    with pytest.raises(ValueError, match="a chunk is to be committed twice"):
+        ChunkStore(tmp_path).commit_all([new[0], new[0]])
 
 
 def test_rows_of_a_part_committed_twice_are_counted_once(tmp_path: Path) -> None:
