@@ -20,7 +20,7 @@ import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -204,8 +204,13 @@ def flush_all(paths: Collection[Path]) -> None:
     if len(paths) == 1:
         flush(*paths)
         return
-    with ThreadPoolExecutor(_FLUSHES) as pool:
-        list(pool.map(flush, paths))
+    list(_flushers(os.getpid()).map(flush, paths))
+
+
+@cache
+def _flushers(process: int) -> ThreadPoolExecutor:
+    """The threads of this process that flush files; a forked process has none of its parent's."""
+    return ThreadPoolExecutor(_FLUSHES, thread_name_prefix="raysweep flush")
 
 
 @contextlib.contextmanager

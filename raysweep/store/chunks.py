@@ -73,7 +73,7 @@ class NewChunk:
         """Raise ValueError unless the chunk can be committed."""
         check_safe_name(self.name, "chunk name")
         try:
-            json_bytes(self._description)
+            json.dumps(self._description, allow_nan=False)
         except (TypeError, ValueError) as error:
             raise ValueError(f"chunk {self.name!r}: parts and extra must be JSON ({error})") from error
         if self.table is not None:
