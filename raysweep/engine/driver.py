@@ -379,8 +379,7 @@ class _Run:
 
     def _queue_results(self) -> None:
         for task in self.ledger.take_makeable():
-            call = result_call(self.config, self.facts, self.graph, task)
-            self.queue.push(self._index.with_chunks(call, task.needs))
+            self.queue.push(self._index.with_chunks(result_call(self.config, self.facts, self.graph, task), task.needs))
 
     def _queue_in_part(self) -> bool:
         """Queue, once, the judging of answers whose cell has other arms that failed; whether there is any."""
