@@ -10,6 +10,7 @@ counts as allocated, at the end less at the first call.
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 import time
 import tracemalloc
@@ -30,17 +31,24 @@ from raysweep.engine.events import Listener
 from raysweep.engine.executor import LocalBackend
 from raysweep.store.artifacts import publish_bytes
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+from s3_server import CREDENTIALS, serve
+
 SETS = {"sums": "gsm8k", "facts": "boolq", "orders": "dolly"}
 
 
 class NoWork:
-    """Gives a table of the right size for every call, at once, as eight workers with two calls in flight would."""
+    """Gives a table of the right size for every call, as eight workers with two calls in flight would.
+
+    With `together`, the outcomes of all calls in flight come at once, as they do when workers are faster than the driver.
+    """
 
     slots = (Slot(depth=2),) * 8
     about: Mapping[str, Any] = {"executor": "none", "workers": 8}
 
-    def __init__(self) -> None:
+    def __init__(self, together: bool = False) -> None:
         self.calls: deque[Call] = deque()
+        self.together = together
         self.seconds = time.perf_counter()
         self.memory = tracemalloc.get_traced_memory()[0]
 
@@ -48,13 +56,15 @@ class NoWork:
         self.calls.append(call)
 
     def collect(self) -> list[Outcome]:
-        call = self.calls.popleft()
+        return [self.outcome(self.calls.popleft()) for _ in range(len(self.calls) if self.together else 1)]
+
+    def outcome(self, call: Call) -> Outcome:
         assert isinstance(call, SubstituteCall)
         n = len(call.keys)
         table = pa.table({"part": list(call.keys), "loss": np.zeros(n), "example_id": np.zeros(n, dtype=np.int64)})
         commit = Commit(commit_name("substitute", call.model, call.dataset, call.keys), call.keys, table)
         measured = {"seconds": 0.1, "tokens": 9, "layer_applications": 9, "token_applications": 9, "bytes_read": 9}
-        return [Outcome(call, (commit,), measured)]
+        return Outcome(call, (commit,), measured)
 
     def close(self) -> None:
         self.seconds = time.perf_counter() - self.seconds
@@ -64,8 +74,8 @@ class NoWork:
 class Backend(LocalBackend):
     """`metrics`: with a listener such as Ray's backend has, and its clock in `seconds`."""
 
-    def __init__(self, metrics: bool) -> None:
-        self.metrics, self.seconds = metrics, 0.0
+    def __init__(self, metrics: bool, together: bool) -> None:
+        self.metrics, self.together, self.seconds = metrics, together, 0.0
 
     def listener(self, run: str, root: Path) -> Listener | None:
         if not self.metrics:
@@ -86,11 +96,11 @@ class Backend(LocalBackend):
             self.emitter.close()
 
     def open(self, folder: Path, n_calls: int, tell: object = None) -> NoWork:
-        self.executor = NoWork()
+        self.executor = NoWork(self.together)
         return self.executor
 
 
-def config(storage: str, chunks: int) -> Config:
+def config(storage: str, chunks: int, options: Mapping[str, Any] = {}) -> Config:
     """So many chunks of one record, four windows each."""
     sets, left = {}, chunks
     for name in SETS:
@@ -108,6 +118,7 @@ def config(storage: str, chunks: int) -> Config:
             "studies": {"substitution": {"widths": [23]}},
             "execution": {"chunk": 1, "device": "cpu"},
             "storage": storage,
+            "storage_options": options,
         }
     )
 
@@ -121,21 +132,39 @@ def flushes(folder: Path, n: int) -> float:
     return (time.perf_counter() - started) / n
 
 
-def run(chunks: int, metrics: bool = False) -> tuple[NoWork, float, float]:
+def run(chunks: int, *, metrics: bool = False, together: bool = False) -> tuple[NoWork, float, float]:
     with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR")) as scratch:
-        backend = Backend(metrics)
+        backend = Backend(metrics, together)
         done = drive(config(f"{scratch}/run", chunks), backend=backend)
         assert done.n_calls == chunks
         return backend.executor, flushes(Path(scratch), 200), backend.seconds
 
 
+def on_s3(chunks: int, together: bool) -> float:
+    """Commits per second on the S3 server of the tests, which runs on this machine."""
+    os.environ |= CREDENTIALS
+    with serve() as s3:
+        backend = Backend(False, together)
+        done = drive(config(s3.url("run"), chunks, {"endpoint_url": s3.endpoint}), backend=backend)
+    assert done.n_calls == chunks
+    return chunks / backend.executor.seconds
+
+
 def main() -> None:
     print(f"the driver's own cost; {machine()}")
-    executor, floor, _ = run(2000)
-    each = executor.seconds / 2000
-    print(
-        f"  seconds a chunk over 2,000: {each * 1e3:.2f} ms (limit 5), of which flushing to the disk {floor * 1e3:.2f} ms"
-    )
+    for together in (False, True):
+        how = "16 calls end at once" if together else "one call after the other"
+        executor, floor, _ = run(2000, together=together)
+        each = executor.seconds / 2000
+        print(
+            f"  {how}: {each * 1e3:.2f} ms a chunk over 2,000, {1 / each:.0f} commits a second (limit 200 if they end at once); "
+            f"flushing the files of one commit by themselves: {floor * 1e3:.2f} ms"
+        )
+        print(
+            f"    the same on an S3 server, over 300: {on_s3(300, together):.0f} commits a second (limit 50 if at once)"
+        )
+    if "--only-commits" in sys.argv:
+        return
     import ray
 
     ray.init(address="local", num_cpus=1, log_to_driver=False, logging_level="ERROR", include_dashboard=False)
@@ -143,7 +172,7 @@ def main() -> None:
     ray.shutdown()
     each = executor.seconds / 2000
     print(
-        f"  the same with metrics: {each * 1e3:.2f} ms (limit 5), of which emitting them {emitting / 2000 * 1e3:.2f} ms"
+        f"  with metrics, one after the other: {each * 1e3:.2f} ms a chunk, of which emitting them {emitting / 2000 * 1e3:.2f} ms"
     )
     tracemalloc.start()
     executor, _, _ = run(10_000)

@@ -13,6 +13,7 @@ import io
 import json
 import os
 import random
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -201,6 +202,7 @@ def unseen() -> Iterator[None]:
 @contextmanager
 def _patched(root: Path, around: Callable[[str, Path, Callable[[], Any]], Any]) -> Iterator[None]:
     real = {name: getattr(os, name) for name in (*CHANGING, *READING) if name != "open"}
+    in_turn = threading.RLock()  # files are flushed by several threads
     real_open, real_os_open, below = io.open, os.open, f"{root}/"
 
     def where(argument: Any) -> Path | None:
@@ -217,11 +219,14 @@ def _patched(root: Path, around: Callable[[str, Path, Callable[[], Any]], Any]) 
 
     def wrap(name: str, call: Callable[..., Any], changes: Callable[..., bool] = lambda *_: True) -> Callable[..., Any]:
         def wrapped(*arguments: Any, **options: Any) -> Any:
-            path = where(arguments[-1] if name in ("replace", "rename", "link") else arguments[0]) if _seen else None
-            if path is None:
-                return call(*arguments, **options)
-            kind = name if changes(*arguments[1:], *options.values()) else f"{name} to read"
-            return around(kind, path, lambda: call(*arguments, **options))
+            with in_turn:
+                path = (
+                    where(arguments[-1] if name in ("replace", "rename", "link") else arguments[0]) if _seen else None
+                )
+                if path is None:
+                    return call(*arguments, **options)
+                kind = name if changes(*arguments[1:], *options.values()) else f"{name} to read"
+                return around(kind, path, lambda: call(*arguments, **options))
 
         return wrapped
 

@@ -48,12 +48,16 @@ class Loading:
 
 @dataclass(frozen=True)
 class Call:
-    """One unit for a worker. `tasks` are the names of the tasks it works on."""
+    """One unit for a worker. `tasks` are the names of the tasks it works on.
+
+    `chunks` names the commits that have what it reads, so that a worker does not have to look through all of them.
+    """
 
     name: str
     model: str
     dataset: str
     tasks: tuple[str, ...]
+    chunks: tuple[str, ...] = field(default=(), kw_only=True)
 
     @property
     def affinity(self) -> tuple[str, ...]:

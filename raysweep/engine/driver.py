@@ -10,16 +10,18 @@ import os
 import socket
 import time
 from collections import Counter, deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from raysweep import signals
 from raysweep.config import Config
 from raysweep.engine import events
-from raysweep.engine.calls import Call, Commit, ModelCall, Outcome, SubstituteCall, TrainCall, made_by
+from raysweep.engine.calls import Call, ModelCall, Outcome, SubstituteCall, TrainCall, made_by
+from raysweep.engine.commit_index import CommitIndex
+from raysweep.engine.committing import CommitsFirst, Committed, commit_outcomes
 from raysweep.engine.dispatch import is_final
 from raysweep.engine.dispatcher import Dispatcher
 from raysweep.engine.estimate import Reckoned, reckon
@@ -29,7 +31,6 @@ from raysweep.engine.facts import Facts
 from raysweep.engine.failures import Failures
 from raysweep.engine.folder import RunFolder
 from raysweep.engine.graph import Graph, beyond, shortened
-from raysweep.engine.inputs import with_inputs
 from raysweep.engine.interruption import interrupts_logged, lock_released
 from raysweep.engine.judging_in_part import judged_in_part
 from raysweep.engine.ledger import Ledger, done_by_kind
@@ -50,6 +51,7 @@ from raysweep.engine.training_calls import judge_call
 from raysweep.engine.waiting import check_wait, held
 from raysweep.redaction import redacted
 from raysweep.store.artifacts import sweep_temporaries
+from raysweep.store.chunks import Manifest
 
 
 @dataclass
@@ -124,7 +126,7 @@ def drive(
                 log.emit(events.TASKS_REDONE, why=again)
             log_unlogged(folder, log)
             with interrupts_logged(log):
-                run = _Run(config, facts, graph, folder, log, reckoned)
+                run = _Run(config, facts, graph, folder, log, reckoned, done)
                 run.all(backend)
             seconds = round(time.monotonic() - started, 3)
             log.emit(
@@ -146,12 +148,21 @@ class _Run:
     """One pass of the driver over what is not done."""
 
     def __init__(
-        self, config: Config, facts: Facts, graph: Graph, folder: RunFolder, log: EventLog, reckoned: Reckoned
+        self,
+        config: Config,
+        facts: Facts,
+        graph: Graph,
+        folder: RunFolder,
+        log: EventLog,
+        reckoned: Reckoned,
+        done: Mapping[str, Manifest],
     ) -> None:
         self.config, self.facts, self.folder, self.log = config, facts, folder, log
-        done = folder.committed()
         self.graph = shortened(graph, done)
         self.ledger = Ledger(self.graph, done)
+        self._index = CommitIndex(graph, done)
+        self._written: dict[str, Committed] = {}  # by name, commits that are not recorded yet
+        self._stopped = {key: done[key] for task in graph.of_kind("stop") for key in task.keys if key in done}
         self._watches = watches(config, facts, self.graph, done)
         self._needs = {task.name: task.needs for task in self.graph.tasks}
         self._held: list[ModelCall] = list(model_calls(config, facts, graph, done.keys() | beyond(graph, self.graph)))
@@ -189,7 +200,7 @@ class _Run:
         )
         for watch in self._watches:
             if there := [key for key in watch.keys if key in done]:
-                watch.take(folder.chunks.read_parts(there).to_pandas())
+                watch.take(folder.chunks.read_parts(there, done).to_pandas())
         self._release()
         self._stop_settled()
         self._queue_results()
@@ -210,6 +221,7 @@ class _Run:
                 for call in calls:
                     self.log.emit(events.CALL_STARTED, call=call.name)
                 for outcome in backend.train(self.folder.root, calls, self._tell):
+                    self._write([outcome])
                     self._take(outcome)
         self.failures.spread(self.graph, self.ledger)
 
@@ -221,7 +233,7 @@ class _Run:
             self.log.emit(events.WORKERS_READY, **executor.about)
             if isinstance(executor, LimitsCalls):
                 executor.limit_calls(self._dispatcher.deadline)
-            self._dispatcher.run(executor, self._take, self._quarantine)
+            self._dispatcher.run(CommitsFirst(executor, self._write), self._take, self._quarantine)
         finally:
             executor.close()
 
@@ -240,7 +252,7 @@ class _Run:
             if not all(map(self.ledger.is_done, needs)):
                 self._held.append(call)
             else:
-                self._push(call)
+                self._push(self._index.with_chunks(call, needs) if needs else call)
 
     def _push(self, call: Call) -> None:
         if isinstance(call, TrainCall) and call.processes > 1:
@@ -257,9 +269,8 @@ class _Run:
         self.n_calls += 1
         self.failures.forget(call.name)
         for commit in outcome.commits:
-            # a kill may have kept some of the call's commits
-            if any(self.ledger.lacks(key) or key in self._beside for key in commit.keys):
-                self._commit(call, commit, outcome.measured)
+            if committed := self._written.pop(commit.name, None):
+                self._record(call, committed)
         self.log.emit(events.CALL_DONE, call=call.name, measured=dict(outcome.measured))
         if outcome.measured.get("out_of_memory"):
             halved = {key: outcome.measured[key] for key in ("out_of_memory", "batch_tokens")}
@@ -318,17 +329,19 @@ class _Run:
             self._workers = workers
             self.log.emit(events.WORKERS_CHANGED, workers=workers)
 
-    def _commit(self, call: Call, commit: Commit, measured: Mapping[str, Any]) -> None:
-        self.folder.check_held()
-        log = {"call": call.name, "tasks": list(call.tasks), "measured": dict(measured)}
-        kept = self.folder.commit(with_inputs(commit, call, self.facts), log)
-        if kept.extra["log"] != log:  # of a driver that lost the folder to this one and committed all the same
-            log = kept.extra["log"]
-            commit = replace(commit, table=self.folder.chunks.read(kept) if kept.table else None)
+    def _write(self, outcomes: Sequence[Outcome]) -> None:
+        """Commit what these calls made, before it is recorded call by call."""
+        wanted = lambda key: self.ledger.lacks(key) or key in self._beside  # noqa: E731
+        self._written |= commit_outcomes(self.folder, self.facts, outcomes, wanted)
+
+    def _record(self, call: Call, committed: Committed) -> None:
+        """Log a commit, and take note of what it makes done."""
+        commit, kept = committed.commit, committed.manifest
         written = {"results": kept.table.bytes if kept.table else 0, "activations": sum(f.bytes for f in kept.files)}
-        self.log.emit(events.CHUNK_COMMITTED, commit=commit.name, keys=commit.keys, **log, bytes=written)
+        self.log.emit(events.CHUNK_COMMITTED, commit=commit.name, keys=commit.keys, **committed.log, bytes=written)
         if isinstance(call, TrainCall) and isinstance(self.folder.root, Path):
             self.folder.forget_training(call.key)
+        self._index.add(kept.name, [*call.tasks, *self.ledger.waiting(commit.keys)])
         for task in self.ledger.commit(commit.keys):
             self.log.emit(events.TASK_DONE, task=task.name)
             self._may_release |= task.name in self._awaited
@@ -349,7 +362,10 @@ class _Run:
         decided = [(watch, found) for watch in self._watches if (found := watch.decide())]
         for watch, found in decided:
             self._watches.remove(watch)
-            self._commit(*watch.committable(found), {})
+            call, commit = watch.committable(found)
+            (made,) = commit_outcomes(self.folder, self.facts, [Outcome(call, (commit,))], lambda key: True).values()
+            self._record(call, made)
+            self._stopped |= dict.fromkeys(commit.keys, made.manifest)
             for task in watch.swept:
                 keys = task.parts[found.chunks :]
                 self._beside.update(filter(self.ledger.lacks, keys))
@@ -357,13 +373,13 @@ class _Run:
                     self.failures.tasks.pop(task.name, None)  # for a chunk that is not needed
                     self.log.emit(events.TASK_DONE, task=task.name)
         if decided:
-            self.graph = shortened(self.graph, self.folder.committed())
+            self.graph = shortened(self.graph, self._stopped)
             if dropped := self.queue.drop(self._is_needless):
                 self.log.emit(events.CALLS_DROPPED, calls=dropped)
 
     def _queue_results(self) -> None:
         for task in self.ledger.take_makeable():
-            self.queue.push(result_call(self.config, self.facts, self.graph, task))
+            self.queue.push(self._index.with_chunks(result_call(self.config, self.facts, self.graph, task), task.needs))
 
     def _queue_in_part(self) -> bool:
         """Queue, once, the judging of answers whose cell has other arms that failed; whether there is any."""
@@ -375,7 +391,7 @@ class _Run:
         for task in filter(None, (judged_in_part(self.graph, task, done) for task in unjudged)):
             if any(key not in done for key in task.keys):
                 self._beside.update(task.keys)
-                self.queue.push(judge_call(self.config, self.graph, task))
+                self.queue.push(self._index.with_chunks(judge_call(self.config, self.graph, task), task.needs))
         return bool(self.queue)
 
 

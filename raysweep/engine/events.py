@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -79,14 +80,22 @@ class EventLog:
     ) -> None:
         self._lines: _File | Segments = _File(path) if isinstance(path, Path) else Segments(path, holder)
         self._listener, self._check = listener, check
+        self._environment, self._looked = dict(os.environ), time.monotonic()
 
     def emit(self, event: str, **details: Any) -> None:
         """Append one event with the time, UTC."""
         self._check()
-        line = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **redacted(details)}
+        line = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event}
+        line |= redacted(details, self._secrets())
         self._lines.write(json.dumps(line, ensure_ascii=False) + "\n")
         if self._listener:
             self._listener(line)
+
+    def _secrets(self) -> Mapping[str, str]:
+        """The environment, which is read once a second: that takes longer than writing an event."""
+        if time.monotonic() - self._looked > 1.0:
+            self._environment, self._looked = dict(os.environ), time.monotonic()
+        return self._environment
 
     def cut_off(self, event: str, **details: Any) -> None:
         """Append a last event and publish, from any thread, without the listener: the process ends without unwinding."""

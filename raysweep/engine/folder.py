@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,7 @@ from raysweep.engine.graph import Graph, Task, shortened
 from raysweep.engine.redone import why_redone
 from raysweep.errors import FolderInUseError, InputError, RunError, StoreError
 from raysweep.store.artifacts import check_files, publish_bytes, publish_json
-from raysweep.store.chunks import AlreadyCommittedError, ChunkStore, Manifest
+from raysweep.store.chunks import ChunkStore, Manifest, NewChunk
 from raysweep.store.links import refuse_links
 from raysweep.store.lock import HeldError, HeldFile, hold
 from raysweep.store.object_lock import Held, LostError, hold_object
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from raysweep.engine.calls import Commit
     from raysweep.store.places import Location
 
+
+Sizes = Callable[[str], int | None]  # bytes of a file by its path, None if there is none
 
 PROGRESS = "progress.json"  # of a training, in its folder
 _KEPT = ("activations", "checkpoints")  # folders of files that commits name beside their tables
@@ -69,30 +71,44 @@ class RunFolder:
                     found.setdefault(key, manifest)
         return found
 
+    def find(self, keys: Iterable[str]) -> dict[str, Manifest]:
+        """The chunk of each of these keys that `committed` counts, read from the expected chunks alone if these have all keys."""
+        found = self.chunks.find(keys)
+        sizes_in = cache(lambda folder: sizes_below(self.root / folder))
+        if all(self._is_intact(manifest, sizes_in) for manifest in {m.name: m for m in found.values()}.values()):
+            return found
+        done = self.committed()  # another chunk may have the same part
+        return {key: done[key] for key in found if key in done}
+
     def commit(self, commit: Commit, log: Mapping[str, Any]) -> Manifest:
-        """Commit what a call made, with the `log` of how; its manifest, or that of another writer who was first.
+        """Commit what a call made, with the `log` of how; see `commit_all`."""
+        return self.commit_all([(commit, log)])[0]
+
+    def commit_all(self, commits: Iterable[tuple[Commit, Mapping[str, Any]]]) -> list[Manifest]:
+        """Commit what calls made, each with the `log` of how; the manifests, or those of another writer who was first.
 
         A driver that was paused may commit after it lost the folder. What it committed counts if its files are complete, and is
         replaced if they are not.
         """
-        parts, extra = dict.fromkeys(commit.keys), {**commit.extra, "log": log}
-        while True:
-            try:
-                return self.chunks.commit(
-                    commit.name,
-                    commit.table,
-                    parts=parts,
-                    files=commit.files,
-                    extra=extra,
-                    check=partial(self.check_held, ask=False),
-                )
-            except AlreadyCommittedError:
-                self.check_held()
+        chunks = [
+            NewChunk(commit.name, commit.table, dict.fromkeys(commit.keys), commit.files, {**commit.extra, "log": log})
+            for commit, log in commits
+        ]
+        made = self.chunks.commit_all(chunks, check=partial(self.check_held, ask=False))
+        return [manifest or self._settled(chunk) for chunk, manifest in zip(chunks, made, strict=True)]
+
+    def _settled(self, chunk: NewChunk) -> Manifest:
+        """What another writer committed under this name if it is complete, else this chunk, committed in its place."""
+        made = None
+        while made is None:
+            self.check_held()
             with suppress(StoreError, FileNotFoundError):
-                there = self.chunks.load(commit.name)
+                there = self.chunks.load(chunk.name)
                 if self._is_intact(there, self._sizes()):
                     return there
-            self.chunks.forget(commit.name)
+            self.chunks.forget(chunk.name)
+            (made,) = self.chunks.commit_all([chunk], check=partial(self.check_held, ask=False))
+        return made
 
     def why_lost(self, key: str) -> str:
         """What a key that was committed lacks to be counted, in words: the file, and where it was looked for."""
@@ -135,23 +151,22 @@ class RunFolder:
                 self.check_held()
                 self.chunks.forget(manifest.name)
 
-    def _sizes(self) -> Callable[[str], int | None]:
-        """The sizes of files that commits name beside their tables, by path in the run folder."""
+    def _sizes(self) -> Callable[[str], Sizes]:
+        """By folder, the sizes of files that commits name beside their tables."""
         below = {name: sizes_below(self.root / name) for name in _KEPT}
 
-        def size(path: str) -> int | None:
-            top, _, rest = path.partition("/")
-            return below[top](rest) if top in below else None
+        def sizes_in(folder: str) -> Sizes:
+            top = folder.partition("/")[0]
+            return lambda path: below[top](f"{folder}/{path}".removeprefix(f"{top}/")) if top in below else None
 
-        return size
+        return sizes_in
 
-    def _is_intact(self, manifest: Manifest, sizes: Callable[[str], int | None]) -> bool:
+    def _is_intact(self, manifest: Manifest, sizes_in: Callable[[str], Sizes]) -> bool:
         """Whether a commit's files have the sizes they should."""
         folder = manifest.extra.get("folder", "")
         try:
-            check_files(
-                self.root / folder, manifest.files, remedy="run again", sizes=lambda path: sizes(f"{folder}/{path}")
-            )
+            if manifest.files:
+                check_files(self.root / folder, manifest.files, remedy="run again", sizes=sizes_in(folder))
         except StoreError:
             return False
         return True

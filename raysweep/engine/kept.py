@@ -20,7 +20,7 @@ def as_committed(checkpoint: Checkpoint, folder: RunFolder) -> Checkpoint:
     """
     if checkpoint.digests or checkpoint.files or not _is_kept(checkpoint, folder):
         return checkpoint
-    manifest = folder.committed().get(checkpoint.fingerprint)
+    manifest = folder.find([checkpoint.fingerprint]).get(checkpoint.fingerprint)
     if manifest is None:
         raise InputError(
             f"checkpoint '{checkpoint.source}', which this run made, is not complete "

@@ -147,8 +147,8 @@ class RayExecutor:
         place.calls[ref], place.limits[ref] = call, self._deadline_of(call)
 
     def collect(self) -> list[Outcome]:
-        """Wait until some call has ended, or its time is up. Where an actor has died, or is given up: its running call is
-        lost, those behind it unstarted."""
+        """Wait until some call has ended, or its time is up, and give what came of all that have. Where an actor has died, or
+        is given up: its running call is lost, those behind it unstarted."""
         if self._returned:
             returned, self._returned = self._returned, []
             return returned
@@ -160,8 +160,15 @@ class RayExecutor:
             ready, _ = ray.wait(list(places), num_returns=1, timeout=timeout, fetch_local=False)
             for place in self._overdue():
                 return self._give_up(place)
-        (ref,) = ready
-        place = places[ref]
+        ready, _ = ray.wait(list(places), num_returns=len(places), timeout=0, fetch_local=False)
+        outcomes: list[Outcome] = []
+        for ref in ready:
+            if ref in places[ref].calls:  # it may have come with another call of a worker that died
+                outcomes += self._ended(places[ref], ref)
+        return outcomes
+
+    def _ended(self, place: _Place, ref: Any) -> list[Outcome]:
+        """What came of a call that has ended, and where its actor is gone of all that it had."""
         try:
             result = ray.get(ref)
         except RayTaskError as error:  # what the worker could not catch itself: a call or a result that cannot be sent

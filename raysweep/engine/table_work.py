@@ -89,7 +89,7 @@ def _untrained(call: CorrelateCall, n_layers: int, folder: RunFolder) -> Collect
 
 def _activations(call: SimilarityCall | SpectrumCall | CorrelateCall, folder: RunFolder) -> Activations:
     """The cell's captured chunks as one store; its manifest is published anew, for an earlier config may have had others."""
-    chunks = folder.committed()
+    chunks = folder.find(call.parts)
     lost = [key for key in call.parts if key not in chunks]
     if lost:
         raise RunError(

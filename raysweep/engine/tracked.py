@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from raysweep.engine.folder import RunFolder
-    from raysweep.store.chunks import ChunkStore
+    from raysweep.store.chunks import ChunkStore, Manifest
 
 _UNUSUAL = re.compile(r"[^\w\-. /]")  # characters that MLflow takes in no name
 
@@ -47,21 +47,21 @@ def result_scalars(folder: RunFolder, graph: Graph) -> Iterator[Scalars]:
     for task in graph.tasks:
         for table, figures in (("correlation", _correlations), ("adaptation", _differences)):
             if task.results.get(table) in done:
-                rows = folder.chunks.read_parts([task.results[table]]).to_pandas()
+                rows = folder.chunks.read_parts([task.results[table]], done).to_pandas()
                 if values := {name: value for name, value in figures(task, rows) if value == value}:  # no NaN
                     yield Scalars("result", 0, values)
     for model, dataset in dict.fromkeys((task.model, task.dataset) for task in graph.of_kind("substitute")):
         swept = graph.cell("estimate", model, dataset) or graph.cell("substitute", model, dataset)
-        yield from _costs(folder.chunks, [task for task in swept if all(part in done for part in task.parts)])
+        yield from _costs(folder.chunks, [task for task in swept if all(part in done for part in task.parts)], done)
 
 
-def _costs(chunks: ChunkStore, swept: list[Task]) -> Iterator[Scalars]:
+def _costs(chunks: ChunkStore, swept: list[Task], done: Mapping[str, Manifest]) -> Iterator[Scalars]:
     """By window, the mean over examples of its loss less that of the tuned model untouched."""
     windows = {task.window: task for task in swept if isinstance(task.window, Window)}
     untouched = next((task for window, task in windows.items() if not window.width), None)
     if untouched is None:
         return
-    rows = chunks.read_parts({part for task in windows.values() for part in task.parts}).to_pandas()
+    rows = chunks.read_parts({part for task in windows.values() for part in task.parts}, done).to_pandas()
     by_part = {part: of.set_index("example_id")["loss"] for part, of in rows.groupby("part", sort=False)}
     tuned_E = _losses(by_part, untouched)
     for window, task in windows.items():

@@ -252,7 +252,7 @@ def trained_commits(call: TrainCall, folder: RunFolder, recipe: Recipe, rows: pd
 
 def evaluated(call: TrainCall, folder: RunFolder, tuned: Adapter) -> tuple[Commit, dict[str, Any]]:
     """The rows of a checkpoint that is there, on other test examples: its last step's alone."""
-    steps = folder.committed()[call.key].extra["steps"]
+    steps = folder.find([call.key])[call.key].extra["steps"]
     loss, did = _test_loss(call, tuned)
     rows = pd.DataFrame({"step": [steps], "split": ["test"], "loss": [loss]})
     told = _labelled(call, call.recipe if call.found is None else recipe_for(call, folder), rows)

@@ -88,6 +88,7 @@ class Worker:
                 call, error=f"not run, because its process has a dead CUDA context: {self._dead}", failure="lost"
             )
         started = time.monotonic()
+        self.folder.chunks.expect(call.chunks)
         self._models.begin()
         device = call.loading.device if isinstance(call, ModelCall) else "cpu"
         peak = Peak(device)

@@ -21,10 +21,11 @@ from raysweep.studies.attack import with_lacking
 
 if TYPE_CHECKING:
     from raysweep.engine.folder import RunFolder
+    from raysweep.store.chunks import Manifest
 
 
 def with_arms_in_part(
-    whole: pd.DataFrame | None, folder: RunFolder, graph: Graph, done: Collection[str]
+    whole: pd.DataFrame | None, folder: RunFolder, graph: Graph, done: Mapping[str, Manifest]
 ) -> pd.DataFrame | None:
     """The table adaptation, `whole` as far as it is made, with the cells that have some of their curves; in the graph's order."""
     tables = [] if whole is None else [(cell, rows) for cell, rows in whole.groupby(["model", "dataset"], sort=False)]
@@ -35,7 +36,7 @@ def with_arms_in_part(
         missing = [curve for curve in curves if curve.results["training"] not in done]
         if task.results["adaptation"] not in done and len(missing) < len(curves):
             failed = latest_failures(read_events(folder.events)) if failed is None else failed
-            made[task.model, task.dataset] = _in_part(folder, curves, missing, failed)
+            made[task.model, task.dataset] = _in_part(folder, curves, done, failed)
     order = dict.fromkeys((task.model, task.dataset) for task in graph.of_kind("adaptation"))
     found = [made[cell] for cell in order if cell in made]
     return pd.concat(found, ignore_index=True) if found else None
@@ -70,13 +71,16 @@ def with_arms_that_lack(attack: pd.DataFrame, folder: RunFolder, graph: Graph) -
     return pd.concat(whole, ignore_index=True)[list(attack.columns)]
 
 
-def _in_part(folder: RunFolder, curves: list[Task], missing: list[Task], failed: Mapping[str, str]) -> pd.DataFrame:
+def _in_part(
+    folder: RunFolder, curves: list[Task], done: Mapping[str, Manifest], failed: Mapping[str, str]
+) -> pd.DataFrame:
     """A cell's rows of the curves that are there."""
-    there = [curve.results["training"] for curve in curves if curve not in missing]
+    there = [curve.results["training"] for curve in curves if curve.results["training"] in done]
+    missing = [curve for curve in curves if curve.results["training"] not in done]
     named = [(*_arm_and_seed(curve), _why(curve, failed)) for curve in missing]
     lacking = {(arm, seed): why for arm, seed, why in named if seed is not None}
     arms = list(dict.fromkeys(arm for arm, _ in map(_arm_and_seed, curves)))
-    rows = adaptation_table(folder.chunks.read_parts(there).to_pandas(), arms, lacking=lacking)
+    rows = adaptation_table(folder.chunks.read_parts(there, done).to_pandas(), arms, lacking=lacking)
     return rows.assign(model=curves[0].model, dataset=curves[0].dataset)
 
 

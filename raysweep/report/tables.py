@@ -46,7 +46,7 @@ def collect_tables(folder: RunFolder, graph: Graph) -> dict[str, pd.DataFrame]:
         if owned:
             named = [(key, task.model, task.dataset) for key, task in owned]
             owners = pd.DataFrame(named, columns=["part", "model", "dataset"])
-            rows = folder.chunks.read_parts(owners["part"].unique()).to_pandas()
+            rows = folder.chunks.read_parts(owners["part"].unique(), done).to_pandas()
             if name == "substitution":
                 joined = relabelled(rows, owners, [task.window for _, task in owned if task.window is not None])
             else:

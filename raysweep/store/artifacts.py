@@ -17,13 +17,15 @@ import re
 import secrets
 import socket
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from raysweep.errors import StoreError
-from raysweep.store.places import BLOCK_BYTES, create, put, read_bytes, read_range, sizes_below
+from raysweep.store.places import BLOCK_BYTES, create, for_each, put, read_bytes, read_range, sizes_below
 
 if TYPE_CHECKING:
     from upath import UPath
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from raysweep.store.places import Location
 
 _NO_HARD_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
+_FLUSHES = 16  # at a time
 _SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=-]{0,199}")
 _TEMPORARY = re.compile(r"\.tmp-(?P<host>.+)-(?P<pid>\d+)-[0-9a-f]{16}(?:\..*)?")
 
@@ -53,23 +56,37 @@ def publish(path: Location, write: Callable[[Path], object]) -> None:
     of `path`, and must create that file. Missing parent folders are created. If anything is raised, KeyboardInterrupt
     included, the temporary file is removed, `path` is unchanged, and the exception propagates.
     """
-    if not isinstance(path, Path):
-        with tempfile.TemporaryDirectory(prefix="raysweep-") as folder:
-            local = Path(folder) / f"file{path.suffix}"
-            write(local)
-            put(local, path)
+    publish_all(path.parent, {path.name: write})
+
+
+def publish_all(folder: Location, files: Mapping[str, Callable[[Path], object]]) -> None:
+    """Publish several files in a folder, by name, as `publish` does each; they are flushed at the same time.
+
+    If anything is raised, some of them may have been published.
+    """
+    if not isinstance(folder, Path):
+        for_each(folder, lambda name: _send(folder / name, files[name]), files)
         return
-    make_folder(path.parent)
-    temporary = _temporary(path)
+    make_folder(folder)
+    temporaries = {folder / name: _temporary(folder / name) for name in files}
     try:
-        with _naming(path):
-            write(temporary.absolute())  # pyarrow takes a relative `s3:x` or `a::b` for a URL
-        flush(temporary)
-        os.replace(temporary, path)  # noqa: PTH105 - the name says that an existing file is replaced
+        for path, temporary in temporaries.items():
+            with _naming(path):
+                files[path.name](temporary.absolute())  # pyarrow takes a relative `s3:x` or `a::b` for a URL
+        flush_all(temporaries.values())
+        for path, temporary in temporaries.items():
+            os.replace(temporary, path)  # noqa: PTH105 - the name says that an existing file is replaced
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        _remove(temporaries.values())
         raise
-    flush(path.parent)  # the rename itself must survive a power cut before anything refers to the file
+    flush(folder)  # the rename itself must survive a power cut before anything refers to the file
+
+
+def _send(path: UPath, write: Callable[[Path], object]) -> None:
+    with tempfile.TemporaryDirectory(prefix="raysweep-") as folder:
+        local = Path(folder) / f"file{path.suffix}"
+        write(local)
+        put(local, path)
 
 
 def publish_new(path: Location, data: bytes) -> bool:
@@ -79,27 +96,54 @@ def publish_new(path: Location, data: bytes) -> bool:
     system without hard links (FAT, some network mounts) cannot refuse a rename, so there the run's lock alone keeps writers
     apart. `data` must differ between writers: a store's answer can get lost, and the content then tells whose file it is.
     """
-    if not isinstance(path, Path):
-        return create(path, data) or read_bytes(path) == data
-    make_folder(path.parent)
-    temporary = _temporary(path)
+    return publish_all_new(path.parent, {path.name: data})[0]
+
+
+def publish_all_new(folder: Location, files: Mapping[str, bytes]) -> list[bool]:
+    """Publish several files in a folder, by name, as `publish_new` does each; they are flushed at the same time.
+
+    If anything is raised, some of them may have been published.
+    """
+    if not isinstance(folder, Path):
+        return for_each(folder, lambda name: _send_new(folder / name, files[name]), files)
+    make_folder(folder)
+    temporaries = {folder / name: _temporary(folder / name) for name in files}
     try:
-        temporary.write_bytes(data)
-        flush(temporary)
-        try:
-            os.link(temporary, path)
-        except FileExistsError:
-            return False
-        except OSError as error:
-            if error.errno not in _NO_HARD_LINKS:
-                raise
-            if path.exists():
-                return False
-            os.replace(temporary, path)  # noqa: PTH105
+        for path, temporary in temporaries.items():
+            temporary.write_bytes(files[path.name])
+        flush_all(temporaries.values())
+        created = [_link(temporary, path) for path, temporary in temporaries.items()]
     finally:
-        temporary.unlink(missing_ok=True)
-    flush(path.parent)
+        _remove(temporaries.values())
+    if any(created):
+        flush(folder)
+    return created
+
+
+def _send_new(path: UPath, data: bytes) -> bool:
+    return create(path, data) or read_bytes(path) == data
+
+
+def _link(temporary: Path, path: Path) -> bool:
+    """Give a file its name unless that is taken; whether it was free."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_HARD_LINKS:
+            raise
+        if path.exists():
+            return False
+        os.replace(temporary, path)  # noqa: PTH105
     return True
+
+
+def _remove(temporaries: Iterable[Path]) -> None:
+    """Remove each of these files; raise the first error once all were tried."""
+    with contextlib.ExitStack() as stack:
+        for temporary in temporaries:
+            stack.callback(temporary.unlink, missing_ok=True)
 
 
 def publish_bytes(path: Location, data: bytes) -> None:
@@ -153,6 +197,20 @@ def flush(path: Path) -> None:
             os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def flush_all(paths: Collection[Path]) -> None:
+    """Flush files, several at a time: a file system writes them together then, which takes it little longer than one."""
+    if len(paths) == 1:
+        flush(*paths)
+        return
+    list(_flushers(os.getpid()).map(flush, paths))
+
+
+@cache
+def _flushers(process: int) -> ThreadPoolExecutor:
+    """The threads of this process that flush files; a forked process has none of its parent's."""
+    return ThreadPoolExecutor(_FLUSHES, thread_name_prefix="raysweep flush")
 
 
 @contextlib.contextmanager
@@ -234,14 +292,21 @@ def sha256_file(path: Path) -> str:
 
 def publish_file(root: Location, path: str, write: Callable[[Path], object], *, rows: int) -> FileEntry:
     """Publish `root / path` (see `publish`) and return its entry, measured before the file became visible."""
-    measured: list[FileEntry] = []
+    parent, name = (root / path).parent, (root / path).name
+    return replace(publish_files(parent, {name: (write, rows)})[0], path=path)
 
-    def write_and_measure(temporary: Path) -> None:
+
+def publish_files(folder: Location, files: Mapping[str, tuple[Callable[[Path], object], int]]) -> list[FileEntry]:
+    """Publish files in a folder, each written by a function and with so many rows (see `publish_all`); their entries."""
+    measured: dict[str, FileEntry] = {}
+
+    def write_and_measure(name: str, temporary: Path) -> None:
+        write, rows = files[name]
         write(temporary)
-        measured.append(FileEntry(path, rows, temporary.stat().st_size, sha256_file(temporary)))
+        measured[name] = FileEntry(name, rows, temporary.stat().st_size, sha256_file(temporary))
 
-    publish(root / path, write_and_measure)
-    return measured[0]
+    publish_all(folder, {name: partial(write_and_measure, name) for name in files})
+    return [measured[name] for name in files]
 
 
 def check_file(root: Location, entry: FileEntry, *, remedy: str, checksum: bool = False) -> None:

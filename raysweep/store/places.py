@@ -110,7 +110,8 @@ def read_range(place: UPath, start: int, stop: int) -> bytearray:
 
 def for_each(place: Location, do: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
     """What `do` gives for each item, in their order: one after the other in a folder, several at a time in an object store."""
-    if isinstance(place, Path):
+    items = list(items)
+    if isinstance(place, Path) or len(items) < 2:
         return [do(item) for item in items]
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         return list(pool.map(do, items))

@@ -210,15 +210,15 @@ def _patch(replay: Replay, monkeypatch: pytest.MonkeyPatch) -> None:
             yield held
             replay.gate("release")
 
-    def publish_file(*arguments: Any, **options: Any) -> Any:
+    def publish_files(*arguments: Any, **options: Any) -> Any:
         replay.gate("table")
         return real_file(*arguments, **options)
 
-    real_file = chunks.publish_file
+    real_file = chunks.publish_files
     monkeypatch.setattr(object_lock, "BEAT_SECONDS", 3600.0)
     monkeypatch.setattr(object_lock, "holder", holder)
     monkeypatch.setattr(object_lock, "create", create)
     monkeypatch.setattr(object_lock, "_remove_below", remove_below)
     monkeypatch.setattr(object_lock.Held, "let_go", let_go)
     monkeypatch.setattr(folder, "hold", hold)
-    monkeypatch.setattr(chunks, "publish_file", publish_file)
+    monkeypatch.setattr(chunks, "publish_files", publish_files)

@@ -20,8 +20,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from raysweep.errors import StoreError
+from raysweep.store import artifacts, chunks
 from raysweep.store.artifacts import FileEntry, sweep_temporaries
-from raysweep.store.chunks import AlreadyCommittedError, ChunkStore, Manifest
+from raysweep.store.chunks import AlreadyCommittedError, ChunkStore, Manifest, NewChunk
 
 
 def rows(*pairs: tuple[str, float]) -> pa.Table:
@@ -111,6 +112,85 @@ def test_read_parts_reads_thousands_of_parts_with_one_read_a_file(
     result = store.read_parts(wanted)
     assert result["loss"].to_pylist() == [loss for key in wanted for loss in expected[key]]
     assert len(opened) == len(set(opened)) == 5
+
+
+@pytest.fixture
+def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the manifests that are read."""
+    found: list[str] = []
+    real = chunks.read_bytes
+    monkeypatch.setattr(chunks, "read_bytes", lambda place: found.append(place.stem) or real(place))
+    return found
+
+
+def test_a_reader_that_knows_the_chunks_of_its_parts_reads_no_other_manifest(tmp_path: Path, read: list[str]) -> None:
+    writer, reader = ChunkStore(tmp_path), ChunkStore(tmp_path)
+    for n in range(20):
+        writer.commit(f"c{n}", rows((f"part-{n}", float(n))), parts={f"part-{n}": None})
+    assert read == []
+    reader.expect(["c4", "c7"])
+    for _ in range(3):
+        assert reader.read_parts(["part-7", "part-4"])["loss"].to_pylist() == [7.0, 4.0]
+    assert sorted(read) == ["c4", "c7"]
+    reader.expect(["c7", "c9", "gone"])
+    assert reader.find(["part-9", "part-7"]).keys() == {"part-9", "part-7"}
+    assert sorted(read) == ["c4", "c7", "c9", "gone"]
+
+
+def test_a_part_that_is_not_in_the_expected_chunks_is_found_all_the_same(tmp_path: Path) -> None:
+    writer, reader = ChunkStore(tmp_path), ChunkStore(tmp_path)
+    for n in range(3):
+        writer.commit(f"c{n}", rows((f"part-{n}", float(n))), parts={f"part-{n}": None})
+    reader.expect(["c0"])
+    assert reader.read_parts(["part-2", "part-0"])["loss"].to_pylist() == [2.0, 0.0]
+    writer.forget("c0")
+    assert ChunkStore(tmp_path).find(["part-0", "part-1"]).keys() == {"part-1"}
+
+
+def test_a_manifest_is_read_once_however_often_all_are_listed(tmp_path: Path, read: list[str]) -> None:
+    writer, reader = ChunkStore(tmp_path), ChunkStore(tmp_path)
+    for n in range(5):
+        writer.commit(f"c{n}", rows((f"part-{n}", float(n))), parts={f"part-{n}": None})
+        assert len(reader.manifests()) == n + 1
+        assert len(reader.done()) == n + 1
+    assert read == [f"c{n}" for n in range(5)]
+
+
+def test_parts_are_read_from_chunks_that_the_caller_has_looked_up(tmp_path: Path, read: list[str]) -> None:
+    store = ChunkStore(tmp_path)
+    store.commit("c0", rows(("a", 1.0)), parts={"a": None})
+    done = store.done()
+    assert store.read_parts(["a"], done)["loss"].to_pylist() == [1.0]
+    assert read == ["c0"]
+    with pytest.raises(StoreError, match="1 of 1 parts are not committed"):
+        store.read_parts(["b"], done)
+
+
+def test_chunks_committed_together_are_flushed_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder is flushed once for all tables and once for all manifests."""
+    flushed: list[str] = []
+    real = artifacts.flush
+    monkeypatch.setattr(artifacts, "flush", lambda path: flushed.append(path.suffix or path.name) or real(path))
+    folder, checks = tmp_path / "chunks", []
+    new = [NewChunk(f"c{n}", rows((f"part-{n}", float(n))), {f"part-{n}": None}) for n in range(5)]
+    made = ChunkStore(folder).commit_all(
+        [*new, NewChunk("c5", None, {"x": 1})], check=lambda: checks.append(flushed[:])
+    )
+    assert ChunkStore(folder).manifests() == made
+    assert flushed == [tmp_path.name, *[".parquet"] * 5, "chunks", *[".json"] * 6, "chunks"]
+    assert checks == [[tmp_path.name, *[".parquet"] * 5, "chunks"]]
+    assert not [name for name in names(folder) if name.startswith(".tmp")]
+
+
+def test_of_chunks_committed_together_those_whose_name_is_taken_are_left_alone(tmp_path: Path) -> None:
+    ChunkStore(tmp_path).commit("c1", rows(("b", 9.0)), parts={"b": None})
+    new = [NewChunk(f"c{n}", rows((part, 1.0)), {part: None}) for n, part in enumerate("abc")]
+    made = ChunkStore(tmp_path).commit_all(new)
+    assert [manifest and manifest.name for manifest in made] == ["c0", None, "c2"]
+    assert ChunkStore(tmp_path).read_parts("abc")["loss"].to_pylist() == [1.0, 9.0, 1.0]
+    assert len(names(tmp_path)) == 6
+    with pytest.raises(ValueError, match="a chunk is to be committed twice"):
+        ChunkStore(tmp_path).commit_all([new[0], new[0]])
 
 
 def test_rows_of_a_part_committed_twice_are_counted_once(tmp_path: Path) -> None:

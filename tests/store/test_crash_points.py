@@ -71,6 +71,27 @@ def _tables(folder: RunFolder) -> Tables:
     return {key: folder.chunks.read_parts([key])["loss"].to_pylist() for key in sorted(folder.committed())}
 
 
+def batches(root: Path) -> Tables:
+    """A run of three chunks that are committed together, as the driver does it; the rows of each part."""
+    with failures_told(root):
+        folder = RunFolder(root)
+        folder.make()
+        with folder.locked(), open_log(folder, None) as log:
+            sweep_temporaries(root)
+            folder.forget_broken()
+            folder.write_plan("name: x", Graph(()), {})
+            log_unlogged(folder, log)
+            done = folder.committed()
+            new = [n for n in range(3) if f"part-{n}" not in done]
+            tables = [pa.table({"part": [f"part-{n}"], "loss": [n + 0.25]}) for n in new]
+            commits = [Commit(f"c-{n}", (f"part-{n}",), table) for n, table in zip(new, tables, strict=True)]
+            if commits:
+                folder.check_held()
+            for kept in folder.commit_all([(commit, {"n": commit.name}) for commit in commits]):
+                log.emit(CHUNK_COMMITTED, commit=kept.name, keys=list(kept.parts))
+        return _tables(folder)
+
+
 def train(root: Path) -> Tables:
     """A training of two steps whose weights are kept, as a worker and the driver do it; the weights of each step."""
     with failures_told(root):
@@ -141,7 +162,7 @@ def export(root: Path) -> Tables:
         return {path.name: [json.loads(line)["loss"] for line in path.read_text().splitlines()[:-2]] for path in found}
 
 
-WORK = {"run": run, "training": train, "export": export}
+WORK = {"run": run, "batches": batches, "training": train, "export": export}
 
 
 @pytest.fixture
