@@ -77,7 +77,8 @@ def _fitting(pair: Pair, lengths: Sequence[int], batch_tokens: int) -> int:
     if room is None:
         return batch_tokens
     token, longest = TokenBytes.of_model(pair.tuned), max(lengths)
-    cached = cache_values(pair.tuned.model.config.get_text_config(), pair.n_layers) * pair.tuned.model.dtype.itemsize
+    size = int(pair.tuned.model.dtype.itemsize)
+    cached = size * cache_values(pair.tuned.model.config.get_text_config(), pair.n_layers)
 
     def need(tokens: int, most: int) -> int:
         return tokens * cached + token.call(tokens, longest) + 3 * LOGIT_BYTES
