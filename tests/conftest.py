@@ -62,7 +62,11 @@ def _config(kind: str, layers: int, width: int, **changes: Any) -> Any:
 
 
 def pytest_configure() -> None:
-    """Ray's workers are forked from a warm process: see warm/sitecustomize.py. One serves all of pytest's own workers."""
+    """Ray's workers are forked from a warm process: see warm/sitecustomize.py. One serves all of pytest's own workers.
+
+    Plans read all weights: a test that wants the cache of digests switches it on.
+    """
+    os.environ["RAYSWEEP_DIGEST_CACHE"] = "off"
     if "RAYSWEEP_WARM" not in os.environ:
         folder = Path(tempfile.mkdtemp(prefix="rs-warm-"))
         atexit.register(shutil.rmtree, folder, ignore_errors=True)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 from raysweep.engine.calls import Call
 from raysweep.engine.dispatch import Affinity, CallCost, Held, Load, Slot, choose_group, may_queue_behind
@@ -71,12 +72,19 @@ class CallQueue:
         return dropped
 
     def take(
-        self, index: int, slot: Slot, *, in_flight: int = 0, slots: int = 1, load_pace: float = 1.0
+        self,
+        index: int,
+        slot: Slot,
+        *,
+        in_flight: int = 0,
+        slots: int = 1,
+        load_pace: float = 1.0,
+        avoid: Collection[str] = (),
     ) -> Call | None:
         """The next call for the worker `index` of so many, or None where nothing waits that it is to have.
 
         `in_flight`: how many it has already. `load_pace`: how much longer loads take than reckoned, by how much longer
-        calls do.
+        calls do. `avoid`: names of calls that this worker leaves to others.
         """
         if not may_queue_behind(in_flight, self._size, slots):
             return None
@@ -85,31 +93,43 @@ class CallQueue:
             return self._results.popleft()
         if not (slot.models and self._groups) or self._declined.get((index, in_flight)) == self._changes:
             return None
+        seconds = {group: left for group, left in self._seconds.items() if self.first(group, avoid)}
+        if avoid and self._at.get(index, ()) not in seconds:
+            self._leave(index)
         own, held = self._at.get(index, ()), self.held(index)
         others = self._working.copy()
         if own:
             others[own] -= 1
         group = choose_group(
-            self._seconds, own, held, others, lambda needed: self.load_seconds(needed) * load_pace, busy=in_flight > 0
+            seconds, own, held, others, lambda needed: self.load_seconds(needed) * load_pace, busy=in_flight > 0
         )
-        call = None if group is None else self._groups[group][0]
-        if (
-            group is None
-            or call is None
-            or not may_queue_behind(in_flight, self.seconds, slots, self._costs(call).seconds)
-        ):
+        call = None if group is None else self.first(group, avoid)
+        if call is None or not may_queue_behind(in_flight, self.seconds, slots, self._costs(call).seconds):
             self._declined[index, in_flight] = self._changes
             return None
         for depth in range(slot.depth):
             self._declined.pop((index, depth), None)
-        if group != own:
+        self.give(index, call)
+        return call
+
+    def first(self, group: Affinity, avoid: Collection[str] = ()) -> Call | None:
+        """The first call of the group that is not to be avoided; None if there is none."""
+        return next((call for call in self._groups.get(group, ()) if call.name not in avoid), None)
+
+    def waiting(self) -> Iterable[Call]:
+        """All calls that need a model, by group."""
+        return itertools.chain.from_iterable(self._groups.values())
+
+    def give(self, index: int, call: Call) -> None:
+        """Take a call that waits for a model out of its group, for the worker `index`, which works on this group then."""
+        group = call.affinity
+        if group != self._at.get(index):
             self._leave(index)
             self._at[index] = group
             self._working[group] += 1
-        held.use(group)
-        self._groups[group].popleft()
+        self.held(index).use(group)
+        self._groups[group].remove(call)
         self._left(group, call)
-        return call
 
     def held(self, index: int) -> Held:
         """What the worker `index` will have loaded once the calls that it was given are done."""

@@ -36,6 +36,7 @@ class Dispatcher:
     `costs` tells what a call takes, `may_cut` which ones may be cut; `started` and `was_cut` are told of both as it
     happens. How much slower than reckoned calls and loads are is learnt from those that have ended. Calls run for at least
     `call_deadline` seconds before they count as hung; `is_timed` says whose costs are measured and not nominal.
+    `lost_before` names calls that lost a worker in an earlier start of this run.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class Dispatcher:
         may_cut: Callable[[Call], bool] = lambda call: True,
         call_deadline: float | None = None,
         is_timed: Callable[[Call], bool] = lambda call: True,
+        lost_before: Iterable[str] = (),
         started: Callable[[Call], None] = nothing_said,
         was_cut: Callable[[Call, list[Call]], None] = never_cut,
         clock: Callable[[], float] = time.monotonic,
@@ -60,7 +62,8 @@ class Dispatcher:
         self._count: dict[int, int] = {}
         self._free: dict[int, float] = {}
         self._run_pace, self._load_pace = _Pace(), _Pace()
-        self._health = SlotHealth()
+        self._lost_before = frozenset(lost_before)
+        self._health = SlotHealth(self._lost_before)
 
     def cost(self, call: Call) -> CallCost:
         """What the call takes, or the piece of one."""
@@ -88,10 +91,11 @@ class Dispatcher:
     ) -> None:
         """Hand out and collect until nothing is left; `take` gets what came of each call, once it is off the books.
 
-        `quarantined` gets each slot that is found to be to blame for failures; it gets no more calls. Raises RunError if no
-        worker can run anything.
+        `quarantined` gets each slot that is found to be to blame for failures; it gets no more calls. A call that failed on
+        a slot goes to one on which it has not failed, as long as there is one. Raises RunError if no worker can run anything,
+        and calls wait that have not been tried.
         """
-        self._health = SlotHealth()
+        self._health = SlotHealth(self._lost_before)
         while self._hand_out(executor):
             for outcome in executor.collect():
                 index = self._ended(outcome)
@@ -101,7 +105,7 @@ class Dispatcher:
                     quarantined(found.close(executor))
                 if not self._health.may_work(index):
                     self.queue.forget(index)  # others need not leave its group to it
-                if verdict.nothing_works:
+                if verdict.nothing_works and self._untried_wait():
                     raise RunError(nothing_works(outcome))
 
     def _hand_out(self, executor: Executor) -> int:
@@ -116,7 +120,10 @@ class Dispatcher:
                     continue
                 pace = self._load_pace.ratio / self._run_pace.ratio
                 witness = self._witness(index) if slot.models else None
-                call = witness or queue.take(index, slot, in_flight=depth, slots=len(slots), load_pace=pace)
+                avoid = self._health.leaves(index, able)
+                call = witness or queue.take(
+                    index, slot, in_flight=depth, slots=len(slots), load_pace=pace, avoid=avoid
+                )
                 if call is None:
                     continue
                 if call.affinity and not depth and not witness:
@@ -124,16 +131,34 @@ class Dispatcher:
                 self._submit(executor, index, call)
                 if not executor.slots[index].models:
                     queue.forget(index)  # it could not be replaced, or only makes tables
+        if not self._in_flight:
+            self._hand_out_one(executor)
         return len(self._in_flight)
+
+    def _hand_out_one(self, executor: Executor) -> None:
+        """Hand out a call that each worker would leave to another one, as nobody works."""
+        able = _running_models(executor)
+        for index in filter(self._health.may_work, able):
+            avoid = self._health.leaves(index, able)
+            call = next((call for call in self.queue.waiting() if call.name not in avoid), None)
+            if call is not None:
+                self.queue.give(index, call)
+                self._submit(executor, index, call)
+                return
+
+    def _untried_wait(self) -> bool:
+        tried = self._health.failed_on.keys() | self._lost_before
+        return any(call.name not in tried for call in self.queue.waiting())
 
     def _witness(self, index: int) -> Call | None:
         """The call of a suspended slot that this worker is to try next; None if there is none."""
         for suspended, call in list(self._health.witnesses.items()):
             if call.name in self._in_flight or not self._health.may_try(index, call):
                 continue
-            if self.queue.drop(lambda waiting, name=call.name: waiting.name == name):  # type: ignore[misc]
-                self.queue.held(index).use(call.affinity)
-                return call
+            waiting = next((each for each in self.queue.waiting() if each.name == call.name), None)
+            if waiting is not None:
+                self.queue.give(index, waiting)
+                return waiting
             self._health.release(suspended)  # it is not needed any more, or was cut: nothing can be learnt from it
         return None
 

@@ -165,6 +165,7 @@ class _Run:
             may_cut=lambda call: not self._is_watched(call),
             call_deadline=config.execution.call_deadline,
             is_timed=lambda call: reckoned.rates.get(call.model) is not None,
+            lost_before=events.lost_calls(events.read_events(folder.events)),
             started=lambda call: log.emit(events.CALL_STARTED, call=call.name),
             was_cut=lambda call, pieces: log.emit(events.CALL_CUT, call=call.name, calls=[p.name for p in pieces]),
         )

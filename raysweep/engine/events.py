@@ -150,6 +150,17 @@ def read_events(path: Location) -> Iterator[dict[str, Any]]:
             yield event
 
 
+def lost_calls(log: Iterable[Mapping[str, Any]]) -> set[str]:
+    """Find the calls that lost their worker and have not completed since."""
+    lost: set[str] = set()
+    for event in log:
+        if event["event"] in (CALL_RETRIED, CALL_FAILED) and event.get("failure") == "lost":
+            lost.add(event["call"])
+        elif event["event"] == CALL_DONE:
+            lost.discard(event["call"])
+    return lost
+
+
 def latest_failures(log: Iterable[Mapping[str, Any]]) -> dict[str, str]:
     """By task, why its calls failed for good since the latest start."""
     failed: dict[str, str] = {}

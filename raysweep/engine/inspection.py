@@ -31,7 +31,8 @@ from raysweep.engine.text_facts import with_texts, writes_text
 from raysweep.engine.training_facts import find_trainings, trained_on
 from raysweep.errors import InputError
 from raysweep.models.blocks import find_blocks
-from raysweep.models.checkpoint import Checkpoint, describe, predicts_tokens
+from raysweep.models.checkpoint import Checkpoint, begin_reading, describe, predicts_tokens
+from raysweep.models.digest_cache import user_digest_cache
 from raysweep.models.expected_tensors import check_tensors, refuse_empty
 from raysweep.models.loading import resolve_dtype, skeleton
 from raysweep.models.pair import check_pair
@@ -39,6 +40,7 @@ from raysweep.models.parts import parts_of
 from raysweep.models.quantisation import check_quantised
 from raysweep.models.same import same_in_checkpoints
 from raysweep.models.settings import settings_warning
+from raysweep.models.weight_reader import WeightReader
 from raysweep.studies.stopping import check_rule, in_random_order
 
 _FEWEST_TO_COMPARE = 2
@@ -117,6 +119,17 @@ def inspect_models(
 
     `memory` is a worker's; by default, what this process may use. Returns what was found, by model, and warnings.
     """
+    memory = memory or find_memory(config, device, measure_here)
+    with WeightReader(user_digest_cache()) as reader:
+        for model in config.models:
+            for source in (model.base, *model.tuned.values()):
+                begin_reading(source, reader)
+        return _inspect_models(config, device, memory, reader, may_assume=may_assume)
+
+
+def _inspect_models(
+    config: Config, device: str, memory: WorkerMemory, reader: WeightReader, *, may_assume: bool
+) -> tuple[dict[str, ModelFacts], Sequence[str]]:
     described: dict[tuple[str, str | None], Checkpoint] = {}
     noted: list[str] = []
     checked: set[str] = set()
@@ -125,12 +138,11 @@ def inspect_models(
         key = (source, model.architecture)
         if key not in described:
             paper = checkpoint_on_paper(model, source, base) if may_assume else None
-            described[key] = paper or describe(source)
+            described[key] = paper or describe(source, reader=reader)
             check_quantised(described[key], device)
             refuse_empty(described[key])
         return described[key]
 
-    memory = memory or find_memory(config, device, measure_here)
     models: dict[str, ModelFacts] = {}
     for model in config.models:
         base = described_once(model, model.base)
@@ -157,7 +169,7 @@ def inspect_models(
             )
         if config.studies.removal:
             _check_removal(config.studies.removal, model.name, base, predicts)
-        same = {name: same_in_checkpoints(base, checkpoint) for name, checkpoint in tuned.items()}
+        same = {name: same_in_checkpoints(base, checkpoint, reader.cache) for name, checkpoint in tuned.items()}
         dtype = resolve_dtype(model.dtype, base.dtype, device)
         pairs = [*tuned.values(), *([base] if will_be else [])]  # what will be made is of its base's size
         residency = choose_residency(config, model.name, base, pairs, dtype, memory)

@@ -7,16 +7,19 @@ process lives.
 from __future__ import annotations
 
 import math
+import socket
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import cycle
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from raysweep.errors import InputError, shown
 from raysweep.models.checkpoint import Checkpoint
+from raysweep.models.digest_cache import remembered, user_digest_cache
 from raysweep.models.one_layer import build_one_layer
 from raysweep.models.same import layer_of
 from raysweep.models.sizes import hidden_size, vocabulary_size
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
 _SECONDS = 0.1
 _LIVE_BYTES = 48 * 2**20  # more than a processor's caches hold, as the states of a sweep mostly are
 _READ_BYTES = 64 * 2**20
+_RATE_SECONDS = 86400.0  # for which a measured rate of reading is used again
 _KNOWN: dict[tuple[object, ...], Rates] = {}
 
 
@@ -219,16 +223,32 @@ def head_rate(tokens: int, width: int, vocabulary: int, dtype: str, device: str)
 
 
 def read_rate(checkpoint: Checkpoint, dtype: str) -> float:
-    """Bytes a second of reading the checkpoint's own tensors into memory, converting and digesting as streaming does."""
+    """Bytes a second of reading the checkpoint's own tensors into memory, converting and digesting as streaming does.
+
+    A rate that this machine measured less than a day ago is used again, as long as the checkpoint has not changed.
+    """
+    from raysweep.models.weights import weight_files
+
+    files = weight_files(checkpoint.folder, checkpoint.source)
+
+    def measure() -> dict[str, float]:
+        return {"rate": _measured_read_rate(checkpoint, dtype, files), "at": time.time()}
+
+    def accept(value: dict[str, float]) -> float | None:
+        return value["rate"] if abs(time.time() - value["at"]) < _RATE_SECONDS else None
+
+    kind = f"rate of reading as {dtype} on {socket.gethostname()}"
+    return remembered(user_digest_cache(), files[0], kind, measure, accept)
+
+
+def _measured_read_rate(checkpoint: Checkpoint, dtype: str, files: Sequence[Path]) -> float:
     import torch
 
     from raysweep.models.reading import TensorFiles
-    from raysweep.models.weights import weight_files
 
-    files = [p for p in weight_files(checkpoint.folder, checkpoint.source) if p.suffix == ".safetensors"]
     started, got = time.perf_counter(), 0
-    if not files:
-        with weight_files(checkpoint.folder, checkpoint.source)[0].open("rb", buffering=0) as file:
+    if files[0].suffix != ".safetensors":
+        with files[0].open("rb", buffering=0) as file:
             got = len(file.read(_READ_BYTES))
         return got / (time.perf_counter() - started)
     tensors = TensorFiles(files, checkpoint)

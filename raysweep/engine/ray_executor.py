@@ -41,6 +41,10 @@ _KILL_SECONDS = 60.0  # for a process on the worker's node that kills it
 _DEPTH = 2  # the next call lies ready when one ends
 
 
+class _BrokenGpuError(RunError):
+    """A worker is up, and its GPU does not work."""
+
+
 @dataclass(frozen=True)
 class Share:
     """What each worker holds of the cluster."""
@@ -232,7 +236,10 @@ class RayExecutor:
 
     def _retire(self, index: int, call: Call, error: RunError) -> None:
         place = self._places[index]
-        self._drop(place)
+        if not isinstance(
+            error, _BrokenGpuError
+        ):  # one that lives keeps its broken GPU, so that no other worker gets it
+            self._drop(place)
         self.slots[index] = Slot(models=False, results=False)
         if not any(slot.models == place.slot.models and slot.models | slot.results for slot in self.slots):
             raise error
@@ -258,12 +265,12 @@ class RayExecutor:
                 tries += 1
                 self._create(place)
         if self._device.startswith("cuda") and place.share.gpus and not place.about["cuda"]:
-            raise RunError(
+            raise _BrokenGpuError(
                 f"the worker on {place.about['host']} was given GPU {place.about['visible']}, and torch finds no CUDA "
                 "device there; install a CUDA build of torch on that node, or set execution.device to cpu"
             )
         if self._device.startswith("cuda") and place.about.get("broken"):
-            raise RunError(
+            raise _BrokenGpuError(
                 f"the worker on {place.about['host']} was given GPU {place.about['visible']}, and CUDA does not work there "
                 f"({place.about['broken']}); check that GPU (nvidia-smi -q, dmesg), and take it out of the cluster"
             )

@@ -3,6 +3,9 @@
 A worker with a broken device, or on a broken node, fails each call in an instant. Left alone it would take all that waits.
 The rule:
 
+- A call that failed on a slot goes to one on which it has not failed, as long as one works.
+- A call's first failure, if it is `refused`, is not charged while another slot works: a broken node refuses good calls as
+  well. Refused a second time, the call has failed for good. Bad input costs one more attempt.
 - A slot on which LIMIT different calls fail with no success in between is suspended: it gets no more calls, and the latest
   of these calls, the witness, goes to another slot first. Nothing is suspended if no other slot could work meanwhile.
 - If the witness succeeds there, the slot is to blame and is quarantined for the rest of the run. Its failures are not
@@ -10,8 +13,10 @@ The rule:
 - If the witness fails there too, the call is to blame (bad data, a broken checkpoint). The suspended slot goes on, and
   neither slot is charged. A failure counts as this proof only on a slot whose latest call succeeded, or on the last slot
   that works: otherwise two broken workers would confirm each other.
-- If each slot that is left has lost its worker in LIMIT different calls since anybody's latest success, nothing works: the
-  run ends.
+- If each slot that is left has lost its worker in LIMIT different calls since anybody's latest success, and calls wait that
+  have not been tried, nothing works: the run ends. A call that lost a worker counts once for each slot, and not at all if
+  it did so in an earlier start of this run. So each new start gets further, and calls that kill every worker end as
+  failed tasks.
 
 Calls that load no model say nothing about a device and are not counted.
 """
@@ -48,6 +53,7 @@ class Quarantine:
     charged: tuple[Outcome, ...]
     witness: str
     error: str
+    failures: int  # in a row, charged or not
     where: Mapping[str, str] = field(default_factory=dict)
 
     def close(self, executor: object) -> Quarantine:
@@ -59,8 +65,13 @@ class Quarantine:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for the log."""
-        failures = len(self.charged) + 1  # the witness's was not charged
-        return {"slot": self.slot, **self.where, "failures": failures, "witness": self.witness, "error": self.error}
+        return {
+            "slot": self.slot,
+            **self.where,
+            "failures": self.failures,
+            "witness": self.witness,
+            "error": self.error,
+        }
 
 
 @dataclass(frozen=True)
@@ -75,7 +86,10 @@ class Verdict:
 class SlotHealth:
     """The failures of each slot since its latest success."""
 
-    def __init__(self) -> None:
+    def __init__(self, lost_before: Collection[str] = ()) -> None:
+        self.failed_on: defaultdict[str, set[int]] = defaultdict(set)  # by call: the slots on which it failed
+        self._lost_before = lost_before
+        self._ever_lost: set[tuple[int, str]] = set()
         self.witnesses: dict[int, Call] = {}  # by suspended slot: the call that another slot is to try
         self._quarantined: set[int] = set()
         # By slot and call, since the slot's latest success.
@@ -86,6 +100,11 @@ class SlotHealth:
     def may_work(self, slot: int) -> bool:
         """Whether the slot may get calls."""
         return slot not in self._quarantined and slot not in self.witnesses
+
+    def leaves(self, slot: int, slots: Collection[int]) -> set[str]:
+        """The calls that this slot leaves to others: they failed on it, and not on each of the others that work."""
+        others = {other for other in slots if other != slot and self.may_work(other)}
+        return {name for name, failed in self.failed_on.items() if slot in failed and not others <= failed}
 
     def may_try(self, slot: int, call: Call) -> bool:
         """Whether the slot may run another one's witness: it has not failed on it."""
@@ -108,6 +127,7 @@ class SlotHealth:
 
     def _succeeded(self, slot: int, outcome: Outcome) -> list[Quarantine]:
         self._lost.clear()
+        self.failed_on.pop(outcome.call.name, None)
         self._proven.add(slot)
         self.release(slot)
         name = outcome.call.name
@@ -117,13 +137,16 @@ class SlotHealth:
     def _quarantine(self, slot: int) -> Quarantine:
         witness, failed = self.witnesses.pop(slot).name, self._failed.pop(slot)
         self._quarantined.add(slot)
-        charged = tuple(outcome for name, outcome in failed.items() if name != witness)
-        return Quarantine(slot, charged, witness, failed[witness].error or "")
+        charged = tuple(outcome for outcome in failed.values() if outcome.failure != "unstarted")
+        return Quarantine(slot, charged, witness, failed[witness].error or "", len(failed))
 
     def _failure(self, slot: int, outcome: Outcome, slots: Collection[int]) -> Verdict:
         name = outcome.call.name
+        is_first = not self.failed_on[name]
+        self.failed_on[name].add(slot)
         others = [other for other in slots if other != slot and self.may_work(other)]
-        if outcome.failure == "lost":
+        if outcome.failure == "lost" and (slot, name) not in self._ever_lost and name not in self._lost_before:
+            self._ever_lost.add((slot, name))
             self._lost[slot].add(name)
         nothing_works = all(len(self._lost[each]) >= LIMIT for each in {slot, *slots} - self._quarantined)
         elsewhere = [other for other, failed in self._failed.items() if other != slot and name in failed]
@@ -135,13 +158,15 @@ class SlotHealth:
             return Verdict(outcome, nothing_works=nothing_works)
         self._proven.discard(slot)
         is_new, failed = name not in self._failed[slot], self._failed[slot]
-        failed[name] = outcome
         uncharged = replace(outcome, failure="unstarted")
-        if len(failed) >= LIMIT and others:
+        if len({*failed, name}) >= LIMIT and others:
             self.witnesses[slot] = outcome.call
+            failed[name] = uncharged
             return Verdict(uncharged, nothing_works=nothing_works)
         is_witness = any(call.name == name for call in self.witnesses.values())
-        return Verdict(uncharged if is_witness and is_new else outcome, nothing_works=nothing_works)
+        is_unconfirmed = outcome.failure == "refused" and is_first and bool(others)
+        failed[name] = uncharged if is_unconfirmed or (is_witness and is_new) else outcome
+        return Verdict(failed[name], nothing_works=nothing_works)
 
 
 def nothing_works(last: Outcome) -> str:

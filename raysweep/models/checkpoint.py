@@ -11,6 +11,7 @@ import math
 import re
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ from raysweep.models.kernels import choose_attention, without_kernels
 from raysweep.models.kinds import checkpoint_predicts
 from raysweep.models.provenance_file import read_note
 from raysweep.models.tensors import Shape
+from raysweep.models.weight_reader import WeightReader
 from raysweep.models.weights import read_weights, weight_files
 
 if TYPE_CHECKING:
@@ -116,10 +118,10 @@ def find(source: str) -> Path:
         ) from error
 
 
-def describe(source: str) -> Checkpoint:
+def describe(source: str, *, reader: WeightReader | None = None) -> Checkpoint:
     """Read a checkpoint's config, tensor shapes and fingerprint; every byte of its weights is looked at, no model built.
 
-    Raises InputError for a folder without config or weights, with an unreadable one, or with weights that are not finite.
+    With a `reader`, files that it has read already are not read again, nor are those that its cache has. Raises InputError for a folder without config or weights, with an unreadable one, or with weights that are not finite.
     """
     folder = find(source)
     adapter = (folder / "adapter_config.json").exists()
@@ -130,7 +132,7 @@ def describe(source: str) -> Checkpoint:
         )
     check_file_sizes(folder)
     config = read_config(config_path, folder, adapter=adapter)
-    weights = read_weights(folder, source, config_path, adapter=adapter)
+    weights = read_weights(folder, source, config_path, adapter=adapter, reader=reader)
     return Checkpoint(
         source,
         folder,
@@ -144,6 +146,36 @@ def describe(source: str) -> Checkpoint:
         note=read_note(folder),
         files={**digest_small_files(folder), **weights.files},
     )
+
+
+def begin_reading(source: str, reader: WeightReader) -> None:
+    """Begin to read the weights of a checkpoint that is on this machine, for a later `describe` with the same reader.
+
+    Does nothing if the checkpoint is elsewhere or has an error, which `describe` reports.
+    """
+    with suppress(InputError, OSError, ValueError):  # ValueError: a name that the hub does not allow
+        folder = _find_here(source)
+        if folder is not None:
+            check_file_sizes(folder)
+            adapter = (folder / "adapter_config.json").exists()
+            for path in weight_files(folder, source, adapter=adapter):
+                reader.begin(path, source, adapter=adapter)
+
+
+def _find_here(source: str) -> Path | None:
+    """The folder of a checkpoint that is on this machine, if only in the hub's cache. Asks no network."""
+    folder = Path(lab.resolve(source)).expanduser()
+    if folder.is_dir():
+        return folder
+    if source.startswith((".", "/", "~", lab.SCHEME)) or source.count("/") != 1:
+        return None
+    from huggingface_hub import try_to_load_from_cache
+
+    for name in ("config.json", "adapter_config.json"):
+        path = try_to_load_from_cache(source, name)
+        if isinstance(path, str):
+            return Path(path).parent
+    return None
 
 
 def fingerprint_of(folder: Path, source: str) -> str | None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import finalize
 
 from raysweep.errors import InputError, shortened
+from raysweep.models.bin_weights import NOT_PLAIN
 from raysweep.models.checkpoint import Checkpoint, describe, predicts_tokens, standard_config
 from raysweep.models.digest_check import SETTINGS_FILES, TOKENIZER_FILES, unchanged
 from raysweep.models.file_sizes import check_file_sizes
@@ -28,7 +29,6 @@ from raysweep.models.peft_types import read_peft_config
 from raysweep.models.quantisation import is_quantised
 from raysweep.models.text_settings import plain_generation_config
 from raysweep.models.tied_weights import shared_names
-from raysweep.models.weights import NOT_PLAIN
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase

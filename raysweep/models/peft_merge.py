@@ -12,13 +12,13 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from raysweep.errors import InputError
+from raysweep.models.bin_weights import NOT_PLAIN
 from raysweep.models.checkpoint import Checkpoint
 from raysweep.models.machine_errors import is_machine_error
 from raysweep.models.made_up import made_up_model
 from raysweep.models.peft_fit import lacking_tensors, misplaced
 from raysweep.models.peft_types import ADAPTER_NAME, INSTEAD, described_type, one_line, quiet
 from raysweep.models.tied_weights import merged_apart, record_in_config, shared_weights, untie
-from raysweep.models.weights import NOT_PLAIN
 
 if TYPE_CHECKING:
     import torch

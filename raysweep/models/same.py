@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from raysweep.models.adapter import Adapter
     from raysweep.models.checkpoint import Checkpoint
+    from raysweep.models.digest_cache import DigestCache
 
 # Their layers use weights that are stored under another layer's name, so that names do not tell what a layer has.
 _SHARING = ("zamba", "zamba2")
@@ -35,10 +36,11 @@ class Same:
 NOTHING = Same()
 
 
-def same_in_checkpoints(base: Checkpoint, tuned: Checkpoint) -> Same:
+def same_in_checkpoints(base: Checkpoint, tuned: Checkpoint, cache: DigestCache | None = None) -> Same:
     """What the two have in common by their digests; of a PEFT adapter, the layers that it leaves alone.
 
-    An adapter leaves a layer alone if none of its tensors belongs to the layer, or if all of its updates there are zero.
+    An adapter leaves a layer alone if none of its tensors belongs to the layer, or if all of its updates there are zero. With
+    a `cache`, its file is not read again to find that out.
 
     In doubt a layer counts as different: a checkpoint that stores equal values in another dtype has no layer in common
     with the other, and what carries a layer's number counts to that layer (an image tower's layer 3 to layer 3).
@@ -47,7 +49,7 @@ def same_in_checkpoints(base: Checkpoint, tuned: Checkpoint) -> Same:
         return NOTHING
     n_layers = base.n_layers
     if tuned.adapter:
-        touched = _touched(base, tuned)
+        touched = _touched(base, tuned, cache)
         if touched is None:
             return NOTHING
         return Same(frozenset(range(n_layers)) - touched, None not in touched)
@@ -61,7 +63,7 @@ def same_in_checkpoints(base: Checkpoint, tuned: Checkpoint) -> Same:
     return Same(layers, None in alike)
 
 
-def _touched(base: Checkpoint, adapter: Checkpoint) -> set[int | None] | None:
+def _touched(base: Checkpoint, adapter: Checkpoint, cache: DigestCache | None) -> set[int | None] | None:
     """Layers that an adapter changes (None: what is outside them); None if they cannot be told."""
     from raysweep.models.idle_updates import idle_tensors
     from raysweep.models.peft_check import adapted_modules
@@ -69,7 +71,7 @@ def _touched(base: Checkpoint, adapter: Checkpoint) -> set[int | None] | None:
 
     if adapter.config.get("layer_replication"):  # its layers are copies of others
         return None
-    touched = {layer_of(name) for name in adapter.shapes.keys() - idle_tensors(adapter)}
+    touched = {layer_of(name) for name in adapter.shapes.keys() - idle_tensors(adapter, cache)}
     if all(name.startswith(OF_MODULES) for name in adapter.shapes):
         return touched
     modules = adapted_modules(adapter, base)  # tensors of no module serve several, which may have none of their own

@@ -11,7 +11,7 @@ import json
 import math
 import re
 import struct
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -144,11 +144,13 @@ def _are_counts(values: Any) -> bool:
     return isinstance(values, list) and all(type(value) is int and 0 <= value < 2**63 for value in values)
 
 
-def read_tensors(path: Path, tensors: Iterable[Tensor]) -> tuple[str, dict[str, str]]:
+def read_tensors(
+    path: Path, tensors: Iterable[Tensor], stop: Callable[[], None] | None = None
+) -> tuple[str, dict[str, str]]:
     """Digests in hexadecimal, the file's and each tensor's, from one pass that also looks for values that are not finite.
 
     The file's is made of its header and the tensors' digests, so that no byte is digested twice; a tensor's of its dtype,
-    shape and bytes.
+    shape and bytes. `stop`, which may raise, is called before every read.
 
     Raises InputError naming the first tensor with such a value, its layer, and the value's place.
     """
@@ -160,6 +162,8 @@ def read_tensors(path: Path, tensors: Iterable[Tensor]) -> tuple[str, dict[str, 
         def read(n: int) -> NDArray[np.uint8]:
             got = 0
             while got < n:
+                if stop is not None:
+                    stop()
                 more = file.readinto(block[got:n])
                 if not more:
                     raise InputError(f"{path} became shorter while it was read; is something still writing it?")

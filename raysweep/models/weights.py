@@ -1,42 +1,26 @@
 """Weights on disk: which files a checkpoint's are, whether they are whole, and what makes them these and no others.
 
-A safetensors file is read by tensors.py; of `.bin` files nothing but plain tensors is taken. Every byte is read once, for
-the fingerprint and to find weights that are NaN or infinite before anything is computed with them.
+Every byte is read once (weight_reader.py), for the fingerprint and to find weights that are NaN or infinite before anything
+is computed with them.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-import pickle
-import zipfile
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from raysweep import limits
 from raysweep.errors import InputError, shortened, shown
-from raysweep.models.tensors import AGAIN, Shape, check_finite, read_header, read_tensors
+from raysweep.models.tensors import AGAIN, Shape, read_header
+from raysweep.models.weight_reader import WeightReader
 
 # Names that transformers and PEFT load, in the order in which they look; a hub repository may keep the weights under others too.
 _WHOLE = ("model.safetensors", "pytorch_model.bin")
 _ADAPTER = ("adapter_model.safetensors", "adapter_model.bin")
-NOT_PLAIN = "has .bin weights that are not plain tensors, and raysweep runs no pickled code; save it as safetensors"
-_TORCH_NAMES = {  # torch's dtypes of floating values under the names that safetensors gives them
-    "float64": "F64",
-    "float32": "F32",
-    "float16": "F16",
-    "bfloat16": "BF16",
-    "complex64": "C64",
-    "float8_e4m3fn": "F8_E4M3",
-    "float8_e5m2": "F8_E5M2",
-    "float8_e8m0fnu": "F8_E8M0",
-    "float8_e4m3fnuz": "F8_E4M3FNUZ",
-    "float8_e5m2fnuz": "F8_E5M2FNUZ",
-}
-_TORCH_INTEGERS = {"uint8": "U8", "int8": "I8", "int16": "I16", "int32": "I32", "int64": "I64", "bool": "BOOL"}
 
 
 @dataclass(frozen=True)
@@ -55,42 +39,42 @@ class Weights:
     files: Mapping[str, str]
 
 
-def read_weights(folder: Path, source: str, config_path: Path, *, adapter: bool) -> Weights:
+def read_weights(
+    folder: Path, source: str, config_path: Path, *, adapter: bool, reader: WeightReader | None = None
+) -> Weights:
     """Find, check and read the weights of the checkpoint in `folder`, whose name to the user is `source`.
 
-    Raises InputError, naming the file and the tensor, for weights that are missing, torn, in two files, not what the index
+    With a `reader`, which stays open, files that it is reading or has read are not read again. Raises InputError, naming the file and the tensor, for weights that are missing, torn, in two files, not what the index
     says, not finite, or pickled objects.
     """
     files, index = _files(folder, source, adapter=adapter)
     headers = {path: read_header(path) for path in files if path.suffix == ".safetensors"}
     limits.TENSORS.check(sum(map(len, headers.values())), folder)
-    stored = {path: {tensor.name: tensor.shape for tensor in tensors} for path, tensors in headers.items()}
+    stored: dict[Path, Mapping[str, Shape]] = {
+        path: {tensor.name: tensor.shape for tensor in tensors} for path, tensors in headers.items()
+    }
     dtypes = {tensor.name: tensor.dtype for tensors in headers.values() for tensor in tensors}
-
-    digests: dict[Path, dict[str, str]] = {}
-
-    def digest(path: Path) -> str:
-        if path in headers:
-            whole, digests[path] = read_tensors(path, headers[path])
-            return whole
-        if path.suffix == ".bin":
-            stored[path], found_dtypes = _plain_tensors(path, source, adapter=adapter)
-            dtypes.update(found_dtypes)
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-
-    _check_index(index, stored)  # what headers tell is told before hours of reading
-    with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(digest, [config_path, *files]))
+    _check_index(index, stored)  # errors in headers are found before hours of reading
+    with contextlib.nullcontext(reader) if reader else WeightReader() as reading:
+        for path in files:
+            reading.begin(path, source, adapter=adapter)
+        config_digest = hashlib.sha256(config_path.read_bytes()).hexdigest()
+        contents = {path: reading.contents(path) for path in files}
+    for path, found in contents.items():
+        if path not in headers:
+            stored[path] = found.shapes
+            dtypes.update(found.dtypes)
+        elif found.shapes != stored[path] or any(dtypes[name] != dtype for name, dtype in found.dtypes.items()):
+            raise InputError(f"{path} changed while it was read; is something still writing it?")
     _check_index(index, stored)
-    named = [[path.name, of_file] for path, of_file in zip([config_path, *files], found, strict=True)]
+    named = [[config_path.name, config_digest], *([path.name, found.digest] for path, found in contents.items())]
     return Weights(
         {name: shape for path in files for name, shape in stored[path].items()},
         sum(path.stat().st_size for path in files),
         hashlib.sha256(json.dumps(named).encode()).hexdigest(),
-        {name: value for of_file in digests.values() for name, value in of_file.items()},
+        {name: digest for found in contents.values() for name, digest in found.digests.items()},
         dtypes,
-        {path.name: value for path, value in zip([config_path, *files], found, strict=True) if path not in headers},
+        {config_path.name: config_digest} | {p.name: each.digest for p, each in contents.items() if p not in headers},
     )
 
 
@@ -166,57 +150,3 @@ def _check_index(index: _Index | None, stored: Mapping[Path, Mapping[str, Shape]
         if path in stored and name not in stored[path]:
             found = f"{seen[name].name} has it" if name in seen else "no shard has it"
             raise InputError(f"{index.path} says that tensor {name} is in {shard}, and {found}; {AGAIN}")
-
-
-def _plain_tensors(path: Path, source: str, *, adapter: bool) -> tuple[dict[str, Shape], dict[str, str]]:
-    """Shapes and dtypes of a `.bin` file's tensors, which are all that may be in it; no pickled code is run."""
-    import torch
-
-    who = f"{'PEFT adapter' if adapter else 'checkpoint'} '{source}'"
-    try:
-        zipped = zipfile.ZipFile(path).infolist() if zipfile.is_zipfile(path) else []
-        if any(entry.compress_type != zipfile.ZIP_STORED for entry in zipped):
-            raise InputError(f"{path} has compressed entries, which torch never writes; {AGAIN}")
-        found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except InputError:
-        raise
-    except pickle.UnpicklingError as error:
-        raise InputError(f"{who} {NOT_PLAIN}") from error
-    except Exception as error:  # a torn file raises whatever torch stumbled over
-        first = " ".join(str(error).split())[:200]
-        raise InputError(
-            f"{path} is not a complete file of tensors ({type(error).__name__}: {first}); {AGAIN}"
-        ) from error
-    if not isinstance(found, Mapping):
-        raise InputError(f"{path} holds a {type(found).__name__}, but a mapping of names to tensors is needed")
-    limits.TENSORS.check(len(found), path)
-    shapes = {name: _plain(path, name, tensor) for name, tensor in found.items()}
-    return shapes, {name: _dtype_name(tensor) for name, tensor in found.items()}
-
-
-def _dtype_name(tensor: Any) -> str:
-    name = str(tensor.dtype).removeprefix("torch.")
-    return _TORCH_NAMES.get(name) or _TORCH_INTEGERS.get(name, name)
-
-
-def _plain(path: Path, name: Any, tensor: Any) -> Shape:
-    import torch
-
-    if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
-        raise InputError(
-            f"{path} holds {shown(name)}, which is not a tensor but a {type(tensor).__name__}; save only the model's weights, "
-            "preferably as safetensors"
-        )
-    if tensor.layout != torch.strided or tensor.is_quantized:
-        raise InputError(f"{path}: tensor {name} is sparse or quantised, and raysweep needs a dense one")
-    dtype = str(tensor.dtype).removeprefix("torch.")
-    shape = tuple(tensor.shape)
-    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-        raise InputError(
-            f"{path}: tensor {shortened(name, 200)} of shape {list(shape)} repeats its values (strides {shown(tensor.stride())}); "
-            "save it contiguous"
-        )
-    if dtype in _TORCH_NAMES:
-        raw = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
-        check_finite(raw, _TORCH_NAMES[dtype], f"{path}: ", name, shape)
-    return shape

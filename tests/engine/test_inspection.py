@@ -110,9 +110,9 @@ def test_data_sets_nobody_asks_for_are_not_read(make_config):
 def test_a_checkpoint_is_described_once(make_config, monkeypatch):
     seen, describe = [], inspection.describe
 
-    def noting(source):
+    def noting(source, **options):
         seen.append(source.rpartition("/")[2])
-        return describe(source)
+        return describe(source, **options)
 
     monkeypatch.setattr(inspection, "describe", noting)
     config = make_config("nowhere")

@@ -180,7 +180,7 @@ def test_a_device_that_fails_while_loading_is_no_reason_to_refuse_the_checkpoint
     tried = full_device(0, torch.AcceleratorError("CUDA error: an illegal memory access was encountered"))
     outcome = Worker(tmp_path).attempt(sweep)
     assert tried == ["base"]
-    assert (outcome.failure, outcome.error[:18]) == ("raised", "AcceleratorError: ")
+    assert (outcome.failure, outcome.error[:18]) == ("lost", "AcceleratorError: ")
 
 
 def test_another_error_is_not_tried_again(calls, small_device, tmp_path):

@@ -15,8 +15,8 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
+import placing
 import torch
-from accelerate import dispatch_model
 from architectures import DECODERS, build, build_pair
 from pretend import Machine, pretended, to_gpu
 from streams import late
@@ -83,12 +83,7 @@ def on_gpu() -> list[PreTrainedModel]:
 
 def spread() -> list[PreTrainedModel]:
     """The pair over two GPUs, cut at different layers."""
-    placed = []
-    for model, cut in zip(_models(), (1, 3), strict=True):
-        place = {"model.embed_tokens": 0, "model.rotary_emb": 0, "model.norm": 1, "lm_head": 1}
-        place |= {f"model.layers.{layer}": int(layer >= cut) for layer in range(LAYERS)}
-        placed.append(dispatch_model(copy.deepcopy(model), device_map=place, main_device=0, force_hooks=True))
-    return placed
+    return [placing.spread(copy.deepcopy(model), cut) for model, cut in zip(_models(), (1, 3), strict=True)]
 
 
 def pair(models: Sequence[PreTrainedModel]) -> Pair:

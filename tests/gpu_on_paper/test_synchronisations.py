@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import torch
 from architectures import DECODERS, ENCODERS, WRAPPERS, build, build_pair
+from placing import kinds, spread
 from pretend import Machine, OnGpu, line, to_gpu
 from streams import late
-from test_architectures import kinds, spread
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 

@@ -12,15 +12,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from accelerate import dispatch_model
 from architectures import DECODERS, ENCODERS, WRAPPERS, build, build_pair
+from placing import kinds, spread
 from pretend import Machine, to_gpu
 from streams import late
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from raysweep.data.examples import Example
 from raysweep.models.adapter import Adapter
-from raysweep.models.blocks import block_path
 from raysweep.models.checkpoint import describe
 from raysweep.models.stream import StreamedModel
 from raysweep.studies.capture import POOLINGS, capture_states
@@ -32,17 +31,11 @@ from raysweep.studies.substitution import Pair, sweep_losses
 from raysweep.studies.windows import Window, windows_of_widths
 
 PREDICTING = DECODERS | WRAPPERS
-SAMPLE = ("llama", "gemma3n", "mixtral", "falcon", "bamba", "bert")
 TOKENS = 64
 TOLERANCE = 1e-5  # recurrent layers round by the addresses of what they read
 SEVERAL_STREAMS = ("gemma3n",)  # of states, and components are removed from one
 SHARED = "zamba2"  # its layers share weights: it is not streamed, and on two devices its own forward fails
 REMOVALS = [Removal((0,)), Removal((0, 1), "paper", "all", keep_mean=True)]
-
-
-def kinds(*tables: dict[str, object]) -> list[object]:
-    names = [name for table in tables for name in table]
-    return [pytest.param(name, marks=() if name in SAMPLE else pytest.mark.soak) for name in names]
 
 
 def in_words(examples: list[Example]) -> list[Example]:
@@ -115,28 +108,6 @@ def test_a_streamed_sweep(
         found = sweep_losses(StreamedPair.of(*sources), examples, windows, batch_tokens=TOKENS)
     np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCE)
     assert streams.errors == []
-
-
-def spread(model: PreTrainedModel, cut: int) -> PreTrainedModel:
-    """The model over two GPUs, the layers from `cut` on with norm and head on the second, as accelerate does it."""
-    path, n = block_path(model), len(model.get_submodule(block_path(model)))
-    place: dict[str, int] = {}
-
-    def put(prefix: str) -> None:
-        module = model.get_submodule(prefix)
-        inside = [f"{prefix}.{name}" if prefix else name for name, _ in module.named_children()]
-        if prefix == path:
-            place.update({f"{path}.{layer}": int(layer >= cut) for layer in range(n)})
-        elif path.startswith(f"{prefix}." if prefix else ""):
-            for name in inside:
-                put(name)
-            place.update({f"{prefix}.{n}" if prefix else n: 0 for n, _ in module.named_parameters(recurse=False)})
-        else:
-            place[prefix] = 0
-
-    put("")
-    keys = getattr(model, "_skip_keys_device_placement", None)
-    return dispatch_model(model, device_map=place, main_device=0, skip_keys=keys, force_hooks=True)
 
 
 @pytest.mark.parametrize("kind", kinds({kind: tiny for kind, tiny in PREDICTING.items() if kind != SHARED}))
