@@ -1,4 +1,10 @@
-"""Text under many changes at once against one change after the other, each as the substituted model's own `generate`.
+"""Text of many examples side by side against one example at a time, and under many changes at once against one by one.
+
+Many examples: 24 of the laboratory (128 take minutes), 26 windows (widths of 5, and some of 10) and 16 tokens. The other side is one example at
+a time, unpadded, under as many windows at once as fit: each example is a call of its own. `generation.py 128` takes as many
+examples. Seconds are CPU time.
+
+Many changes:
 
 Same pair, same examples, same windows, one run, the two sides in turn; every text is compared. The limit is the reading
 of weights: a token under any number of changes needs two versions of a layer, where one after the other needs a layer
@@ -9,6 +15,8 @@ the second with noise on each) is bound by its weights, as large models on a GPU
 from __future__ import annotations
 
 import copy
+import sys
+import time
 
 import torch
 from common import in_turn, laboratory, machine, spread
@@ -24,6 +32,7 @@ from raysweep.studies.windows import Window, windows_of_widths
 ROUNDS = 5
 WIDTH = 5
 TOKENS = 24
+EXAMPLES, WINDOWS, FEW_TOKENS, PAIRS = 24, 26, 16, 2
 
 
 def wide(width: int = 512, layers: int = 12) -> Pair:
@@ -71,7 +80,27 @@ def measure(name: str, pair: Pair, examples: list[Example]) -> None:
     )
 
 
+def many(pair: Pair, examples: list[Example]) -> None:
+    """Print the time of one example at a time ÷ the time of all, with the texts that are equal."""
+    tokenizer = load_tokenizer(describe("lab://tiny"))
+    windows = windows_of_widths(pair.n_layers, [5, 10])[:WINDOWS]
+    ratios, same = [], 0
+    for _ in range(PAIRS):
+        started = time.process_time()
+        ours = generate_text(pair, tokenizer, examples, windows, new_tokens=FEW_TOKENS)
+        between = time.process_time()
+        single = [generate_text(pair, tokenizer, [example], windows, new_tokens=FEW_TOKENS) for example in examples]
+        ratios.append((time.process_time() - between) / (between - started))
+        theirs = [[text for (text,) in of_window] for of_window in zip(*single, strict=True)]
+        same = sum(a == b for one, other in zip(ours, theirs, strict=True) for a, b in zip(one, other, strict=True))
+    print(
+        f"  {len(examples)} examples, {len(windows)} windows, {FEW_TOKENS} tokens: one example at a time ÷ side by side "
+        f"{spread(ratios)}; {same} of {len(examples) * len(windows)} texts equal"
+    )
+
+
 def main() -> None:
+    many(*laboratory(limit=int(sys.argv[1]) if len(sys.argv) > 1 else EXAMPLES))
     pair, examples = laboratory(limit=2)
     print(f"text of {TOKENS} tokens under each window of width {WIDTH}, and none; {machine()}")
     measure(f"laboratory, {pair.n_layers} layers", pair, examples)

@@ -157,7 +157,7 @@ def _tokens(call: ModelCall) -> int:
     """Tokens that go through all layers."""
     lengths = sum(example.length for example in call.examples)
     if isinstance(call, GenerateCall):
-        return len(call.windows) * (lengths + call.new_tokens * len(call.examples))
+        return len(call.windows) * sum(example.n_prompt + call.new_tokens for example in call.examples)
     if isinstance(call, VerifyCall):
         return len(call.windows) * lengths
     assert isinstance(call, RemovalCall)

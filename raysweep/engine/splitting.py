@@ -12,7 +12,7 @@ from itertools import chain
 
 from raysweep.engine.calls import Call, GenerateCall, PairCall, SubstituteCall
 from raysweep.models.same import Same
-from raysweep.studies.decoding import rows_at_once, together
+from raysweep.studies.decoding import written_together
 from raysweep.studies.interventions import Change
 from raysweep.studies.schedule import schedule
 from raysweep.studies.windows import Window
@@ -30,8 +30,7 @@ def is_divisible(call: Call) -> bool:
 
 def _written(call: GenerateCall) -> list[list[int]]:
     """The places of the changes whose text is written together."""
-    rows = rows_at_once(call.examples, call.new_tokens, call.loading.batch_tokens)
-    return together(call.base.n_layers, call.windows, rows)
+    return written_together(call.base.n_layers, call.windows, call.examples, call.new_tokens, call.loading.batch_tokens)
 
 
 def shares(call: Call, n: int) -> tuple[float, ...]:

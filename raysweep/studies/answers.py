@@ -17,6 +17,7 @@ from raysweep.data.examples import Example
 from raysweep.models.text_settings import end_tokens_of_model
 from raysweep.models.transfers import to_device
 from raysweep.studies.greedy import decode_greedily, padding_for
+from raysweep.studies.padded_prompts import left_padded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -72,12 +73,7 @@ def generate_answers(
         lengths, batch_tokens, padding=math.inf
     ):  # every batch reads the weights for each token
         chosen = [examples[i] for i in indices]
-        longest = max(example.n_prompt for example in chosen)
-        tokens = torch.full((len(chosen), longest), filling, dtype=torch.long)
-        mask = torch.zeros_like(tokens)
-        for row, example in enumerate(chosen):
-            tokens[row, longest - example.n_prompt :] = torch.from_numpy(example.tokens[: example.n_prompt])
-            mask[row, longest - example.n_prompt :] = 1
+        tokens, mask = left_padded(chosen, filling)
         processors: list[Any] = []
         if temperature:
             streams = [np.random.default_rng([seed, example.id]) for example in chosen]

@@ -15,6 +15,8 @@ from raysweep.models.memory import room_left
 from raysweep.models.sizes import eager_heads, experts_per_token, widest_product
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
     from raysweep.models.adapter import Adapter
 
 
@@ -60,6 +62,19 @@ class TokenBytes:
     def at_work(self, tokens: int, length: int, states: int, batch_tokens: int) -> int:
         """What the batch at work in a sweep needs beside its states that wait: those behind the layer, and a block call."""
         return tokens * states * self.state + self.block_call(tokens, length, states, batch_tokens)
+
+
+def cache_values(config: PreTrainedConfig, n_layers: int) -> int:
+    """Keys and values that a model keeps of one token while it writes text; `config` is the language model's."""
+    heads = getattr(config, "num_attention_heads", None) or 1
+    kept = getattr(config, "num_key_value_heads", None) or heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // _most(heads)
+    return 2 * n_layers * _most(kept) * _most(width)
+
+
+def _most(value: int | Sequence[int]) -> int:
+    """The value, or the largest if a config lists one for each layer."""
+    return value if isinstance(value, int) else max(value)
 
 
 def room_on(*adapters: Adapter, memory: int | None = None) -> int | None:

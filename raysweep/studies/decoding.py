@@ -4,17 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from raysweep.data.batches import make_batches
 from raysweep.data.examples import Example
 from raysweep.studies.interventions import Change
 
 
-def rows_at_once(examples: Sequence[Example], new_tokens: int, batch_tokens: int) -> int:
-    """How many rows of the longest prompt and text keep at most `batch_tokens` tokens; one at least.
+def changes_at_once(batch: int, batch_tokens: int) -> int:
+    """How many changes of a batch of so many tokens (prompts, padding and text) keep at most `batch_tokens`; one at least.
 
-    Each token is kept twice, for nearly always two versions of a layer are at work.
+    With several changes each token is kept twice, because nearly always two versions of a layer are at work.
     """
-    longest = max((example.n_prompt for example in examples), default=0) + new_tokens
-    return max(1, batch_tokens // (2 * longest))
+    return max(1, batch_tokens // (2 * max(1, batch)))
+
+
+def written_together(
+    n_layers: int, changes: Sequence[Change], examples: Sequence[Example], new_tokens: int, batch_tokens: int
+) -> list[list[int]]:
+    """The places of the changes that share forwards in the largest batch of the examples, if the model reads padding right."""
+    lengths = [example.n_prompt + new_tokens for example in examples]
+    batches = make_batches(lengths, batch_tokens)
+    largest = max((len(batch) * max(lengths[i] for i in batch) for batch in batches), default=0)
+    return together(n_layers, changes, changes_at_once(largest, batch_tokens))
 
 
 def together(n_layers: int, changes: Sequence[Change], rows: int) -> list[list[int]]:

@@ -33,8 +33,28 @@ def decode_greedily(
 ) -> list[list[int]]:
     """The tokens that the model writes after each prompt, at most `new_tokens`: always the likeliest.
 
-    A row stops after the first of the tokens `ends`, which is its last one here. Prompts are padded on the left, where the
-    mask is 0. `processors` change the logits first, as transformers' logits processors do. `padding` fills the rest of a row
+    Arguments are those of `greedy_tokens`. A row stops after the first of the tokens `ends`, which is its last one here.
+    """
+    written = greedy_tokens(
+        model, prompts_BT, mask_BT, new_tokens=new_tokens, ends=ends, padding=padding, processors=processors
+    )
+    return [_until_end(row, set(ends)) for row in written.tolist()]
+
+
+@torch.no_grad()
+def greedy_tokens(
+    model: PreTrainedModel,
+    prompts_BT: torch.Tensor,
+    mask_BT: torch.Tensor,
+    *,
+    new_tokens: int,
+    ends: Sequence[int],
+    padding: int,
+    processors: Sequence[Any] = (),
+) -> torch.Tensor:
+    """The likeliest tokens [B, T] after each prompt, on its device, with `padding` after a row's end.
+
+    Prompts are padded on the left, where the mask is 0. `processors` change the logits first, as transformers' logits processors do. `padding` fills the rest of a row
     that stopped early, and must be a token that the model can read. The model's own settings are as before when this returns.
     """
     from transformers import GenerationConfig, LogitsProcessorList
@@ -56,7 +76,8 @@ def decode_greedily(
             generation_config=settings,
             logits_processor=LogitsProcessorList(processors),
         )
-    return [_until_end(written, set(ends)) for written in out[:, prompts_BT.shape[1] :].tolist()]
+    written: torch.Tensor = out[:, prompts_BT.shape[1] :]
+    return written
 
 
 def padding_for(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ends: Sequence[int]) -> int:

@@ -8,7 +8,9 @@ Shapes: N examples, R singular values.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,7 +20,9 @@ from raysweep.models.adapter import Adapter
 from raysweep.models.surgery import removed
 from raysweep.numerics.resampling import mean_interval
 from raysweep.numerics.spectral import Decomposition
-from raysweep.studies.generation import greedy_text
+from raysweep.studies.generation import greedy_texts
+from raysweep.studies.greedy import padding_for
+from raysweep.studies.padded_prompts import prompt_batches
 from raysweep.studies.removal import NOTHING, Removal
 from raysweep.studies.removal_effects import Effects, directions, lacking, mean_kept, removal_effects
 
@@ -48,7 +52,15 @@ def remove_at_layer(
     """
     effects, stored_ND = removal_effects(adapter, examples, layer, removals, batch_tokens=batch_tokens)
     texts = removal_texts(
-        adapter, tokenizer, examples[:shown], effects, stored_ND, removals, new_tokens=new_tokens, ends=ends
+        adapter,
+        tokenizer,
+        examples[:shown],
+        effects,
+        stored_ND,
+        removals,
+        new_tokens=new_tokens,
+        batch_tokens=batch_tokens,
+        ends=ends,
     )
     return {"generation": texts, "removal": removal_table(effects, removals, texts)}
 
@@ -74,42 +86,59 @@ def removal_texts(
     removals: Sequence[Removal],
     *,
     new_tokens: int = 32,
+    batch_tokens: int = 8192,
     ends: Sequence[int] | None = None,
 ) -> pd.DataFrame:
     """Greedy text of the examples with nothing removed and under each removal, as rows of the table generation.
 
     `stored_ND` are the examples' states that `paper` takes. Rows are without model and dataset; a removal of components
-    that are not there has none.
+    that are not there has none. Examples share batches of at most `batch_tokens` tokens, prompt and text together.
     """
     import pandas as pd
 
     told: list[dict[str, object]] = []
+    batches = prompt_batches(
+        adapter.model,
+        adapter.device,
+        examples,
+        new_tokens=new_tokens,
+        batch_tokens=batch_tokens,
+        filling=padding_for(adapter.model, tokenizer, ends or ()),
+    )
 
-    def tell(example: Example, words: str) -> None:
-        text = greedy_text(adapter.model, adapter.device, tokenizer, example, new_tokens, ends)
-        row = {"example_id": example.id, "intervention": words, "prompt": example.prompt, "reference": example.response}
-        told.append({**row, "text": text})
+    def write(words: str, changed: Callable[[list[int]], AbstractContextManager[None]]) -> None:
+        texts = [""] * len(examples)
+        for indices in batches:
+            batch = [examples[i] for i in indices]
+            with changed(indices):
+                written = greedy_texts(adapter.model, adapter.device, tokenizer, batch, new_tokens, ends)
+            for index, text in zip(indices, written, strict=True):
+                texts[index] = text
+        for example, text in zip(examples, texts, strict=True):
+            row = {"example_id": example.id, "intervention": words, "prompt": example.prompt}
+            told.append({**row, "reference": example.response, "text": text})
 
-    for example in examples:
-        tell(example, NOTHING.words(effects.layer))
+    write(NOTHING.words(effects.layer), lambda _: nullcontext())
     for removal in removals:
         if lacking(effects.components, removal) is not None or not removal.chosen:
             continue
-        directions_KD = directions(effects.components, removal)
-        for example, stored_D in zip(examples, stored_ND, strict=False):
-            stored = stored_D if removal.mode == "paper" else None
-            mode, positions, mean_D = removal.mode, removal.position, mean_kept(effects.components, removal)
-            with removed(
-                adapter,
-                effects.layer,
-                directions_KD,
-                mode=mode,
-                positions=positions,
-                stored_D=stored,
-                mean_D=mean_D,
-            ):
-                tell(example, removal.words(effects.layer))
+        write(removal.words(effects.layer), partial(_without, adapter, effects, stored_ND, removal))
     return pd.DataFrame(told, columns=TEXT_COLUMNS)
+
+
+def _without(
+    adapter: Adapter, effects: Effects, stored_ND: torch.Tensor, removal: Removal, indices: list[int]
+) -> AbstractContextManager[None]:
+    """The model without the removal's components, for a batch of the examples at `indices`."""
+    return removed(
+        adapter,
+        effects.layer,
+        directions(effects.components, removal),
+        mode=removal.mode,
+        positions=removal.position,
+        stored_D=stored_ND[indices] if removal.mode == "paper" else None,
+        mean_D=mean_kept(effects.components, removal),
+    )
 
 
 def removal_table(effects: Effects, removals: Sequence[Removal], texts: pd.DataFrame) -> pd.DataFrame:

@@ -124,7 +124,7 @@ def test_text_is_cut_between_what_is_written_together(small, make_config):
     config = make_config("nowhere", f"studies.substitution={{{changes}, {text}}}")
     call = next(c for c in model_calls(config, small[1], plan(config, small[1]), set()) if isinstance(c, GenerateCall))
     longest = max(example.n_prompt for example in call.examples) + 4
-    call = replace(call, loading=replace(call.loading, batch_tokens=6 * longest))
+    call = replace(call, loading=replace(call.loading, batch_tokens=6 * len(call.examples) * longest))
     steps = [w.text for w in call.windows if w.text.endswith(" at 0.5")]
     reverse = [w.text for w in call.windows if w.in_base]
     whole = [w.text for w in call.windows if w.text not in (*steps, *reverse)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from raysweep.models.checkpoint import describe
 from raysweep.models.loading import load_model, load_tokenizer
 from raysweep.studies.generation import generate_text
 from raysweep.studies.interventions import Change, Intervention
+from raysweep.studies.padded_prompts import prompt_batches
 from raysweep.studies.substitution import Pair
 from raysweep.studies.windows import Window
 
@@ -117,3 +119,27 @@ def test_a_cache_of_another_kind_has_the_changes_one_after_the_other(
     )
     assert generate_text(Pair(Adapter(base), Adapter(tuned)), tokenizer, examples, windows, new_tokens=6) == expected
     assert Own in seen
+
+
+def test_prompts_of_unlike_lengths_share_a_batch_if_the_model_ignores_padding(
+    tiny_pair: Pairs, random_examples: Draw, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, tuned = tiny_pair("llama", 4)
+    examples, windows = random_examples(5), [Window(0, 2), Window(1, 3)]
+    lengths = [example.n_prompt for example in examples]
+    assert len(set(lengths)) > 1
+    pair = Pair(Adapter(base), Adapter(tuned))
+    single = [generate_text(pair, tokenizer, [example], windows, new_tokens=6) for example in examples]
+    expected = [[of_one[place][0] for of_one in single] for place in range(len(windows))]
+    settings = {"new_tokens": 6, "batch_tokens": 4096, "filling": 0}
+    real = tuned.forward
+
+    def blind(*args: Any, attention_mask: Any = None, **kwargs: Any) -> Any:  # takes padding for text
+        return real(*args, **kwargs)
+
+    for padded in (True, False):
+        batches = prompt_batches(tuned, pair.tuned.device, examples, **settings)
+        assert sorted(i for batch in batches for i in batch) == list(range(len(examples)))
+        assert len(batches) == (1 if padded else len(set(lengths)))
+        assert generate_text(pair, tokenizer, examples, windows, new_tokens=6) == expected
+        monkeypatch.setattr(tuned, "forward", blind)
