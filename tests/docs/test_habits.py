@@ -36,7 +36,9 @@ def test_the_version_of_the_package_is_the_newest_release_in_the_changelog():
 
 def test_entries_of_the_changelog_are_single_lines_under_added_changed_or_fixed():
     lines = [line for line in CHANGELOG.splitlines()[4:] if line]
-    assert [line for line in lines if not re.match(r"- \S|## (\d|Unreleased$)|### (Added|Changed|Fixed)$|#### \w", line)] == []
+    assert [
+        line for line in lines if not re.match(r"- \S|## (\d|Unreleased$)|### (Added|Changed|Fixed)$|#### \w", line)
+    ] == []
 
 
 # --- the citation -------------------------------------------------------------------------------------------------
