@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from raysweep.data.batches import make_batches
@@ -22,7 +23,7 @@ def written_together(
 ) -> list[list[int]]:
     """The places of the changes that share forwards in the largest batch of the examples, if the model reads padding right."""
     lengths = [example.n_prompt + new_tokens for example in examples]
-    batches = make_batches(lengths, batch_tokens)
+    batches = make_batches(lengths, batch_tokens, padding=math.inf)
     largest = max((len(batch) * max(lengths[i] for i in batch) for batch in batches), default=0)
     return together(n_layers, changes, changes_at_once(largest, batch_tokens))
 

@@ -8,6 +8,7 @@ Shapes: B rows, T tokens, V words.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -54,7 +55,7 @@ def prompt_batches(
     lengths = [example.n_prompt + new_tokens for example in examples]
     padded = len(set(lengths)) < 2 or 2 * min(lengths) > batch_tokens
     padded = padded or ignores_left_padding(model, device, examples, new_tokens=new_tokens, filling=filling)
-    return make_batches(lengths, batch_tokens, None if padded else lengths)
+    return make_batches(lengths, batch_tokens, None if padded else lengths, math.inf)
 
 
 @torch.no_grad()
