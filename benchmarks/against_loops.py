@@ -189,8 +189,8 @@ def compare(name: str, pair: Pair, examples: Sequence[Example], widths: Sequence
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=("laboratory", "SmolLM2-135M"))
-    parser.add_argument("--records", type=int, default=8, help="Dolly records for SmolLM2")
-    parser.add_argument("--rounds", type=int, default=3, help="rounds of the laboratory's; SmolLM2's has one")
+    parser.add_argument("--records", type=int, default=2, help="Dolly records for SmolLM2")
+    parser.add_argument("--rounds", type=int, default=1, help="rounds of the laboratory's; SmolLM2's has one")
     asked = parser.parse_args()
     print(f"one-pass sweep against loops on the same batches of at most {BATCH_TOKENS} tokens, float32; {machine()}")
     makes: dict[str, tuple[Callable[[], tuple[Pair, list[Example]]], int]] = {
