@@ -158,11 +158,8 @@ def compare(name: str, pair: Pair, examples: Sequence[Example], widths: Sequence
         for turn in range(len(sides)):  # each first in turn
             side = list(sides)[(turn + at) % len(sides)]
             found[side] = clock.run(side, sides[side], len(windows) / len(some) if side == "swapped" else 1.0)
-        apart = max(
-            apart,
-            np.abs(found["cached"] - found["ours"]).max(),
-            np.abs(found["swapped"] - found["ours"][:: SAMPLED[name]]).max(),
-        )
+        both_loops = (found["cached"] - found["ours"], found["swapped"] - found["ours"][:: SAMPLED[name]])
+        apart = float(np.max([apart, *(np.abs(each).max() for each in both_loops)]))  # NaN stays NaN
     layers = pair.n_layers
     applied = {
         "ours": work.token_applications,
