@@ -146,7 +146,8 @@ def test_plan_tells_and_writes_nothing(config, raysweep):
     assert lines[:3] == ["substitution 6 tasks, 0 done", "similarity   1 task, 0 done", "correlation  1 task, 0 done"]
     kinds = ["by", "capture", "substitution", "similarity", "correlation"]
     words = [*kinds, "to", "to", "memory", "time", "weights", "resident", "stream"]
-    assert [line.split()[0] for line in lines[3:]] == words
+    named = [line.split()[0] for line in lines[3:]]
+    assert [name for name in named if name != "faster"] == words  # if bfloat16 is, here
     assert re.fullmatch(
         r"  resident   \S+ kB to read, \d+ layer calls, \S+ [MG]B of memory, \S+ s \(chosen\)", lines[13]
     )
