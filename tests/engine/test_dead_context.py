@@ -108,11 +108,11 @@ def test_with_every_context_dead_the_run_ends_and_is_resumed(make_config, tmp_pa
     with pytest.raises(
         RunError, match=r"(?s)each worker that is left was lost in 3 different calls.*run again"
     ) as caught:
-        drive(make_config(tmp_path), backend=backend)
+        drive(make_config(tmp_path, "execution.chunk=2"), backend=backend)
     assert "\n" not in str(caught.value)
     kept = api.status(tmp_path)
     assert kept.failures == {} or kept.unfinished
-    done = drive(make_config(tmp_path))
+    done = drive(make_config(tmp_path, "execution.chunk=2"))
     assert done.failed == {}
     same_tables(tables_of(done), tables_of(finished))
 

@@ -42,17 +42,17 @@ def test_a_kill_between_two_chunks_of_a_call_keeps_the_first(
     make_config, tmp_path, monkeypatch, finished, tables_of, same_tables
 ):
     config = make_config(tmp_path / "run", STREAM)
-    whole, kept = ChunkStore.commit, []
+    whole = ChunkStore.commit_all
 
-    def commit(self, name, *args, **kwargs):
-        if name.startswith("substitute"):
-            if kept:
-                raise KeyboardInterrupt
-            kept.append(name)
-        return whole(self, name, *args, **kwargs)
+    def commit_all(self, chunks, **kwargs):
+        swept = [place for place, chunk in enumerate(chunks) if chunk.name.startswith("substitute")]
+        if not swept:
+            return whole(self, chunks, **kwargs)
+        whole(self, chunks[: swept[0] + 1], **kwargs)
+        raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(ChunkStore, "commit", commit)
+        patch.setattr(ChunkStore, "commit_all", commit_all)
         with pytest.raises(KeyboardInterrupt):
             drive(config)
     done = drive(config)
@@ -89,15 +89,17 @@ def test_a_kill_before_the_captures_of_a_pass_are_committed_captures_again_and_s
     make_config, tmp_path, monkeypatch, finished, tables_of, same_tables
 ):
     config = make_config(tmp_path / "run", STREAM)
-    whole = ChunkStore.commit
+    whole = ChunkStore.commit_all
 
-    def commit(self, name, *args, **kwargs):
-        if name.startswith("capture"):
+    def commit_all(self, chunks, **kwargs):
+        swept = [chunk for chunk in chunks if not chunk.name.startswith("capture")]
+        made = whole(self, swept, **kwargs)
+        if len(swept) < len(chunks):
             raise KeyboardInterrupt
-        return whole(self, name, *args, **kwargs)
+        return made
 
     with monkeypatch.context() as patch:
-        patch.setattr(ChunkStore, "commit", commit)
+        patch.setattr(ChunkStore, "commit_all", commit_all)
         with pytest.raises(KeyboardInterrupt):
             drive(config)
     done = drive(config)
