@@ -20,7 +20,7 @@ from raysweep.studies.finetune import finetune
 from raysweep.studies.first_loads import Weights, load_on_first
 from raysweep.studies.training import Lora, Recipe, Trained
 
-WIDTH, LAYERS = 1024, 32
+WIDTH, LAYERS = 1024, 64
 MEBIBYTE = 2**20
 WITHIN = {"full": 1e-5, "lora": 0.02, "bf16": 0.02}  # trainings, and how close two processes come to one
 
@@ -111,7 +111,7 @@ def test_losses_are_those_of_one_process(two, base, tmp_path, name):
 
 
 def made(device):
-    """Layers of 4 MiB each, 128 MiB in all; one more of a single row, and tables of which one is not stored."""
+    """Layers of 4 MiB each, 256 MiB in all; one more of a single row, and tables of which one is not stored."""
     with torch.device(device):
         model = nn.Sequential(*(nn.Linear(WIDTH, WIDTH, bias=False) for _ in range(LAYERS)), nn.Linear(WIDTH, 1))
         model.register_buffer("table", torch.arange(5.0))
@@ -150,7 +150,7 @@ def test_a_process_that_does_not_load_holds_its_shards_only(two):
     first, second = (told["grown"] for told in two)
     whole = LAYERS * WIDTH * WIDTH * 4 / MEBIBYTE
     assert first["grown"] > whole
-    assert whole / 2 <= second["grown"] < 0.8 * whole
+    assert whole / 2 <= second["grown"] < 0.75 * whole
 
 
 def test_every_process_gets_its_rows_and_all_tables(two):
