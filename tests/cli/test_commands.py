@@ -142,12 +142,12 @@ def test_plan_tells_and_writes_nothing(config, raysweep):
     told = raysweep("plan", config)
     assert (told.code, told.err) == (0, "")
     assert content(config.parent) == before
-    lines = told.out.splitlines()
+    # Whether bfloat16 is faster is this machine's; test_estimate.py tests that line.
+    lines = [line for line in told.out.splitlines() if not line.startswith("faster ")]
     assert lines[:3] == ["substitution 6 tasks, 0 done", "similarity   1 task, 0 done", "correlation  1 task, 0 done"]
     kinds = ["by", "capture", "substitution", "similarity", "correlation"]
     words = [*kinds, "to", "to", "memory", "time", "weights", "resident", "stream"]
-    named = [line.split()[0] for line in lines[3:]]
-    assert [name for name in named if name != "faster"] == words  # if bfloat16 is, here
+    assert [line.split()[0] for line in lines[3:]] == words
     assert re.fullmatch(
         r"  resident   \S+ kB to read, \d+ layer calls, \S+ [MG]B of memory, \S+ s \(chosen\)", lines[13]
     )
